@@ -1,0 +1,10 @@
+//! The pure part of vmm-tier: no input or output, no clock, no threads, no `unsafe`.
+//!
+//! Time comes in as an argument ([`time::Time`]), the kernel's answers come in as events, and what is
+//! to be done goes out as values. Everything here can therefore be tested, fuzzed and replayed.
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod moves;
+pub mod sample;
+pub mod time;

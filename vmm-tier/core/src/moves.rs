@@ -1,0 +1,117 @@
+//! Moving pages: what is asked for, and what became of each page.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{Hva, NodeId};
+
+/// Which way a page goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// From the slow tier to the fast tier.
+    Promote,
+    /// From the fast tier to the slow tier.
+    Demote,
+}
+
+/// One page (a folio: 4 KiB, a transparent huge page, or a hugetlb page), named by its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Page {
+    /// The address of the page's first byte in QEMU.
+    pub hva: Hva,
+    /// The page's size in bytes.
+    pub bytes: u64,
+}
+
+/// Pages that are to go to one node in one kernel call or few.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveBatch {
+    /// Names the batch in its report.
+    pub id: u64,
+    /// Promotion or demotion.
+    pub direction: Direction,
+    /// Where the pages shall go.
+    pub target: NodeId,
+    /// The pages, each folio once.
+    pub pages: Vec<Page>,
+}
+
+/// What became of one page. Every page of a batch ends in exactly one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The page lies on the target node.
+    Moved,
+    /// The kernel could not isolate or unmap it just now. Retry later.
+    Busy,
+    /// The page is pinned for the long term (VFIO, RDMA). Do not retry for a long time.
+    Pinned,
+    /// Other processes map the page and the agent lacks `CAP_SYS_NICE`. Do not retry.
+    Shared,
+    /// No page is present. Forget its placement; never touch it.
+    Absent,
+    /// The target node had no free page. Retry when it has headroom.
+    NoMemory,
+    /// A huge page was split on the way and only a part of it arrived. Look at it again.
+    Split,
+    /// The kernel reported success but the page lies elsewhere. Look at it again.
+    WrongNode,
+    /// The mapping or the process is gone. Rebuild the map.
+    Gone,
+}
+
+impl Outcome {
+    /// All classes, in the order in which tables show them.
+    pub const ALL: [Self; 9] = [
+        Self::Moved,
+        Self::Busy,
+        Self::Pinned,
+        Self::Shared,
+        Self::Absent,
+        Self::NoMemory,
+        Self::Split,
+        Self::WrongNode,
+        Self::Gone,
+    ];
+
+    /// The time after which the page may be tried again; `None` if trying again is of no use until
+    /// something else (a new map, a new placement) says otherwise.
+    #[must_use]
+    pub const fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Moved | Self::Split | Self::WrongNode => Some(Duration::ZERO),
+            Self::Busy => Some(Duration::from_secs(1)),
+            Self::NoMemory => Some(Duration::from_secs(2)),
+            Self::Pinned => Some(Duration::from_secs(60)),
+            Self::Shared | Self::Absent | Self::Gone => None,
+        }
+    }
+}
+
+/// The result for one page of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageResult {
+    /// The page.
+    pub page: Page,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Where the kernel says the page lies now; `None` if it is not present or could not be asked.
+    pub node: Option<NodeId>,
+}
+
+/// What became of a batch. Holds one result for each page of the batch, in its order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveReport {
+    /// The batch's id.
+    pub id: u64,
+    /// The batch's direction.
+    pub direction: Direction,
+    /// The batch's target.
+    pub target: NodeId,
+    /// One result a page.
+    pub results: Vec<PageResult>,
+    /// How long the kernel calls took together.
+    pub elapsed: Duration,
+}

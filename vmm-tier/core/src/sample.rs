@@ -1,0 +1,127 @@
+//! What a source of accesses delivers: samples, and an account of everything that arrived.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    addr::{Gpa, Hva},
+    time::Time,
+};
+
+/// Where an access went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SampleAddress {
+    /// A virtual address in the QEMU process.
+    Host(Hva),
+    /// A guest-physical address.
+    Guest(Gpa),
+}
+
+/// What kind of access was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccessKind {
+    /// A read.
+    Load,
+    /// A write.
+    Store,
+    /// The source does not tell reads from writes (accessed bits).
+    Any,
+}
+
+/// One observation: `weight` accesses were seen at each page of `address .. address + len`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AccessSample {
+    /// Where the observation begins.
+    pub address: SampleAddress,
+    /// Bytes the observation speaks for: 1 for a sampled access, a region's length for DAMON.
+    pub len: u64,
+    /// The number of observed events for each page in the range. This is a *count* (the significance
+    /// test treats it as Poisson): 1 for a sampled access, the number of sampling intervals in which
+    /// the region was found accessed for DAMON. Zero says "watched and found idle".
+    pub weight: f32,
+    /// The kind of access.
+    pub kind: AccessKind,
+}
+
+/// Why a record of a source did not become a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DropReason {
+    /// The record is shorter than its own fields or its numbers contradict each other.
+    Malformed,
+    /// The record belongs to another target than this guest.
+    ForeignTarget,
+    /// The address is in none of the guest's RAM ranges.
+    NotGuestRam,
+    /// The record was made under an older memory map.
+    StaleMap,
+    /// A bounded queue on the way was full.
+    QueueFull,
+    /// The agent was paused when the record arrived.
+    Paused,
+}
+
+/// An account of records: `arrived` is always `accepted` plus the sum of `dropped`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SampleAccount {
+    /// Records that came out of the source.
+    pub arrived: u64,
+    /// Records that became samples and reached the heaps.
+    pub accepted: u64,
+    /// Records dropped, by reason.
+    pub dropped: BTreeMap<DropReason, u64>,
+    /// Records the kernel could not store because its ring was full; they never arrived.
+    pub lost: u64,
+    /// Times the kernel throttled the source.
+    pub throttled: u64,
+}
+
+impl SampleAccount {
+    /// Counts `n` arrived records as dropped for `reason`.
+    pub fn drop_records(&mut self, reason: DropReason, n: u64) {
+        self.arrived += n;
+        *self.dropped.entry(reason).or_default() += n;
+    }
+
+    /// Counts `n` arrived records as accepted.
+    pub fn accept(&mut self, n: u64) {
+        self.arrived += n;
+        self.accepted += n;
+    }
+
+    /// Adds another account to this one.
+    pub fn add(&mut self, other: &Self) {
+        self.arrived += other.arrived;
+        self.accepted += other.accepted;
+        self.lost += other.lost;
+        self.throttled += other.throttled;
+        for (&reason, &n) in &other.dropped {
+            *self.dropped.entry(reason).or_default() += n;
+        }
+    }
+
+    /// Whether every arrived record is accounted for.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.arrived == self.accepted + self.dropped.values().sum::<u64>()
+    }
+}
+
+/// What a source delivers at a time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleBatch {
+    /// When the observation ended.
+    pub end: Time,
+    /// How long was observed.
+    pub span: Duration,
+    /// The generation of the memory map under which the source was set up.
+    pub map_generation: u64,
+    /// The observations.
+    pub samples: Vec<AccessSample>,
+    /// What the source itself lost or dropped since its last batch. `arrived` and `accepted` of the
+    /// records in `samples` are counted by whoever takes the batch.
+    pub account: SampleAccount,
+}

@@ -1,0 +1,2 @@
+//! The vmm-tier program.
+fn main() {}
