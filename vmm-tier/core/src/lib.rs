@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod map;
 pub mod moves;
 pub mod sample;
 pub mod time;
