@@ -8,4 +8,5 @@ pub mod addr;
 pub mod map;
 pub mod moves;
 pub mod sample;
+pub mod tiers;
 pub mod time;
