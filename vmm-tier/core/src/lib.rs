@@ -5,8 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod dual_heap;
+pub mod exchange;
+pub mod heat;
 pub mod map;
 pub mod moves;
+pub mod quota;
 pub mod sample;
 pub mod tiers;
 pub mod time;

@@ -1,0 +1,688 @@
+//! Dual heaps: the pages of one guest, ordered so that the hottest of the slow tier and the coldest
+//! of the fast tier are always at hand.
+//!
+//! ```text
+//!              sample: key += w · 2^((t−L)/H)
+//!                 │
+//!   slow tier     ▼                                    fast tier
+//!   ┌─ heap, greatest on top ─┐    exchange    ┌─ never sampled: bitmap and cursor ─┐  coldest
+//!   │  indexed, sifts up      │ ◄───────────►  ├─ heap, least on top, lazy ─────────┤     │
+//!   └─ never sampled: nothing ┘                └────────────────────────────────────┘  hottest
+//!        └──────────── aside: in flight · cooling down · excluded ────────────┘
+//! ```
+//!
+//! A page is in exactly one of these places. Heat is a count under [forward decay](crate::heat), so
+//! ageing never touches a page. The structure believes what it is told about placement
+//! ([`DualHeap::place`], [`DualHeap::settle`]) and assumes nothing.
+
+use std::{ops::Range, time::Duration};
+
+use serde::Serialize;
+
+use crate::{
+    heat::{Decay, normal_or_zero},
+    time::Time,
+};
+
+mod aside;
+mod fast;
+mod pages;
+mod slow;
+
+use aside::{Aside, Held, Why};
+use fast::FastHeap;
+use pages::{MAX_PAGES, Pages, Slot};
+use slow::{Entry, SlowHeap};
+
+/// The index of a 4 KiB frame of the guest's tracked space. A larger page is known by its first frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct PageId(pub u32);
+
+/// Where a page lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// Not present, or not a page of its own.
+    Untracked,
+    /// On a node of the fast tier.
+    Fast,
+    /// On a node of the slow tier.
+    Slow,
+}
+
+/// What is known of a page, for explanations.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PageState {
+    /// Where it lies.
+    pub placement: Placement,
+    /// Whether a sample ever reached it (and was not yet forgotten).
+    pub sampled: bool,
+    /// A move of it is under way.
+    pub in_flight: bool,
+    /// It may not be taken until this time.
+    pub cooldown_until: Option<Time>,
+    /// It may not be taken until it is placed anew.
+    pub excluded: bool,
+}
+
+/// Counts of pages and of work done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HeapStats {
+    /// Pages in the fast tier.
+    pub fast: u32,
+    /// Those of them without a sample that may be taken.
+    pub fast_never_sampled: u32,
+    /// Pages in the slow tier.
+    pub slow: u32,
+    /// Those of them with a sample that may be taken.
+    pub slow_sampled: u32,
+    /// Pages whose move is under way.
+    pub in_flight: u32,
+    /// Pages in cooldown.
+    pub cooling: u32,
+    /// Pages excluded.
+    pub excluded: u32,
+    /// Times the landmark moved.
+    pub landmark_moves: u64,
+}
+
+/// More pages than can be indexed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} pages of 4 KiB are more than the {MAX_PAGES} (4 TiB) that one guest can have")]
+pub struct TooManyPages(u32);
+
+/// The pages of one guest and their heat. Ids past the end are never tracked.
+#[derive(Debug)]
+pub struct DualHeap {
+    pages: Pages,
+    slow: SlowHeap,
+    fast: FastHeap,
+    aside: Aside,
+    decay: Decay,
+    /// The boost of the time last sampled at: batches share one time and `exp2` is not free.
+    boost: (Time, f64),
+    /// Where the search for a never-sampled fast page goes on.
+    cursor: u32,
+    stats: HeapStats,
+}
+
+impl DualHeap {
+    /// Room for `pages` pages, none of them tracked yet. The landmark is at the epoch and moves by
+    /// itself.
+    ///
+    /// # Errors
+    /// If there are more pages than can be indexed (4 TiB).
+    pub fn new(pages: u32, half_life: Duration) -> Result<Self, TooManyPages> {
+        if pages > MAX_PAGES {
+            return Err(TooManyPages(pages));
+        }
+        let decay = Decay::new(half_life, Time(0));
+        Ok(Self {
+            pages: Pages::new(pages),
+            slow: SlowHeap::default(),
+            fast: FastHeap::default(),
+            aside: Aside::default(),
+            decay,
+            boost: (Time(0), 1.0),
+            cursor: 0,
+            stats: HeapStats::default(),
+        })
+    }
+
+    /// The number of pages there is room for.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.pages.len()
+    }
+
+    /// The clock of heat; gives rates for counts.
+    #[must_use]
+    pub fn decay(&self) -> &Decay {
+        &self.decay
+    }
+
+    /// Changes the half-life; every page keeps its count at `now`.
+    pub fn set_half_life(&mut self, half_life: Duration, now: Time) {
+        self.advance(now);
+        self.decay.set_half_life(half_life, now);
+        self.boost = (now, self.decay.boost(now));
+    }
+
+    // --- placement ---------------------------------------------------------------------------
+
+    /// Takes the kernel's word for where a page lies.
+    ///
+    /// A page keeps its heat when it changes its tier. `Untracked` forgets it, in whatever state.
+    /// A page in flight or in cooldown stays so. An excluded page is admitted again if its
+    /// placement differs from the one it had. Returns the placement it had.
+    pub fn place(&mut self, id: PageId, placement: Placement) -> Placement {
+        let id = id.0;
+        if id >= self.pages.len() {
+            return Placement::Untracked;
+        }
+        let old = self.placement(id);
+        if old == placement {
+            return old;
+        }
+        match (placement, self.detach(id)) {
+            (Placement::Untracked, _) => self.pages.trim(id),
+            (_, None) => self.attach(id, placement, 0.0),
+            (_, Some(held)) => match held.why {
+                Some(why @ (Why::Flight | Why::Cooling(_))) => {
+                    self.set_aside(Held {
+                        id,
+                        key: held.key,
+                        placement,
+                        why,
+                    });
+                }
+                Some(Why::Excluded) | None => self.attach(id, placement, held.key),
+            },
+        }
+        old
+    }
+
+    /// Places each page of the run; see [`DualHeap::place`].
+    pub fn place_run(&mut self, ids: Range<u32>, placement: Placement) {
+        for id in ids.start..ids.end.min(self.pages.len()) {
+            self.place(PageId(id), placement);
+        }
+    }
+
+    /// Ends a flight with the kernel's word for where the page lies. With `available_at` the page
+    /// may not be taken before that time. Heat is kept; `Untracked` forgets the page.
+    ///
+    /// Returns whether the page was in flight. If it was not, the kernel is believed all the same.
+    pub fn settle(&mut self, id: PageId, placement: Placement, available_at: Option<Time>) -> bool {
+        let id = id.0;
+        if id >= self.pages.len() {
+            return false;
+        }
+        let held = self.detach(id);
+        let key = held.map_or(0.0, |held| held.key);
+        match (placement, available_at) {
+            (Placement::Untracked, _) => self.pages.trim(id),
+            (_, None) => self.attach(id, placement, key),
+            (_, Some(end)) => self.set_aside(Held {
+                id,
+                key,
+                placement,
+                why: Why::Cooling(end),
+            }),
+        }
+        held.is_some_and(|held| held.why == Some(Why::Flight))
+    }
+
+    /// Keeps a page from being taken until its placement changes or [`DualHeap::readmit`]; ends its
+    /// flight or cooldown. Returns whether the page is tracked.
+    pub fn exclude(&mut self, id: PageId) -> bool {
+        let placement = self.placement(id.0);
+        let Some(held) = self.detach(id.0) else {
+            return false;
+        };
+        self.set_aside(Held {
+            id: id.0,
+            key: held.key,
+            placement,
+            why: Why::Excluded,
+        });
+        true
+    }
+
+    /// Admits an excluded page again. Returns whether it was excluded.
+    pub fn readmit(&mut self, id: PageId) -> bool {
+        let state = self.state(id);
+        if state.excluded
+            && let Some(held) = self.detach(id.0)
+        {
+            self.attach(id.0, state.placement, held.key);
+        }
+        state.excluded
+    }
+
+    // --- samples -----------------------------------------------------------------------------
+
+    /// Adds `weight` events seen at `now` to a page. Weights that are not above 0 change nothing.
+    /// Returns whether the page is tracked.
+    pub fn sample(&mut self, now: Time, id: PageId, weight: f32) -> bool {
+        let gain = self.gain(now, weight);
+        self.add(id.0, gain)
+    }
+
+    /// Adds `weight` events to each page, in one go; returns how many of them are tracked.
+    pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> usize {
+        let gain = self.gain(now, weight);
+        ids.iter().filter(|id| self.add(id.0, gain)).count()
+    }
+
+    /// Adds `weight` events seen at `now` to every tracked page of the run; returns how many there
+    /// are.
+    pub fn sample_run(&mut self, now: Time, ids: Range<u32>, weight: f32) -> u32 {
+        let gain = self.gain(now, weight);
+        let end = ids.end.min(self.pages.len());
+        // Sifting page by page costs up to a walk to the root each; past some share of the heap
+        // it is cheaper to restore the order once.
+        let in_bulk = gain > 0.0 && ids.len() > self.slow.len() / 8 && ids.len() > 64;
+        let (mut taken, mut grown) = (0, false);
+        let mut first = ids.start;
+        let mut others = Vec::new();
+        while first < end {
+            let (words, next) = self.pages.run_mut(first, end);
+            for (id, word) in (first..).zip(words) {
+                match Slot::of(*word) {
+                    Slot::Untracked => continue,
+                    // The common case in the fast tier: nothing but this word changes.
+                    Slot::Fast(key) => *word = Slot::Fast((key + gain).min(f32::MAX)).word(),
+                    _ => others.push(id),
+                }
+                taken += 1;
+            }
+            if gain > 0.0 {
+                for id in others.drain(..) {
+                    match self.pages.get(id) {
+                        Slot::Slow(index) if in_bulk => {
+                            self.slow.grow_unordered(index, gain);
+                            grown = true;
+                        }
+                        Slot::SlowNever if in_bulk => {
+                            self.slow
+                                .push_unordered(Entry { key: gain, id }, &mut self.pages);
+                            grown = true;
+                        }
+                        _ => {
+                            self.add(id, gain);
+                        }
+                    }
+                }
+            }
+            others.clear();
+            first = next;
+        }
+        if grown {
+            self.slow.rebuild(&mut self.pages);
+        }
+        taken
+    }
+
+    /// Sets a page's decayed count at `now` (a huge page was split or collapsed and its heat goes
+    /// to others). Returns whether the page is tracked.
+    pub fn set_count(&mut self, id: PageId, count: f64, now: Time) -> bool {
+        self.advance(now);
+        let key = if count > 0.0 {
+            normal_or_zero(self.decay.key(count, now))
+        } else {
+            0.0
+        };
+        if let Slot::Aside(index) = self.pages.get(id.0) {
+            if let Some(held) = self.aside.get_mut(index) {
+                held.key = key;
+            }
+            return true;
+        }
+        let placement = self.placement(id.0);
+        if self.detach(id.0).is_none() {
+            return false;
+        }
+        self.attach(id.0, placement, key);
+        true
+    }
+
+    /// What a sample adds to a key: never negative, never subnormal, finite.
+    fn gain(&mut self, now: Time, weight: f32) -> f32 {
+        if self.boost.0 != now {
+            self.advance(now);
+            self.boost = (now, self.decay.boost(now));
+        }
+        // `weight > 0` is false for NaN.
+        if weight > 0.0 {
+            normal_or_zero(f64::from(weight) * self.boost.1)
+        } else {
+            0.0
+        }
+    }
+
+    #[inline]
+    fn add(&mut self, id: u32, gain: f32) -> bool {
+        let slot = self.pages.get(id);
+        if slot == Slot::Untracked || gain == 0.0 {
+            return slot != Slot::Untracked;
+        }
+        match slot {
+            Slot::Untracked => {}
+            Slot::Fast(key) => self
+                .pages
+                .update(id, Slot::Fast((key + gain).min(f32::MAX))),
+            Slot::Slow(index) => self.slow.grow(index, gain, &mut self.pages),
+            Slot::FastNever => self.push_fast(id, gain),
+            Slot::SlowNever => self.slow.push(Entry { key: gain, id }, &mut self.pages),
+            Slot::Aside(index) => {
+                if let Some(held) = self.aside.get_mut(index) {
+                    held.key = (held.key + gain).min(f32::MAX);
+                }
+            }
+        }
+        true
+    }
+
+    // --- taking pages ------------------------------------------------------------------------
+
+    /// The hottest page of the slow tier that may be taken, and its decayed count. Pages without a
+    /// sample are not offered.
+    #[must_use]
+    pub fn hottest_slow(&self, now: Time) -> Option<(PageId, f64)> {
+        let top = self.slow.top()?;
+        Some((PageId(top.id), self.decay.value(top.key, now)))
+    }
+
+    /// The coldest page of the fast tier that may be taken, and its decayed count: 0 for a page
+    /// without a sample. Those come first, in address order from where the last search ended.
+    pub fn coldest_fast(&mut self, now: Time) -> Option<(PageId, f64)> {
+        if let Some(id) = self.pages.next_cold(self.cursor) {
+            self.cursor = id;
+            return Some((PageId(id), 0.0));
+        }
+        let top = self.fast.top(&self.pages)?;
+        Some((PageId(top.id), self.decay.value(top.key, now)))
+    }
+
+    /// Takes a page into flight: it is no longer offered but goes on gathering heat, until
+    /// [`DualHeap::settle`]. Returns where it lies, or `None` if it may not be taken.
+    pub fn take(&mut self, id: PageId) -> Option<Placement> {
+        let id = id.0;
+        let slot = self.pages.get(id);
+        if matches!(slot, Slot::Untracked | Slot::Aside(_)) {
+            return None;
+        }
+        let placement = self.placement(id);
+        let held = self.detach(id)?;
+        self.set_aside(Held {
+            id,
+            key: held.key,
+            placement,
+            why: Why::Flight,
+        });
+        Some(placement)
+    }
+
+    /// Takes the page of [`DualHeap::hottest_slow`].
+    pub fn take_hottest_slow(&mut self, now: Time) -> Option<(PageId, f64)> {
+        let hottest = self.hottest_slow(now)?;
+        self.take(hottest.0).map(|_| hottest)
+    }
+
+    /// Takes the page of [`DualHeap::coldest_fast`].
+    pub fn take_coldest_fast(&mut self, now: Time) -> Option<(PageId, f64)> {
+        let coldest = self.coldest_fast(now)?;
+        let sampled = coldest.1 > 0.0;
+        self.take(coldest.0)?;
+        if sampled {
+            // It was the heap's top; left there it would only be dropped at the next look.
+            self.fast.drop_top();
+        }
+        Some(coldest)
+    }
+
+    /// Ends the cooldowns that are over at `now` and moves the landmark if that is due. Returns the
+    /// number of pages that may be taken again.
+    pub fn tick(&mut self, now: Time) -> u32 {
+        let mut released = 0;
+        while let Some(id) = self.aside.next_ended(now, &self.pages) {
+            let placement = self.placement(id);
+            if let Some(held) = self.detach(id) {
+                self.attach(id, placement, held.key);
+                released += 1;
+            }
+        }
+        self.advance(now);
+        released
+    }
+
+    /// When [`DualHeap::tick`] is next of use for a cooldown.
+    #[must_use]
+    pub fn next_cooldown_end(&self) -> Option<Time> {
+        self.aside.next_end()
+    }
+
+    // --- looking -----------------------------------------------------------------------------
+
+    /// The decayed count of a page at `now`; 0 if it is not tracked.
+    #[must_use]
+    pub fn count(&self, id: PageId, now: Time) -> f64 {
+        self.decay.value(self.key(self.pages.get(id.0)), now)
+    }
+
+    /// What is known of a page.
+    #[must_use]
+    pub fn state(&self, id: PageId) -> PageState {
+        let slot = self.pages.get(id.0);
+        let why = match slot {
+            Slot::Aside(index) => self.aside.get(index).map(|held| held.why),
+            _ => None,
+        };
+        PageState {
+            placement: self.placement(id.0),
+            sampled: self.key(slot) > 0.0,
+            in_flight: why == Some(Why::Flight),
+            cooldown_until: match why {
+                Some(Why::Cooling(end)) => Some(end),
+                _ => None,
+            },
+            excluded: why == Some(Why::Excluded),
+        }
+    }
+
+    /// The number of pages of the same tier that are hotter than this one; `None` if it is not
+    /// tracked. Looks at every page.
+    #[must_use]
+    pub fn rank(&self, id: PageId) -> Option<u32> {
+        let placement = self.placement(id.0);
+        let key = self.key(self.pages.get(id.0));
+        let hotter = |(other, slot)| self.placement(other) == placement && self.key(slot) > key;
+        (placement != Placement::Untracked)
+            .then(|| self.pages.iter().filter(|&page| hotter(page)).count() as u32)
+    }
+
+    /// The number of pages that lie there, whatever their state.
+    #[must_use]
+    pub fn len(&self, placement: Placement) -> u32 {
+        match placement {
+            Placement::Untracked => self.pages.len() - self.pages.tracked(),
+            Placement::Fast => self.stats.fast,
+            Placement::Slow => self.stats.slow,
+        }
+    }
+
+    /// Whether no page is tracked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.tracked() == 0
+    }
+
+    /// All tracked pages in rising order, with their placement and decayed count at `now`.
+    pub fn iter(&self, now: Time) -> impl Iterator<Item = (PageId, Placement, f64)> + '_ {
+        self.pages.iter().map(move |(id, slot)| {
+            (
+                PageId(id),
+                self.placement(id),
+                self.decay.value(self.key(slot), now),
+            )
+        })
+    }
+
+    /// Counts of pages and of work done. Cheap.
+    #[must_use]
+    pub fn stats(&self) -> HeapStats {
+        HeapStats {
+            fast_never_sampled: self.pages.cold(),
+            slow_sampled: self.slow.len() as u32,
+            ..self.stats
+        }
+    }
+
+    /// Bytes of memory held, apart from the allocator's own.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.pages.memory_bytes()
+            + self.slow.memory_bytes()
+            + self.fast.memory_bytes()
+            + self.aside.memory_bytes()
+    }
+
+    /// Whether every invariant holds. Looks at every page.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.check().is_ok()
+    }
+
+    /// Says which invariant is broken, if one is. Looks at every page.
+    ///
+    /// # Errors
+    /// What is wrong, for a person.
+    pub fn check(&self) -> Result<(), String> {
+        self.pages.check()?;
+        self.slow.check(&self.pages)?;
+        self.fast.check(&self.pages)?;
+        self.aside.check(&self.pages)?;
+        // Every entry of the slow heap and of the side table was found at its page; if there are as
+        // many pages as entries, each page is in exactly one place.
+        let (mut fast, mut slow, mut in_slow_heap, mut aside) = (0, 0, 0, 0);
+        for (id, slot) in self.pages.iter() {
+            fast += u32::from(self.placement(id) == Placement::Fast);
+            slow += u32::from(self.placement(id) == Placement::Slow);
+            in_slow_heap += usize::from(matches!(slot, Slot::Slow(_)));
+            aside += usize::from(matches!(slot, Slot::Aside(_)));
+        }
+        if in_slow_heap != self.slow.len() || aside != self.aside.iter().count() {
+            return Err("there are entries without a page, or pages without an entry".to_owned());
+        }
+        let stats = self.stats;
+        let whys = |wanted: fn(Why) -> bool| {
+            self.aside.iter().filter(|held| wanted(held.why)).count() as u32
+        };
+        if (fast, slow) != (stats.fast, stats.slow)
+            || whys(|why| why == Why::Flight) != stats.in_flight
+            || whys(|why| matches!(why, Why::Cooling(_))) != stats.cooling
+            || whys(|why| why == Why::Excluded) != stats.excluded
+        {
+            return Err(format!(
+                "pages are miscounted: {stats:?}, found {fast} fast, {slow} slow"
+            ));
+        }
+        Ok(())
+    }
+
+    // --- parts -------------------------------------------------------------------------------
+
+    fn placement(&self, id: u32) -> Placement {
+        match self.pages.get(id) {
+            Slot::Untracked => Placement::Untracked,
+            Slot::Fast(_) | Slot::FastNever => Placement::Fast,
+            Slot::Slow(_) | Slot::SlowNever => Placement::Slow,
+            Slot::Aside(index) => self
+                .aside
+                .get(index)
+                .map_or(Placement::Untracked, |held| held.placement),
+        }
+    }
+
+    fn key(&self, slot: Slot) -> f32 {
+        match slot {
+            Slot::Untracked | Slot::FastNever | Slot::SlowNever => 0.0,
+            Slot::Fast(key) => key,
+            Slot::Slow(index) => self.slow.key(index),
+            Slot::Aside(index) => self.aside.get(index).map_or(0.0, |held| held.key),
+        }
+    }
+
+    /// Takes a page out of wherever it is; it is untracked until attached or set aside.
+    fn detach(&mut self, id: u32) -> Option<Detached> {
+        let slot = self.pages.get(id);
+        let placement = self.placement(id);
+        let (key, why) = match slot {
+            Slot::Untracked => return None,
+            // An entry in the fast heap stays behind; see there.
+            Slot::FastNever | Slot::SlowNever | Slot::Fast(_) => (self.key(slot), None),
+            Slot::Slow(index) => (self.slow.remove(index, &mut self.pages).key, None),
+            Slot::Aside(index) => {
+                let held = self.aside.remove(index)?;
+                *self.stats.of(held.why) -= 1;
+                (held.key, Some(held.why))
+            }
+        };
+        self.pages.set(id, Slot::Untracked);
+        *self.stats.at(placement) -= 1;
+        Some(Detached { key, why })
+    }
+
+    /// Puts an untracked page where pages that may be taken are.
+    fn attach(&mut self, id: u32, placement: Placement, key: f32) {
+        *self.stats.at(placement) += 1;
+        match (placement, key > 0.0) {
+            (Placement::Fast, true) => {
+                // `push_fast` expects a page that is counted already.
+                self.pages.set(id, Slot::FastNever);
+                self.push_fast(id, key);
+            }
+            (Placement::Fast, false) => self.pages.set(id, Slot::FastNever),
+            (_, true) => self.slow.push(Entry { key, id }, &mut self.pages),
+            (_, false) => self.pages.set(id, Slot::SlowNever),
+        }
+    }
+
+    /// Puts an untracked page into the side table.
+    fn set_aside(&mut self, held: Held) {
+        *self.stats.at(held.placement) += 1;
+        *self.stats.of(held.why) += 1;
+        let index = self.aside.insert(held);
+        self.pages.set(held.id, Slot::Aside(index));
+    }
+
+    /// Gives a never-sampled page of the fast tier its first key.
+    fn push_fast(&mut self, id: u32, key: f32) {
+        self.pages.set(id, Slot::Fast(key));
+        let live = (self.stats.fast - self.pages.cold()) as usize;
+        self.fast.push(Entry { key, id }, live, &self.pages);
+    }
+
+    /// Moves the landmark if that is due.
+    fn advance(&mut self, now: Time) {
+        let Some(halves) = self.decay.shift(now) else {
+            return;
+        };
+        let change = |key| Decay::shifted(key, halves);
+        self.pages.rescale(change);
+        self.slow.rescale(&mut self.pages, change);
+        self.fast.rescale(change);
+        self.aside.rescale(change);
+        self.boost = (now, self.decay.boost(now));
+        self.stats.landmark_moves += 1;
+    }
+}
+
+/// What [`DualHeap::detach`] found.
+#[derive(Clone, Copy)]
+struct Detached {
+    key: f32,
+    why: Option<Why>,
+}
+
+impl HeapStats {
+    fn at(&mut self, placement: Placement) -> &mut u32 {
+        if placement == Placement::Fast {
+            &mut self.fast
+        } else {
+            &mut self.slow
+        }
+    }
+
+    fn of(&mut self, why: Why) -> &mut u32 {
+        match why {
+            Why::Flight => &mut self.in_flight,
+            Why::Cooling(_) => &mut self.cooling,
+            Why::Excluded => &mut self.excluded,
+        }
+    }
+}
