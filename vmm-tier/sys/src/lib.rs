@@ -1,1 +1,19 @@
-//! Placeholder until the first module lands.
+//! The kernel interfaces of vmm-tier, one a file. All `unsafe` of the project stands here.
+//!
+//! Readers are rooted anywhere ([`sysroot::SysRoot`]), so that tests run over a folder tree; parsers
+//! are pure functions over text or bytes and hold against hostile input. Nothing here decides
+//! anything about tiers: that is `tier-core`'s.
+
+pub mod hugetlb;
+pub mod knobs;
+pub mod maps;
+pub mod numa_maps;
+pub mod pagemap;
+pub mod pages;
+pub mod perf;
+pub mod process;
+pub mod smaps;
+pub mod sysroot;
+pub mod topology;
+pub mod vmstat;
+pub mod zoneinfo;

@@ -1,0 +1,110 @@
+//! hugetlb pools: pages of each size, on each node and in all.
+
+use std::path::Path;
+
+use serde::Serialize;
+use tier_core::addr::NodeId;
+
+use crate::sysroot::{SysRoot, SysRootError, numbered_entries, read_value, read_value_optional};
+
+/// A pool of one node, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodePool {
+    /// The node.
+    pub node: NodeId,
+    /// Pages in the pool.
+    pub pages: u64,
+    /// Pages of them that nobody uses.
+    pub free: u64,
+    /// Pages beyond what was configured.
+    pub surplus: u64,
+}
+
+/// All pools of one page size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HugePool {
+    /// The page size in bytes.
+    pub page_size: u64,
+    /// Pages in all.
+    pub pages: u64,
+    /// Pages of them that nobody uses.
+    pub free: u64,
+    /// Free pages that are promised to mappings: they are not to be had. The kernel counts them for
+    /// the whole host only.
+    pub reserved: u64,
+    /// Pages beyond what was configured.
+    pub surplus: u64,
+    /// By rising node number.
+    pub nodes: Vec<NodePool>,
+}
+
+impl HugePool {
+    /// Free pages that are not promised to anyone.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.free.saturating_sub(self.reserved)
+    }
+}
+
+/// Reads the pools of every page size, smallest first.
+///
+/// # Errors
+/// [`SysRootError`].
+pub fn read(root: &SysRoot) -> Result<Vec<HugePool>, SysRootError> {
+    let nodes = numbered_entries(&root.sys("devices/system/node"), "node")?;
+    let mut pools = Vec::new();
+    for (kib, folder) in sizes(&root.sys("kernel/mm/hugepages"))? {
+        let name = format!("hugepages-{kib}kB");
+        let mut own = Vec::new();
+        for (node, path) in &nodes {
+            let folder = path.join("hugepages").join(&name);
+            let Some(pages) = read_value_optional(&folder.join("nr_hugepages"))? else {
+                continue;
+            };
+            own.push(NodePool {
+                node: NodeId(u16::try_from(*node).unwrap_or(u16::MAX)),
+                pages,
+                free: read_value(&folder.join("free_hugepages"))?,
+                surplus: read_value(&folder.join("surplus_hugepages"))?,
+            });
+        }
+        pools.push(HugePool {
+            page_size: kib.saturating_mul(1024),
+            pages: read_value(&folder.join("nr_hugepages"))?,
+            free: read_value(&folder.join("free_hugepages"))?,
+            reserved: read_value(&folder.join("resv_hugepages"))?,
+            surplus: read_value(&folder.join("surplus_hugepages"))?,
+            nodes: own,
+        });
+    }
+    Ok(pools)
+}
+
+/// The folders `hugepages-NkB`, by rising size in KiB.
+fn sizes(folder: &Path) -> Result<Vec<(u64, std::path::PathBuf)>, SysRootError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(SysRootError::Read {
+                path: folder.to_owned(),
+                source,
+            });
+        }
+    };
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name();
+            let kib = name
+                .to_str()?
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?;
+            Some((kib.parse().ok()?, entry.path()))
+        })
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}

@@ -1,0 +1,404 @@
+//! `move_pages(2)`: where pages of another process lie, and moving them.
+//!
+//! Nothing here reads or writes the memory itself. What the call's status array says is not taken for
+//! the truth: pages are asked for their node again after every move.
+
+mod classify;
+
+use std::{collections::BTreeMap, io};
+
+use tier_core::{
+    addr::{BASE_PAGE, Hva, NodeId},
+    moves::{Outcome, Page, PageResult},
+};
+
+use crate::{maps, process::effective_capabilities, sysroot::SysRoot};
+use classify::Answers;
+
+/// The most pages in one kernel call. Each call drains the per-CPU page lists of the whole host
+/// (`lru_cache_disable`), so few large calls are better; but a call can't be ended early.
+const MAX_CALL: usize = 16 << 10;
+/// How often pages are tried again that a call may not have come to. A call that fails for one folio
+/// does not try the ones behind it, and does not say which these are.
+const MAX_ROUNDS: usize = 8;
+/// Stands in the status array before a call: the kernel only writes node numbers and errors.
+const NOT_WRITTEN: i32 = i32::MIN;
+/// Addresses at which a huge page is asked for its node: a folio that was split on the way may have
+/// arrived in part.
+const HUGE_PROBES: u64 = 8;
+
+/// What the kernel says of the page at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageStatus {
+    /// It lies on this node.
+    Node(NodeId),
+    /// No page is mapped there in that process. For shared memory this does not say that none exists.
+    Absent,
+    /// No mapping, or the shared page of zeros.
+    Fault,
+    /// Another error number.
+    Error(i32),
+}
+
+impl PageStatus {
+    /// The node, if the page is present.
+    #[must_use]
+    pub fn node(self) -> Option<NodeId> {
+        match self {
+            Self::Node(node) => Some(node),
+            Self::Absent | Self::Fault | Self::Error(_) => None,
+        }
+    }
+
+    fn from_kernel(status: i32) -> Self {
+        match status {
+            node if node >= 0 => {
+                u16::try_from(node).map_or(Self::Error(libc::ERANGE), |n| Self::Node(NodeId(n)))
+            }
+            error if error == -libc::ENOENT => Self::Absent,
+            error if error == -libc::EFAULT => Self::Fault,
+            NOT_WRITTEN => Self::Error(libc::EIO),
+            error => Self::Error(-error),
+        }
+    }
+}
+
+/// A whole `move_pages` call was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PagesError {
+    /// There is no such process any more.
+    #[error("process {pid} is gone")]
+    Gone {
+        /// The process.
+        pid: u32,
+    },
+    /// We may not look into the process.
+    #[error(
+        "no permission to look at or move the pages of process {pid}: run the agent as root, as the \
+         user of that process, or with CAP_SYS_PTRACE (and CAP_SYS_NICE for shared memory)"
+    )]
+    NotPermitted {
+        /// The process.
+        pid: u32,
+    },
+    /// The target node is not online or has no memory.
+    #[error("node {node} is not online: see /sys/devices/system/node/has_memory")]
+    NoSuchNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// The process may not have memory on the node.
+    #[error(
+        "the cpuset of process {pid} does not allow memory on node {node}: widen cpuset.mems of its \
+         control group, or leave the node out"
+    )]
+    CpusetForbids {
+        /// The process.
+        pid: u32,
+        /// The node.
+        node: NodeId,
+    },
+    /// The kernel refused for another reason.
+    #[error("move_pages on process {pid} failed")]
+    Kernel {
+        /// The process.
+        pid: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl PagesError {
+    fn new(pid: u32, target: Option<NodeId>, errno: i32) -> Self {
+        match (errno, target) {
+            (libc::ESRCH, _) => Self::Gone { pid },
+            (libc::ENODEV, Some(node)) => Self::NoSuchNode { node },
+            (libc::EACCES, Some(node)) => Self::CpusetForbids { pid, node },
+            (libc::EPERM | libc::EACCES, _) => Self::NotPermitted { pid },
+            _ => Self::Kernel {
+                pid,
+                source: io::Error::from_raw_os_error(errno),
+            },
+        }
+    }
+}
+
+/// The kernel behind the logic of this module, so that partial failures can be tested.
+trait PageCalls {
+    /// `move_pages(2)`: 0 or the number of pages not moved, or an error number. With `nodes` of
+    /// `None` it asks where the pages lie.
+    fn call(
+        &mut self,
+        pid: u32,
+        addresses: &[Hva],
+        nodes: Option<&[i32]>,
+        status: &mut [i32],
+        all: bool,
+    ) -> Result<u64, i32>;
+
+    /// Whether each address lies in a mapping of the process (the addresses rise).
+    fn mapped(&mut self, pid: u32, addresses: &[Hva]) -> Vec<bool>;
+}
+
+struct Kernel;
+
+impl PageCalls for Kernel {
+    fn call(
+        &mut self,
+        pid: u32,
+        addresses: &[Hva],
+        nodes: Option<&[i32]>,
+        status: &mut [i32],
+        all: bool,
+    ) -> Result<u64, i32> {
+        // linux/mempolicy.h: MPOL_MF_MOVE is 1 << 1, MPOL_MF_MOVE_ALL 1 << 2.
+        let flags = match (nodes, all) {
+            (None, _) => 0,
+            (Some(_), false) => 1 << 1,
+            (Some(_), true) => 1 << 2,
+        };
+        sys_move_pages(pid, addresses, nodes, status, flags)
+    }
+
+    fn mapped(&mut self, pid: u32, addresses: &[Hva]) -> Vec<bool> {
+        let hit = |mapping: &maps::Mapping| {
+            let next = addresses.partition_point(|&address| address < mapping.start);
+            addresses
+                .get(next)
+                .is_some_and(|&address| mapping.contains(address))
+        };
+        match maps::read(&SysRoot::at(std::path::Path::new("/")), pid, hit) {
+            Ok(found) => addresses
+                .iter()
+                .map(|&address| found.iter().any(|mapping| mapping.contains(address)))
+                .collect(),
+            Err(_) => vec![false; addresses.len()],
+        }
+    }
+}
+
+fn sys_move_pages(
+    pid: u32,
+    addresses: &[Hva],
+    nodes: Option<&[i32]>,
+    status: &mut [i32],
+    flags: libc::c_int,
+) -> Result<u64, i32> {
+    assert_eq!(addresses.len(), status.len());
+    assert!(nodes.is_none_or(|nodes| nodes.len() == addresses.len()));
+    let pid = libc::pid_t::try_from(pid)
+        .ok()
+        .filter(|&pid| pid > 0)
+        .ok_or(libc::ESRCH)?;
+    let pointers: Vec<*const libc::c_void> = addresses
+        .iter()
+        .map(|address| std::ptr::without_provenance(address.0 as usize))
+        .collect();
+    let nodes = nodes.map_or(std::ptr::null(), <[i32]>::as_ptr);
+    // SAFETY: move_pages(2) reads `count` pointers and, unless null, `count` ints, and writes `count`
+    // ints: all three arrays have that length (asserted) and outlive the call. The addresses are
+    // those of another process (or of this one) and are only looked up, never dereferenced; moving a
+    // page changes where it lies physically but neither its contents nor its address.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            pid,
+            pointers.len(),
+            pointers.as_ptr(),
+            nodes,
+            status.as_mut_ptr(),
+            flags,
+        )
+    };
+    // -1 is the only negative result.
+    u64::try_from(result).map_err(|_| {
+        io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO)
+    })
+}
+
+/// Asks on which node each page lies; moves and touches nothing.
+///
+/// # Errors
+/// [`PagesError::Gone`], [`PagesError::NotPermitted`], [`PagesError::Kernel`].
+pub fn query_nodes(pid: u32, pages: &[Hva]) -> Result<Vec<PageStatus>, PagesError> {
+    query(&mut Kernel, pid, pages).map_err(|errno| PagesError::new(pid, None, errno))
+}
+
+/// Moves pages (each folio once, named by its head) to `target` and says for each what became of it,
+/// in order. A process that is gone makes every page [`Outcome::Gone`].
+///
+/// `all` asks to move pages that other processes map too (vhost-user, a second mapping of a memfd);
+/// it takes effect only with `CAP_SYS_NICE`, else such pages end as [`Outcome::Shared`].
+///
+/// A pinned page ends as [`Outcome::Busy`]: the kernel tells no difference. Whoever sees the same page
+/// busy again and again, while [`crate::vmstat::VmStat::pinned_pages`] is not zero, may take it for
+/// [`Outcome::Pinned`].
+///
+/// # Errors
+/// [`PagesError`] if the call was refused as a whole; then nothing was moved.
+pub fn move_pages(
+    pid: u32,
+    target: NodeId,
+    pages: &[Page],
+    all: bool,
+) -> Result<Vec<PageResult>, PagesError> {
+    let all = all && effective_capabilities().sys_nice;
+    move_with(&mut Kernel, pid, target, pages, all)
+}
+
+/// One query over any number of addresses; the error is the kernel's number.
+fn query(kernel: &mut impl PageCalls, pid: u32, pages: &[Hva]) -> Result<Vec<PageStatus>, i32> {
+    let mut answers = Vec::with_capacity(pages.len());
+    for chunk in pages.chunks(MAX_CALL) {
+        let mut status = vec![NOT_WRITTEN; chunk.len()];
+        kernel.call(pid, chunk, None, &mut status, false)?;
+        answers.extend(status.into_iter().map(PageStatus::from_kernel));
+    }
+    Ok(answers)
+}
+
+fn move_with(
+    kernel: &mut impl PageCalls,
+    pid: u32,
+    target: NodeId,
+    pages: &[Page],
+    all: bool,
+) -> Result<Vec<PageResult>, PagesError> {
+    let mut results = Vec::with_capacity(pages.len());
+    for chunk in pages.chunks(MAX_CALL) {
+        match move_chunk(kernel, pid, target, chunk, all) {
+            Ok(done) => results.extend(done),
+            Err(libc::ESRCH) => results.extend(chunk.iter().map(|&page| PageResult {
+                page,
+                outcome: Outcome::Gone,
+                node: None,
+            })),
+            // Pages of earlier chunks may have moved: their results are worth more than the error,
+            // which the next batch will meet again.
+            Err(_) if !results.is_empty() => {
+                results.extend(chunk.iter().map(|&page| PageResult {
+                    page,
+                    outcome: Outcome::Busy,
+                    node: None,
+                }));
+            }
+            Err(errno) => return Err(PagesError::new(pid, Some(target), errno)),
+        }
+    }
+    Ok(results)
+}
+
+/// Moves the pages of one call, asks for what the kernel did not say, and classifies.
+fn move_chunk(
+    kernel: &mut impl PageCalls,
+    pid: u32,
+    target: NodeId,
+    pages: &[Page],
+    all: bool,
+) -> Result<Vec<PageResult>, i32> {
+    let heads: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
+    let mut written: Vec<Option<i32>> = vec![None; pages.len()];
+    let mut no_memory = false;
+    // The pages of which the kernel has said nothing yet, by index.
+    let mut open: Vec<usize> = (0..pages.len()).collect();
+
+    for round in 0..MAX_ROUNDS {
+        let addresses: Vec<Hva> = open.iter().map(|&index| heads[index]).collect();
+        let nodes = vec![i32::from(target.0); open.len()];
+        let mut status = vec![NOT_WRITTEN; open.len()];
+        let answer = kernel.call(pid, &addresses, Some(&nodes), &mut status, all);
+        for (&index, &status) in open.iter().zip(&status) {
+            if status != NOT_WRITTEN {
+                written[index] = Some(status);
+            }
+        }
+        match answer {
+            // The kernel ends the call with the first folio for which there is no memory.
+            Err(libc::ENOMEM) => no_memory = true,
+            Err(errno) if round == 0 => return Err(errno),
+            Err(_) | Ok(_) => {}
+        }
+        let before = open.len();
+        open.retain(|&index| written[index].is_none());
+        let addresses: Vec<Hva> = open.iter().map(|&index| heads[index]).collect();
+        let now = query(kernel, pid, &addresses)?;
+        let mut now = now.into_iter();
+        open.retain(|_| now.next().and_then(PageStatus::node) != Some(target));
+        // A round that settles nothing would only be repeated.
+        if open.is_empty() || no_memory || (round > 0 && open.len() == before) {
+            break;
+        }
+    }
+
+    let placement = placement(kernel, pid, pages)?;
+    let mut results = Vec::with_capacity(pages.len());
+    for ((&page, &status), nodes) in pages.iter().zip(&written).zip(&placement) {
+        let answers = Answers {
+            status,
+            no_memory,
+            nodes,
+        };
+        results.push(PageResult {
+            page,
+            outcome: answers.outcome(target),
+            node: nodes.first().copied().and_then(PageStatus::node),
+        });
+    }
+    tell_gone_from_zero(kernel, pid, &mut results);
+    Ok(results)
+}
+
+/// Where each page lies now: one answer for a small page, several for a huge one.
+fn placement(
+    kernel: &mut impl PageCalls,
+    pid: u32,
+    pages: &[Page],
+) -> Result<Vec<Vec<PageStatus>>, i32> {
+    let mut probes = Vec::new();
+    let counts: Vec<usize> = pages
+        .iter()
+        .map(|page| {
+            let before = probes.len();
+            probes.push(page.hva);
+            let base_pages = page.bytes / BASE_PAGE;
+            let more = HUGE_PROBES.min(base_pages).saturating_sub(1);
+            // Evenly spread, the last one in the last base page.
+            for probe in 1..=more {
+                let offset = (base_pages - 1) * probe / more * BASE_PAGE;
+                probes.extend(page.hva.checked_add(offset));
+            }
+            probes.len() - before
+        })
+        .collect();
+    let mut answers = query(kernel, pid, &probes)?.into_iter();
+    Ok(counts
+        .into_iter()
+        .map(|count| answers.by_ref().take(count).collect())
+        .collect())
+}
+
+/// `EFAULT` says "no mapping" as well as "the shared page of zeros": only the first means that the map
+/// is out of date.
+fn tell_gone_from_zero(kernel: &mut impl PageCalls, pid: u32, results: &mut [PageResult]) {
+    let suspects: BTreeMap<Hva, usize> = results
+        .iter()
+        .enumerate()
+        .filter(|(_, result)| result.outcome == Outcome::Gone)
+        .map(|(index, result)| (result.page.hva, index))
+        .collect();
+    if suspects.is_empty() {
+        return;
+    }
+    let addresses: Vec<Hva> = suspects.keys().copied().collect();
+    let mapped = kernel.mapped(pid, &addresses);
+    for (&index, mapped) in suspects.values().zip(mapped) {
+        if mapped {
+            results[index].outcome = Outcome::Absent;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,437 @@
+//! The logic of moving over a kernel that fails as Linux does, and over the real one.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use tier_core::addr::HUGE_PAGE;
+
+use super::*;
+
+/// Folios by head address. Behaves as `do_pages_move` of mm/migrate.c (6.12) does.
+#[derive(Clone, Default)]
+struct FakeKernel {
+    /// (head, bytes, node)
+    folios: Vec<(u64, u64, i32)>,
+    /// Addresses that can't be isolated: status EBUSY, the call goes on.
+    unisolated: BTreeSet<u64>,
+    /// Heads that can't be migrated: the call returns > 0 and writes no status.
+    stuck: BTreeSet<u64>,
+    /// Heads mapped by others.
+    shared: BTreeSet<u64>,
+    /// Folios that split and leave their second half behind.
+    splitting: BTreeSet<u64>,
+    /// Pages the target has room for; more makes the call fail with ENOMEM.
+    room: usize,
+    whole_call_error: Option<i32>,
+    mapped: bool,
+    calls: usize,
+}
+
+impl FakeKernel {
+    fn folio(&mut self, address: u64) -> Option<&mut (u64, u64, i32)> {
+        self.folios
+            .iter_mut()
+            .find(|(head, bytes, _)| (*head..head + bytes).contains(&address))
+    }
+
+    /// Migrates the queue; the number of failures, or ENOMEM.
+    fn flush(
+        &mut self,
+        queue: &mut Vec<(usize, u64)>,
+        target: i32,
+        status: &mut [i32],
+    ) -> Result<u64, i32> {
+        let mut failed = 0;
+        for &(_, head) in queue.iter() {
+            if self.stuck.contains(&head) {
+                failed += 1;
+                continue;
+            }
+            if self.room == 0 {
+                return Err(libc::ENOMEM);
+            }
+            self.room -= 1;
+            if self.splitting.contains(&head) {
+                let (_, bytes, node) = *self.folio(head).unwrap();
+                self.folios.push((head + bytes / 2, bytes / 2, node));
+                *self.folio(head).unwrap() = (head, bytes / 2, target);
+            } else {
+                self.folio(head).unwrap().2 = target;
+            }
+        }
+        if failed == 0 {
+            for &(index, _) in queue.iter() {
+                status[index] = target;
+            }
+        }
+        queue.clear();
+        Ok(failed)
+    }
+}
+
+impl PageCalls for FakeKernel {
+    fn call(
+        &mut self,
+        _pid: u32,
+        addresses: &[Hva],
+        nodes: Option<&[i32]>,
+        status: &mut [i32],
+        all: bool,
+    ) -> Result<u64, i32> {
+        if let Some(errno) = self.whole_call_error {
+            return Err(errno);
+        }
+        let Some(nodes) = nodes else {
+            for (address, status) in addresses.iter().zip(status) {
+                let absent = if self.mapped {
+                    -libc::ENOENT
+                } else {
+                    -libc::EFAULT
+                };
+                *status = self.folio(address.0).map_or(absent, |folio| folio.2);
+            }
+            return Ok(0);
+        };
+        self.calls += 1;
+        let mut queue: Vec<(usize, u64)> = Vec::new();
+        for (index, address) in addresses.iter().enumerate() {
+            let target = nodes[index];
+            let error = match self.folio(address.0).copied() {
+                None if self.mapped => -libc::ENOENT,
+                None => -libc::EFAULT,
+                Some((_, _, node)) if node == target => node,
+                Some((head, ..)) if self.shared.contains(&head) && !all => -libc::EACCES,
+                Some((head, ..)) if self.unisolated.contains(&head) => -libc::EBUSY,
+                Some((head, ..)) if queue.iter().any(|&(_, queued)| queued == head) => -libc::EBUSY,
+                Some((head, ..)) => {
+                    queue.push((index, head));
+                    continue;
+                }
+            };
+            status[index] = error;
+            let failed = self.flush(&mut queue, target, status)?;
+            if failed > 0 {
+                return Ok(failed + (addresses.len() - index) as u64);
+            }
+        }
+        let target = nodes.first().copied().unwrap_or(0);
+        self.flush(&mut queue, target, status)
+    }
+
+    fn mapped(&mut self, _pid: u32, addresses: &[Hva]) -> Vec<bool> {
+        vec![self.mapped; addresses.len()]
+    }
+}
+
+const SLOW: i32 = 1;
+const FAST: NodeId = NodeId(0);
+
+fn small_pages(count: u64) -> (FakeKernel, Vec<Page>) {
+    let folios = (0..count)
+        .map(|n| (0x10000 + n * BASE_PAGE, BASE_PAGE, SLOW))
+        .collect();
+    let kernel = FakeKernel {
+        folios,
+        room: usize::MAX,
+        mapped: true,
+        ..FakeKernel::default()
+    };
+    let pages = (0..count).map(|n| Page {
+        hva: Hva(0x10000 + n * BASE_PAGE),
+        bytes: BASE_PAGE,
+    });
+    (kernel, pages.collect())
+}
+
+fn outcomes(kernel: &mut FakeKernel, pages: &[Page], all: bool) -> Vec<Outcome> {
+    let results = move_with(kernel, 7, FAST, pages, all).unwrap();
+    assert_eq!(results.iter().map(|r| r.page).collect::<Vec<_>>(), pages);
+    results.into_iter().map(|result| result.outcome).collect()
+}
+
+#[test]
+fn move_when_all_goes_well_takes_one_call() {
+    let (mut kernel, pages) = small_pages(100);
+    assert_eq!(outcomes(&mut kernel, &pages, false), [Outcome::Moved; 100]);
+    assert_eq!(kernel.calls, 1);
+}
+
+#[test]
+fn move_when_one_page_is_stuck_still_reports_the_others_as_moved() {
+    let (mut kernel, pages) = small_pages(4);
+    kernel.stuck.insert(pages[1].hva.0);
+
+    let found = outcomes(&mut kernel, &pages, false);
+
+    assert_eq!(
+        found,
+        [
+            Outcome::Moved,
+            Outcome::Busy,
+            Outcome::Moved,
+            Outcome::Moved
+        ]
+    );
+}
+
+#[test]
+fn move_when_a_failed_batch_ends_the_call_tries_the_rest_again() {
+    // Page 0 is stuck; page 1 is absent, which flushes page 0 and ends the call: 2 was never tried.
+    let (mut kernel, pages) = small_pages(3);
+    kernel.stuck.insert(pages[0].hva.0);
+    kernel.folios.remove(1);
+
+    let found = outcomes(&mut kernel, &pages, false);
+
+    assert_eq!(found, [Outcome::Busy, Outcome::Absent, Outcome::Moved]);
+}
+
+#[test]
+fn move_when_target_is_full_says_no_memory_for_what_did_not_fit() {
+    let (mut kernel, pages) = small_pages(4);
+    kernel.room = 2;
+
+    let found = outcomes(&mut kernel, &pages, false);
+
+    assert_eq!(
+        found,
+        [
+            Outcome::Moved,
+            Outcome::Moved,
+            Outcome::NoMemory,
+            Outcome::NoMemory
+        ]
+    );
+}
+
+#[test]
+fn move_when_page_is_shared_needs_all() {
+    let (mut kernel, pages) = small_pages(2);
+    kernel.shared.insert(pages[0].hva.0);
+
+    assert_eq!(
+        outcomes(&mut kernel, &pages, false),
+        [Outcome::Shared, Outcome::Moved]
+    );
+    assert_eq!(
+        outcomes(&mut kernel, &pages, true),
+        [Outcome::Moved, Outcome::Moved]
+    );
+}
+
+#[test]
+fn move_when_folio_is_named_twice_calls_both_moved() {
+    let mut kernel = FakeKernel {
+        folios: vec![(HUGE_PAGE, HUGE_PAGE, SLOW)],
+        room: 9,
+        mapped: true,
+        ..FakeKernel::default()
+    };
+    let pages = [HUGE_PAGE, HUGE_PAGE + BASE_PAGE].map(|a| Page {
+        hva: Hva(a),
+        bytes: BASE_PAGE,
+    });
+
+    assert_eq!(
+        outcomes(&mut kernel, &pages, false),
+        [Outcome::Moved, Outcome::Moved]
+    );
+}
+
+#[test]
+fn move_when_huge_page_splits_on_the_way_says_split() {
+    let mut kernel = FakeKernel {
+        folios: vec![
+            (HUGE_PAGE, HUGE_PAGE, SLOW),
+            (2 * HUGE_PAGE, HUGE_PAGE, SLOW),
+        ],
+        room: 9,
+        mapped: true,
+        ..FakeKernel::default()
+    };
+    kernel.splitting.insert(HUGE_PAGE);
+    let pages = [1, 2].map(|n| Page {
+        hva: Hva(n * HUGE_PAGE),
+        bytes: HUGE_PAGE,
+    });
+
+    assert_eq!(
+        outcomes(&mut kernel, &pages, false),
+        [Outcome::Split, Outcome::Moved]
+    );
+}
+
+#[test]
+fn move_when_mapping_is_gone_tells_it_from_the_page_of_zeros() {
+    let (mut kernel, pages) = small_pages(1);
+    kernel.folios.clear();
+    kernel.mapped = false;
+    assert_eq!(outcomes(&mut kernel, &pages, false), [Outcome::Gone]);
+
+    let zero = Answers {
+        status: Some(-libc::EFAULT),
+        no_memory: false,
+        nodes: &[PageStatus::Fault],
+    };
+    assert_eq!(zero.outcome(FAST), Outcome::Gone);
+    let page = PageResult {
+        page: pages[0],
+        outcome: Outcome::Gone,
+        node: None,
+    };
+    let mut results = [page];
+    kernel.mapped = true;
+    tell_gone_from_zero(&mut kernel, 7, &mut results);
+    assert_eq!(results[0].outcome, Outcome::Absent);
+}
+
+#[test]
+fn move_when_kernel_reports_success_but_page_is_elsewhere_says_wrong_node() {
+    let nodes = [PageStatus::Node(NodeId(1))];
+    let answers = Answers {
+        status: Some(0),
+        no_memory: false,
+        nodes: &nodes,
+    };
+    assert_eq!(answers.outcome(FAST), Outcome::WrongNode);
+}
+
+#[test]
+fn move_when_process_is_gone_makes_every_page_gone() {
+    let (mut kernel, pages) = small_pages(3);
+    kernel.whole_call_error = Some(libc::ESRCH);
+    assert_eq!(outcomes(&mut kernel, &pages, false), [Outcome::Gone; 3]);
+}
+
+#[test]
+fn move_when_refused_as_a_whole_says_what_to_do() {
+    let (mut kernel, pages) = small_pages(1);
+    for (errno, advice) in [
+        (libc::EACCES, "cpuset.mems"),
+        (libc::ENODEV, "not online"),
+        (libc::EPERM, "CAP_SYS_PTRACE"),
+    ] {
+        kernel.whole_call_error = Some(errno);
+        let error = move_with(&mut kernel, 7, FAST, &pages, false)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(advice), "{error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn move_when_anything_fails_reports_where_each_page_truly_lies(
+        faults in prop::collection::vec(0u8..6, 1..60),
+        room in 0usize..80,
+        all: bool,
+    ) {
+        let (mut kernel, pages) = small_pages(faults.len() as u64);
+        kernel.room = room;
+        for (fault, page) in faults.iter().zip(&pages) {
+            let head = page.hva.0;
+            match fault {
+                1 => drop(kernel.stuck.insert(head)),
+                2 => drop(kernel.unisolated.insert(head)),
+                3 => drop(kernel.shared.insert(head)),
+                4 => kernel.folios.retain(|folio| folio.0 != head),
+                _ => {}
+            }
+        }
+
+        let results = move_with(&mut kernel, 7, FAST, &pages, all).unwrap();
+
+        prop_assert_eq!(results.len(), pages.len());
+        for (result, fault) in results.iter().zip(&faults) {
+            let truth = kernel.folio(result.page.hva.0).map(|folio| folio.2);
+            prop_assert_eq!(result.outcome == Outcome::Moved, truth == Some(0));
+            prop_assert_eq!(result.outcome == Outcome::Absent, *fault == 4);
+            prop_assert_eq!(result.node.map(|node| i32::from(node.0)), truth);
+            // With room left, nothing that can move stays behind.
+            if room >= faults.len() && (*fault == 0 || *fault == 5) {
+                prop_assert_eq!(result.outcome, Outcome::Moved);
+            }
+        }
+    }
+}
+
+/// Anonymous pages of this process, touched.
+fn own_pages(count: usize) -> (Vec<u8>, Vec<Page>) {
+    let bytes = vec![1u8; (count + 1) << 12];
+    let first = (bytes.as_ptr() as u64).next_multiple_of(BASE_PAGE);
+    let pages = (0..count as u64).map(|n| Page {
+        hva: Hva(first + n * BASE_PAGE),
+        bytes: BASE_PAGE,
+    });
+    (bytes, pages.collect())
+}
+
+#[test]
+fn query_when_asked_of_ourselves_knows_touched_from_untouched() {
+    let pid = std::process::id();
+    let (bytes, pages) = own_pages(4);
+    // Fresh from the kernel and larger than any cache of the allocator: never touched.
+    let untouched: Vec<u8> = Vec::with_capacity(64 << 20);
+    let middle = Hva((untouched.as_ptr() as u64 + (32 << 20)) & !(BASE_PAGE - 1));
+    let asked: Vec<Hva> = pages
+        .iter()
+        .map(|page| page.hva)
+        .chain([middle, Hva(BASE_PAGE)])
+        .collect();
+
+    let Ok(found) = query_nodes(pid, &asked) else {
+        eprintln!("SKIPPED: this kernel has no move_pages (CONFIG_NUMA, CONFIG_MIGRATION)");
+        return;
+    };
+
+    assert!(
+        found[..4].iter().all(|status| status.node().is_some()),
+        "{found:?}"
+    );
+    assert_eq!(found[4..], [PageStatus::Absent, PageStatus::Fault]);
+    assert_eq!(bytes[0], 1);
+}
+
+#[test]
+fn move_when_target_is_where_the_pages_are_calls_them_moved_and_keeps_their_bytes() {
+    let pid = std::process::id();
+    let (bytes, pages) = own_pages(64);
+    let Ok(found) = query_nodes(pid, &[pages[0].hva]) else {
+        eprintln!("SKIPPED: this kernel has no move_pages (CONFIG_NUMA, CONFIG_MIGRATION)");
+        return;
+    };
+    let node = found[0].node().unwrap();
+
+    let results = move_pages(pid, node, &pages, true).unwrap();
+
+    assert!(
+        results
+            .iter()
+            .filter(|r| r.outcome == Outcome::Moved)
+            .count()
+            >= 60,
+        "{results:?}"
+    );
+    assert!(bytes.iter().all(|&byte| byte == 1));
+}
+
+#[test]
+fn move_when_node_does_not_exist_is_refused() {
+    let (_bytes, pages) = own_pages(1);
+    match move_pages(std::process::id(), NodeId(1000), &pages, false) {
+        Err(PagesError::NoSuchNode { node: NodeId(1000) }) => {}
+        Err(PagesError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENOSYS) => {
+            eprintln!("SKIPPED: this kernel has no move_pages");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn query_when_process_is_gone_says_so() {
+    // Beyond PID_MAX_LIMIT (4 Mi).
+    assert!(matches!(
+        query_nodes(5_000_000, &[Hva(0)]),
+        Err(PagesError::Gone { pid: 5_000_000 })
+    ));
+}

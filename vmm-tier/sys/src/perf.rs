@@ -1,0 +1,6 @@
+//! `perf_event_open`: events, the ring they write into, and the records in it.
+
+pub mod event;
+pub mod record;
+pub mod ring;
+pub mod tracepoint;

@@ -1,0 +1,420 @@
+//! The records of a perf ring: a pure parser over bytes.
+//!
+//! Field orders are those of `include/uapi/linux/perf_event.h` (`perf_event_type`). All numbers are
+//! in the machine's byte order. Whatever the bytes are, parsing ends and never panics.
+
+use perf_event_open_sys::bindings as abi;
+
+/// The bytes of a record's header: type u32, misc u16, size u16.
+pub const HEADER_BYTES: usize = 8;
+
+/// The sample fields that this parser knows; the rest (read groups, call chains, branch stacks,
+/// registers, stacks, AUX) has variable layouts that vmm-tier never asks for.
+const KNOWN_FIELDS: u64 = (abi::PERF_SAMPLE_IDENTIFIER
+    | abi::PERF_SAMPLE_IP
+    | abi::PERF_SAMPLE_TID
+    | abi::PERF_SAMPLE_TIME
+    | abi::PERF_SAMPLE_ADDR
+    | abi::PERF_SAMPLE_ID
+    | abi::PERF_SAMPLE_STREAM_ID
+    | abi::PERF_SAMPLE_CPU
+    | abi::PERF_SAMPLE_PERIOD
+    | abi::PERF_SAMPLE_RAW
+    | abi::PERF_SAMPLE_WEIGHT
+    | abi::PERF_SAMPLE_WEIGHT_STRUCT
+    | abi::PERF_SAMPLE_DATA_SRC
+    | abi::PERF_SAMPLE_TRANSACTION
+    | abi::PERF_SAMPLE_PHYS_ADDR
+    | abi::PERF_SAMPLE_CGROUP
+    | abi::PERF_SAMPLE_DATA_PAGE_SIZE
+    | abi::PERF_SAMPLE_CODE_PAGE_SIZE) as u64;
+
+/// What a record's bytes hold, as the event was asked to write them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordFormat {
+    sample_type: u64,
+    sample_id_all: bool,
+}
+
+/// A `sample_type` with fields that this parser does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("sample fields {0:#x} are not supported")]
+pub struct UnsupportedFields(pub u64);
+
+impl RecordFormat {
+    /// The format of an event opened with this `sample_type` and `sample_id_all`.
+    ///
+    /// # Errors
+    /// [`UnsupportedFields`] with the bits that the parser does not know.
+    pub fn new(sample_type: u64, sample_id_all: bool) -> Result<Self, UnsupportedFields> {
+        match sample_type & !KNOWN_FIELDS {
+            0 => Ok(Self {
+                sample_type,
+                sample_id_all,
+            }),
+            unknown => Err(UnsupportedFields(unknown)),
+        }
+    }
+
+    fn has(self, field: abi::perf_event_sample_format) -> bool {
+        self.sample_type & u64::from(field) != 0
+    }
+}
+
+/// Latency weights of a sample: `WEIGHT` fills `var1` (and the rest with its upper bits),
+/// `WEIGHT_STRUCT` has the three parts of `perf_sample_weight`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// The lower 32 bits: the access latency in cycles on Intel.
+    pub var1: u32,
+    /// Bits 32 to 47: the instruction latency on Intel.
+    pub var2: u16,
+    /// Bits 48 to 63.
+    pub var3: u16,
+}
+
+/// A `PERF_RECORD_SAMPLE`. A field is `None` where the event did not ask for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named for the fields of perf_event_open(2)")]
+pub struct Sample<'a> {
+    pub misc: u16,
+    pub identifier: Option<u64>,
+    pub ip: Option<u64>,
+    pub pid: Option<u32>,
+    pub tid: Option<u32>,
+    pub time: Option<u64>,
+    pub addr: Option<u64>,
+    pub id: Option<u64>,
+    pub stream_id: Option<u64>,
+    pub cpu: Option<u32>,
+    pub period: Option<u64>,
+    pub raw: Option<&'a [u8]>,
+    pub weight: Option<Weight>,
+    pub data_src: Option<u64>,
+    pub transaction: Option<u64>,
+    pub phys_addr: Option<u64>,
+    pub cgroup: Option<u64>,
+    pub data_page_size: Option<u64>,
+    pub code_page_size: Option<u64>,
+}
+
+/// The trailer that `sample_id_all` puts on every record that is no sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named for the fields of perf_event_open(2)")]
+pub struct SampleId {
+    pub pid: Option<u32>,
+    pub tid: Option<u32>,
+    pub time: Option<u64>,
+    pub id: Option<u64>,
+    pub stream_id: Option<u64>,
+    pub cpu: Option<u32>,
+    pub identifier: Option<u64>,
+}
+
+/// One record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record<'a> {
+    /// What the event is for.
+    Sample(Sample<'a>),
+    /// The ring was full: this many records were not written since the last one.
+    Lost {
+        /// The event that lost them.
+        id: u64,
+        /// How many.
+        lost: u64,
+        /// The trailer.
+        sample_id: SampleId,
+    },
+    /// Hardware samples were dropped before they reached the ring.
+    LostSamples {
+        /// How many.
+        lost: u64,
+        /// The trailer.
+        sample_id: SampleId,
+    },
+    /// A thread ended.
+    Exit {
+        /// Its process.
+        pid: u32,
+        /// The thread.
+        tid: u32,
+        /// When, on the event's clock.
+        time: u64,
+        /// The trailer.
+        sample_id: SampleId,
+    },
+    /// The kernel stopped the event until the next tick: it came too often.
+    Throttle {
+        /// When, on the event's clock.
+        time: u64,
+        /// The event.
+        id: u64,
+        /// The trailer.
+        sample_id: SampleId,
+    },
+    /// The kernel let the event run again.
+    Unthrottle {
+        /// When, on the event's clock.
+        time: u64,
+        /// The event.
+        id: u64,
+        /// The trailer.
+        sample_id: SampleId,
+    },
+    /// A record of a type that is of no use here, skipped.
+    Other {
+        /// `perf_event_header.type`.
+        kind: u32,
+    },
+}
+
+/// Why bytes are no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Fewer bytes are left than a header has.
+    #[error("{0} bytes are too few for a record header")]
+    NoHeader(usize),
+    /// The size is less than a header, no multiple of eight, or more than there is. Where the next
+    /// record begins can't be known.
+    #[error("record size {size} does not fit the {rest} bytes left")]
+    Size {
+        /// The size that the header states.
+        size: usize,
+        /// The bytes left.
+        rest: usize,
+    },
+    /// The record ends before its fields do. The next record can still be found.
+    #[error("record of type {kind} is too short for its fields")]
+    Short {
+        /// `perf_event_header.type`.
+        kind: u32,
+    },
+}
+
+/// Takes fields off the front of a record's body.
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn bytes(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(n)?;
+        self.0 = rest;
+        Some(head)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        let (head, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_ne_bytes(*head))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        let (head, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_ne_bytes(*head))
+    }
+
+    /// Two u32 in one: pid and tid, or cpu and padding.
+    fn pair(&mut self) -> Option<(u32, u32)> {
+        Some((self.u32()?, self.u32()?))
+    }
+}
+
+/// The length of the record at the front of `bytes`, and its type and misc.
+fn header(bytes: &[u8]) -> Result<(u32, u16, usize), RecordError> {
+    let Some(&[a, b, c, d, m, n, s, t]) = bytes.first_chunk::<HEADER_BYTES>() else {
+        return Err(RecordError::NoHeader(bytes.len()));
+    };
+    let size = usize::from(u16::from_ne_bytes([s, t]));
+    // The kernel pads every record to eight bytes (perf_output_begin works on aligned sizes).
+    if size < HEADER_BYTES || size > bytes.len() || !size.is_multiple_of(8) {
+        return Err(RecordError::Size {
+            size,
+            rest: bytes.len(),
+        });
+    }
+    Ok((
+        u32::from_ne_bytes([a, b, c, d]),
+        u16::from_ne_bytes([m, n]),
+        size,
+    ))
+}
+
+/// The record at the front of `bytes`, and how many bytes it takes.
+///
+/// # Errors
+/// [`RecordError`]; after [`RecordError::Short`] the record's own length still stands in its header
+/// and [`Records`] goes on behind it.
+pub fn parse(bytes: &[u8], format: RecordFormat) -> Result<(Record<'_>, usize), RecordError> {
+    let (kind, misc, size) = header(bytes)?;
+    let body = &bytes[HEADER_BYTES..size];
+    let record = match kind {
+        abi::PERF_RECORD_SAMPLE => sample(body, misc, format).map(Record::Sample),
+        abi::PERF_RECORD_LOST
+        | abi::PERF_RECORD_LOST_SAMPLES
+        | abi::PERF_RECORD_EXIT
+        | abi::PERF_RECORD_THROTTLE
+        | abi::PERF_RECORD_UNTHROTTLE => notice(body, kind, format),
+        kind => Some(Record::Other { kind }),
+    };
+    Ok((record.ok_or(RecordError::Short { kind })?, size))
+}
+
+fn sample(body: &[u8], misc: u16, format: RecordFormat) -> Option<Sample<'_>> {
+    let mut at = Cursor(body);
+    let mut sample = Sample {
+        misc,
+        ..Sample::default()
+    };
+    let wanted = |cursor: &mut Cursor<'_>, field| match format.has(field) {
+        true => cursor.u64().map(Some),
+        false => Some(None),
+    };
+    sample.identifier = wanted(&mut at, abi::PERF_SAMPLE_IDENTIFIER)?;
+    sample.ip = wanted(&mut at, abi::PERF_SAMPLE_IP)?;
+    if format.has(abi::PERF_SAMPLE_TID) {
+        let (pid, tid) = at.pair()?;
+        (sample.pid, sample.tid) = (Some(pid), Some(tid));
+    }
+    sample.time = wanted(&mut at, abi::PERF_SAMPLE_TIME)?;
+    sample.addr = wanted(&mut at, abi::PERF_SAMPLE_ADDR)?;
+    sample.id = wanted(&mut at, abi::PERF_SAMPLE_ID)?;
+    sample.stream_id = wanted(&mut at, abi::PERF_SAMPLE_STREAM_ID)?;
+    if format.has(abi::PERF_SAMPLE_CPU) {
+        sample.cpu = Some(at.pair()?.0);
+    }
+    sample.period = wanted(&mut at, abi::PERF_SAMPLE_PERIOD)?;
+    if format.has(abi::PERF_SAMPLE_RAW) {
+        // The size counts the padding behind the data, so that size and data end on eight bytes.
+        let size = at.u32()?;
+        sample.raw = Some(at.bytes(usize::try_from(size).ok()?)?);
+    }
+    if format.has(abi::PERF_SAMPLE_WEIGHT) || format.has(abi::PERF_SAMPLE_WEIGHT_STRUCT) {
+        let full = at.u64()?.to_le_bytes();
+        let [a, b, c, d, e, f, g, h] = full;
+        sample.weight = Some(Weight {
+            var1: u32::from_le_bytes([a, b, c, d]),
+            var2: u16::from_le_bytes([e, f]),
+            var3: u16::from_le_bytes([g, h]),
+        });
+    }
+    sample.data_src = wanted(&mut at, abi::PERF_SAMPLE_DATA_SRC)?;
+    sample.transaction = wanted(&mut at, abi::PERF_SAMPLE_TRANSACTION)?;
+    sample.phys_addr = wanted(&mut at, abi::PERF_SAMPLE_PHYS_ADDR)?;
+    sample.cgroup = wanted(&mut at, abi::PERF_SAMPLE_CGROUP)?;
+    sample.data_page_size = wanted(&mut at, abi::PERF_SAMPLE_DATA_PAGE_SIZE)?;
+    sample.code_page_size = wanted(&mut at, abi::PERF_SAMPLE_CODE_PAGE_SIZE)?;
+    Some(sample)
+}
+
+/// The records by which the kernel speaks of the event itself.
+fn notice(body: &[u8], kind: u32, format: RecordFormat) -> Option<Record<'_>> {
+    let mut at = Cursor(body);
+    Some(match kind {
+        abi::PERF_RECORD_LOST => Record::Lost {
+            id: at.u64()?,
+            lost: at.u64()?,
+            sample_id: trailer(&mut at, format)?,
+        },
+        abi::PERF_RECORD_LOST_SAMPLES => Record::LostSamples {
+            lost: at.u64()?,
+            sample_id: trailer(&mut at, format)?,
+        },
+        abi::PERF_RECORD_EXIT => {
+            // pid, ppid, tid, ptid
+            let ((pid, _), (tid, _)) = (at.pair()?, at.pair()?);
+            Record::Exit {
+                pid,
+                tid,
+                time: at.u64()?,
+                sample_id: trailer(&mut at, format)?,
+            }
+        }
+        abi::PERF_RECORD_THROTTLE | abi::PERF_RECORD_UNTHROTTLE => {
+            let (time, id, _stream_id) = (at.u64()?, at.u64()?, at.u64()?);
+            let sample_id = trailer(&mut at, format)?;
+            match kind {
+                abi::PERF_RECORD_THROTTLE => Record::Throttle {
+                    time,
+                    id,
+                    sample_id,
+                },
+                _ => Record::Unthrottle {
+                    time,
+                    id,
+                    sample_id,
+                },
+            }
+        }
+        kind => Record::Other { kind },
+    })
+}
+
+fn trailer(at: &mut Cursor<'_>, format: RecordFormat) -> Option<SampleId> {
+    let mut id = SampleId::default();
+    if !format.sample_id_all {
+        return Some(id);
+    }
+    if format.has(abi::PERF_SAMPLE_TID) {
+        let (pid, tid) = at.pair()?;
+        (id.pid, id.tid) = (Some(pid), Some(tid));
+    }
+    if format.has(abi::PERF_SAMPLE_TIME) {
+        id.time = Some(at.u64()?);
+    }
+    if format.has(abi::PERF_SAMPLE_ID) {
+        id.id = Some(at.u64()?);
+    }
+    if format.has(abi::PERF_SAMPLE_STREAM_ID) {
+        id.stream_id = Some(at.u64()?);
+    }
+    if format.has(abi::PERF_SAMPLE_CPU) {
+        id.cpu = Some(at.pair()?.0);
+    }
+    if format.has(abi::PERF_SAMPLE_IDENTIFIER) {
+        id.identifier = Some(at.u64()?);
+    }
+    Some(id)
+}
+
+/// The records in `bytes`, one behind the other. A record that is too short for its fields yields an
+/// error and is stepped over; after a size that can't be right the iterator ends.
+pub struct Records<'a> {
+    rest: &'a [u8],
+    format: RecordFormat,
+}
+
+impl<'a> Records<'a> {
+    /// The records of a linear piece of a ring.
+    #[must_use]
+    pub fn new(bytes: &'a [u8], format: RecordFormat) -> Self {
+        Self {
+            rest: bytes,
+            format,
+        }
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, RecordError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        match parse(self.rest, self.format) {
+            Ok((record, size)) => {
+                self.rest = &self.rest[size..];
+                Some(Ok(record))
+            }
+            Err(error @ RecordError::Short { .. }) => {
+                let (_, _, size) = header(self.rest).ok()?;
+                self.rest = &self.rest[size..];
+                Some(Err(error))
+            }
+            Err(error) => {
+                self.rest = &[];
+                Some(Err(error))
+            }
+        }
+    }
+}

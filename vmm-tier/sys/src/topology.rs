@@ -1,0 +1,221 @@
+//! Memory nodes: what they have, how far and how fast they are, and which tier the kernel puts them in.
+
+use std::path::Path;
+
+use serde::Serialize;
+use tier_core::addr::{NodeId, NodeSet};
+
+use crate::{
+    sysroot::{
+        ParseError, SMALL_FILE, SysRoot, SysRootError, numbered_entries, read_text,
+        read_value_optional,
+    },
+    zoneinfo::{self, NodeMarks},
+};
+
+/// How fast the nearest initiators reach a node's memory, as the firmware (HMAT) or a CXL driver
+/// says. 0 where it says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Performance {
+    /// Nanoseconds.
+    pub read_latency_ns: u64,
+    /// Nanoseconds.
+    pub write_latency_ns: u64,
+    /// MiB a second.
+    pub read_bandwidth_mib: u64,
+    /// MiB a second.
+    pub write_bandwidth_mib: u64,
+}
+
+/// A memory node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// Whether it has CPUs.
+    pub has_cpu: bool,
+    /// Whether it has memory.
+    pub has_memory: bool,
+    /// The distance to each online node, in the order of [`Topology::nodes`]; 10 is local (ACPI SLIT).
+    pub distances: Vec<u32>,
+    /// The kernel's tier, smaller is faster (`memory_tier4` → 4); `None` if the kernel puts it in none.
+    pub tier: Option<u32>,
+    /// As seen from the nearest initiators of any kind (access class 0).
+    pub access0: Option<Performance>,
+    /// As seen from the nearest CPUs (access class 1).
+    pub access1: Option<Performance>,
+    /// Memory in bytes.
+    pub total: u64,
+    /// Free and watermarks in bytes.
+    pub marks: NodeMarks,
+}
+
+impl Node {
+    /// What the CPUs see: access class 1, or class 0 where there is no other.
+    #[must_use]
+    pub fn performance(&self) -> Option<Performance> {
+        self.access1.or(self.access0)
+    }
+}
+
+/// The online nodes of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Topology {
+    /// By rising number.
+    pub nodes: Vec<Node>,
+}
+
+impl Topology {
+    /// Reads `/sys/devices/system/node`, memory tiers and zoneinfo. A kernel without NUMA has no such
+    /// folder: then there is no node.
+    ///
+    /// # Errors
+    /// [`SysRootError`] with the file that can't be read or understood.
+    pub fn read(root: &SysRoot) -> Result<Self, SysRootError> {
+        let folder = root.sys("devices/system/node");
+        let online = node_list(&folder.join("online"))?;
+        let has_cpu = node_list(&folder.join("has_cpu"))?;
+        let has_memory = node_list(&folder.join("has_memory"))?;
+        let tiers = memory_tiers(root)?;
+        let marks = match zoneinfo::read(root) {
+            Ok(marks) => marks,
+            Err(error) if error.is_not_found() => Default::default(),
+            Err(error) => return Err(error),
+        };
+        let nodes = online.iter().map(|id| {
+            let folder = folder.join(format!("node{id}"));
+            let tier = tiers.iter().find(|(_, nodes)| nodes.contains(id));
+            Ok(Node {
+                id,
+                has_cpu: has_cpu.contains(id),
+                has_memory: has_memory.contains(id),
+                distances: distances(&folder.join("distance"))?,
+                tier: tier.map(|(tier, _)| *tier),
+                access0: performance(&folder.join("access0/initiators"))?,
+                access1: performance(&folder.join("access1/initiators"))?,
+                total: meminfo(&folder.join("meminfo"))?.total,
+                marks: marks.get(&id).copied().unwrap_or_default(),
+            })
+        });
+        Ok(Self {
+            nodes: nodes.collect::<Result<_, SysRootError>>()?,
+        })
+    }
+
+    /// The node of this number.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// The distance between two nodes.
+    #[must_use]
+    pub fn distance(&self, from: NodeId, to: NodeId) -> Option<u32> {
+        let column = self.nodes.iter().position(|node| node.id == to)?;
+        self.node(from)?.distances.get(column).copied()
+    }
+
+    /// The kernel's tiers of nodes with memory, fastest first. Nodes that the kernel puts in no tier
+    /// (before 6.1, or no CPU-less memory) are not in it.
+    #[must_use]
+    pub fn kernel_tiers(&self) -> Vec<(u32, NodeSet)> {
+        let mut tiers: Vec<u32> = self.nodes.iter().filter_map(|node| node.tier).collect();
+        tiers.sort_unstable();
+        tiers.dedup();
+        let members = |tier| {
+            let nodes = self
+                .nodes
+                .iter()
+                .filter(move |n| n.tier == Some(tier) && n.has_memory);
+            nodes.map(|node| node.id).collect::<NodeSet>()
+        };
+        tiers
+            .into_iter()
+            .map(|tier| (tier, members(tier)))
+            .collect()
+    }
+}
+
+/// The kernel's memory tiers: number and nodes. None before Linux 6.1.
+fn memory_tiers(root: &SysRoot) -> Result<Vec<(u32, NodeSet)>, SysRootError> {
+    let entries = numbered_entries(&root.sys("devices/virtual/memory_tiering"), "memory_tier")?;
+    entries
+        .into_iter()
+        .map(|(tier, path)| Ok((tier, node_list(&path.join("nodelist"))?)))
+        .collect()
+}
+
+/// A file that holds a node list; empty if there is no such file.
+fn node_list(path: &Path) -> Result<NodeSet, SysRootError> {
+    Ok(read_value_optional(path)?.unwrap_or_default())
+}
+
+fn distances(path: &Path) -> Result<Vec<u32>, SysRootError> {
+    let text = match read_text(path, SMALL_FILE) {
+        Ok(text) => text,
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let numbers: Result<_, _> = text.split_ascii_whitespace().map(str::parse).collect();
+    numbers.map_err(|_| ParseError::at(0, "no list of distances").in_file(path))
+}
+
+fn performance(folder: &Path) -> Result<Option<Performance>, SysRootError> {
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let value = |name: &str| Ok(read_value_optional(&folder.join(name))?.unwrap_or(0));
+    let found = Performance {
+        read_latency_ns: value("read_latency")?,
+        write_latency_ns: value("write_latency")?,
+        read_bandwidth_mib: value("read_bandwidth")?,
+        write_bandwidth_mib: value("write_bandwidth")?,
+    };
+    // The folder also holds links to the initiators and stands without any figure on some hosts.
+    Ok((found != Performance::default()).then_some(found))
+}
+
+/// The memory of a node, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeMemory {
+    /// All.
+    pub total: u64,
+    /// Free.
+    pub free: u64,
+}
+
+/// Reads a node's `meminfo`.
+///
+/// # Errors
+/// [`SysRootError`].
+pub fn node_memory(root: &SysRoot, node: NodeId) -> Result<NodeMemory, SysRootError> {
+    meminfo(&root.sys(format!("devices/system/node/node{node}/meminfo")))
+}
+
+fn meminfo(path: &Path) -> Result<NodeMemory, SysRootError> {
+    parse_meminfo(&read_text(path, SMALL_FILE)?).map_err(|error| error.in_file(path))
+}
+
+/// Parses the text of a node's meminfo: lines such as `Node 0 MemFree:  4409732 kB`.
+///
+/// # Errors
+/// [`ParseError`] with the line.
+pub fn parse_meminfo(text: &str) -> Result<NodeMemory, ParseError> {
+    let mut memory = NodeMemory::default();
+    for (index, line) in text.lines().enumerate() {
+        let mut words = line.split_ascii_whitespace().skip(2);
+        let field = match words.next() {
+            Some("MemTotal:") => &mut memory.total,
+            Some("MemFree:") => &mut memory.free,
+            _ => continue,
+        };
+        let kib = words.next().and_then(|word| word.parse::<u64>().ok());
+        *field = kib
+            .and_then(|kib| kib.checked_mul(1024))
+            .ok_or_else(|| ParseError::at(index, "no number of kB"))?;
+    }
+    Ok(memory)
+}
