@@ -43,11 +43,21 @@ impl Kernel {
     }
 
     fn free(&self) -> u64 {
-        self.fast_capacity - self.frames.iter().filter(|&&node| node == Some(FAST)).count() as u64 * BASE_PAGE
+        self.fast_capacity
+            - self
+                .frames
+                .iter()
+                .filter(|&&node| node == Some(FAST))
+                .count() as u64
+                * BASE_PAGE
     }
 
     fn nodes(&self) -> Event {
-        let node = |node, free_bytes| NodeMemory { node, free_bytes, high_watermark_bytes: 0 };
+        let node = |node, free_bytes| NodeMemory {
+            node,
+            free_bytes,
+            high_watermark_bytes: 0,
+        };
         Event::Nodes(vec![node(FAST, self.free()), node(SLOW, 1 << 40)])
     }
 
@@ -71,10 +81,20 @@ impl Kernel {
                 self.frames[first..first + count].fill(Some(batch.target));
                 *self.moved_bytes.entry(batch.target).or_default() += page.bytes;
             }
-            results.push(PageResult { page, outcome, node: self.frames[first] });
+            results.push(PageResult {
+                page,
+                outcome,
+                node: self.frames[first],
+            });
         }
         let elapsed = Duration::from_micros(5 * results.len() as u64);
-        MoveReport { id: batch.id, direction: batch.direction, target: batch.target, results, elapsed }
+        MoveReport {
+            id: batch.id,
+            direction: batch.direction,
+            target: batch.target,
+            results,
+            elapsed,
+        }
     }
 
     fn scan(&self, request: tier_core::engine::ScanRequest) -> ScanReport {
@@ -94,7 +114,12 @@ impl Kernel {
             pages.push((Page { hva, bytes }, self.frames[frame]));
             at += bytes / BASE_PAGE;
         }
-        ScanReport { request, huge, pages, elapsed: Duration::from_micros(10) }
+        ScanReport {
+            request,
+            huge,
+            pages,
+            elapsed: Duration::from_micros(10),
+        }
     }
 }
 
@@ -108,13 +133,22 @@ fn map(frames: u32) -> Arc<GuestMemoryMap> {
         page_size: BASE_PAGE,
         backing: None,
     };
-    let range =
-        MapRange { gpa: Gpa(GPA_BASE), len, block: BlockIndex(0), offset: 0, hva: Hva(BASE) };
+    let range = MapRange {
+        gpa: Gpa(GPA_BASE),
+        len,
+        block: BlockIndex(0),
+        offset: 0,
+        hva: Hva(BASE),
+    };
     Arc::new(GuestMemoryMap::new(1, vec![block], vec![range]).unwrap())
 }
 
 fn settings() -> EngineSettings {
-    EngineSettings { headroom_bytes: 16 * BASE_PAGE, batch_bytes: HUGE_PAGE, ..EngineSettings::default() }
+    EngineSettings {
+        headroom_bytes: 16 * BASE_PAGE,
+        batch_bytes: HUGE_PAGE,
+        ..EngineSettings::default()
+    }
 }
 
 fn tiers() -> Tiers {
@@ -135,8 +169,14 @@ struct Lab {
 impl Lab {
     fn new(kernel: Kernel, settings: EngineSettings) -> Self {
         let mut engine = VmEngine::new(settings, tiers(), Time(0));
-        engine.set_map(Time(0), map(u32::try_from(kernel.frames.len()).unwrap())).unwrap();
-        let mut lab = Self { kernel, engine, now: Time(0) };
+        engine
+            .set_map(Time(0), map(u32::try_from(kernel.frames.len()).unwrap()))
+            .unwrap();
+        let mut lab = Self {
+            kernel,
+            engine,
+            now: Time(0),
+        };
         lab.step(Event::Source { up: true });
         lab
     }
@@ -191,7 +231,9 @@ impl Lab {
 
 /// A kernel whose fast node is full of the first frames, and a guest hot at its end.
 fn gups(frames: u32, fast: u32) -> Kernel {
-    Kernel::new(frames, u64::from(fast) * BASE_PAGE, move |frame| Some(if frame < fast { FAST } else { SLOW }))
+    Kernel::new(frames, u64::from(fast) * BASE_PAGE, move |frame| {
+        Some(if frame < fast { FAST } else { SLOW })
+    })
 }
 
 #[test]
@@ -202,16 +244,26 @@ fn hot_set_when_it_starts_on_the_slow_node_is_exchanged_once() {
     for _ in 0..50 {
         lab.observe(|frame| if hot.contains(&frame) { 20.0 } else { 1.0 });
     }
-    let on_fast = hot.clone().filter(|&f| lab.kernel.frames[f as usize] == Some(FAST)).count();
+    let on_fast = hot
+        .clone()
+        .filter(|&f| lab.kernel.frames[f as usize] == Some(FAST))
+        .count();
     assert_eq!(on_fast, 320);
     // The least possible is the hot set up and as much down, and the headroom once.
     let least = 2 * 320 * BASE_PAGE + 16 * BASE_PAGE;
-    assert!(lab.moved() <= least + 8 * BASE_PAGE, "{} moved, {least} needed", lab.moved());
+    assert!(
+        lab.moved() <= least + 8 * BASE_PAGE,
+        "{} moved, {least} needed",
+        lab.moved()
+    );
     assert!(lab.kernel.free() >= 16 * BASE_PAGE, "the headroom is kept");
-    let snapshot = lab.engine.snapshot(lab.now);
+    let snapshot = lab.engine.snapshot();
     assert_eq!(snapshot.state, VmState::Running);
     assert!(snapshot.samples.is_valid());
-    assert_eq!(snapshot.tiers[0].bytes + snapshot.tiers[1].bytes, 4096 * BASE_PAGE);
+    assert_eq!(
+        snapshot.tiers[0].bytes + snapshot.tiers[1].bytes,
+        4096 * BASE_PAGE
+    );
     assert!(snapshot.hit_ratio.unwrap() > 0.5);
 }
 
@@ -220,9 +272,15 @@ fn pages_when_equally_hot_are_left_where_they_are() {
     let mut lab = Lab::new(gups(2048, 512), settings());
     for round in 0..50_u32 {
         // The same rate everywhere, with noise: 4 to 6 of 20.
-        lab.observe(|frame| 4.0 + ((frame.wrapping_mul(2_654_435_761) >> 7).wrapping_add(round) % 3) as f32);
+        lab.observe(|frame| {
+            4.0 + ((frame.wrapping_mul(2_654_435_761) >> 7).wrapping_add(round) % 3) as f32
+        });
     }
-    assert!(lab.moved() <= 32 * BASE_PAGE, "{} bytes for nothing", lab.moved());
+    assert!(
+        lab.moved() <= 32 * BASE_PAGE,
+        "{} bytes for nothing",
+        lab.moved()
+    );
 }
 
 #[test]
@@ -232,7 +290,10 @@ fn hot_set_when_it_shifts_is_followed() {
         for _ in 0..75 {
             lab.observe(|frame| if hot.contains(&frame) { 20.0 } else { 0.0 });
         }
-        let on_fast = hot.clone().filter(|&f| lab.kernel.frames[f as usize] == Some(FAST)).count();
+        let on_fast = hot
+            .clone()
+            .filter(|&f| lab.kernel.frames[f as usize] == Some(FAST))
+            .count();
         assert_eq!(on_fast, 256);
     }
 }
@@ -241,20 +302,39 @@ fn hot_set_when_it_shifts_is_followed() {
 fn huge_pages_when_hot_move_whole() {
     let mut kernel = gups(8 * 512, 2 * 512);
     kernel.huge = (0..8).map(|i| i * 512).collect();
-    let mut lab = Lab::new(kernel, EngineSettings { headroom_bytes: 0, ..settings() });
+    let mut lab = Lab::new(
+        kernel,
+        EngineSettings {
+            headroom_bytes: 0,
+            ..settings()
+        },
+    );
     for _ in 0..50 {
         lab.observe(|frame| if frame / 512 == 6 { 20.0 } else { 0.0 });
     }
-    assert!(lab.kernel.frames[6 * 512..7 * 512].iter().all(|&node| node == Some(FAST)));
+    assert!(
+        lab.kernel.frames[6 * 512..7 * 512]
+            .iter()
+            .all(|&node| node == Some(FAST))
+    );
     assert_eq!(lab.moved(), 2 * HUGE_PAGE);
-    assert_eq!(lab.engine.snapshot(lab.now).page_sizes, BTreeMap::from([(HUGE_PAGE, 8 * HUGE_PAGE)]));
+    assert_eq!(
+        lab.engine.snapshot().page_sizes,
+        BTreeMap::from([(HUGE_PAGE, 8 * HUGE_PAGE)])
+    );
 }
 
 #[test]
 fn huge_page_when_it_is_split_or_collapsed_keeps_its_heat() {
     let mut kernel = gups(8 * 512, 2 * 512);
     kernel.huge = (0..8).map(|i| i * 512).collect();
-    let mut lab = Lab::new(kernel, EngineSettings { headroom_bytes: 0, ..settings() });
+    let mut lab = Lab::new(
+        kernel,
+        EngineSettings {
+            headroom_bytes: 0,
+            ..settings()
+        },
+    );
     for _ in 0..3 {
         lab.observe(|_| 5.0);
     }
@@ -264,8 +344,12 @@ fn huge_page_when_it_is_split_or_collapsed_keeps_its_heat() {
             lab.now = lab.now + Duration::from_secs(1);
             lab.step(Event::Tick);
         }
-        let snapshot = lab.engine.snapshot(lab.now);
-        let size = if lab.kernel.huge.is_empty() { BASE_PAGE } else { HUGE_PAGE };
+        let snapshot = lab.engine.snapshot();
+        let size = if lab.kernel.huge.is_empty() {
+            BASE_PAGE
+        } else {
+            HUGE_PAGE
+        };
         assert_eq!(snapshot.page_sizes, BTreeMap::from([(size, 8 * HUGE_PAGE)]));
         assert_eq!(snapshot.tiers[0].bytes, 2 * HUGE_PAGE);
     }
@@ -275,19 +359,36 @@ fn huge_page_when_it_is_split_or_collapsed_keeps_its_heat() {
 fn pages_when_they_fail_are_counted_and_the_others_take_their_place() {
     let mut kernel = gups(2048, 512);
     // A quarter of the hot pages can't be moved, each quarter of those for another reason.
-    let reasons = [Outcome::Busy, Outcome::Pinned, Outcome::Shared, Outcome::Absent];
+    let reasons = [
+        Outcome::Busy,
+        Outcome::Pinned,
+        Outcome::Shared,
+        Outcome::Absent,
+    ];
     for (i, reason) in (1536..1600_u64).zip(reasons.iter().cycle()) {
         kernel.fails.insert(BASE + i * BASE_PAGE, *reason);
     }
     let mut lab = Lab::new(kernel, settings());
     for _ in 0..75 {
-        lab.observe(|frame| if (1536..1792).contains(&frame) { 20.0 } else { 0.0 });
+        lab.observe(|frame| {
+            if (1536..1792).contains(&frame) {
+                20.0
+            } else {
+                0.0
+            }
+        });
     }
-    let snapshot = lab.engine.snapshot(lab.now);
-    let on_fast = (1600..1792).filter(|&f| lab.kernel.frames[f] == Some(FAST)).count();
+    let snapshot = lab.engine.snapshot();
+    let on_fast = (1600..1792)
+        .filter(|&f| lab.kernel.frames[f] == Some(FAST))
+        .count();
     assert_eq!(on_fast, 192);
     assert_eq!(snapshot.failed[&Outcome::Shared], 16, "never tried again");
-    assert_eq!(snapshot.failed[&Outcome::Pinned], 16, "not tried again within a minute");
+    assert_eq!(
+        snapshot.failed[&Outcome::Pinned],
+        16,
+        "not tried again within a minute"
+    );
     assert!(snapshot.failed[&Outcome::Busy] > 16, "tried again");
 }
 
@@ -301,9 +402,11 @@ fn limit_when_lowered_is_obeyed_at_once_and_kept() {
     for _ in 0..10 {
         lab.observe(|frame| if frame < 256 { 20.0 } else { 0.0 });
     }
-    let snapshot = lab.engine.snapshot(lab.now);
+    let snapshot = lab.engine.snapshot();
     assert_eq!(snapshot.tiers[0].bytes, 128 * BASE_PAGE);
-    let hot_on_fast = (0..256).filter(|&f| lab.kernel.frames[f] == Some(FAST)).count();
+    let hot_on_fast = (0..256)
+        .filter(|&f| lab.kernel.frames[f] == Some(FAST))
+        .count();
     assert_eq!(hot_on_fast, 128, "what stays is the hottest");
 }
 
@@ -324,17 +427,23 @@ fn engine_when_it_may_not_move_moves_nothing() {
         }
         assert_eq!(lab.engine.state(), state);
         assert_eq!(lab.moved() > 0, state == VmState::Running, "{state:?}");
-        assert!(lab.engine.snapshot(lab.now).samples.is_valid());
+        assert!(lab.engine.snapshot().samples.is_valid());
     }
 }
 
 #[test]
 fn dry_run_when_asked_plans_and_moves_nothing() {
-    let mut lab = Lab::new(gups(2048, 512), EngineSettings { dry_run: true, ..settings() });
+    let mut lab = Lab::new(
+        gups(2048, 512),
+        EngineSettings {
+            dry_run: true,
+            ..settings()
+        },
+    );
     for _ in 0..20 {
         lab.observe(|frame| if frame >= 1792 { 20.0 } else { 0.0 });
     }
-    let planned = lab.engine.snapshot(lab.now).dry_run.unwrap();
+    let planned = lab.engine.snapshot().dry_run.unwrap();
     assert_eq!(lab.moved(), 0);
     assert_eq!(planned.promote_bytes, 256 * BASE_PAGE);
     assert!(planned.demote_bytes >= planned.promote_bytes);
@@ -351,7 +460,10 @@ fn source_when_it_watches_little_does_not_make_the_unsampled_cold() {
             weight: 20.0,
             kind: AccessKind::Load,
         };
-        let outside = AccessSample { address: SampleAddress::Guest(Gpa(0x10)), ..hot };
+        let outside = AccessSample {
+            address: SampleAddress::Guest(Gpa(0x10)),
+            ..hot
+        };
         let batch = SampleBatch {
             end: lab.now,
             span: Duration::from_millis(400),
@@ -361,7 +473,7 @@ fn source_when_it_watches_little_does_not_make_the_unsampled_cold() {
         };
         lab.step(Event::Samples(batch));
     }
-    let account = lab.engine.snapshot(lab.now).samples;
+    let account = lab.engine.snapshot().samples;
     assert_eq!((account.arrived, account.accepted), (40, 20));
     assert_eq!(lab.moved(), 0);
 }
@@ -383,7 +495,7 @@ fn samples_when_made_under_an_older_map_are_dropped_and_counted() {
         kind: AccessKind::Any,
     });
     lab.step(Event::Samples(batch));
-    let account = lab.engine.snapshot(lab.now).samples;
+    let account = lab.engine.snapshot().samples;
     assert_eq!((account.arrived, account.accepted), (1, 0));
     assert!(account.is_valid());
 }
@@ -398,10 +510,19 @@ fn map_when_it_grows_keeps_what_was_known() {
     lab.kernel.frames.resize(4096, None);
     lab.engine.set_map(lab.now, map(4096)).unwrap();
     for _ in 0..20 {
-        lab.observe(|frame| if (1792..2048).contains(&frame) { 20.0 } else { 0.0 });
+        lab.observe(|frame| {
+            if (1792..2048).contains(&frame) {
+                20.0
+            } else {
+                0.0
+            }
+        });
     }
     assert_eq!(lab.moved(), moved, "the hot set stays where it is");
-    let snapshot = lab.engine.snapshot(lab.now);
-    assert_eq!(snapshot.tiers[0].bytes + snapshot.tiers[1].bytes, 2048 * BASE_PAGE);
+    let snapshot = lab.engine.snapshot();
+    assert_eq!(
+        snapshot.tiers[0].bytes + snapshot.tiers[1].bytes,
+        2048 * BASE_PAGE
+    );
     assert_eq!(snapshot.absent_bytes, 2048 * BASE_PAGE);
 }

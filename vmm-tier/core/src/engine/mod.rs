@@ -1,0 +1,238 @@
+//! The engine: all state of one VM, changed by one function.
+//!
+//! [`VmEngine::step`] takes what happened (a new map, samples, the kernel's answers, the operator's
+//! wishes) and returns what is to be done. It never waits, reads no clock and talks to nobody, so the
+//! same events always give the same actions.
+//!
+//! ```text
+//!   Starting ──all pages looked up, source warm──► Running ◄──► Paused | GuestStopped | Blind | Detached
+//! ```
+
+mod flights;
+mod placement;
+mod plan;
+mod scan;
+mod snapshot;
+mod tally;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+pub use scan::{Leftovers, ScanReport, ScanRequest};
+pub use snapshot::{Planned, Snapshot, TierSnapshot, VmState};
+
+use self::{
+    flights::Flights,
+    scan::Scanner,
+    tally::{MoveTotals, PlacedBytes, SampleTally},
+};
+use crate::{
+    addr::{NodeId, NodeSet},
+    dual_heap::DualHeap,
+    map::GuestMemoryMap,
+    moves::{MoveBatch, MoveReport},
+    pages::{PageIndex, PageIndexError, Span},
+    quota::TokenBucket,
+    sample::{SampleAccount, SampleBatch},
+    settings::EngineSettings,
+    tiers::Tiers,
+    time::Time,
+};
+
+/// Memory of one node, as the kernel tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeMemory {
+    /// The node.
+    pub node: NodeId,
+    /// Free bytes.
+    pub free_bytes: u64,
+    /// The high watermark in bytes, summed over the node's zones: below it the kernel reclaims.
+    pub high_watermark_bytes: u64,
+}
+
+impl NodeMemory {
+    /// Bytes free above the high watermark and `margin_bytes`; negative where they lack.
+    #[must_use]
+    pub fn room_bytes(&self, margin_bytes: u64) -> i64 {
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        signed(self.free_bytes) - signed(self.high_watermark_bytes.saturating_add(margin_bytes))
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// What a source observed.
+    Samples(SampleBatch),
+    /// The kernel's answer to [`Action::Scan`].
+    Scanned(ScanReport),
+    /// The kernel's answer to [`Action::Move`].
+    Moved(MoveReport),
+    /// Free memory of the tiers' nodes.
+    Nodes(Vec<NodeMemory>),
+    /// A source delivers, or none does.
+    Source {
+        /// Whether one delivers.
+        up: bool,
+    },
+    /// The guest's CPUs were stopped or run again.
+    Guest {
+        /// Whether they are stopped.
+        stopped: bool,
+    },
+    /// QEMU's monitor was lost or reached again.
+    Monitor {
+        /// Whether it can be reached.
+        attached: bool,
+    },
+    /// The operator pauses or resumes tiering.
+    Pause(bool),
+    /// The operator sets the most bytes of the fast tier that the VM may hold.
+    Limit(Option<u64>),
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Look up where pages lie.
+    Scan(ScanRequest),
+    /// Move pages. Batches must be carried out in the order in which they come.
+    Move(MoveBatch),
+    /// The map is out of date: pages are gone that it names.
+    RefreshMap,
+}
+
+/// What must hold for pages to be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Conditions {
+    operator_paused: bool,
+    guest_stopped: bool,
+    attached: bool,
+    source_up: bool,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct VmEngine {
+    settings: EngineSettings,
+    tiers: Tiers,
+    map: Option<Arc<GuestMemoryMap>>,
+    index: PageIndex,
+    heap: DualHeap,
+    bucket: TokenBucket,
+    nodes: BTreeMap<NodeId, NodeMemory>,
+    scanner: Scanner,
+    flights: Flights,
+    bytes: PlacedBytes,
+    tally: SampleTally,
+    totals: MoveTotals,
+    account: SampleAccount,
+    conditions: Conditions,
+    observed: Duration,
+}
+
+impl VmEngine {
+    /// An engine without a map; nothing happens before [`Self::set_map`].
+    #[must_use]
+    pub fn new(settings: EngineSettings, tiers: Tiers, now: Time) -> Self {
+        let bucket = TokenBucket::new(settings.rate_bytes_per_s, settings.batch_bytes, now);
+        Self {
+            heap: DualHeap::new(0, settings.half_life)
+                .unwrap_or_else(|_| unreachable!("no pages are not too many")),
+            tally: SampleTally::new(settings.half_life, now),
+            conditions: Conditions {
+                operator_paused: false,
+                guest_stopped: false,
+                attached: true,
+                source_up: false,
+            },
+            settings,
+            tiers,
+            bucket,
+            map: None,
+            index: PageIndex::default(),
+            nodes: BTreeMap::new(),
+            scanner: Scanner::default(),
+            flights: Flights::default(),
+            bytes: PlacedBytes::default(),
+            totals: MoveTotals::default(),
+            account: SampleAccount::default(),
+            observed: Duration::ZERO,
+        }
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub const fn settings(&self) -> &EngineSettings {
+        &self.settings
+    }
+
+    /// The tiers.
+    #[must_use]
+    pub const fn tiers(&self) -> &Tiers {
+        &self.tiers
+    }
+
+    /// The memory map in force.
+    #[must_use]
+    pub fn map(&self) -> Option<&GuestMemoryMap> {
+        self.map.as_deref()
+    }
+
+    /// Takes the guest's memory map, new or changed. Unless the layout is the same as before, all
+    /// placements are looked up anew; heat of pages that stay is kept.
+    ///
+    /// # Errors
+    /// If the map's pages can't be numbered; the engine then keeps the map it had.
+    pub fn set_map(&mut self, now: Time, map: Arc<GuestMemoryMap>) -> Result<(), PageIndexError> {
+        if self.map.as_ref().is_some_and(|old| old.same_layout(&map)) {
+            self.map = Some(map);
+            return Ok(());
+        }
+        let ranges = map.unique_hva_ranges();
+        let spans: Vec<Span> = ranges
+            .iter()
+            .map(|r| Span {
+                hva: r.start,
+                bytes: r.len,
+                frame_bytes: r.page_size,
+            })
+            .collect();
+        let index = PageIndex::new(spans.iter().copied())?;
+        let heap = DualHeap::new(index.frames(), self.settings.half_life)
+            .map_err(|_| PageIndexError::TooMany)?;
+        self.carry_over(now, index, heap);
+        self.scanner.reset(spans, now);
+        self.flights.clear();
+        self.map = Some(map);
+        Ok(())
+    }
+
+    /// Takes one event and says what is to be done. `now` must not go back.
+    pub fn step(&mut self, now: Time, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Samples(batch) => self.take_samples(now, &batch),
+            Event::Scanned(report) => self.take_scan(now, &report),
+            Event::Moved(report) => self.take_moves(now, &report, &mut actions),
+            Event::Nodes(nodes) => {
+                self.nodes = nodes.into_iter().map(|node| (node.node, node)).collect();
+            }
+            Event::Source { up } => self.conditions.source_up = up,
+            Event::Guest { stopped } => self.conditions.guest_stopped = stopped,
+            Event::Monitor { attached } => self.conditions.attached = attached,
+            Event::Pause(paused) => self.conditions.operator_paused = paused,
+            Event::Limit(limit) => self.settings.fast_limit_bytes = limit,
+            Event::Tick => {}
+        }
+        self.heap.tick(now);
+        actions.extend(self.scanner.next(now).map(Action::Scan));
+        actions.extend(self.plan(now));
+        actions
+    }
+
+    fn nodes_of<'a>(&'a self, set: &'a NodeSet) -> impl Iterator<Item = &'a NodeMemory> {
+        set.iter().filter_map(|node| self.nodes.get(&node))
+    }
+}

@@ -1,0 +1,277 @@
+//! Taking in what the sources saw and where the kernel says the pages lie.
+
+use super::{Action, Leftovers, MoveReport, ScanReport, VmEngine, VmState, tally::PlacedBytes};
+use crate::{
+    addr::{HUGE_PAGE, Hva, NodeId},
+    dual_heap::{DualHeap, PageId, Placement},
+    moves::{Direction, Outcome, Page, PageResult},
+    pages::{PageIndex, Run},
+    sample::{AccessSample, DropReason, SampleAddress, SampleBatch},
+    settings::Tier,
+    time::Time,
+};
+
+/// Placements looked up out of turn because of one batch of samples, at most.
+const URGENT_PER_BATCH: usize = 16;
+
+impl VmEngine {
+    /// Feeds a batch to the heaps. Every record is accounted for.
+    pub(super) fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
+        self.account.add(&batch.account);
+        let records = batch.samples.len() as u64;
+        let generation = self.map.as_ref().map(|map| map.generation());
+        if generation != Some(batch.map_generation) {
+            self.account.drop_records(DropReason::StaleMap, records);
+            return;
+        }
+        if matches!(self.state(), VmState::Paused | VmState::GuestStopped) {
+            self.account.drop_records(DropReason::Paused, records);
+            return;
+        }
+        // Late batches count at their own time; one from the future can't be.
+        let at = batch.end.min(now);
+        let mut covered = 0;
+        let mut unplaced = Vec::new();
+        for sample in &batch.samples {
+            match self.take_sample(at, sample, &mut unplaced) {
+                0 => self.account.drop_records(DropReason::NotGuestRam, 1),
+                bytes => {
+                    covered += bytes;
+                    self.account.accept(1);
+                }
+            }
+        }
+        for hva in unplaced {
+            self.scanner.ask_urgently(hva);
+        }
+        let total: u64 = self.index.spans().map(|span| span.bytes).sum();
+        self.tally.cover(covered as f64 / total.max(1) as f64);
+        self.tally.tick(now);
+        self.observed = self.observed.saturating_add(batch.span);
+    }
+
+    /// Returns the bytes of the guest that the sample spoke for; zero if it is outside.
+    fn take_sample(&mut self, at: Time, sample: &AccessSample, unplaced: &mut Vec<Hva>) -> u64 {
+        let hva = match sample.address {
+            SampleAddress::Host(hva) => hva,
+            SampleAddress::Guest(gpa) => {
+                match self.map.as_ref().and_then(|map| map.gpa_to_hva(gpa)) {
+                    Some((hva, _)) => hva,
+                    None => return 0,
+                }
+            }
+        };
+        let weight = sample.weight;
+        let (heap, tally, index) = (&mut self.heap, &mut self.tally, &self.index);
+        index.for_runs(hva, sample.len, |Run { ids, share }| {
+            if weight <= 0.0 {
+                return;
+            }
+            let first = ids.start;
+            let taken = heap.sample_run(at, ids.clone(), weight * share);
+            for (tier, pages) in [(Tier::Fast, taken.fast), (Tier::Slow, taken.slow)] {
+                tally.add(at, tier, f64::from(pages) * f64::from(weight * share));
+            }
+            let missed = ids.end - first > taken.pages();
+            if missed && unplaced.len() < URGENT_PER_BATCH {
+                let untracked = ids
+                    .into_iter()
+                    .find(|&id| heap.state(PageId(id)).placement == Placement::Untracked);
+                unplaced.extend(
+                    untracked
+                        .and_then(|id| index.page(PageId(id)))
+                        .map(|page| page.hva),
+                );
+            }
+        })
+    }
+
+    /// Takes the kernel's word on where a chunk's pages lie.
+    pub(super) fn take_scan(&mut self, now: Time, report: &ScanReport) {
+        let mut seen = Leftovers::default();
+        for (page, node) in &report.pages {
+            match node {
+                None => seen.absent_bytes += page.bytes,
+                Some(node) if self.tier_of(*node).is_none() => seen.elsewhere_bytes += page.bytes,
+                Some(_) => {}
+            }
+        }
+        let share = self.settings.scan_cpu_share;
+        if !self.scanner.finish(report, seen, now, share) {
+            return;
+        }
+        self.refold(now, report);
+        for &(page, node) in &report.pages {
+            let Some(id) = self.index.id_at(page.hva) else {
+                continue;
+            };
+            // A page under way is settled by its report, which comes later than this answer.
+            if self.heap.state(id).in_flight {
+                continue;
+            }
+            self.place(id, self.placement_on(node));
+        }
+    }
+
+    /// Folds and unfolds huge pages as the kernel has them now. Heat goes with the memory.
+    fn refold(&mut self, now: Time, report: &ScanReport) {
+        let span = report.request.span;
+        for head in self.index.folded_in(span.hva, span.bytes) {
+            let Some(id) = self.index.id_at(head) else {
+                continue;
+            };
+            if report.huge.binary_search(&head).is_ok() || self.heap.state(id).in_flight {
+                continue;
+            }
+            let (count, placement) = (self.heap.count(id, now), self.heap.state(id).placement);
+            self.place(id, Placement::Untracked);
+            for frame in self.index.unfold(head).into_iter().flatten() {
+                self.place(PageId(frame), placement);
+                self.heap.set_count(PageId(frame), count, now);
+            }
+        }
+        for &head in &report.huge {
+            let Some(id) = self.index.id_at(head) else {
+                continue;
+            };
+            let frames = (0..HUGE_PAGE)
+                .step_by(4096)
+                .filter_map(|at| self.index.id_at(Hva(head.0 + at)));
+            let frames: Vec<PageId> = frames.collect();
+            let busy = frames.iter().any(|&frame| self.heap.state(frame).in_flight);
+            // A huge page that reaches over the border of the tracked memory stays in frames.
+            if busy || !self.index.can_fold(head) {
+                continue;
+            }
+            let counts: f64 = frames
+                .iter()
+                .map(|&frame| self.heap.count(frame, now))
+                .sum();
+            let placement = self.heap.state(id).placement;
+            for &frame in &frames {
+                self.place(frame, Placement::Untracked);
+            }
+            self.index.fold(head);
+            self.place(id, placement);
+            self.heap
+                .set_count(id, counts / frames.len().max(1) as f64, now);
+        }
+    }
+
+    /// Settles every page of a finished batch and launches what waited for it.
+    pub(super) fn take_moves(&mut self, now: Time, report: &MoveReport, actions: &mut Vec<Action>) {
+        if !self.flights.land(report.id) {
+            return;
+        }
+        self.totals.add(report);
+        let mut freed = 0;
+        for result in &report.results {
+            if result.outcome == Outcome::Moved && report.direction == Direction::Demote {
+                freed += result.page.bytes;
+            }
+            self.settle(now, report.direction, result);
+        }
+        if report
+            .results
+            .iter()
+            .any(|result| result.outcome == Outcome::Gone)
+        {
+            actions.push(Action::RefreshMap);
+        }
+        let Some(exchange) = self.flights.exchange_after(report.id) else {
+            return;
+        };
+        let mut promote: Vec<Page> = Vec::new();
+        for (id, page) in exchange.waiting {
+            if page.bytes <= freed {
+                freed -= page.bytes;
+                promote.push(page);
+            } else {
+                // Its room did not come free: the page waits for another exchange.
+                self.heap.settle(id, Placement::Slow, None);
+            }
+        }
+        actions.extend(self.batch_of(Direction::Promote, promote).map(Action::Move));
+    }
+
+    fn settle(&mut self, now: Time, direction: Direction, result: &PageResult) {
+        let Some(id) = self.index.id_at(result.page.hva) else {
+            return;
+        };
+        let old = match direction {
+            Direction::Promote => Placement::Slow,
+            Direction::Demote => Placement::Fast,
+        };
+        let new = match (result.node, result.outcome) {
+            (Some(_), _) => self.placement_on(result.node),
+            (None, Outcome::Absent | Outcome::Gone) => Placement::Untracked,
+            (None, _) => old,
+        };
+        let rest = match result.outcome {
+            Outcome::Moved => Some(self.settings.cooldown),
+            failed => failed
+                .retry_after()
+                .map(|wait| wait.max(self.settings.cooldown / 4)),
+        };
+        self.bytes.replace(result.page.bytes, old, new);
+        self.heap.settle(id, new, rest.map(|rest| now + rest));
+        match result.outcome {
+            Outcome::Shared => {
+                self.heap.exclude(id);
+            }
+            Outcome::Split | Outcome::WrongNode => self.scanner.ask_urgently(result.page.hva),
+            _ => {}
+        }
+    }
+
+    /// Places a page that is not under way.
+    fn place(&mut self, id: PageId, new: Placement) {
+        let Some(page) = self.index.page(id) else {
+            return;
+        };
+        let old = self.heap.place(id, new);
+        self.bytes.replace(page.bytes, old, new);
+    }
+
+    fn tier_of(&self, node: NodeId) -> Option<Tier> {
+        if self.tiers.fast.contains(node) {
+            Some(Tier::Fast)
+        } else if self.tiers.slow.contains(node) {
+            Some(Tier::Slow)
+        } else {
+            None
+        }
+    }
+
+    fn placement_on(&self, node: Option<NodeId>) -> Placement {
+        match node.and_then(|node| self.tier_of(node)) {
+            Some(Tier::Fast) => Placement::Fast,
+            Some(Tier::Slow) => Placement::Slow,
+            None => Placement::Untracked,
+        }
+    }
+
+    /// Gives the pages of a new index the placement and heat that the same memory had in the old one.
+    /// The next round of look-ups corrects what changed.
+    pub(super) fn carry_over(&mut self, now: Time, mut index: PageIndex, mut heap: DualHeap) {
+        let mut bytes = PlacedBytes::default();
+        for (id, placement, count) in self.heap.iter(now) {
+            let Some(page) = self.index.page(id) else {
+                continue;
+            };
+            if self.index.is_folded(id) && index.can_fold(page.hva) {
+                index.fold(page.hva);
+            }
+            let Some(new) = index
+                .id_at(page.hva)
+                .filter(|&new| index.page(new) == Some(page))
+            else {
+                continue;
+            };
+            heap.place(new, placement);
+            heap.set_count(new, count, now);
+            bytes.replace(page.bytes, Placement::Untracked, placement);
+        }
+        (self.index, self.heap, self.bytes) = (index, heap, bytes);
+    }
+}

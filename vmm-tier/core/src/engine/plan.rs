@@ -1,0 +1,304 @@
+//! What is moved next: pairs of the slow tier's hottest and the fast tier's coldest pages.
+//!
+//! One exchange is under way at a time. Its demotions go first; what they freed, verified by the
+//! kernel, is then promoted, page for page. Room that is free anyway is filled without a demotion.
+
+use super::{Action, VmEngine, flights::Exchange};
+use crate::{
+    addr::{BASE_PAGE, NodeId, NodeSet},
+    dual_heap::{PageId, Placement},
+    exchange::{self, PayBack},
+    moves::{Direction, MoveBatch, Page},
+    settings::Tier,
+    time::Time,
+};
+
+/// What moving one 4 KiB page is taken to cost before the first moves are measured: the kernel's
+/// migration path takes 2 to 5 µs a page on current servers.
+const ASSUMED_MOVE_COST_NS: f64 = 5_000.0;
+
+/// A page that was taken from a heap, and its count of observed accesses (decayed, a 4 KiB frame).
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: PageId,
+    page: Page,
+    count: f64,
+}
+
+/// The pages of the next step.
+#[derive(Debug, Default)]
+struct Draft {
+    demote: Vec<Candidate>,
+    /// Promoted at once: there is room.
+    promote: Vec<Candidate>,
+    /// Promoted when the demotions have made room.
+    then_promote: Vec<Candidate>,
+    bytes: u64,
+}
+
+impl Draft {
+    fn add(&mut self, to: fn(&mut Self) -> &mut Vec<Candidate>, candidate: Candidate) {
+        self.bytes += candidate.page.bytes;
+        to(self).push(candidate);
+    }
+}
+
+impl VmEngine {
+    /// Plans one step if nothing is under way.
+    pub(super) fn plan(&mut self, now: Time) -> Vec<Action> {
+        if !self.flights.is_empty() {
+            return Vec::new();
+        }
+        let budget = self.settings.batch_bytes.min(self.bucket.available(now));
+        let mut draft = Draft::default();
+        self.shrink_to_limit(now, budget, &mut draft);
+        if draft.demote.is_empty() && self.state() == super::VmState::Running {
+            self.draft_exchange(now, budget, &mut draft);
+        }
+        if draft.bytes == 0 {
+            return Vec::new();
+        }
+        self.bucket.take(now, draft.bytes);
+        self.launch(now, draft)
+    }
+
+    /// Demotes what the guest holds above its limit, coldest first, whatever it costs: the limit is
+    /// an order.
+    fn shrink_to_limit(&mut self, now: Time, budget: u64, draft: &mut Draft) {
+        let may_move = matches!(
+            self.state(),
+            super::VmState::Running | super::VmState::Blind
+        );
+        let Some(limit) = self.settings.fast_limit_bytes.filter(|_| may_move) else {
+            return;
+        };
+        let excess = self.bytes.of(Tier::Fast).saturating_sub(limit);
+        while draft.bytes < excess.min(budget) {
+            let Some(cold) = self.take_coldest_fast(now) else {
+                return;
+            };
+            draft.add(|d| &mut d.demote, cold);
+        }
+    }
+
+    fn draft_exchange(&mut self, now: Time, budget: u64, draft: &mut Draft) {
+        let mut room = self.room();
+        while draft.bytes < budget {
+            let Some(hot) = self.take_hottest_slow(now) else {
+                return;
+            };
+            let size = i64::try_from(hot.page.bytes).unwrap_or(i64::MAX);
+            if room >= size {
+                if self.pays(hot, &[]) {
+                    room -= size;
+                    // Room that the draft's own demotions make is not there before they are done.
+                    match draft.demote.is_empty() {
+                        true => draft.add(|d| &mut d.promote, hot),
+                        false => draft.add(|d| &mut d.then_promote, hot),
+                    }
+                    continue;
+                }
+                self.put_back(hot, Placement::Slow);
+                return;
+            }
+            match self.make_room_for(now, hot, size - room) {
+                Some(victims) => {
+                    for cold in victims {
+                        room += i64::try_from(cold.page.bytes).unwrap_or(i64::MAX);
+                        draft.add(|d| &mut d.demote, cold);
+                    }
+                    // With headroom to restore first, the page waits for the next step.
+                    if room >= size {
+                        room -= size;
+                        draft.add(|d| &mut d.then_promote, hot);
+                    } else {
+                        self.put_back(hot, Placement::Slow);
+                        return;
+                    }
+                }
+                None => {
+                    self.put_back(hot, Placement::Slow);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes the coldest fast pages until they hold `need` bytes, or a batch where the headroom lacks
+    /// more than that. `None`, with the heaps as they were, if there are not enough that pay.
+    fn make_room_for(&mut self, now: Time, hot: Candidate, need: i64) -> Option<Vec<Candidate>> {
+        let need = u64::try_from(need)
+            .unwrap_or(0)
+            .min(self.settings.batch_bytes);
+        let mut victims: Vec<Candidate> = Vec::new();
+        let mut bytes = 0;
+        while bytes < need {
+            let cold = self.take_coldest_fast(now);
+            // Restoring headroom is owed to nobody in particular: each victim must be one that the
+            // hot page would be exchanged with.
+            let pays = cold.is_some_and(|cold| self.knows_cold(cold) && self.pays(hot, &[cold]));
+            victims.extend(cold);
+            if !pays {
+                for cold in victims {
+                    self.put_back(cold, Placement::Fast);
+                }
+                return None;
+            }
+            bytes += cold.map_or(0, |cold| cold.page.bytes);
+        }
+        Some(victims)
+    }
+
+    /// "Never sampled" reads as cold only where the source watches most of the guest.
+    fn knows_cold(&self, cold: Candidate) -> bool {
+        cold.count > 0.0 || self.tally.coverage() >= 0.5
+    }
+
+    /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
+    fn pays(&self, hot: Candidate, cold: &[Candidate]) -> bool {
+        let frames = |c: &Candidate| c.page.bytes / BASE_PAGE;
+        let per_s = |c: &Candidate| self.rate(c.count) * frames(c) as f64;
+        let rivals = if cold.is_empty() {
+            &[0.0][..]
+        } else {
+            &cold.iter().map(|c| c.count).collect::<Vec<_>>()
+        };
+        let moved = frames(&hot) + cold.iter().map(frames).sum::<u64>();
+        let payback = PayBack {
+            slow_latency_ns: self.tiers.slow_latency_ns,
+            fast_latency_ns: self.tiers.fast_latency_ns,
+            horizon_s: self.settings.horizon.as_secs_f64(),
+            move_cost_ns: self
+                .totals
+                .cost_per_frame_ns
+                .unwrap_or(ASSUMED_MOVE_COST_NS),
+        };
+        rivals
+            .iter()
+            .all(|&count| exchange::significance(hot.count, count) >= self.least_z())
+            && payback.pays(
+                per_s(&hot),
+                cold.iter().map(per_s).sum(),
+                u32::try_from(moved).unwrap_or(u32::MAX),
+            )
+    }
+
+    /// The z that an exchange needs: what the operator asks for, and more than the extremes of so many
+    /// equally hot pages reach by chance.
+    fn least_z(&self) -> f64 {
+        let pages = |placement| u64::from(self.heap.len(placement));
+        let chance = exchange::chance_significance(pages(Placement::Slow), pages(Placement::Fast));
+        self.settings.min_z.max(chance)
+    }
+
+    /// Accesses a second for each frame of a page with this count. Before the first half-lives are
+    /// over a count has not seen all that it would: the time observed makes up for it.
+    fn rate(&self, count: f64) -> f64 {
+        let half_lives = self.observed.as_secs_f64() / self.settings.half_life.as_secs_f64();
+        self.heap.decay().rate(count) / (1.0 - (-half_lives).exp2()).max(1e-3)
+    }
+
+    /// Bytes that may be promoted now; negative where headroom is lacking.
+    fn room(&self) -> i64 {
+        let free: i64 = self
+            .nodes_of(&self.tiers.fast)
+            .map(|node| node.room_bytes(self.settings.headroom_bytes))
+            .sum();
+        let limit = self.settings.fast_limit_bytes.map_or(i64::MAX, |limit| {
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            limit - i64::try_from(self.bytes.of(Tier::Fast)).unwrap_or(i64::MAX)
+        });
+        free.min(limit)
+    }
+
+    fn take_hottest_slow(&mut self, now: Time) -> Option<Candidate> {
+        let (id, count) = self.heap.take_hottest_slow(now)?;
+        self.candidate(id, count)
+    }
+
+    fn take_coldest_fast(&mut self, now: Time) -> Option<Candidate> {
+        let (id, count) = self.heap.take_coldest_fast(now)?;
+        self.candidate(id, count)
+    }
+
+    fn candidate(&self, id: PageId, count: f64) -> Option<Candidate> {
+        let page = self.index.page(id)?;
+        Some(Candidate { id, page, count })
+    }
+
+    fn put_back(&mut self, candidate: Candidate, placement: Placement) {
+        self.heap.settle(candidate.id, placement, None);
+    }
+
+    /// Sends a draft on its way, or only counts it in a dry run.
+    fn launch(&mut self, now: Time, draft: Draft) -> Vec<Action> {
+        let Draft {
+            demote,
+            promote,
+            then_promote,
+            ..
+        } = draft;
+        if self.settings.dry_run {
+            self.count_planned(now, &demote, &[promote, then_promote].concat());
+            return Vec::new();
+        }
+        let mut actions = Vec::new();
+        let exchange = self.batch(Direction::Demote, demote).map(|batch| {
+            let id = batch.id;
+            actions.push(Action::Move(batch));
+            id
+        });
+        if let Some(batch) = self.batch(Direction::Promote, promote) {
+            actions.push(Action::Move(batch));
+        }
+        if let Some(demotion) = exchange {
+            let waiting = then_promote.into_iter().map(|c| (c.id, c.page)).collect();
+            self.flights.exchange = Some(Exchange { demotion, waiting });
+        }
+        actions
+    }
+
+    fn count_planned(&mut self, now: Time, demote: &[Candidate], promote: &[Candidate]) {
+        let bytes = |pages: &[Candidate]| pages.iter().map(|c| c.page.bytes).sum::<u64>();
+        self.totals.planned.demote_bytes += bytes(demote);
+        self.totals.planned.promote_bytes += bytes(promote);
+        // Nothing moved: without a rest the same pages would be planned again at once.
+        let rest = Some(now + self.settings.horizon);
+        for (pages, placement) in [(demote, Placement::Fast), (promote, Placement::Slow)] {
+            for c in pages {
+                self.heap.settle(c.id, placement, rest);
+            }
+        }
+    }
+
+    fn batch(&mut self, direction: Direction, pages: Vec<Candidate>) -> Option<MoveBatch> {
+        self.batch_of(direction, pages.into_iter().map(|c| c.page).collect())
+    }
+
+    /// Makes a batch of pages that are in flight, towards the target tier's node with the most room.
+    pub(super) fn batch_of(&mut self, direction: Direction, pages: Vec<Page>) -> Option<MoveBatch> {
+        if pages.is_empty() {
+            return None;
+        }
+        let nodes = match direction {
+            Direction::Promote => &self.tiers.fast,
+            Direction::Demote => &self.tiers.slow,
+        };
+        let target = self.roomiest(nodes)?;
+        let id = self.flights.launch(pages.len() as u64);
+        Some(MoveBatch {
+            id,
+            direction,
+            target,
+            pages,
+        })
+    }
+
+    fn roomiest(&self, nodes: &NodeSet) -> Option<NodeId> {
+        nodes.iter().max_by_key(|node| {
+            self.nodes
+                .get(node)
+                .map_or(i64::MIN, |memory| memory.room_bytes(0))
+        })
+    }
+}

@@ -1,0 +1,294 @@
+//! Which part of the guest's placement is looked up next.
+//!
+//! Placement truth lies in the kernel and changes under the agent (balloon, khugepaged, reclaim,
+//! kernel tiering). The engine asks for it chunk by chunk: the whole guest once at the start, then
+//! round and round at a bounded share of a CPU, and out of turn where a sample fell on a page whose
+//! placement is unknown.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use crate::{
+    addr::{HUGE_PAGE, Hva, NodeId},
+    moves::Page,
+    pages::Span,
+    time::Time,
+};
+
+/// Frames that one request covers at most (16 MiB of 4 KiB pages).
+const CHUNK_FRAMES: u64 = 4096;
+/// Chunks waiting out of turn; more are left to the regular round.
+const URGENT_MAX: usize = 256;
+
+/// A stretch of guest memory whose placement the engine wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanRequest {
+    /// What to look at.
+    pub span: Span,
+}
+
+/// The kernel's answer to a [`ScanRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScanReport {
+    /// The request.
+    pub request: ScanRequest,
+    /// Heads of the transparent huge pages in it, in rising order.
+    pub huge: Vec<Hva>,
+    /// Every page in it (a huge page once) and its node, `None` if it is not present.
+    pub pages: Vec<(Page, Option<NodeId>)>,
+    /// What the look-up took.
+    pub elapsed: Duration,
+}
+
+/// Bytes outside both tiers, seen in one round over the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Not present: never touched, ballooned out, swapped.
+    pub absent_bytes: u64,
+    /// On a node that belongs to neither tier.
+    pub elsewhere_bytes: u64,
+}
+
+/// The order of look-ups. Pure; one request is under way at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Scanner {
+    spans: Vec<Span>,
+    cursor: (usize, u64),
+    urgent: VecDeque<ScanRequest>,
+    urgent_heads: BTreeSet<Hva>,
+    under_way: Option<ScanRequest>,
+    next_at: Time,
+    rounds: u64,
+    current: Leftovers,
+    pub(crate) last_round: Leftovers,
+}
+
+impl Scanner {
+    /// Starts over on a new set of spans.
+    pub(crate) fn reset(&mut self, spans: Vec<Span>, now: Time) {
+        *self = Self {
+            spans,
+            next_at: now,
+            ..Self::default()
+        };
+    }
+
+    /// Whether the whole guest has been looked at once.
+    pub(crate) const fn has_seen_all(&self) -> bool {
+        self.rounds > 0
+    }
+
+    /// Asks for the huge-page sized neighbourhood of `hva` out of turn.
+    pub(crate) fn ask_urgently(&mut self, hva: Hva) {
+        let head = hva.align_down(HUGE_PAGE);
+        if self.urgent.len() >= URGENT_MAX || !self.urgent_heads.insert(head) {
+            return;
+        }
+        let Some(span) = self
+            .spans
+            .iter()
+            .find(|s| hva >= s.hva && hva.0 - s.hva.0 < s.bytes)
+        else {
+            return;
+        };
+        let size = HUGE_PAGE.max(span.frame_bytes);
+        let start = hva.align_down(size).max(span.hva);
+        let end = (hva.align_down(size).0 + size).min(span.hva.0 + span.bytes);
+        self.urgent.push_back(ScanRequest {
+            span: Span {
+                hva: start,
+                bytes: end - start.0,
+                frame_bytes: span.frame_bytes,
+            },
+        });
+    }
+
+    /// The next request, if one is due. `finished` reports must be given to [`Self::finish`].
+    pub(crate) fn next(&mut self, now: Time) -> Option<ScanRequest> {
+        let in_first_round = self.rounds == 0;
+        if self.under_way.is_some()
+            || self.spans.is_empty()
+            || (!in_first_round && now < self.next_at)
+        {
+            return None;
+        }
+        let request = match self.urgent.pop_front() {
+            Some(request) => {
+                self.urgent_heads
+                    .remove(&request.span.hva.align_down(HUGE_PAGE));
+                request
+            }
+            None => self.next_in_turn(),
+        };
+        self.under_way = Some(request);
+        Some(request)
+    }
+
+    fn next_in_turn(&self) -> ScanRequest {
+        let (i, offset) = self.cursor;
+        let span = self.spans[i];
+        let bytes = (span.bytes - offset).min(CHUNK_FRAMES * span.frame_bytes);
+        let hva = Hva(span.hva.0 + offset);
+        // Chunks end on huge-page borders, so that no huge page is cut in two.
+        let cut = (hva.0 + bytes) % HUGE_PAGE;
+        let bytes = if bytes > HUGE_PAGE && offset + bytes < span.bytes {
+            bytes - cut
+        } else {
+            bytes
+        };
+        ScanRequest {
+            span: Span { hva, bytes, ..span },
+        }
+    }
+
+    /// Takes note of a finished request. Returns false if it is not the one under way (asked under an
+    /// older map): its answer must be dropped.
+    pub(crate) fn finish(
+        &mut self,
+        report: &ScanReport,
+        seen: Leftovers,
+        now: Time,
+        cpu_share: f64,
+    ) -> bool {
+        if self.under_way != Some(report.request) {
+            return false;
+        }
+        self.under_way = None;
+        let pause = report.elapsed.as_secs_f64() * (1.0 / cpu_share.clamp(1e-4, 1.0) - 1.0);
+        self.next_at = now + Duration::from_secs_f64(pause.min(60.0));
+        let (i, offset) = self.cursor;
+        let span = self.spans[i];
+        if report.request.span.hva.0 != span.hva.0 + offset {
+            return true;
+        }
+        self.current.absent_bytes += seen.absent_bytes;
+        self.current.elsewhere_bytes += seen.elsewhere_bytes;
+        let offset = offset + report.request.span.bytes;
+        self.cursor = if offset < span.bytes {
+            (i, offset)
+        } else {
+            (i + 1, 0)
+        };
+        if self.cursor.0 == self.spans.len() {
+            self.cursor = (0, 0);
+            self.rounds += 1;
+            self.last_round = std::mem::take(&mut self.current);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::BASE_PAGE;
+
+    const MIB: u64 = 1 << 20;
+
+    fn scanner() -> Scanner {
+        let mut scanner = Scanner::default();
+        scanner.reset(
+            vec![
+                Span {
+                    hva: Hva(MIB),
+                    bytes: 40 * MIB,
+                    frame_bytes: BASE_PAGE,
+                },
+                Span {
+                    hva: Hva(1 << 30),
+                    bytes: 4 * MIB,
+                    frame_bytes: HUGE_PAGE,
+                },
+            ],
+            Time(0),
+        );
+        scanner
+    }
+
+    fn answer(request: ScanRequest, elapsed: Duration) -> ScanReport {
+        ScanReport {
+            request,
+            huge: vec![],
+            pages: vec![],
+            elapsed,
+        }
+    }
+
+    #[test]
+    fn first_round_when_followed_covers_every_byte_once() {
+        let mut scanner = scanner();
+        let mut covered = 0;
+        while !scanner.has_seen_all() {
+            let request = scanner.next(Time(0)).unwrap();
+            assert_eq!(scanner.next(Time(0)), None, "one at a time");
+            let end = request.span.hva.0 + request.span.bytes;
+            assert!(
+                end.is_multiple_of(HUGE_PAGE) || end == 41 * MIB,
+                "{request:?}"
+            );
+            covered += request.span.bytes;
+            let report = answer(request, Duration::from_millis(1));
+            assert!(scanner.finish(&report, Leftovers::default(), Time(0), 0.5));
+        }
+        assert_eq!(covered, 44 * MIB);
+    }
+
+    #[test]
+    fn later_rounds_when_look_ups_take_long_keep_to_the_cpu_share() {
+        let mut scanner = scanner();
+        while !scanner.has_seen_all() {
+            let request = scanner.next(Time(0)).unwrap();
+            scanner.finish(
+                &answer(request, Duration::from_millis(10)),
+                Leftovers::default(),
+                Time(0),
+                0.01,
+            );
+        }
+        assert_eq!(scanner.next(Time(0) + Duration::from_millis(980)), None);
+        assert!(scanner.next(Time(0) + Duration::from_millis(991)).is_some());
+    }
+
+    #[test]
+    fn urgent_request_when_asked_twice_comes_once_and_first() {
+        let mut scanner = scanner();
+        scanner.ask_urgently(Hva(7 * MIB + 5));
+        scanner.ask_urgently(Hva(6 * MIB + 5));
+        scanner.ask_urgently(Hva(99 << 30));
+        let request = scanner.next(Time(0)).unwrap();
+        assert_eq!(
+            (request.span.hva, request.span.bytes),
+            (Hva(6 * MIB), 2 * MIB)
+        );
+        assert!(scanner.finish(
+            &answer(request, Duration::ZERO),
+            Leftovers::default(),
+            Time(0),
+            0.5
+        ));
+        let next = scanner.next(Time(0)).unwrap();
+        assert_eq!(next.span.hva, Hva(MIB));
+    }
+
+    #[test]
+    fn report_when_it_answers_an_older_map_is_refused() {
+        let mut scanner = scanner();
+        let request = scanner.next(Time(0)).unwrap();
+        scanner.reset(
+            vec![Span {
+                hva: Hva(MIB),
+                bytes: MIB,
+                frame_bytes: BASE_PAGE,
+            }],
+            Time(0),
+        );
+        assert!(!scanner.finish(
+            &answer(request, Duration::ZERO),
+            Leftovers::default(),
+            Time(0),
+            0.5
+        ));
+    }
+}

@@ -1,0 +1,151 @@
+//! What the engine tells the outside: one serialisable picture of a VM.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{Conditions, VmEngine};
+use crate::{addr::NodeSet, moves::Outcome, sample::SampleAccount, settings::Tier};
+
+/// What the engine is doing, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// The placement of the guest's pages is being looked up, or the source warms up.
+    Starting,
+    /// Tiering.
+    Running,
+    /// Paused by the operator.
+    Paused,
+    /// The guest's CPUs are stopped; so is tiering.
+    GuestStopped,
+    /// No source delivers. Nothing is moved.
+    Blind,
+    /// QEMU's monitor can't be reached. Nothing is moved.
+    Detached,
+}
+
+/// One tier's share of the VM.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TierSnapshot {
+    /// 0 is the fastest.
+    pub rank: u8,
+    /// Its nodes.
+    pub nodes: NodeSet,
+    /// Bytes of the guest on it.
+    pub bytes: u64,
+    /// Most bytes the guest may hold on it; `null` for no limit.
+    pub limit_bytes: Option<u64>,
+    /// Free bytes on its nodes.
+    pub free_bytes: u64,
+}
+
+/// Moves that were planned while `dry-run` was set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Planned {
+    /// Bytes that would have been promoted.
+    pub promote_bytes: u64,
+    /// Bytes that would have been demoted.
+    pub demote_bytes: u64,
+}
+
+/// The part of `query-tier` that the engine knows. All sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Snapshot {
+    /// What the engine is doing.
+    pub state: VmState,
+    /// What became of every record of the source.
+    pub samples: SampleAccount,
+    /// The tiers, fastest first.
+    pub tiers: Vec<TierSnapshot>,
+    /// Share of observed accesses that went to the fast tier, decayed; `null` before any.
+    pub hit_ratio: Option<f64>,
+    /// Bytes promoted since the start, verified.
+    pub promoted_bytes: u64,
+    /// Bytes demoted since the start, verified.
+    pub demoted_bytes: u64,
+    /// Pages that did not move, by class.
+    pub failed: BTreeMap<Outcome, u64>,
+    /// Bytes of present guest memory by page size in bytes.
+    pub page_sizes: BTreeMap<u64, u64>,
+    /// Guest memory that is not present.
+    pub absent_bytes: u64,
+    /// Guest memory on nodes of neither tier.
+    pub elsewhere_bytes: u64,
+    /// Pages under way.
+    pub in_flight_pages: u64,
+    /// Bytes the index and the heaps take.
+    pub engine_memory_bytes: u64,
+    /// What one 4 KiB page's move costs here, measured, in nanoseconds; `null` before the first.
+    pub move_cost_ns: Option<u64>,
+    /// The memory map's generation.
+    pub map_generation: u64,
+    /// Set when the engine only plans.
+    pub dry_run: Option<Planned>,
+}
+
+impl VmEngine {
+    /// The state in one word.
+    #[must_use]
+    pub fn state(&self) -> VmState {
+        let Conditions {
+            operator_paused,
+            guest_stopped,
+            attached,
+            source_up,
+        } = self.conditions;
+        if !attached {
+            VmState::Detached
+        } else if operator_paused {
+            VmState::Paused
+        } else if guest_stopped {
+            VmState::GuestStopped
+        } else if !self.scanner.has_seen_all() {
+            VmState::Starting
+        } else if !source_up {
+            VmState::Blind
+        } else if self.observed < self.settings.warm_up {
+            VmState::Starting
+        } else {
+            VmState::Running
+        }
+    }
+
+    /// The picture now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let tier = |tier: Tier, rank, nodes: &NodeSet| TierSnapshot {
+            rank,
+            nodes: nodes.clone(),
+            bytes: self.bytes.of(tier),
+            limit_bytes: self
+                .settings
+                .fast_limit_bytes
+                .filter(|_| tier == Tier::Fast),
+            free_bytes: self.nodes_of(nodes).map(|node| node.free_bytes).sum(),
+        };
+        Snapshot {
+            state: self.state(),
+            samples: self.account.clone(),
+            tiers: vec![
+                tier(Tier::Fast, 0, &self.tiers.fast),
+                tier(Tier::Slow, 1, &self.tiers.slow),
+            ],
+            hit_ratio: self.tally.hit_ratio(),
+            promoted_bytes: self.totals.promoted_bytes,
+            demoted_bytes: self.totals.demoted_bytes,
+            failed: self.totals.failed.clone(),
+            page_sizes: self.bytes.by_page_size.clone(),
+            absent_bytes: self.scanner.last_round.absent_bytes,
+            elsewhere_bytes: self.scanner.last_round.elsewhere_bytes,
+            in_flight_pages: self.flights.pages(),
+            engine_memory_bytes: self.heap.memory_bytes() as u64,
+            move_cost_ns: self.totals.cost_per_frame_ns.map(|ns| ns as u64),
+            map_generation: self.map.as_ref().map_or(0, |map| map.generation()),
+            dry_run: self.settings.dry_run.then_some(self.totals.planned),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Running totals: bytes placed, bytes moved, and how observed accesses fell on the tiers.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::Planned;
+use crate::{
+    addr::BASE_PAGE,
+    dual_heap::Placement,
+    heat::Decay,
+    moves::{Direction, MoveReport, Outcome},
+    settings::Tier,
+    time::Time,
+};
+
+/// Bytes of the guest by tier and by page size.
+#[derive(Debug, Default)]
+pub(super) struct PlacedBytes {
+    fast: u64,
+    slow: u64,
+    pub(super) by_page_size: BTreeMap<u64, u64>,
+}
+
+impl PlacedBytes {
+    pub(super) const fn of(&self, tier: Tier) -> u64 {
+        match tier {
+            Tier::Fast => self.fast,
+            Tier::Slow => self.slow,
+        }
+    }
+
+    /// A page of `bytes` bytes went from one placement to another.
+    pub(super) fn replace(&mut self, bytes: u64, old: Placement, new: Placement) {
+        if old == new {
+            return;
+        }
+        match old {
+            Placement::Fast => self.fast -= bytes,
+            Placement::Slow => self.slow -= bytes,
+            Placement::Untracked => *self.by_page_size.entry(bytes).or_default() += bytes,
+        }
+        match new {
+            Placement::Fast => self.fast += bytes,
+            Placement::Slow => self.slow += bytes,
+            Placement::Untracked => {
+                let left = self.by_page_size.entry(bytes).or_default();
+                *left -= bytes;
+                if *left == 0 {
+                    self.by_page_size.remove(&bytes);
+                }
+            }
+        }
+    }
+}
+
+/// How observed accesses fell on the tiers, decayed, and how much of the guest was observed.
+#[derive(Debug)]
+pub(super) struct SampleTally {
+    decay: Decay,
+    fast: f64,
+    slow: f64,
+    coverage: f64,
+}
+
+impl SampleTally {
+    pub(super) fn new(half_life: Duration, now: Time) -> Self {
+        Self {
+            decay: Decay::new(half_life, now),
+            fast: 0.0,
+            slow: 0.0,
+            coverage: 0.0,
+        }
+    }
+
+    /// Adds accesses that fell on a tier at `at`.
+    pub(super) fn add(&mut self, at: Time, tier: Tier, accesses: f64) {
+        let boosted = accesses * self.decay.boost(at);
+        match tier {
+            Tier::Fast => self.fast += boosted,
+            Tier::Slow => self.slow += boosted,
+        }
+    }
+
+    /// Takes note of the share of the guest that a batch spoke for.
+    pub(super) fn cover(&mut self, share: f64) {
+        // The last few batches count: a source that stops watching must be noticed soon.
+        self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
+    }
+
+    pub(super) const fn coverage(&self) -> f64 {
+        self.coverage
+    }
+
+    /// Moves the landmark when it is due.
+    pub(super) fn tick(&mut self, now: Time) {
+        if let Some(halves) = self.decay.shift(now) {
+            let factor = (-(halves as f64)).exp2();
+            self.fast *= factor;
+            self.slow *= factor;
+        }
+    }
+
+    /// Share of accesses that went to the fast tier.
+    pub(super) fn hit_ratio(&self) -> Option<f64> {
+        let all = self.fast + self.slow;
+        (all > 0.0).then(|| self.fast / all)
+    }
+}
+
+/// What was moved, what failed, and what a move costs.
+#[derive(Debug, Default)]
+pub(super) struct MoveTotals {
+    pub(super) promoted_bytes: u64,
+    pub(super) demoted_bytes: u64,
+    pub(super) failed: BTreeMap<Outcome, u64>,
+    pub(super) planned: Planned,
+    /// Measured: a moving average over batches, nanoseconds for each 4 KiB.
+    pub(super) cost_per_frame_ns: Option<f64>,
+}
+
+impl MoveTotals {
+    pub(super) fn add(&mut self, report: &MoveReport) {
+        let mut moved = 0;
+        for result in &report.results {
+            match result.outcome {
+                Outcome::Moved => moved += result.page.bytes,
+                failed => *self.failed.entry(failed).or_default() += 1,
+            }
+        }
+        match report.direction {
+            Direction::Promote => self.promoted_bytes += moved,
+            Direction::Demote => self.demoted_bytes += moved,
+        }
+        if moved > 0 {
+            let cost = report.elapsed.as_nanos() as f64 / (moved / BASE_PAGE).max(1) as f64;
+            let old = self.cost_per_frame_ns.unwrap_or(cost);
+            self.cost_per_frame_ns = Some(old + (cost - old) / 8.0);
+        }
+    }
+}
