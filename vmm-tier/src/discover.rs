@@ -1,0 +1,436 @@
+//! From a QMP connection to the guest's memory map: QEMU says where its RAM is, the kernel says with
+//! which pages.
+//!
+//! The layout can change while it is being asked for (a DIMM plug emits no event), so blocks and devices
+//! are read again afterwards, and if they differ everything starts over. Never asks `info mtree -f`: it
+//! would pin unplugged memory until QEMU exits.
+
+use std::{
+    io::ErrorKind,
+    time::{Duration, Instant},
+};
+
+use qmp::{
+    Client,
+    client::ExecuteError,
+    commands::{QueryMemoryDevices, QueryRamblock},
+    hmp::{self, Gpa2Hva, ParseGpa2HvaError, ParseRamBlocksError},
+};
+use tier_core::{
+    addr::{Gpa, Hva},
+    map::{
+        self, Backing, BlockRow, DiscoverError as ProbingError, GpaProbe, GuestMemoryMap, Inputs,
+        MapError, MemoryDevice, Probe, RamBlock, Vma,
+    },
+};
+use tier_sys::{
+    maps::{self, Mapping},
+    process,
+    smaps::{self, MappingMemory},
+    sysroot::{SysRoot, SysRootError},
+};
+
+/// How often a layout may change under the discovery before it gives up.
+const MAX_ATTEMPTS: u32 = 5;
+
+/// A guest's memory map and how it was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Discovered {
+    /// The QEMU process.
+    pub(crate) pid: u32,
+    /// The map, of generation 1 or the one that follows the previous map's.
+    pub(crate) map: GuestMemoryMap,
+    /// Addresses that QEMU translated in the last attempt.
+    pub(crate) probes: u32,
+    /// Attempts; more than one if the layout changed meanwhile.
+    pub(crate) attempts: u32,
+    /// How long it took.
+    pub(crate) elapsed: Duration,
+    /// Backends that are not, or only partly, in the map (not plugged, or closed by the firmware):
+    /// name and bytes.
+    pub(crate) unmapped: Vec<(String, u64)>,
+}
+
+/// Why there is no map.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiscoverError {
+    /// QEMU did not answer a command.
+    #[error(transparent)]
+    Qmp(#[from] ExecuteError),
+    /// QEMU's list of RAM blocks can't be read.
+    #[error("QEMU's list of RAM blocks can't be understood")]
+    RamBlocks(#[from] ParseRamBlocksError),
+    /// QEMU's translation of an address can't be read.
+    #[error("QEMU's translation of an address can't be understood")]
+    Gpa2Hva(#[from] ParseGpa2HvaError),
+    /// The answers do not make a map.
+    #[error("QEMU's answers do not make a memory map: {0}")]
+    Layout(String),
+    /// The layout changed at every attempt.
+    #[error(
+        "the guest's memory layout changed {MAX_ATTEMPTS} times while it was read: try again when \
+         plugging is over"
+    )]
+    Unsteady,
+    /// The kernel's view of QEMU can't be read.
+    #[error(
+        "the memory of process {pid} can't be looked at: run as root, or with CAP_SYS_PTRACE and \
+         CAP_PERFMON"
+    )]
+    NoPermission {
+        /// The process.
+        pid: u32,
+        /// The file.
+        source: SysRootError,
+    },
+    /// QEMU has ended.
+    #[error("the QEMU process {pid} has ended")]
+    Gone {
+        /// The process.
+        pid: u32,
+    },
+    /// Another trouble with reading `/proc`.
+    #[error(transparent)]
+    Proc(SysRootError),
+    /// The process behind the socket is not the one that has the RAM.
+    #[error(
+        "process {pid} ({comm}) serves the QMP socket but does not map the guest's RAM at {hva}: \
+         give QEMU a -qmp socket that it opens itself (not one handed over by a manager)"
+    )]
+    WrongProcess {
+        /// The process.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// Where QEMU says the RAM is.
+        hva: Hva,
+    },
+    /// QEMU and the kernel disagree about a block's pages.
+    #[error(
+        "RAM block '{block}' at {hva}: QEMU says its pages have {qemu} bytes, the kernel {kernel}"
+    )]
+    PageSize {
+        /// The block.
+        block: String,
+        /// Its address.
+        hva: Hva,
+        /// QEMU's page size.
+        qemu: u64,
+        /// The kernel's page size.
+        kernel: u64,
+    },
+}
+
+impl From<MapError> for DiscoverError {
+    fn from(error: MapError) -> Self {
+        Self::Layout(error.to_string())
+    }
+}
+
+/// Finds the memory map of the guest behind `client`; its generation is 1.
+///
+/// # Errors
+/// See [`DiscoverError`].
+pub(crate) fn discover(client: &Client, root: &SysRoot) -> Result<Discovered, DiscoverError> {
+    find(client, root, None)
+}
+
+/// Finds the map anew; its generation is that of `previous`, or the next one if the layout changed.
+///
+/// # Errors
+/// See [`DiscoverError`].
+pub(crate) fn rediscover(
+    client: &Client,
+    root: &SysRoot,
+    previous: &GuestMemoryMap,
+) -> Result<Discovered, DiscoverError> {
+    find(client, root, Some(previous))
+}
+
+fn find(
+    client: &Client,
+    root: &SysRoot,
+    previous: Option<&GuestMemoryMap>,
+) -> Result<Discovered, DiscoverError> {
+    let begin = Instant::now();
+    let pid = client.peer().pid;
+    let mut layout = Layout::read(client)?;
+    for attempts in 1..=MAX_ATTEMPTS {
+        let inputs = layout.inputs(root, pid)?;
+        let found = map::discover(&inputs, 1, &mut Monitor(client));
+        // A translation that fits no block is what a change between two questions looks like.
+        let again = Layout::read(client)?;
+        if again != layout {
+            tracing::debug!(pid, attempts, "the memory layout changed while it was read");
+            layout = again;
+            continue;
+        }
+        let found = found.map_err(of_probing)?;
+        let map = with_kernel_view(&found.map, root, pid)?;
+        let map = match previous {
+            Some(previous) => previous.succeeded_by(map),
+            None => map,
+        };
+        return Ok(Discovered {
+            pid,
+            map,
+            probes: found.probes,
+            attempts,
+            elapsed: begin.elapsed(),
+            unmapped: found.unmapped,
+        });
+    }
+    Err(DiscoverError::Unsteady)
+}
+
+fn of_probing(error: ProbingError<DiscoverError>) -> DiscoverError {
+    match error {
+        ProbingError::Probe { source, .. } => source,
+        other => DiscoverError::Layout(other.to_string()),
+    }
+}
+
+/// What QEMU tells of its RAM: compared before and after probing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Layout {
+    blocks: Vec<hmp::RamBlock>,
+    /// First address and length of each device. Not the plugged size of a virtio-mem device: that
+    /// changes all the time and moves nothing.
+    devices: Vec<(u64, u64)>,
+}
+
+impl Layout {
+    fn read(client: &Client) -> Result<Self, DiscoverError> {
+        let blocks = match client.execute(&QueryRamblock) {
+            Ok(text) => text.ramblocks()?,
+            // Before QEMU 6.2 only the human monitor lists the blocks.
+            Err(ref error) if is_unknown_command(error) => {
+                hmp::parse_ramblocks(&client.hmp("info ramblock")?)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let devices = match client.execute(&QueryMemoryDevices) {
+            Ok(devices) => devices
+                .iter()
+                .filter_map(qmp::commands::MemoryDevice::range)
+                .collect(),
+            // Machines without memory devices may lack the command.
+            Err(ref error) if is_unknown_command(error) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { blocks, devices })
+    }
+
+    fn inputs(&self, root: &SysRoot, pid: u32) -> Result<Inputs, DiscoverError> {
+        let row = |block: &hmp::RamBlock| BlockRow {
+            name: block.name.clone(),
+            page_size: block.page_size,
+            used: block.used,
+            total: block.total,
+            hva: block.hva.map(Hva),
+            read_only: block.read_only.unwrap_or(false),
+        };
+        let vmas = if self.blocks.iter().all(|block| block.hva.is_some()) {
+            Vec::new()
+        } else {
+            let mappings = maps::read(root, pid, |_| true).map_err(|error| of_proc(pid, error))?;
+            mappings
+                .iter()
+                .map(|mapping| Vma {
+                    start: mapping.start.0,
+                    end: mapping.end.0,
+                })
+                .collect()
+        };
+        Ok(Inputs {
+            blocks: self.blocks.iter().map(row).collect(),
+            devices: self
+                .devices
+                .iter()
+                .map(|&(gpa, len)| MemoryDevice { gpa, len })
+                .collect(),
+            vmas,
+        })
+    }
+}
+
+fn is_unknown_command(error: &ExecuteError) -> bool {
+    error
+        .refusal()
+        .is_some_and(|refusal| refusal.class == qmp::ErrorClass::CommandNotFound)
+}
+
+fn of_proc(pid: u32, error: SysRootError) -> DiscoverError {
+    if error.is_process_gone() {
+        return DiscoverError::Gone { pid };
+    }
+    let denied = error.errno().map(std::io::Error::from_raw_os_error);
+    if denied.is_some_and(|error| error.kind() == ErrorKind::PermissionDenied) {
+        return DiscoverError::NoPermission { pid, source: error };
+    }
+    DiscoverError::Proc(error)
+}
+
+/// Translates addresses through the human monitor.
+struct Monitor<'a>(&'a Client);
+
+impl GpaProbe for Monitor<'_> {
+    type Error = DiscoverError;
+
+    fn gpa_to_hva(&mut self, gpa: Gpa) -> Result<Probe, DiscoverError> {
+        let answer = self.0.hmp(&format!("gpa2hva {:#x}", gpa.0))?;
+        Ok(match hmp::parse_gpa2hva(&answer)? {
+            Gpa2Hva::Mapped { hva, region } => Probe::Mapped {
+                hva: Hva(hva),
+                region_name: region,
+            },
+            Gpa2Hva::Unmapped => Probe::Unmapped,
+            Gpa2Hva::NotRam => Probe::NotRam,
+        })
+    }
+}
+
+/// The same map with what the kernel knows of its blocks.
+fn with_kernel_view(
+    map: &GuestMemoryMap,
+    root: &SysRoot,
+    pid: u32,
+) -> Result<GuestMemoryMap, DiscoverError> {
+    let blocks = map.blocks();
+    let wanted = |mapping: &Mapping| blocks.iter().any(|block| mapping.contains(block.hva));
+    let memory = smaps::read(root, pid, wanted).map_err(|error| of_proc(pid, error))?;
+    let seen = blocks
+        .iter()
+        .map(|block| match kernel_view(block, &memory) {
+            Err(Disagreement::NotMapped) => {
+                let comm = process::stat(root, pid)
+                    .map(|stat| stat.comm)
+                    .unwrap_or_default();
+                Err(DiscoverError::WrongProcess {
+                    pid,
+                    comm,
+                    hva: block.hva,
+                })
+            }
+            Err(Disagreement::PageSize(kernel)) => Err(DiscoverError::PageSize {
+                block: block.name.clone(),
+                hva: block.hva,
+                qemu: block.page_size,
+                kernel,
+            }),
+            Ok(backing) => Ok(RamBlock {
+                backing: Some(backing),
+                ..block.clone()
+            }),
+        });
+    let blocks = seen.collect::<Result<_, _>>()?;
+    Ok(GuestMemoryMap::new(
+        map.generation(),
+        blocks,
+        map.ranges().to_vec(),
+    )?)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Disagreement {
+    NotMapped,
+    PageSize(u64),
+}
+
+/// What backs a block, if the kernel agrees with QEMU about it.
+fn kernel_view(block: &RamBlock, memory: &[MappingMemory]) -> Result<Backing, Disagreement> {
+    let home = memory
+        .iter()
+        .find(|memory| memory.mapping.contains(block.hva));
+    let home = home.ok_or(Disagreement::NotMapped)?;
+    if home.kernel_page_size != block.page_size {
+        return Err(Disagreement::PageSize(home.kernel_page_size));
+    }
+    let name = home.mapping.name.as_str();
+    Ok(if home.is_hugetlb() {
+        Backing::Hugetlb
+    } else if name.is_empty() || name.starts_with('[') {
+        Backing::Anonymous
+    } else if ["/memfd:", "/dev/shm/", "/dev/zero"]
+        .iter()
+        .any(|start| name.starts_with(start))
+    {
+        Backing::Shmem
+    } else {
+        Backing::File
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(page_size: u64) -> RamBlock {
+        RamBlock {
+            name: "ram0".to_owned(),
+            hva: Hva(0x7f00_0000_0000),
+            used: 4 << 20,
+            total: 4 << 20,
+            page_size,
+            backing: None,
+        }
+    }
+
+    fn seen(name: &str, kib: u64, flags: &str) -> Vec<MappingMemory> {
+        let text = format!(
+            "7f0000000000-7f0000400000 rw-s 00000000 00:01 51   {name}\n\
+             KernelPageSize: {kib:8} kB\nRss: 0 kB\nVmFlags: {flags}\n"
+        );
+        smaps::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn backing_when_the_mapping_is_named_is_told_by_name_and_flags() {
+        for (name, kib, flags, expected) in [
+            ("", 4, "rd wr hg", Backing::Anonymous),
+            ("[anon:ram0]", 4, "rd wr", Backing::Anonymous),
+            (
+                "/memfd:memory-backend-memfd (deleted)",
+                4,
+                "rd wr sh",
+                Backing::Shmem,
+            ),
+            ("/dev/shm/guest", 4, "rd wr sh", Backing::Shmem),
+            ("/dev/zero (deleted)", 4, "rd wr sh", Backing::Shmem),
+            (
+                "/memfd:memory-backend-memfd (deleted)",
+                2048,
+                "rd wr sh ht",
+                Backing::Hugetlb,
+            ),
+            (
+                "/dev/hugepages/qemu_back_mem.pc.ram.JlYZBZ (deleted)",
+                2048,
+                "rd wr ht",
+                Backing::Hugetlb,
+            ),
+            ("/srv/guest.ram", 4, "rd wr sh", Backing::File),
+        ] {
+            assert_eq!(
+                kernel_view(&block(kib << 10), &seen(name, kib, flags)),
+                Ok(expected),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn page_size_when_qemu_and_the_kernel_disagree_is_an_error() {
+        let memory = seen("/memfd:x (deleted)", 2048, "rd wr sh ht");
+
+        assert_eq!(
+            kernel_view(&block(4096), &memory),
+            Err(Disagreement::PageSize(2 << 20))
+        );
+    }
+
+    #[test]
+    fn block_when_no_mapping_holds_it_is_another_process_memory() {
+        assert_eq!(kernel_view(&block(4096), &[]), Err(Disagreement::NotMapped));
+    }
+}
