@@ -6,11 +6,14 @@
 
 pub mod addr;
 pub mod dual_heap;
+pub mod engine;
 pub mod exchange;
 pub mod heat;
 pub mod map;
 pub mod moves;
+pub mod pages;
 pub mod quota;
 pub mod sample;
+pub mod settings;
 pub mod tiers;
 pub mod time;
