@@ -94,6 +94,23 @@ pub struct HeapStats {
 #[error("{0} pages of 4 KiB are more than the {MAX_PAGES} (4 TiB) that one guest can have")]
 pub struct TooManyPages(u32);
 
+/// The pages that a run of samples reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Pages of the fast tier.
+    pub fast: u32,
+    /// Pages of the slow tier.
+    pub slow: u32,
+}
+
+impl Touched {
+    /// Pages of both tiers.
+    #[must_use]
+    pub const fn pages(self) -> u32 {
+        self.fast + self.slow
+    }
+}
+
 /// The pages of one guest and their heat. Ids past the end are never tracked.
 #[derive(Debug)]
 pub struct DualHeap {
@@ -259,14 +276,14 @@ impl DualHeap {
     }
 
     /// Adds `weight` events seen at `now` to every tracked page of the run; returns how many there
-    /// are.
-    pub fn sample_run(&mut self, now: Time, ids: Range<u32>, weight: f32) -> u32 {
+    /// are in each tier.
+    pub fn sample_run(&mut self, now: Time, ids: Range<u32>, weight: f32) -> Touched {
         let gain = self.gain(now, weight);
         let end = ids.end.min(self.pages.len());
         // Sifting page by page costs up to a walk to the root each; past some share of the heap
         // it is cheaper to restore the order once.
         let in_bulk = gain > 0.0 && ids.len() > self.slow.len() / 8 && ids.len() > 64;
-        let (mut taken, mut grown) = (0, false);
+        let (mut touched, mut grown) = (Touched::default(), false);
         let mut first = ids.start;
         let mut others = Vec::new();
         while first < end {
@@ -275,10 +292,19 @@ impl DualHeap {
                 match Slot::of(*word) {
                     Slot::Untracked => continue,
                     // The common case in the fast tier: nothing but this word changes.
-                    Slot::Fast(key) => *word = Slot::Fast((key + gain).min(f32::MAX)).word(),
-                    _ => others.push(id),
+                    Slot::Fast(key) => {
+                        *word = Slot::Fast((key + gain).min(f32::MAX)).word();
+                        touched.fast += 1;
+                        continue;
+                    }
+                    Slot::FastNever => touched.fast += 1,
+                    Slot::Slow(_) | Slot::SlowNever => touched.slow += 1,
+                    Slot::Aside(index) => match self.aside.get(index).map(|held| held.placement) {
+                        Some(Placement::Fast) => touched.fast += 1,
+                        _ => touched.slow += 1,
+                    },
                 }
-                taken += 1;
+                others.push(id);
             }
             if gain > 0.0 {
                 for id in others.drain(..) {
@@ -304,7 +330,7 @@ impl DualHeap {
         if grown {
             self.slow.rebuild(&mut self.pages);
         }
-        taken
+        touched
     }
 
     /// Sets a page's decayed count at `now` (a huge page was split or collapsed and its heat goes
