@@ -1,1 +1,20 @@
-//! Placeholder until the first module lands.
+//! The lab: a two-tier host in an emulator, its guests and workloads, and what is measured there.
+//!
+//! Three programs share this library. `lab` runs on the developer's machine: it packs an
+//! initramfs, starts the emulator and turns what it hears into one result. `lab-init` is the
+//! first process of the emulated host: it starts guests and agents as the scenario says and
+//! measures. `lab-guest` is the first process of a guest: the workload.
+
+pub mod checks;
+pub mod cpio;
+pub mod emulator;
+pub mod event;
+pub mod host;
+pub mod image;
+pub mod inside;
+pub mod result;
+pub mod scenario;
+pub mod show;
+pub mod stats;
+pub mod sys;
+pub mod workload;

@@ -1,0 +1,5 @@
+//! The first process of the emulated host.
+
+fn main() {
+    lab::inside::boot::main();
+}

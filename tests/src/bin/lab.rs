@@ -1,0 +1,92 @@
+//! `lab SCENARIO`: carries a scenario out in the emulated two-tier host.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context;
+use clap::Parser;
+use lab::host::{self, Options, STOP};
+use lab::scenario::Scenario;
+use lab::show::Screen;
+use vmm_sys_util::signal::register_signal_handler;
+
+/// Carries a scenario out in the emulated two-tier host: two memory nodes, KVM, a guest.
+///
+/// What a person reads goes to stderr, the result as one JSON object to stdout (unless that is
+/// a terminal) or to a file. The exit code is 0 only if every check passed.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version)]
+struct Arguments {
+    /// Name of a scenario in tests/scenarios; without it the scenarios are listed.
+    scenario: Option<String>,
+    /// Write the result to this file instead of stdout.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Folder for the console log, the programs' log and the result [default: target/lab/SCENARIO].
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
+    /// Show the hot set's share each second, on stdout; the result goes to its file only.
+    #[arg(long)]
+    live: bool,
+}
+
+extern "C" fn stop(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    STOP.store(true, Ordering::Relaxed);
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        register_signal_handler(signal, stop).context("installing a signal handler")?;
+    }
+    let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let Some(name) = &arguments.scenario else {
+        for name in Scenario::names(&scenarios) {
+            let scenario = Scenario::load(&scenarios, &name)?;
+            println!("{name:16} {}", scenario.title);
+        }
+        return Ok(true);
+    };
+    let scenario = Scenario::load(&scenarios, name)?;
+    let executable = std::env::current_exe().context("finding the programs just built")?;
+    let programs = executable.parent().context("no folder of programs")?;
+    let target = programs.parent().unwrap_or(programs);
+    let folder = arguments
+        .log_dir
+        .clone()
+        .unwrap_or_else(|| target.join("lab").join(name));
+    let mut screen = if arguments.live {
+        Screen::live()
+    } else {
+        Screen::stderr()
+    };
+    let options = Options {
+        scenario,
+        folder,
+        programs: programs.to_owned(),
+    };
+    screen.line(&format!("{name}: {}", options.scenario.title));
+    let result = host::run(&options, &mut screen)?;
+    screen.result(&result);
+    screen.line(&format!("logs and result: {}", options.folder.display()));
+    if let Some(path) = &arguments.json {
+        host::write_json(&result, path)?;
+    } else if !arguments.live && !std::io::stdout().is_terminal() {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer(&mut out, &result)?;
+        out.write_all(b"\n")?;
+    }
+    Ok(result.pass)
+}

@@ -1,0 +1,306 @@
+//! What had to hold, against what was measured.
+
+use serde::Serialize;
+
+use crate::event::AttemptOutcome;
+use crate::result::RunResult;
+use crate::scenario::{Check, Run};
+use crate::stats::{mean, standard_deviation};
+
+/// One check and its outcome, in words that a person reads.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CheckResult {
+    /// What was checked.
+    pub name: String,
+    /// What was measured.
+    pub measured: String,
+    /// What had to hold.
+    pub bound: String,
+    /// Whether it did.
+    pub pass: bool,
+}
+
+impl CheckResult {
+    /// A check's outcome.
+    #[must_use]
+    pub fn new(
+        name: impl Into<String>,
+        measured: impl Into<String>,
+        bound: impl Into<String>,
+        pass: bool,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            measured: measured.into(),
+            bound: bound.into(),
+            pass,
+        }
+    }
+
+    /// A number and its bound; what was not measured does not pass.
+    fn number(
+        name: String,
+        measured: Option<f64>,
+        bound: String,
+        holds: impl Fn(f64) -> bool,
+    ) -> Self {
+        Self {
+            name,
+            measured: measured.map_or_else(|| "not measured".to_owned(), |v| format!("{v:.3}")),
+            bound,
+            pass: measured.is_some_and(holds),
+        }
+    }
+}
+
+/// Evaluates one check. Where a check means a guest, it means the run's first.
+#[must_use]
+pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
+    let guest = run.guests.first().map_or("", |guest| guest.name.as_str());
+    let summary = result.summary.get(guest).cloned().unwrap_or_default();
+    match check {
+        Check::ShareAt { seconds, min } => CheckResult::number(
+            format!("hot-set share on node 0 after {seconds} s"),
+            result.share_at(guest, *seconds),
+            format!("≥ {min}"),
+            |v| v >= *min,
+        ),
+        Check::Plateau {
+            over_s,
+            min,
+            max_std,
+        } => {
+            let shares = result.last_shares(guest, *over_s);
+            let found = mean(&shares).zip(standard_deviation(&shares));
+            CheckResult::new(
+                format!("hot-set share over the last {over_s} s"),
+                found.map_or_else(
+                    || "not measured".to_owned(),
+                    |(mean, std)| format!("mean {mean:.4}, deviation {std:.4}"),
+                ),
+                format!("mean ≥ {min}, deviation ≤ {max_std}"),
+                found.is_some_and(|(mean, std)| mean >= *min && std <= *max_std),
+            )
+        }
+        Check::MovedOverLeast { max } => CheckResult::number(
+            "bytes moved over the least possible".to_owned(),
+            summary
+                .moved_bytes
+                .zip(summary.least_bytes)
+                .filter(|(_, least)| *least > 0)
+                .map(|(moved, least)| moved as f64 / least as f64),
+            format!("≤ {max}"),
+            |v| v <= *max,
+        ),
+        Check::ThroughputRatio { min } => CheckResult::number(
+            "throughput at the plateau over that before".to_owned(),
+            summary.throughput_ratio,
+            format!("≥ {min}"),
+            |v| v >= *min,
+        ),
+        Check::Integrity => {
+            let lost: Vec<_> = run
+                .guests
+                .iter()
+                .filter(|guest| result.integrity.get(&guest.name) != Some(&true))
+                .map(|guest| guest.name.as_str())
+                .collect();
+            let measured = match lost.as_slice() {
+                [] => "ok".to_owned(),
+                names => format!("LOST or not told: {}", names.join(", ")),
+            };
+            CheckResult::new("no byte lost", measured, "ok", lost.is_empty())
+        }
+        Check::AgentEnd { nth, code, says } => {
+            let found = result.agent_ends.get(*nth);
+            let said = found.is_some_and(|end| {
+                says.is_empty() || end.last_lines.iter().any(|line| line.contains(says))
+            });
+            let measured = found.map_or_else(
+                || "it did not end".to_owned(),
+                |end| {
+                    let last = end.last_lines.last().map_or("", String::as_str);
+                    match (end.code, end.signal) {
+                        (Some(code), _) => format!("code {code}: {last}"),
+                        (None, signal) => format!("signal {}", signal.unwrap_or(0)),
+                    }
+                },
+            );
+            let pass = said && found.and_then(|end| end.code) == Some(*code);
+            let mut bound = format!("code {code}");
+            if !says.is_empty() {
+                bound.push_str(&format!(", says '{says}'"));
+            }
+            CheckResult::new(format!("end of agent {nth}"), measured, bound, pass)
+        }
+        Check::NothingLeft { look } => {
+            let found = result.looks.iter().find(|found| found.name == *look);
+            let measured = found.map_or_else(
+                || "not looked".to_owned(),
+                |found| {
+                    format!(
+                        "{} kdamonds, {} threads, {} sockets, {} processes",
+                        found.kdamonds,
+                        found.kdamond_threads,
+                        found.sockets.len(),
+                        found.processes.len()
+                    )
+                },
+            );
+            let pass = found.is_some_and(|found| {
+                found.kdamonds == 0
+                    && found.kdamond_threads == 0
+                    && found.sockets.is_empty()
+                    && found.processes.is_empty()
+            });
+            CheckResult::new(format!("nothing left ({look})"), measured, "nothing", pass)
+        }
+        Check::Kdamonds { look, count } => {
+            let found = result.looks.iter().find(|found| found.name == *look);
+            CheckResult::new(
+                format!("kdamonds ({look})"),
+                found.map_or_else(|| "not looked".to_owned(), |f| f.kdamonds.to_string()),
+                count.to_string(),
+                found.is_some_and(|found| found.kdamonds == *count),
+            )
+        }
+        Check::AttemptRefused { attempt } => {
+            match result.attempts.iter().find(|found| found.name == *attempt) {
+                None => CheckResult::new(attempt, "not tried", "tried", false),
+                Some(found) => refused(found),
+            }
+        }
+    }
+}
+
+/// An attempt must end with a code other than 0 and exactly one line on standard error, or
+/// reach the state expected of it; and leave nothing.
+fn refused(found: &AttemptOutcome) -> CheckResult {
+    let lines: Vec<_> = found
+        .stderr
+        .lines()
+        .filter(|l| !l.trim().is_empty())
+        .collect();
+    let clean = found.kdamonds_left == 0 && !found.socket_left;
+    let left = if clean { "" } else { ", SOMETHING LEFT" };
+    if let Some(expected) = &found.expected_state {
+        let state = found.state.as_deref().unwrap_or("none");
+        return CheckResult::new(
+            &found.name,
+            format!("state {state}, code {:?}{left}", found.code),
+            format!("state {expected}, code 0 on SIGTERM, nothing left"),
+            state == expected && found.code == Some(0) && clean,
+        );
+    }
+    let code = found
+        .code
+        .map_or_else(|| "none".to_owned(), |code| code.to_string());
+    let late = if found.timed_out {
+        ", did not end by itself"
+    } else {
+        ""
+    };
+    CheckResult::new(
+        &found.name,
+        format!(
+            "code {code}, {} lines: {}{late}{left}",
+            lines.len(),
+            lines.join(" | ")
+        ),
+        "code not 0, one line, nothing left",
+        found.code.is_some_and(|code| code != 0) && lines.len() == 1 && !found.timed_out && clean,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::result::tests::lifted;
+    use crate::scenario::Scenario;
+
+    fn run_with(checks: &str) -> Run {
+        let text = format!(
+            "title = 'x'\n[[runs]]\nname = 'a'\nsteps = []\nguests = [{{}}]\nchecks = [{checks}]\n"
+        );
+        toml::from_str::<Scenario>(&text).unwrap().runs.remove(0)
+    }
+
+    fn outcome(checks: &str) -> CheckResult {
+        let run = run_with(checks);
+        let mut result = crate::result::ScenarioResult::default();
+        result.runs.push(lifted());
+        result.runs[0].run = "a".to_owned();
+        let scenario = Scenario {
+            name: String::new(),
+            title: String::new(),
+            time_limit_s: 1,
+            host: crate::scenario::Host::default(),
+            runs: vec![run],
+        };
+        result.conclude(&scenario);
+        result.runs[0].checks.last().unwrap().clone()
+    }
+
+    #[test]
+    fn share_when_reached_in_time_passes_and_says_the_figure() {
+        let check = outcome("{ that = 'share-at', seconds = 20, min = 0.95 }");
+
+        assert!(check.pass);
+        assert_eq!(check.measured, "1.000");
+        assert!(!outcome("{ that = 'share-at', seconds = 1, min = 0.95 }").pass);
+    }
+
+    #[test]
+    fn share_when_never_measured_fails() {
+        let check = outcome("{ that = 'share-at', seconds = 500, min = 0.1 }");
+
+        assert!(!check.pass);
+        assert_eq!(check.measured, "not measured");
+    }
+
+    #[test]
+    fn moved_bytes_when_twice_the_least_exceed_a_bound_of_less() {
+        assert!(outcome("{ that = 'moved-over-least', max = 1.0 }").pass);
+        assert!(!outcome("{ that = 'moved-over-least', max = 0.9 }").pass);
+    }
+
+    #[test]
+    fn agent_when_it_never_ended_fails_its_end_check() {
+        assert!(!outcome("{ that = 'agent-end', code = 0 }").pass);
+        assert!(outcome("{ that = 'integrity' }").pass);
+        assert!(!outcome("{ that = 'nothing-left', look = 'none' }").pass);
+    }
+
+    fn attempt(code: Option<i32>, stderr: &str) -> AttemptOutcome {
+        AttemptOutcome {
+            name: "a".to_owned(),
+            command: String::new(),
+            code,
+            timed_out: false,
+            seconds: 0.1,
+            stdout: String::new(),
+            stderr: stderr.to_owned(),
+            state: None,
+            expected_state: None,
+            kdamonds_left: 0,
+            socket_left: false,
+        }
+    }
+
+    #[test]
+    fn attempt_when_it_ends_with_one_line_and_a_code_is_refused() {
+        assert!(refused(&attempt(Some(1), "no socket at /x; start QEMU\n")).pass);
+        assert!(!refused(&attempt(Some(0), "no socket at /x\n")).pass);
+        assert!(!refused(&attempt(Some(1), "one\ntwo\n")).pass);
+        assert!(!refused(&attempt(Some(1), "")).pass);
+        assert!(!refused(&attempt(None, "killed\n")).pass);
+    }
+
+    #[test]
+    fn attempt_when_something_is_left_is_not_clean() {
+        let mut left = attempt(Some(1), "one line\n");
+        left.socket_left = true;
+
+        assert!(!refused(&left).pass);
+    }
+}

@@ -1,0 +1,171 @@
+//! The outer emulator: its command line, and the process that never outlives its owner.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::image::Cache;
+use crate::scenario::Host;
+
+/// Name of the port on which the emulated host writes its events.
+pub const PORT: &str = "lab";
+
+/// Files of one start of the emulator.
+#[derive(Debug)]
+pub struct Files {
+    /// Both archives, one after the other.
+    pub initramfs: PathBuf,
+    /// The serial console is written here.
+    pub console: PathBuf,
+    /// The events are written here.
+    pub events: PathBuf,
+    /// The emulator's own messages.
+    pub messages: PathBuf,
+}
+
+/// A running emulator; dropping it kills it.
+#[derive(Debug)]
+pub struct Emulator {
+    child: Child,
+}
+
+impl Emulator {
+    /// Starts an emulated host.
+    ///
+    /// # Errors
+    /// When a file can't be made or the emulator can't be started.
+    pub fn start(cache: &Cache, host: &Host, files: &Files) -> anyhow::Result<Self> {
+        let root = cache.outer();
+        let messages = std::fs::File::create(&files.messages)
+            .with_context(|| format!("creating {}", files.messages.display()))?;
+        let child = Command::new(root.join("usr/bin/qemu-system-x86_64"))
+            .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
+            .args(arguments(&root, &cache.kernel(), host, files))
+            .stdin(Stdio::null())
+            .stdout(messages.try_clone()?)
+            .stderr(messages)
+            .spawn()
+            .context("starting the emulator; run scripts/setup")?;
+        Ok(Self { child })
+    }
+
+    /// The exit status, if the emulator has ended.
+    ///
+    /// # Errors
+    /// What waiting for a child gives.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits for the emulator's own end for a while.
+    pub fn wait(&mut self, at_most: Duration) {
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < at_most {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The emulator's arguments. Multi-threaded TCG with nested SVM: see docs/lab.md for why.
+#[must_use]
+pub fn arguments(root: &Path, kernel: &Path, host: &Host, files: &Files) -> Vec<OsString> {
+    let mut list: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
+    let total: u64 = host.nodes.iter().map(|node| node.mib).sum();
+    add(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
+    add(&["-vga", "none", "-nic", "none"]);
+    add(&["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
+    add(&["-M", "q35,hmat=on"]);
+    add(&["-smp", &host.cpus.to_string()]);
+    add(&["-m", &format!("{total}M")]);
+    for (id, node) in host.nodes.iter().enumerate() {
+        let cpus = if id == 0 {
+            format!(",cpus=0-{}", host.cpus - 1)
+        } else {
+            String::new()
+        };
+        add(&[
+            "-object",
+            &format!("memory-backend-ram,id=m{id},size={}M", node.mib),
+            "-numa",
+            &format!("node,nodeid={id},memdev=m{id},initiator=0{cpus}"),
+        ]);
+    }
+    for (id, node) in host.nodes.iter().enumerate() {
+        if id > 0 {
+            let (distance, back) = (node.distance, node.distance);
+            add(&["-numa", &format!("dist,src=0,dst={id},val={distance}")]);
+            add(&["-numa", &format!("dist,src={id},dst=0,val={back}")]);
+        }
+        let to = format!("hmat-lb,initiator=0,target={id},hierarchy=memory");
+        add(&[
+            "-numa",
+            &format!("{to},data-type=access-latency,latency={}", node.latency_ns),
+            "-numa",
+            &format!(
+                "{to},data-type=access-bandwidth,bandwidth={}G",
+                node.bandwidth_gib_s
+            ),
+        ]);
+    }
+    let mut with_path = |option: &str, before: &str, path: &Path| {
+        let mut value = OsString::from(before);
+        value.push(path);
+        list.push(option.into());
+        list.push(value);
+    };
+    for folder in ["usr/share/qemu", "usr/share/seabios"] {
+        with_path("-L", "", &root.join(folder));
+    }
+    with_path("-kernel", "", kernel);
+    with_path("-initrd", "", &files.initramfs);
+    with_path("-serial", "file:", &files.console);
+    with_path("-chardev", "file,id=events,path=", &files.events);
+    let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
+    add(&["-device", "virtio-serial-pci"]);
+    add(&[
+        "-device",
+        &format!("virtserialport,chardev=events,name={PORT}"),
+    ]);
+    // panic=-1 with -no-reboot: a crashed emulated host ends the emulator.
+    add(&["-append", "console=ttyS0 quiet mitigations=off panic=-1"]);
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_when_a_host_has_two_nodes_describe_both_in_the_hmat() {
+        let files = Files {
+            initramfs: "i".into(),
+            console: "c".into(),
+            events: "e".into(),
+            messages: "m".into(),
+        };
+
+        let list = arguments(Path::new("/root"), Path::new("k"), &Host::default(), &files);
+
+        let text = list
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ");
+        assert!(text.contains("-numa node,nodeid=0,memdev=m0,initiator=0,cpus=0-1"));
+        assert!(text.contains("-numa node,nodeid=1,memdev=m1,initiator=0 "));
+        assert_eq!(text.matches("hmat-lb").count(), 4);
+        assert!(text.contains("-m 1216M"));
+    }
+}

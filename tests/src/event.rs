@@ -1,0 +1,361 @@
+//! What the emulated host tells the developer's machine: one JSON object a line.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One line of the protocol. Times `t` are seconds since the start of the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "event",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case"
+)]
+pub enum Event {
+    /// The emulated host is up.
+    Booted(HostFacts),
+    /// A run begins.
+    RunStarted {
+        /// Its name.
+        run: String,
+    },
+    /// Something takes time now.
+    Progress {
+        /// What.
+        what: String,
+    },
+    /// A moment that others are measured from.
+    Mark {
+        /// When.
+        t: f64,
+        /// What.
+        mark: Mark,
+        /// The guest it concerns.
+        guest: String,
+    },
+    /// A stretch of time with a name begins.
+    Phase {
+        /// When.
+        t: f64,
+        /// Its name.
+        phase: String,
+    },
+    /// The measurements of one second.
+    Sample(Sample),
+    /// A step measured something that stands in the result as it is.
+    Note {
+        /// When.
+        t: f64,
+        /// What.
+        name: String,
+        /// The finding.
+        value: serde_json::Value,
+    },
+    /// An agent ended.
+    AgentEnd(AgentEnd),
+    /// An attempt of the agent ended.
+    Attempt(AttemptOutcome),
+    /// What a look found.
+    Look(Look),
+    /// A guest's workload compared its memory with its updates.
+    Integrity {
+        /// Which guest.
+        guest: String,
+        /// Whether all bytes are as they must be.
+        ok: bool,
+        /// Updates done in all.
+        updates: u64,
+    },
+    /// A line that a program printed.
+    Log {
+        /// Which program.
+        source: String,
+        /// The line.
+        line: String,
+    },
+    /// A run ended.
+    RunEnded {
+        /// Its name.
+        run: String,
+        /// Why it could not be finished; absent when it was.
+        error: Option<String>,
+    },
+    /// All runs ended.
+    Done,
+    /// The emulated host could not do its work.
+    Failed {
+        /// Why.
+        error: String,
+    },
+}
+
+/// Moments that others are measured from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mark {
+    /// The guest's first process runs.
+    GuestUp,
+    /// The workload has touched its working set.
+    WorkReady,
+    /// The agent process was started.
+    AgentStarted,
+    /// The agent's control socket answers.
+    AgentReady,
+    /// The hot set moved.
+    HotMoved,
+    /// The agent was told to end, or ended.
+    AgentEnded,
+}
+
+/// What the emulated host is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HostFacts {
+    /// `uname -r`.
+    pub kernel: String,
+    /// The inner VMM's version.
+    pub inner_qemu: String,
+    /// Per node: id, total and free KiB.
+    pub nodes: Vec<NodeFacts>,
+    /// Memory tiers: name → nodes, as the kernel made them from the HMAT.
+    pub memory_tiers: BTreeMap<String, String>,
+}
+
+/// A node as the kernel sees it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeFacts {
+    /// Number.
+    pub node: u32,
+    /// MemTotal.
+    pub total_kib: u64,
+    /// MemFree.
+    pub free_kib: u64,
+}
+
+/// The measurements of one second.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Sample {
+    /// When.
+    pub t: f64,
+    /// Free memory of each node.
+    pub free_kib: Vec<u64>,
+    /// Pages that the kernel has migrated since boot, by whatever means.
+    pub migrated_pages: u64,
+    /// Migrations that the kernel failed to do since boot.
+    pub migrate_failed_pages: u64,
+    /// Promotions by kernel tiering since boot.
+    pub kernel_promoted_pages: u64,
+    /// CPU time of all kdamonds there are.
+    pub kdamond_cpu_s: f64,
+    /// By name of the guest.
+    pub guests: BTreeMap<String, GuestSample>,
+}
+
+/// One guest in one second.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GuestSample {
+    /// Pages of the hot set on each node, as move_pages(2) says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hot_pages: Vec<u64>,
+    /// Pages of the hot set on no node (not present).
+    #[serde(default)]
+    pub hot_absent: u64,
+    /// The workload's own count for the last second it reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates_per_s: Option<f64>,
+    /// The agent beside it, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentSample>,
+}
+
+impl GuestSample {
+    /// The share of the hot set on node 0; `None` before the hot set is known.
+    #[must_use]
+    pub fn share(&self) -> Option<f64> {
+        let all = self.hot_pages.iter().sum::<u64>() + self.hot_absent;
+        let fast = *self.hot_pages.first()?;
+        (all > 0).then(|| fast as f64 / all as f64)
+    }
+}
+
+/// An agent in one second.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AgentSample {
+    /// utime + stime.
+    pub cpu_s: f64,
+    /// `promoted-bytes` of `query-tier`; absent when the agent did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_bytes: Option<u64>,
+    /// `demoted-bytes` of `query-tier`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub demoted_bytes: Option<u64>,
+    /// `state` of `query-tier`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+/// How an agent ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AgentEnd {
+    /// When.
+    pub t: f64,
+    /// The guest it served.
+    pub guest: String,
+    /// Exit code; absent after a signal.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// The last lines it printed.
+    pub last_lines: Vec<String>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AttemptOutcome {
+    /// The attempt's name.
+    pub name: String,
+    /// The command line.
+    pub command: String,
+    /// Exit code; absent after a signal or when it could not be started.
+    pub code: Option<i32>,
+    /// Whether it had to be ended.
+    pub timed_out: bool,
+    /// How long it took.
+    pub seconds: f64,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error, verbatim.
+    pub stderr: String,
+    /// The state that `query-tier` told, when one was expected.
+    pub state: Option<String>,
+    /// The state that was expected.
+    pub expected_state: Option<String>,
+    /// kdamonds there were afterwards.
+    pub kdamonds_left: u64,
+    /// Whether its control socket was still there afterwards.
+    pub socket_left: bool,
+}
+
+/// What was there when a look step looked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Look {
+    /// The step's name.
+    pub name: String,
+    /// When.
+    pub t: f64,
+    /// `/sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds`.
+    pub kdamonds: u64,
+    /// Running kdamond threads.
+    pub kdamond_threads: u64,
+    /// Control sockets of agents that are not running.
+    pub sockets: Vec<String>,
+    /// Processes named vmm-tier that no step holds.
+    pub processes: Vec<u32>,
+}
+
+/// The prefix of the workload's lines on the guest's console, which it shares with the kernel.
+pub const GUEST_PREFIX: &str = "@lab ";
+
+/// What the workload tells on its console.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "guest",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case"
+)]
+pub enum GuestEvent {
+    /// The guest's first process runs and waits for `go`.
+    Up,
+    /// Guest-physical runs of the hot set: `[gpa, bytes]`. A list may come in parts.
+    Runs {
+        /// The runs.
+        runs: Vec<[u64; 2]>,
+        /// Whether this part begins a new list.
+        first: bool,
+        /// Whether this part ends the list.
+        last: bool,
+    },
+    /// The working set has been touched.
+    Ready,
+    /// Updates done in the last second or so.
+    Updates {
+        /// How many.
+        count: u64,
+        /// In how many milliseconds.
+        ms: u64,
+    },
+    /// The workload ended.
+    Integrity {
+        /// Whether the memory is what all updates made of it.
+        ok: bool,
+        /// Updates in all.
+        updates: u64,
+        /// What the updates say.
+        expected: u64,
+        /// What the memory says.
+        found: u64,
+    },
+    /// The workload can't go on.
+    Error {
+        /// Why.
+        error: String,
+    },
+}
+
+/// Finds a workload's line on a console line; kernel messages and damaged lines give `None`.
+#[must_use]
+pub fn guest_event(console_line: &str) -> Option<GuestEvent> {
+    let at = console_line.find(GUEST_PREFIX)?;
+    serde_json::from_str(console_line[at + GUEST_PREFIX.len()..].trim_end()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_event_when_the_kernel_prints_too_takes_only_its_own_lines() {
+        let line = "[    1.0] random: crng init done @lab {\"guest\":\"updates\",\"count\":5,\"ms\":1000}\r";
+
+        assert_eq!(
+            guest_event(line),
+            Some(GuestEvent::Updates { count: 5, ms: 1000 })
+        );
+        assert_eq!(guest_event("[ 1.0] Freeing unused kernel memory"), None);
+        assert_eq!(guest_event("@lab {\"guest\":\"upd[ 2.0] oops"), None);
+    }
+
+    #[test]
+    fn share_when_pages_are_absent_counts_them_as_not_fast() {
+        let sample = GuestSample {
+            hot_pages: vec![60, 20],
+            hot_absent: 20,
+            ..GuestSample::default()
+        };
+
+        assert_eq!(sample.share(), Some(0.6));
+        assert_eq!(GuestSample::default().share(), None);
+    }
+
+    #[test]
+    fn event_when_written_as_a_line_reads_back_equal() {
+        let event = Event::Sample(Sample {
+            t: 1.5,
+            free_kib: vec![1, 2],
+            guests: BTreeMap::from([("guest".to_owned(), GuestSample::default())]),
+            ..Sample::default()
+        });
+
+        let line = serde_json::to_string(&event).unwrap();
+
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+    }
+}

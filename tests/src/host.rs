@@ -1,0 +1,262 @@
+//! One lab run as seen from the developer's machine: pack, start, listen, conclude, tidy up.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::emulator::{Emulator, Files};
+use crate::event::Event;
+use crate::image::{Cache, Programs, write_overlay};
+use crate::result::ScenarioResult;
+use crate::scenario::{Scenario, Step};
+use crate::show::Screen;
+
+/// Set by a signal: the lab ends the emulator and itself.
+pub static STOP: AtomicBool = AtomicBool::new(false);
+
+/// The emulated host powers off within a second or two after its last event.
+const POWER_OFF_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a lab run needs to know.
+#[derive(Debug)]
+pub struct Options {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// Logs and the result go here.
+    pub folder: PathBuf,
+    /// The folder of the programs just built.
+    pub programs: PathBuf,
+}
+
+/// Carries a scenario out.
+///
+/// # Errors
+/// When the lab could not be started, or was told to stop. A scenario that did not pass is no
+/// error: its result says so.
+pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioResult> {
+    let scenario = &options.scenario;
+    let began = Instant::now();
+    let cache = Cache::open()?;
+    let folder = &options.folder;
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let lock = File::create(folder.join("lock"))?;
+    if lock.try_lock().is_err() {
+        bail!(
+            "another lab run uses {}; wait for it or choose another with --log-dir",
+            folder.display()
+        );
+    }
+    let workdir = WorkDir::new(folder)?;
+    screen.progress("packing the programs just built");
+    let programs = Programs {
+        init: options.programs.join("lab-init"),
+        guest: options.programs.join("lab-guest"),
+        agent: Some(options.programs.join("vmm-tier")).filter(|path| path.exists()),
+    };
+    let mut versions = BTreeMap::new();
+    versions.insert("vmm-tier".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    for entry in ["kernel", "qemu-outer", "qemu-inner"] {
+        versions.insert(entry.to_owned(), cache.version(entry));
+    }
+    let base = cache.base_archive(&mut |what| screen.progress(what))?;
+    let overlay = workdir.path.join("overlay.cpio");
+    write_overlay(&overlay, &programs, scenario, &versions)?;
+    let files = Files {
+        initramfs: workdir.path.join("initramfs.cpio"),
+        console: folder.join("console.log"),
+        events: folder.join("events.jsonl"),
+        messages: folder.join("emulator.log"),
+    };
+    concatenate(&[&base, &overlay], &files.initramfs)?;
+    let _ = fs::remove_file(&files.events);
+
+    screen.progress("booting the emulated two-tier host");
+    let mut emulator = Emulator::start(&cache, &scenario.host, &files)?;
+    let mut result = ScenarioResult {
+        scenario: scenario.name.clone(),
+        title: scenario.title.clone(),
+        versions,
+        ..ScenarioResult::default()
+    };
+    let log = File::create(folder.join("programs.log"))?;
+    let outcome = listen(&mut emulator, scenario, &files, &mut result, log, screen);
+    if outcome.is_ok() {
+        emulator.wait(POWER_OFF_WITHIN);
+    }
+    drop(emulator);
+    outcome?;
+    result.seconds = began.elapsed().as_secs_f64();
+    result.conclude(scenario);
+    write_json(&result, &folder.join("result.json"))?;
+    Ok(result)
+}
+
+/// Writes a result as one JSON object.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn write_json(result: &ScenarioResult, path: &Path) -> anyhow::Result<()> {
+    let attempt = || -> anyhow::Result<()> {
+        let mut out = BufWriter::new(File::create(path)?);
+        serde_json::to_writer(&mut out, result)?;
+        out.write_all(b"\n")?;
+        out.flush()?;
+        Ok(())
+    };
+    attempt().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Takes events in until the emulated host is done, has failed, or takes too long.
+fn listen(
+    emulator: &mut Emulator,
+    scenario: &Scenario,
+    files: &Files,
+    result: &mut ScenarioResult,
+    mut log: File,
+    screen: &mut Screen,
+) -> anyhow::Result<()> {
+    let limit = Duration::from_secs(scenario.time_limit_s);
+    let began = Instant::now();
+    let mut events = Tail::new(&files.events);
+    loop {
+        let ended = emulator.ended()?;
+        while let Some(line) = events.next_line()? {
+            let Ok(event) = serde_json::from_str::<Event>(&line) else {
+                writeln!(log, "not understood: {line}")?;
+                continue;
+            };
+            if let Event::Log { source, line } = &event {
+                writeln!(log, "{source}: {line}")?;
+            }
+            screen.event(&event);
+            let last = matches!(event, Event::Done | Event::Failed { .. });
+            result.take(event);
+            if last {
+                return Ok(());
+            }
+        }
+        if STOP.load(Ordering::Relaxed) {
+            bail!("stopped by a signal");
+        }
+        if let Some(status) = ended {
+            result.error = Some(format!(
+                "the emulator ended too early ({status}); see {} and {}",
+                files.console.display(),
+                files.messages.display()
+            ));
+            return Ok(());
+        }
+        if began.elapsed() >= limit {
+            result.error = Some(format!(
+                "not finished within {} s; see {}",
+                limit.as_secs(),
+                files.console.display()
+            ));
+            return Ok(());
+        }
+        screen.tick();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Whether a scenario starts the agent.
+#[must_use]
+pub fn needs_agent(scenario: &Scenario) -> bool {
+    scenario.runs.iter().flat_map(|run| &run.steps).any(|step| {
+        matches!(
+            step,
+            Step::StartAgent { .. } | Step::Attempt(_) | Step::Ctl { .. }
+        )
+    })
+}
+
+/// Reads lines of a file that another process is still writing.
+struct Tail {
+    path: PathBuf,
+    file: Option<BufReader<File>>,
+    line: Vec<u8>,
+}
+
+impl Tail {
+    fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: None,
+            line: Vec::new(),
+        }
+    }
+
+    /// The next whole line, or `None` when there is none yet.
+    fn next_line(&mut self) -> anyhow::Result<Option<String>> {
+        if self.file.is_none() {
+            self.file = File::open(&self.path).ok().map(BufReader::new);
+        }
+        let Some(file) = &mut self.file else {
+            return Ok(None);
+        };
+        file.read_until(b'\n', &mut self.line)?;
+        if self.line.pop_if(|last| *last == b'\n').is_none() {
+            return Ok(None);
+        }
+        let line = String::from_utf8_lossy(&self.line).into_owned();
+        self.line.clear();
+        Ok(Some(line))
+    }
+}
+
+/// The large files of a run; they are gone when this is dropped.
+struct WorkDir {
+    path: PathBuf,
+}
+
+impl WorkDir {
+    fn new(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join("work");
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn concatenate(parts: &[&Path], whole: &Path) -> anyhow::Result<()> {
+    let attempt = || -> io::Result<()> {
+        let mut out = File::create(whole)?;
+        for part in parts {
+            io::copy(&mut File::open(part)?, &mut out)?;
+        }
+        Ok(())
+    };
+    attempt().with_context(|| format!("writing {}; is the disk full?", whole.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tail_when_a_line_comes_in_parts_gives_it_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let mut tail = Tail::new(&path);
+        assert_eq!(tail.next_line().unwrap(), None);
+
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"{\"a\":").unwrap();
+        assert_eq!(tail.next_line().unwrap(), None);
+        file.write_all(b"1}\n{").unwrap();
+
+        assert_eq!(tail.next_line().unwrap().as_deref(), Some("{\"a\":1}"));
+        assert_eq!(tail.next_line().unwrap(), None);
+    }
+}

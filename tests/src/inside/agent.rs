@@ -1,0 +1,213 @@
+//! The agent under test: its process, what it prints, and what it answers on its control socket.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::measure::cpu_seconds;
+use super::monitor::Monitor;
+use super::{AGENT, Reporter, guest, locked};
+use crate::event::{AgentEnd, AgentSample};
+
+/// Lines of its output that stand in the result; all stand in the log.
+const LAST_LINES: usize = 20;
+
+/// The control socket of the agent beside a guest.
+#[must_use]
+pub fn control_socket(guest_name: &str) -> PathBuf {
+    guest::folder(guest_name).join("control.sock")
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Running {
+    guest: String,
+    child: Child,
+    lines: Arc<Mutex<VecDeque<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Starts `vmm-tier run` beside a guest and waits until its control socket answers.
+    ///
+    /// # Errors
+    /// When it can't be started. An agent that ends at once is handed back: how it ended is
+    /// a finding.
+    pub fn start(guest_name: &str, args: &[String], reporter: &Reporter) -> anyhow::Result<Self> {
+        let control = control_socket(guest_name);
+        let mut child = Command::new(AGENT)
+            .arg("run")
+            .arg("--qmp")
+            .arg(guest::agent_monitor(guest_name))
+            .args(["--fast", "0", "--slow", "1", "--control"])
+            .arg(&control)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting the agent {AGENT}"))?;
+        let lines = Arc::new(Mutex::new(VecDeque::new()));
+        let mut readers = Vec::new();
+        let source = format!("agent:{guest_name}");
+        if let Some(out) = child.stdout.take() {
+            readers.push(gather(out, &source, reporter, &lines));
+        }
+        if let Some(err) = child.stderr.take() {
+            readers.push(gather(err, &source, reporter, &lines));
+        }
+        Ok(Self {
+            guest: guest_name.to_owned(),
+            child,
+            lines,
+            readers,
+        })
+    }
+
+    /// Waits until the control socket answers; false when the agent ended before.
+    ///
+    /// # Errors
+    /// When neither happens within `within`.
+    pub fn await_ready(&mut self, within: Duration) -> anyhow::Result<bool> {
+        let start = Instant::now();
+        let control = control_socket(&self.guest);
+        loop {
+            if self.child.try_wait()?.is_some() {
+                return Ok(false);
+            }
+            if Monitor::connect(&control, Duration::from_secs(2)).is_ok() {
+                return Ok(true);
+            }
+            if start.elapsed() >= within {
+                bail!(
+                    "the agent's control socket {} did not answer within {} s",
+                    control.display(),
+                    within.as_secs()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The agent's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // It fails only for an agent that has ended: the wait that follows tells.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Waits for the agent's end.
+    ///
+    /// # Errors
+    /// When it goes on for longer than `within`; it is killed then.
+    pub fn await_end(mut self, within: Duration, reporter: &Reporter) -> anyhow::Result<AgentEnd> {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            if start.elapsed() >= within {
+                bail!("the agent did not end within {} s", within.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        Ok(AgentEnd {
+            t: reporter.t(),
+            guest: self.guest.clone(),
+            code: status.code(),
+            signal: status.signal(),
+            last_lines: locked(&self.lines).drain(..).collect(),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn gather(
+    from: impl Read + Send + 'static,
+    source: &str,
+    reporter: &Reporter,
+    lines: &Arc<Mutex<VecDeque<String>>>,
+) -> JoinHandle<()> {
+    let (source, reporter, lines) = (source.to_owned(), reporter.clone(), Arc::clone(lines));
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            let mut lines = locked(&lines);
+            if lines.len() == LAST_LINES {
+                lines.pop_front();
+            }
+            lines.push_back(line.clone());
+            drop(lines);
+            reporter.log(&source, line);
+        }
+    })
+}
+
+/// What the sampler asks of an agent each second.
+#[derive(Debug)]
+pub struct Watch {
+    pid: u32,
+    control: PathBuf,
+    monitor: Option<Monitor>,
+}
+
+impl Watch {
+    /// Watches the agent beside a guest.
+    #[must_use]
+    pub fn new(pid: u32, guest_name: &str) -> Self {
+        Self {
+            pid,
+            control: control_socket(guest_name),
+            monitor: None,
+        }
+    }
+
+    /// CPU time and, if the agent answers in time, its counters.
+    pub fn sample(&mut self) -> Option<AgentSample> {
+        let mut sample = AgentSample {
+            cpu_s: cpu_seconds(self.pid)?,
+            ..AgentSample::default()
+        };
+        if self.monitor.is_none() {
+            self.monitor = Monitor::connect(&self.control, Duration::from_millis(500)).ok();
+        }
+        let reply = self
+            .monitor
+            .as_mut()
+            .map(|monitor| monitor.execute("query-tier", Value::Null));
+        match reply {
+            Some(Ok(reply)) => {
+                sample.promoted_bytes = reply["promoted-bytes"].as_u64();
+                sample.demoted_bytes = reply["demoted-bytes"].as_u64();
+                sample.state = reply["state"].as_str().map(str::to_owned);
+            }
+            Some(Err(_)) => self.monitor = None,
+            None => {}
+        }
+        Some(sample)
+    }
+}

@@ -1,0 +1,222 @@
+//! What is measured each second, all of it independent of the agent under test.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{Reporter, agent, guest, locked};
+use crate::event::{Event, GuestSample, NodeFacts, Sample};
+use crate::sys::pages_on_nodes;
+
+/// Scheduler ticks a second in /proc (USER_HZ is 100 on x86-64).
+const TICKS: f64 = 100.0;
+
+/// What there is to watch, shared between the steps and the sampler.
+#[derive(Debug, Default)]
+pub struct Board {
+    /// Guests by name.
+    pub guests: BTreeMap<String, Arc<Mutex<guest::Watch>>>,
+    /// Agents by name of their guest.
+    pub agents: BTreeMap<String, agent::Watch>,
+}
+
+/// The thread that measures; dropping it ends it.
+#[derive(Debug)]
+pub struct Sampler {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sampler {
+    /// Measures each second from now on.
+    #[must_use]
+    pub fn start(board: &Arc<Mutex<Board>>, reporter: &Reporter) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let (board, reporter, ended) = (Arc::clone(board), reporter.clone(), Arc::clone(&end));
+        let thread = std::thread::spawn(move || {
+            let mut next = Instant::now();
+            while !ended.load(Ordering::Relaxed) {
+                let sample = measure(&board, &reporter);
+                reporter.tell(&Event::Sample(sample));
+                next += Duration::from_secs(1);
+                let now = Instant::now();
+                if next < now {
+                    next = now; // a slow second is not made up for
+                }
+                std::thread::sleep(next - now);
+            }
+        });
+        Self {
+            end,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn measure(board: &Mutex<Board>, reporter: &Reporter) -> Sample {
+    let mut sample = Sample {
+        t: reporter.t(),
+        free_kib: nodes().iter().map(|node| node.free_kib).collect(),
+        kdamond_cpu_s: kdamond_threads()
+            .iter()
+            .filter_map(|&p| cpu_seconds(p))
+            .sum(),
+        ..Sample::default()
+    };
+    let vmstat = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    sample.migrated_pages = counter(&vmstat, "pgmigrate_success");
+    sample.migrate_failed_pages = counter(&vmstat, "pgmigrate_fail");
+    sample.kernel_promoted_pages = counter(&vmstat, "pgpromote_success");
+    let mut board = locked(board);
+    let nodes = sample.free_kib.len();
+    for (name, watch) in &board.guests {
+        let entry = sample.guests.entry(name.clone()).or_default();
+        let mut watch = locked(watch);
+        entry.updates_per_s = watch.updates_per_s();
+        if let Err(error) = watch.translate() {
+            reporter.log("lab", format!("guest {name}: {error:#}"));
+        }
+        place(&watch, nodes, entry);
+    }
+    for (name, agent) in &mut board.agents {
+        if let Some(found) = agent.sample() {
+            sample.guests.entry(name.clone()).or_default().agent = Some(found);
+        }
+    }
+    sample
+}
+
+/// Counts the hot pages on each node; a QEMU that has gone has none.
+fn place(watch: &guest::Watch, nodes: usize, entry: &mut GuestSample) {
+    if watch.hot_pages.is_empty() {
+        return;
+    }
+    let Ok(found) = pages_on_nodes(watch.pid, &watch.hot_pages) else {
+        return;
+    };
+    entry.hot_pages = vec![0; nodes];
+    for node in found {
+        match usize::try_from(node)
+            .ok()
+            .and_then(|n| entry.hot_pages.get_mut(n))
+        {
+            Some(count) => *count += 1,
+            None => entry.hot_absent += 1,
+        }
+    }
+}
+
+/// All memory nodes in order.
+#[must_use]
+pub fn nodes() -> Vec<NodeFacts> {
+    let mut found = Vec::new();
+    for node in 0.. {
+        let path = format!("/sys/devices/system/node/node{node}/meminfo");
+        let Ok(text) = fs::read_to_string(path) else {
+            break;
+        };
+        found.push(NodeFacts {
+            node,
+            total_kib: node_value(&text, "MemTotal:"),
+            free_kib: node_value(&text, "MemFree:"),
+        });
+    }
+    found
+}
+
+/// A value of a node's meminfo: "Node 0 MemFree:  1234 kB".
+fn node_value(text: &str, key: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.split_once(key))
+        .find_map(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// A counter of /proc/vmstat; 0 when this kernel has none of the name.
+fn counter(text: &str, key: &str) -> u64 {
+    text.lines()
+        .find_map(|line| {
+            line.strip_prefix(key)?
+                .strip_prefix(' ')?
+                .trim()
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0)
+}
+
+/// User and system time of a process with all its threads; `None` when it has gone.
+#[must_use]
+pub fn cpu_seconds(pid: u32) -> Option<f64> {
+    cpu_of_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Fields 14 and 15 of proc_pid_stat(5); the name in parentheses may hold anything.
+fn cpu_of_stat(text: &str) -> Option<f64> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some((user + system) as f64 / TICKS)
+}
+
+/// The kernel threads of DAMON.
+#[must_use]
+pub fn kdamond_threads() -> Vec<u32> {
+    processes_named(|name| name.starts_with("kdamond"))
+}
+
+/// Processes whose name fulfils `wanted`.
+#[must_use]
+pub fn processes_named(wanted: impl Fn(&str) -> bool) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if wanted(name.trim()) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_value_when_read_from_meminfo_is_in_kib() {
+        let text = "Node 0 MemTotal:         440012 kB\nNode 0 MemFree:          220001 kB\n";
+
+        assert_eq!(node_value(text, "MemFree:"), 220_001);
+        assert_eq!(node_value(text, "Active:"), 0);
+    }
+
+    #[test]
+    fn counter_when_names_share_a_beginning_takes_the_whole_name() {
+        let text = "pgmigrate_success_x 3\npgmigrate_success 12\npgmigrate_fail 1\n";
+
+        assert_eq!(counter(text, "pgmigrate_success"), 12);
+    }
+
+    #[test]
+    fn cpu_when_the_name_holds_a_parenthesis_is_still_found() {
+        let text = "77 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 1";
+
+        assert_eq!(cpu_of_stat(text), Some(2.0));
+    }
+}

@@ -1,0 +1,388 @@
+//! Carries out the steps of the runs, one after the other.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::mount::{MountFlags, UnmountFlags};
+use serde_json::{Value, json};
+
+use super::measure::{self, Board, Sampler};
+use super::{AGENT, Reporter, agent, attempt, guest, locked};
+use crate::event::{Event, GuestEvent, Look, Mark};
+use crate::scenario::{Knobs, Run, Scenario, Signal, Step};
+
+const BALLAST: &str = "/run/ballast";
+const KDAMONDS: &str = "/sys/kernel/mm/damon/admin/kdamonds";
+/// Touching the working set takes about 10 s in the emulated host.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+const AGENT_READY_WITHIN: Duration = Duration::from_secs(30);
+const AGENT_END_WITHIN: Duration = Duration::from_secs(15);
+
+/// Carries out all runs. A run that fails does not keep the next from being tried.
+///
+/// # Errors
+/// When the emulated host itself can't be used any more.
+pub fn run_all(scenario: &Scenario, reporter: &Reporter) -> anyhow::Result<()> {
+    for run in &scenario.runs {
+        reporter.start_clock();
+        reporter.tell(&Event::RunStarted {
+            run: run.name.clone(),
+        });
+        let error = set_knobs(&run.knobs)
+            .and_then(|()| carry_out(run, reporter))
+            .err();
+        reporter.tell(&Event::RunEnded {
+            run: run.name.clone(),
+            error: error.map(|error| format!("{error:#}")),
+        });
+        clear_up();
+    }
+    reporter.tell(&Event::Done);
+    Ok(())
+}
+
+fn set_knobs(knobs: &Knobs) -> anyhow::Result<()> {
+    let set = |path: &str, value: &str| {
+        fs::write(path, value).with_context(|| format!("writing {value} to {path}"))
+    };
+    set(
+        "/proc/sys/kernel/numa_balancing",
+        &knobs.numa_balancing.to_string(),
+    )?;
+    set(
+        "/sys/kernel/mm/numa/demotion_enabled",
+        if knobs.demotion { "1" } else { "0" },
+    )?;
+    if !knobs.thp.is_empty() {
+        set("/sys/kernel/mm/transparent_hugepage/enabled", &knobs.thp)?;
+    }
+    Ok(())
+}
+
+/// What must not reach into the next run: a crashed agent's kdamond, and the ballast.
+fn clear_up() {
+    let kdamonds = fs::read_dir(KDAMONDS).into_iter().flatten().flatten();
+    for kdamond in kdamonds {
+        let _ = fs::write(kdamond.path().join("state"), "off");
+    }
+    let _ = fs::write(format!("{KDAMONDS}/nr_kdamonds"), "0");
+    let _ = rustix::mount::unmount(BALLAST, UnmountFlags::empty());
+}
+
+struct Runner<'a> {
+    run: &'a Run,
+    reporter: &'a Reporter,
+    board: Arc<Mutex<Board>>,
+    guests: BTreeMap<String, guest::Running>,
+    agents: BTreeMap<String, agent::Running>,
+}
+
+fn carry_out(run: &Run, reporter: &Reporter) -> anyhow::Result<()> {
+    let board = Arc::new(Mutex::new(Board::default()));
+    let mut runner = Runner {
+        run,
+        reporter,
+        board: Arc::clone(&board),
+        guests: BTreeMap::new(),
+        agents: BTreeMap::new(),
+    };
+    let _sampler = Sampler::start(&board, reporter);
+    for step in &run.steps {
+        runner.step(step)?;
+    }
+    Ok(())
+}
+
+impl Runner<'_> {
+    fn name(&self, guest: &str) -> anyhow::Result<String> {
+        let found = self.run.guest(guest);
+        Ok(found
+            .with_context(|| format!("run {} has no guest '{guest}'", self.run.name))?
+            .name
+            .clone())
+    }
+
+    fn guest(&mut self, name: &str) -> anyhow::Result<&mut guest::Running> {
+        let name = self.name(name)?;
+        self.guests
+            .get_mut(&name)
+            .with_context(|| format!("guest {name} was not started"))
+    }
+
+    fn step(&mut self, step: &Step) -> anyhow::Result<()> {
+        match step {
+            Step::StartGuest { guest } => self.start_guest(guest),
+            Step::Ballast {
+                node,
+                leave_free_mib,
+            } => self.ballast(*node, *leave_free_mib),
+            Step::StartWork { guest } => self.start_work(guest),
+            Step::MoveHot { guest, to_mib } => {
+                let running = self.guest(guest)?;
+                running.say(&format!("hot {to_mib}"))?;
+                let name = running.name.clone();
+                self.reporter.mark(Mark::HotMoved, &name);
+                Ok(())
+            }
+            Step::Wait { seconds, phase } => {
+                if !phase.is_empty() {
+                    self.reporter.tell(&Event::Phase {
+                        t: self.reporter.t(),
+                        phase: phase.clone(),
+                    });
+                }
+                self.reporter
+                    .progress(format!("measuring {phase} for {seconds} s"));
+                std::thread::sleep(Duration::from_secs(*seconds));
+                Ok(())
+            }
+            Step::StartAgent { guest, args } => self.start_agent(guest, args),
+            Step::EndAgent { guest, with } => {
+                let (name, running) = self.take_agent(guest)?;
+                let signal = match with {
+                    Signal::Term => rustix::process::Signal::TERM,
+                    Signal::Kill => rustix::process::Signal::KILL,
+                };
+                self.reporter
+                    .progress(format!("ending the agent ({with:?})"));
+                self.reporter.mark(Mark::AgentEnded, &name);
+                running.signal(signal);
+                self.agent_ended(running, AGENT_END_WITHIN)
+            }
+            Step::AwaitAgentEnd { guest, within_s } => {
+                let (name, running) = self.take_agent(guest)?;
+                self.reporter.progress("waiting for the agent to end");
+                self.agent_ended(running, Duration::from_secs(*within_s))?;
+                self.reporter.mark(Mark::AgentEnded, &name);
+                Ok(())
+            }
+            Step::KillGuest { guest } => {
+                self.reporter.progress("killing the guest's QEMU");
+                let name = self.name(guest)?;
+                locked(&self.board).guests.remove(&name);
+                let mut running = self.guests.remove(&name).context("no such guest")?;
+                running.kill();
+                Ok(())
+            }
+            Step::Qmp { guest, execute } => {
+                let watch = Arc::clone(&self.guest(guest)?.watch);
+                let reply = locked(&watch).monitor.execute(execute, Value::Null)?;
+                self.note(execute, reply);
+                Ok(())
+            }
+            Step::Ctl {
+                guest,
+                execute,
+                arguments,
+            } => self.ctl(guest, execute, arguments),
+            Step::Attempt(attempt) => {
+                self.reporter.progress(format!("attempt {}", attempt.name));
+                let monitor = match self.run.guest("") {
+                    Some(guest) => guest::agent_monitor(&guest.name),
+                    None => guest::agent_monitor("none"),
+                };
+                let outcome = attempt::carry_out(attempt, &monitor)?;
+                self.reporter.tell(&Event::Attempt(outcome));
+                Ok(())
+            }
+            Step::Look { name } => {
+                self.look(name);
+                Ok(())
+            }
+            Step::FinishWork { guest } => self.finish_work(guest),
+        }
+    }
+
+    fn note(&self, name: &str, value: Value) {
+        self.reporter.tell(&Event::Note {
+            t: self.reporter.t(),
+            name: name.to_owned(),
+            value,
+        });
+    }
+
+    fn start_guest(&mut self, guest: &str) -> anyhow::Result<()> {
+        let guest = self
+            .run
+            .guest(guest)
+            .with_context(|| format!("no guest '{guest}'"))?;
+        self.reporter.progress(format!(
+            "booting guest {} ({} MiB, {:?})",
+            guest.name, guest.mib, guest.backend
+        ));
+        let running = guest::Running::start(guest, self.reporter)?;
+        locked(&self.board)
+            .guests
+            .insert(guest.name.clone(), Arc::clone(&running.watch));
+        self.reporter.mark(Mark::GuestUp, &guest.name);
+        self.guests.insert(guest.name.clone(), running);
+        Ok(())
+    }
+
+    fn start_work(&mut self, guest: &str) -> anyhow::Result<()> {
+        self.reporter
+            .progress("the workload touches its working set");
+        let running = self.guest(guest)?;
+        running.say("go")?;
+        let name = running.name.clone();
+        match running.await_event(READY_WITHIN)? {
+            GuestEvent::Ready => {}
+            other => bail!("guest {name}: {other:?} where ready was due"),
+        }
+        // The next sample shall know where the hot set is.
+        locked(&running.watch).translate()?;
+        self.reporter.mark(Mark::WorkReady, &name);
+        Ok(())
+    }
+
+    fn finish_work(&mut self, guest: &str) -> anyhow::Result<()> {
+        self.reporter
+            .progress("comparing the guest's memory with its updates");
+        let running = self.guest(guest)?;
+        running.say("finish")?;
+        let name = running.name.clone();
+        match running.await_event(READY_WITHIN)? {
+            GuestEvent::Integrity { ok, updates, .. } => {
+                self.reporter.tell(&Event::Integrity {
+                    guest: name.clone(),
+                    ok,
+                    updates,
+                });
+            }
+            other => bail!("guest {name}: {other:?} where integrity was due"),
+        }
+        locked(&self.board).guests.remove(&name);
+        self.guests.remove(&name);
+        Ok(())
+    }
+
+    /// A tmpfs bound to one node: its pages stay there. `noswap` makes them unevictable, so
+    /// that kernel tiering can't demote them either.
+    fn ballast(&mut self, node: u32, leave_free_mib: u64) -> anyhow::Result<()> {
+        fs::create_dir_all(BALLAST)?;
+        let options = std::ffi::CString::new(format!("noswap,mpol=bind:{node},size=100%"))?;
+        rustix::mount::mount(
+            "tmpfs",
+            BALLAST,
+            "tmpfs",
+            MountFlags::empty(),
+            Some(options.as_c_str()),
+        )
+        .context("mounting the ballast")?;
+        let free_kib = || {
+            measure::nodes()
+                .iter()
+                .find(|facts| facts.node == node)
+                .map(|facts| facts.free_kib)
+                .with_context(|| format!("there is no node {node}"))
+        };
+        let before = free_kib()?;
+        let mut file = fs::File::create(Path::new(BALLAST).join("fill"))?;
+        let chunk = vec![0x5a_u8; 1 << 20];
+        while free_kib()? > (leave_free_mib + 1) * 1024 {
+            file.write_all(&chunk)
+                .with_context(|| format!("filling node {node}"))?;
+        }
+        let after = free_kib()?;
+        self.note(
+            "ballast",
+            json!({ "node": node, "free-kib-before": before, "free-kib-after": after }),
+        );
+        if after + 8 * 1024 < leave_free_mib * 1024 {
+            bail!("node {node} has only {after} KiB free; {leave_free_mib} MiB were asked for");
+        }
+        Ok(())
+    }
+
+    fn start_agent(&mut self, guest: &str, args: &[String]) -> anyhow::Result<()> {
+        let name = self.name(guest)?;
+        self.reporter.progress("starting vmm-tier run");
+        self.reporter.mark(Mark::AgentStarted, &name);
+        let mut running = agent::Running::start(&name, args, self.reporter)?;
+        if !running.await_ready(AGENT_READY_WITHIN)? {
+            self.agent_ended(running, AGENT_END_WITHIN)?;
+            bail!("the agent ended at once");
+        }
+        self.reporter.mark(Mark::AgentReady, &name);
+        locked(&self.board)
+            .agents
+            .insert(name.clone(), agent::Watch::new(running.pid(), &name));
+        self.agents.insert(name, running);
+        Ok(())
+    }
+
+    fn take_agent(&mut self, guest: &str) -> anyhow::Result<(String, agent::Running)> {
+        let name = self.name(guest)?;
+        locked(&self.board).agents.remove(&name);
+        let running = self
+            .agents
+            .remove(&name)
+            .with_context(|| format!("no agent runs beside guest {name}"))?;
+        Ok((name, running))
+    }
+
+    fn agent_ended(&self, running: agent::Running, within: Duration) -> anyhow::Result<()> {
+        let end = running.await_end(within, self.reporter)?;
+        self.reporter.tell(&Event::AgentEnd(end));
+        Ok(())
+    }
+
+    fn ctl(&mut self, guest: &str, execute: &str, arguments: &str) -> anyhow::Result<()> {
+        let socket = agent::control_socket(&self.name(guest)?);
+        let mut command = Command::new(AGENT);
+        command.arg("ctl").arg(socket).arg(execute);
+        if !arguments.is_empty() {
+            command.arg(arguments);
+        }
+        let output = command
+            .output()
+            .with_context(|| format!("starting {AGENT}"))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        self.note(
+            execute,
+            json!({
+                "code": output.status.code(),
+                "reply": serde_json::from_str::<Value>(&text).unwrap_or(Value::String(text)),
+                "stderr": String::from_utf8_lossy(&output.stderr),
+            }),
+        );
+        Ok(())
+    }
+
+    fn look(&self, name: &str) {
+        let held: Vec<u32> = self.agents.values().map(agent::Running::pid).collect();
+        let sockets = self
+            .run
+            .guests
+            .iter()
+            .filter(|guest| !self.agents.contains_key(&guest.name))
+            .map(|guest| agent::control_socket(&guest.name))
+            .filter(|socket| socket.exists())
+            .map(|socket| socket.display().to_string())
+            .collect();
+        let mut processes = measure::processes_named(|name| name == "vmm-tier");
+        processes.retain(|pid| !held.contains(pid));
+        self.reporter.tell(&Event::Look(Look {
+            name: name.to_owned(),
+            t: self.reporter.t(),
+            kdamonds: kdamonds(),
+            kdamond_threads: measure::kdamond_threads().len() as u64,
+            sockets,
+            processes,
+        }));
+    }
+}
+
+/// How many kdamonds are configured; none when the kernel has no DAMON.
+pub(crate) fn kdamonds() -> u64 {
+    fs::read_to_string(format!("{KDAMONDS}/nr_kdamonds"))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}

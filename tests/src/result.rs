@@ -1,0 +1,508 @@
+//! The result of a scenario: what was measured, in one JSON object.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::checks::{CheckResult, evaluate};
+use crate::event::{AgentEnd, AttemptOutcome, Event, HostFacts, Look, Mark, Sample};
+use crate::scenario::{Run, Scenario, Step};
+use crate::stats::{mean, median, standard_deviation};
+
+/// The kernel counts migrations in base pages.
+const PAGE_BYTES: u64 = 4096;
+/// The plateau is what the last seconds show.
+pub const PLATEAU_S: f64 = 10.0;
+
+/// The result of a scenario.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScenarioResult {
+    /// The scenario's name.
+    pub scenario: String,
+    /// Its title.
+    pub title: String,
+    /// Whether everything that had to hold did.
+    pub pass: bool,
+    /// Why the scenario could not be finished.
+    pub error: Option<String>,
+    /// From the start of the emulator to its end.
+    pub seconds: f64,
+    /// Versions of what took part.
+    pub versions: BTreeMap<String, String>,
+    /// The emulated host.
+    pub host: Option<HostFacts>,
+    /// One entry a run.
+    pub runs: Vec<RunResult>,
+}
+
+/// The result of one run.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RunResult {
+    /// Its name.
+    pub run: String,
+    /// Whether all its checks passed.
+    pub pass: bool,
+    /// Why it could not be finished.
+    pub error: Option<String>,
+    /// By guest.
+    pub summary: BTreeMap<String, Summary>,
+    /// What had to hold.
+    pub checks: Vec<CheckResult>,
+    /// By guest: whether no byte was lost.
+    pub integrity: BTreeMap<String, bool>,
+    /// Moments: seconds, what, guest.
+    pub marks: Vec<(f64, Mark, String)>,
+    /// Findings of steps.
+    pub notes: Vec<Note>,
+    /// How agents ended, in order.
+    pub agent_ends: Vec<AgentEnd>,
+    /// How attempts ended, in order.
+    pub attempts: Vec<AttemptOutcome>,
+    /// What looks found, in order.
+    pub looks: Vec<Look>,
+    /// The measurements of each second.
+    pub series: Vec<Point>,
+    #[serde(skip)]
+    ended: bool,
+    #[serde(skip)]
+    phase: String,
+}
+
+/// A finding of a step.
+#[derive(Debug, Clone, Serialize)]
+pub struct Note {
+    /// When.
+    pub t: f64,
+    /// What.
+    pub name: String,
+    /// The finding.
+    pub value: Value,
+}
+
+/// The measurements of one second.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Point {
+    /// Seconds since the start of the run.
+    pub t: f64,
+    /// The phase that a wait step named.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub phase: String,
+    /// Free memory of node 0.
+    pub fast_free_mib: f64,
+    /// Bytes that the kernel has migrated since boot, by whatever means.
+    pub migrated_bytes: u64,
+    /// The same for migrations that failed.
+    pub migrate_failed_bytes: u64,
+    /// Promotions by kernel tiering since boot.
+    pub kernel_promoted_bytes: u64,
+    /// CPU time of the kdamonds there are.
+    pub kdamond_cpu_s: f64,
+    /// By name.
+    pub guests: BTreeMap<String, GuestPoint>,
+}
+
+/// One guest in one second.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GuestPoint {
+    /// Share of the hot set on node 0.
+    pub hot_share: Option<f64>,
+    /// Bytes of the hot set on other nodes.
+    pub hot_slow_bytes: u64,
+    /// The workload's throughput.
+    pub updates_per_s: Option<f64>,
+    /// As the agent says.
+    pub promoted_bytes: Option<u64>,
+    /// As the agent says.
+    pub demoted_bytes: Option<u64>,
+    /// As the agent says.
+    pub state: Option<String>,
+    /// CPU time of the agent.
+    pub agent_cpu_s: Option<f64>,
+}
+
+/// What a guest's series comes to. Times are seconds since the start of tiering: the start of
+/// the agent, or in a run without one, the end of the first touch.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Summary {
+    /// Hot-set share on node 0 when tiering began.
+    pub share_before: Option<f64>,
+    /// After 10 s.
+    pub share_at_10_s: Option<f64>,
+    /// After 20 s.
+    pub share_at_20_s: Option<f64>,
+    /// Mean over the last 10 s.
+    pub plateau_mean: Option<f64>,
+    /// Standard deviation over the last 10 s.
+    pub plateau_std: Option<f64>,
+    /// Until the share was 0.95 for the first time.
+    pub seconds_to_95: Option<f64>,
+    /// Bytes that the kernel migrated since the start of tiering, by its own count.
+    pub moved_bytes: Option<u64>,
+    /// Promoted and demoted as the agent says.
+    pub agent_moved_bytes: Option<u64>,
+    /// The least that could bring the hot set to node 0: what was not there, up, and as much down.
+    pub least_bytes: Option<u64>,
+    /// Median updates a second before tiering.
+    pub throughput_before: Option<f64>,
+    /// Median updates a second over the last 10 s.
+    pub throughput_plateau: Option<f64>,
+    /// The second over the first.
+    pub throughput_ratio: Option<f64>,
+    /// The agent's CPU time over the time it ran.
+    pub agent_cpu_share: Option<f64>,
+    /// The same over the last 10 s.
+    pub agent_cpu_share_plateau: Option<f64>,
+    /// The kdamonds' CPU time over the same time.
+    pub kdamond_cpu_share: Option<f64>,
+}
+
+impl ScenarioResult {
+    /// Takes an event in. Events before the first run belong to the scenario.
+    pub fn take(&mut self, event: Event) {
+        match event {
+            Event::Booted(facts) => self.host = Some(facts),
+            Event::RunStarted { run } => self.runs.push(RunResult {
+                run,
+                ..RunResult::default()
+            }),
+            Event::Failed { error } => self.error = Some(error),
+            event => {
+                if let Some(run) = self.runs.last_mut() {
+                    run.take(event);
+                }
+            }
+        }
+    }
+
+    /// Computes the summaries and checks once all events are in.
+    pub fn conclude(&mut self, scenario: &Scenario) {
+        for run in &scenario.runs {
+            if !self.runs.iter().any(|found| found.run == run.name) {
+                self.runs.push(RunResult {
+                    run: run.name.clone(),
+                    error: Some("was not reached".to_owned()),
+                    ..RunResult::default()
+                });
+            }
+        }
+        for result in &mut self.runs {
+            if let Some(run) = scenario.runs.iter().find(|run| run.name == result.run) {
+                result.conclude(run);
+            }
+        }
+        self.pass = self.error.is_none() && self.runs.iter().all(|run| run.pass);
+    }
+}
+
+impl RunResult {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Mark { t, mark, guest } => self.marks.push((t, mark, guest)),
+            Event::Phase { phase, .. } => self.phase = phase,
+            Event::Sample(sample) => self.series.push(point(&sample, &self.phase)),
+            Event::Note { t, name, value } => self.notes.push(Note { t, name, value }),
+            Event::AgentEnd(end) => self.agent_ends.push(end),
+            Event::Attempt(outcome) => self.attempts.push(outcome),
+            Event::Look(look) => self.looks.push(look),
+            Event::Integrity { guest, ok, .. } => {
+                self.integrity.insert(guest, ok);
+            }
+            Event::RunEnded { error, .. } => {
+                self.ended = true;
+                self.error = error;
+            }
+            Event::Booted(_)
+            | Event::RunStarted { .. }
+            | Event::Progress { .. }
+            | Event::Log { .. }
+            | Event::Done
+            | Event::Failed { .. } => {}
+        }
+    }
+
+    fn conclude(&mut self, run: &Run) {
+        if !self.ended && self.error.is_none() {
+            self.error = Some("the emulated host ended in the middle of the run".to_owned());
+        }
+        for guest in &run.guests {
+            if let Some(summary) = self.summarize(&guest.name) {
+                self.summary.insert(guest.name.clone(), summary);
+            }
+        }
+        let mut checks = vec![CheckResult::new(
+            "run finished",
+            self.error.clone().unwrap_or_else(|| "yes".to_owned()),
+            "all steps done",
+            self.error.is_none(),
+        )];
+        if run
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::StartAgent { .. }))
+        {
+            let ready = self
+                .marks
+                .iter()
+                .any(|(_, mark, _)| *mark == Mark::AgentReady);
+            checks.push(CheckResult::new(
+                "agent started",
+                if ready { "yes" } else { "no" },
+                "its control socket answers",
+                ready,
+            ));
+        }
+        checks.extend(run.checks.iter().map(|check| evaluate(check, run, self)));
+        self.pass = checks.iter().all(|check| check.pass);
+        self.checks = checks;
+    }
+
+    /// When the first mark of a kind was set for a guest.
+    #[must_use]
+    pub fn marked(&self, wanted: Mark, guest: &str) -> Option<f64> {
+        self.marks
+            .iter()
+            .find(|(_, mark, name)| *mark == wanted && name == guest)
+            .map(|(t, _, _)| *t)
+    }
+
+    /// The start and end of tiering for a guest.
+    fn span(&self, guest: &str) -> Option<(f64, f64)> {
+        let start = self
+            .marked(Mark::AgentStarted, guest)
+            .or_else(|| self.marked(Mark::WorkReady, guest))?;
+        let end = self.marked(Mark::AgentEnded, guest);
+        Some((start, end.unwrap_or(f64::INFINITY)))
+    }
+
+    /// The guest's measurements during tiering: time since its start, and the point.
+    #[must_use]
+    pub fn tiering(&self, guest: &str) -> Vec<(f64, &Point, &GuestPoint)> {
+        let Some((start, end)) = self.span(guest) else {
+            return Vec::new();
+        };
+        self.series
+            .iter()
+            .filter(|point| point.t >= start && point.t <= end)
+            .filter_map(|point| Some((point.t - start, point, point.guests.get(guest)?)))
+            .filter(|(_, _, guest)| guest.hot_share.is_some())
+            .collect()
+    }
+
+    /// The shares of the last seconds of tiering.
+    #[must_use]
+    pub fn last_shares(&self, guest: &str, over_s: f64) -> Vec<f64> {
+        let series = self.tiering(guest);
+        let Some((last, _, _)) = series.last() else {
+            return Vec::new();
+        };
+        series
+            .iter()
+            .filter(|(t, _, _)| *t > last - over_s)
+            .filter_map(|(_, _, guest)| guest.hot_share)
+            .collect()
+    }
+
+    /// The share at the first measurement from `seconds` on.
+    #[must_use]
+    pub fn share_at(&self, guest: &str, seconds: f64) -> Option<f64> {
+        self.tiering(guest)
+            .iter()
+            .find(|(t, _, _)| *t >= seconds)
+            .and_then(|(_, _, guest)| guest.hot_share)
+    }
+
+    fn summarize(&self, guest: &str) -> Option<Summary> {
+        let (start, _) = self.span(guest)?;
+        let series = self.tiering(guest);
+        let (first_t, first, first_guest) = *series.first()?;
+        let (last_t, last, last_guest) = *series.last()?;
+        // What was measured just before tiering began; in a run without an agent, the first.
+        let before = self
+            .series
+            .iter()
+            .rfind(|point| point.t < start)
+            .and_then(|point| Some((point, point.guests.get(guest)?)))
+            .filter(|(_, guest)| guest.hot_share.is_some());
+        let (base, base_guest) = before.unwrap_or((first, first_guest));
+        let shares = self.last_shares(guest, PLATEAU_S);
+        let work_ready = self.marked(Mark::WorkReady, guest).unwrap_or(0.0);
+        let earlier: Vec<f64> = self
+            .series
+            .iter()
+            .filter(|point| point.t > work_ready && point.t < start)
+            .filter_map(|point| point.guests.get(guest)?.updates_per_s)
+            .collect();
+        let plateau: Vec<_> = series
+            .iter()
+            .filter(|(t, _, _)| *t > last_t - PLATEAU_S)
+            .collect();
+        let later: Vec<f64> = plateau
+            .iter()
+            .filter_map(|(_, _, guest)| guest.updates_per_s)
+            .collect();
+        let throughput_before = median(&earlier);
+        let throughput_plateau = median(&later);
+        let share_of =
+            |seconds: f64, used: Option<f64>| Some(used? / seconds).filter(|s| s.is_finite());
+        let agent_cpu = |guest: &GuestPoint| guest.agent_cpu_s;
+        let plateau_cpu = plateau.first().and_then(|(t, _, guest)| {
+            share_of(last_t - t, Some(agent_cpu(last_guest)? - agent_cpu(guest)?))
+        });
+        let has_agent = last_guest.agent_cpu_s.is_some();
+        Some(Summary {
+            share_before: base_guest.hot_share,
+            share_at_10_s: self.share_at(guest, 10.0),
+            share_at_20_s: self.share_at(guest, 20.0),
+            plateau_mean: mean(&shares),
+            plateau_std: standard_deviation(&shares),
+            seconds_to_95: series
+                .iter()
+                .find(|(_, _, guest)| guest.hot_share.is_some_and(|share| share >= 0.95))
+                .map(|(t, _, _)| *t),
+            moved_bytes: last.migrated_bytes.checked_sub(base.migrated_bytes),
+            agent_moved_bytes: last_guest
+                .promoted_bytes
+                .zip(last_guest.demoted_bytes)
+                .map(|(up, down)| up + down),
+            least_bytes: Some(2 * base_guest.hot_slow_bytes),
+            throughput_before,
+            throughput_plateau,
+            throughput_ratio: throughput_plateau
+                .zip(throughput_before)
+                .map(|(after, before)| after / before),
+            agent_cpu_share: share_of(last_t, agent_cpu(last_guest)),
+            agent_cpu_share_plateau: plateau_cpu,
+            kdamond_cpu_share: share_of(last_t - first_t, has_agent.then_some(last.kdamond_cpu_s)),
+        })
+    }
+}
+
+fn point(sample: &Sample, phase: &str) -> Point {
+    let guests = sample.guests.iter().map(|(name, guest)| {
+        let slow = guest.hot_pages.iter().skip(1).sum::<u64>() + guest.hot_absent;
+        let agent = guest.agent.as_ref();
+        let point = GuestPoint {
+            hot_share: guest.share(),
+            hot_slow_bytes: slow * PAGE_BYTES,
+            updates_per_s: guest.updates_per_s,
+            promoted_bytes: agent.and_then(|agent| agent.promoted_bytes),
+            demoted_bytes: agent.and_then(|agent| agent.demoted_bytes),
+            state: agent.and_then(|agent| agent.state.clone()),
+            agent_cpu_s: agent.map(|agent| agent.cpu_s),
+        };
+        (name.clone(), point)
+    });
+    Point {
+        t: sample.t,
+        phase: phase.to_owned(),
+        fast_free_mib: sample.free_kib.first().copied().unwrap_or(0) as f64 / 1024.0,
+        migrated_bytes: sample.migrated_pages * PAGE_BYTES,
+        migrate_failed_bytes: sample.migrate_failed_pages * PAGE_BYTES,
+        kernel_promoted_bytes: sample.kernel_promoted_pages * PAGE_BYTES,
+        kdamond_cpu_s: sample.kdamond_cpu_s,
+        guests: guests.collect(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::event::{AgentSample, GuestSample};
+
+    /// Ten seconds without an agent at 1000 updates a second, then thirty with one that lifts
+    /// 8000 slow pages of 10 000 within five seconds, at 990 updates a second.
+    pub(crate) fn lifted() -> RunResult {
+        let mut run = RunResult::default();
+        let mark = |mark, t| Event::Mark {
+            t,
+            mark,
+            guest: "guest".to_owned(),
+        };
+        run.take(mark(Mark::WorkReady, 0.5));
+        run.take(mark(Mark::AgentStarted, 10.5));
+        run.take(mark(Mark::AgentReady, 10.9));
+        for second in 1..=40_u64 {
+            let lifted = (second.saturating_sub(10) * 1600).min(8000);
+            let with_agent = second > 10;
+            run.take(Event::Sample(Sample {
+                t: second as f64,
+                free_kib: vec![10_240, 0],
+                migrated_pages: 500 + 2 * lifted,
+                guests: BTreeMap::from([(
+                    "guest".to_owned(),
+                    GuestSample {
+                        hot_pages: vec![2000 + lifted, 8000 - lifted],
+                        updates_per_s: Some(if with_agent { 990.0 } else { 1000.0 }),
+                        agent: with_agent.then(|| AgentSample {
+                            cpu_s: (second - 10) as f64 * 0.05,
+                            promoted_bytes: Some(lifted * 4096),
+                            demoted_bytes: Some(lifted * 4096),
+                            state: Some("active".to_owned()),
+                        }),
+                        ..GuestSample::default()
+                    },
+                )]),
+                ..Sample::default()
+            }));
+        }
+        run.take(Event::Integrity {
+            guest: "guest".to_owned(),
+            ok: true,
+            updates: 1,
+        });
+        run.take(Event::RunEnded {
+            run: String::new(),
+            error: None,
+        });
+        run
+    }
+
+    #[test]
+    fn summary_when_an_agent_lifts_the_hot_set_tells_when_and_at_what_cost() {
+        let run = lifted();
+
+        let summary = run.summarize("guest").unwrap();
+
+        assert_eq!(summary.share_before, Some(0.2));
+        assert_eq!(summary.share_at_10_s, Some(1.0));
+        assert_eq!(summary.seconds_to_95, Some(4.5)); // second 15, the agent began at 10.5
+        assert_eq!(summary.plateau_mean, Some(1.0));
+        assert_eq!(summary.plateau_std, Some(0.0));
+        assert_eq!(summary.moved_bytes, Some(2 * 8000 * 4096));
+        assert_eq!(summary.agent_moved_bytes, summary.moved_bytes);
+        assert_eq!(summary.least_bytes, Some(2 * 8000 * 4096));
+        assert_eq!(summary.throughput_ratio, Some(0.99));
+        let cpu = summary.agent_cpu_share_plateau.unwrap();
+        assert!((cpu - 0.05).abs() < 1e-9, "{cpu}");
+    }
+
+    #[test]
+    fn summary_when_there_is_no_agent_counts_from_the_first_touch() {
+        let mut run = lifted();
+        run.marks.retain(|(_, mark, _)| *mark == Mark::WorkReady);
+
+        let summary = run.summarize("guest").unwrap();
+
+        assert_eq!(summary.share_before, Some(0.2));
+        assert_eq!(summary.seconds_to_95, Some(14.5));
+        assert_eq!(summary.throughput_before, None);
+    }
+
+    #[test]
+    fn result_when_a_run_was_not_reached_does_not_pass() {
+        let scenario: Scenario =
+            toml::from_str("title = 'x'\n[[runs]]\nname = 'a'\nsteps = []\n").unwrap();
+        let mut result = ScenarioResult::default();
+
+        result.conclude(&scenario);
+
+        assert!(!result.pass);
+        assert_eq!(result.runs[0].error.as_deref(), Some("was not reached"));
+    }
+}
