@@ -18,9 +18,10 @@ use classify::Answers;
 /// The most pages in one kernel call. Each call drains the per-CPU page lists of the whole host
 /// (`lru_cache_disable`), so few large calls are better; but a call can't be ended early.
 const MAX_CALL: usize = 16 << 10;
-/// How often pages are tried again that a call may not have come to. A call that fails for one folio
-/// does not try the ones behind it, and does not say which these are.
-const MAX_ROUNDS: usize = 8;
+/// Kernel calls for one chunk at most. A call that fails for a folio leaves out those behind it, so
+/// each further call has met at least one folio that can't be moved; beyond this many, the rest is
+/// left for another time.
+const MAX_ROUNDS: usize = 16;
 /// Stands in the status array before a call: the kernel only writes node numbers and errors.
 const NOT_WRITTEN: i32 = i32::MIN;
 /// Addresses at which a huge page is asked for its node: a folio that was split on the way may have
@@ -301,7 +302,7 @@ fn move_chunk(
     let heads: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
     let mut written: Vec<Option<i32>> = vec![None; pages.len()];
     let mut no_memory = false;
-    // The pages of which the kernel has said nothing yet, by index.
+    // The pages that may not have been tried yet, by index.
     let mut open: Vec<usize> = (0..pages.len()).collect();
 
     for round in 0..MAX_ROUNDS {
@@ -316,18 +317,25 @@ fn move_chunk(
         }
         match answer {
             // The kernel ends the call with the first folio for which there is no memory.
-            Err(libc::ENOMEM) => no_memory = true,
+            Err(libc::ENOMEM) => {
+                no_memory = true;
+                break;
+            }
             Err(errno) if round == 0 => return Err(errno),
-            Err(_) | Ok(_) => {}
+            Err(_) | Ok(0) => break,
+            Ok(_) => {}
         }
-        let before = open.len();
-        open.retain(|&index| written[index].is_none());
+        // Some folio failed. The kernel queues folios until it meets a page that it can't queue: it
+        // writes that page's status, migrates the queue, and ends the call if one failed. So
+        // everything before the last written status was tried; what stands behind it was tried only
+        // if it was the last queue, which shows by a page of it that has arrived.
+        let Some(last) = status.iter().rposition(|&status| status != NOT_WRITTEN) else {
+            break;
+        };
+        open.drain(..=last);
         let addresses: Vec<Hva> = open.iter().map(|&index| heads[index]).collect();
         let now = query(kernel, pid, &addresses)?;
-        let mut now = now.into_iter();
-        open.retain(|_| now.next().and_then(PageStatus::node) != Some(target));
-        // A round that settles nothing would only be repeated.
-        if open.is_empty() || no_memory || (round > 0 && open.len() == before) {
+        if open.is_empty() || now.iter().any(|status| status.node() == Some(target)) {
             break;
         }
     }

@@ -342,13 +342,14 @@ proptest! {
         let results = move_with(&mut kernel, 7, FAST, &pages, all).unwrap();
 
         prop_assert_eq!(results.len(), pages.len());
+        let stuck = faults.iter().filter(|&&fault| fault == 1).count();
         for (result, fault) in results.iter().zip(&faults) {
             let truth = kernel.folio(result.page.hva.0).map(|folio| folio.2);
             prop_assert_eq!(result.outcome == Outcome::Moved, truth == Some(0));
             prop_assert_eq!(result.outcome == Outcome::Absent, *fault == 4);
             prop_assert_eq!(result.node.map(|node| i32::from(node.0)), truth);
-            // With room left, nothing that can move stays behind.
-            if room >= faults.len() && (*fault == 0 || *fault == 5) {
+            // With room left and few enough failures, nothing that can move stays behind.
+            if stuck < MAX_ROUNDS && room >= faults.len() && (*fault == 0 || *fault == 5) {
                 prop_assert_eq!(result.outcome, Outcome::Moved);
             }
         }

@@ -158,16 +158,21 @@ impl MappedRing {
     }
 
     fn head_cell(&self) -> &AtomicU64 {
-        let offset = std::mem::offset_of!(perf_event_mmap_page, data_head);
-        // SAFETY: the offset lies within the control page, which is mapped for as long as self
-        // lives, and is a multiple of eight; the kernel writes the word as a whole (WRITE_ONCE).
-        unsafe { &*self.base.add(offset).cast::<AtomicU64>() }
+        self.control_word(std::mem::offset_of!(perf_event_mmap_page, data_head))
     }
 
     fn tail_cell(&self) -> &AtomicU64 {
-        let offset = std::mem::offset_of!(perf_event_mmap_page, data_tail);
-        // SAFETY: as in head_cell; the kernel only reads this word.
-        unsafe { &*self.base.add(offset).cast::<AtomicU64>() }
+        self.control_word(std::mem::offset_of!(perf_event_mmap_page, data_tail))
+    }
+
+    /// A word of the control page.
+    fn control_word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset <= self.page - 8);
+        let word = self.base.wrapping_add(offset).cast::<u64>();
+        // SAFETY: the word lies within the control page (asserted), which is mapped readable and
+        // writable for as long as self lives; it is aligned (asserted; a page is); the kernel reads
+        // and writes such words whole (READ_ONCE, WRITE_ONCE), and we only reach them as atomics.
+        unsafe { AtomicU64::from_ptr(word) }
     }
 }
 

@@ -115,7 +115,7 @@ impl Tracepoint {
 }
 
 /// The fields in the text of a `format` file: lines such as
-/// `field:unsigned int age;	offset:44;	size:4;	signed:0;`.
+/// `field:unsigned int age; offset:44; size:4; signed:0;` (with tabs between).
 ///
 /// # Errors
 /// [`ParseError`] if a field line lacks a part or a number is none.
