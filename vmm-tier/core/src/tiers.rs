@@ -76,7 +76,7 @@ pub struct Division {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TiersError {
     /// Fewer than two nodes have memory.
-    #[error("only {} with memory: tiering needs a second one", match .0 { 0 => "no node", _ => "one node" })]
+    #[error("{}", match .0 { 0 => "the kernel shows no memory nodes", _ => "only one node has memory" })]
     OneNode(usize),
     /// All nodes look alike.
     #[error("nodes {0} all look alike: name the tiers with --fast and --slow")]

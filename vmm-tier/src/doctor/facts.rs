@@ -1,0 +1,279 @@
+//! Reads what the doctor needs to know. Decides nothing; a part that can't be read says why.
+
+use std::{ffi::CString, fmt::Display, fs, path::Path};
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
+use qmp::{
+    Client,
+    commands::{MigrationInfo, QueryKvm, QueryMigrate, QueryStatus},
+};
+use tier_core::addr::NodeSet;
+use tier_sys::{
+    hugetlb::{self, HugePool},
+    knobs::{self, Knobs},
+    maps, numa_maps,
+    process::{self, Capabilities},
+    sysroot::{SysRoot, numbered_entries, read_optional, read_value_optional},
+    topology::Topology,
+};
+
+use crate::discover::{Discovered, discover};
+
+/// What a host is like.
+#[derive(Clone, Debug)]
+pub(super) struct HostFacts {
+    pub(super) topology: Result<Topology, String>,
+    pub(super) capabilities: Capabilities,
+    pub(super) knobs: Result<Knobs, String>,
+    pub(super) pools: Result<Vec<HugePool>, String>,
+    pub(super) damon: DamonFacts,
+    pub(super) has_tracefs: bool,
+    /// Whether DAMON's event is there; tells nothing without tracefs.
+    pub(super) has_damon_event: bool,
+    pub(super) kvm: Result<KvmFacts, String>,
+}
+
+/// DAMON and who uses it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct DamonFacts {
+    pub(super) has_sysfs: bool,
+    pub(super) kdamonds: Vec<Kdamond>,
+    /// Kernel modules that run DAMON on their own, such as `damon_reclaim`, and are enabled.
+    pub(super) modules: Vec<&'static str>,
+}
+
+/// A kdamond of somebody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kdamond {
+    pub(super) number: u32,
+    pub(super) is_running: bool,
+    /// What its schemes do, such as `pageout`, `migrate_hot`, `stat`.
+    pub(super) actions: Vec<String>,
+    /// What it looks at: `vaddr`, `fvaddr`, `paddr`.
+    pub(super) operations: Vec<String>,
+    pub(super) targets: Vec<u32>,
+}
+
+/// What KVM can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KvmFacts {
+    pub(super) api_version: i32,
+    /// The host may move a page under a running guest.
+    pub(super) sync_mmu: bool,
+    /// The module, `kvm_intel` or `kvm_amd`, and whether nested paging (EPT, NPT) is on.
+    pub(super) paging: Option<(&'static str, bool)>,
+    /// Whether guests get a PMU (`kvm.enable_pmu`).
+    pub(super) guest_pmu: Option<bool>,
+    /// The version of architectural performance monitoring that guests see (CPUID leaf 0xA, Intel only);
+    /// 0 for none. Guest PEBS needs 4 or later.
+    pub(super) guest_pmu_version: u32,
+}
+
+fn text<T, E: Display>(result: Result<T, E>) -> Result<T, String> {
+    result.map_err(|error| error.to_string())
+}
+
+/// `Y` and `1` are how the kernel writes a module parameter that is on.
+fn is_on(root: &SysRoot, path: &str) -> Option<bool> {
+    let value = read_optional(&root.sys(path)).ok()??;
+    Some(matches!(value.as_str(), "Y" | "1"))
+}
+
+impl HostFacts {
+    pub(super) fn read(root: &SysRoot) -> Self {
+        Self {
+            topology: text(Topology::read(root)),
+            capabilities: process::effective_capabilities(),
+            knobs: text(Knobs::read(root)),
+            pools: text(hugetlb::read(root)),
+            damon: DamonFacts::read(root),
+            has_tracefs: root.tracing("events").is_dir(),
+            has_damon_event: root.tracing("events/damon/damon_aggregated/id").exists(),
+            kvm: KvmFacts::read(root),
+        }
+    }
+}
+
+impl DamonFacts {
+    fn read(root: &SysRoot) -> Self {
+        let admin = root.sys("kernel/mm/damon/admin/kdamonds");
+        // Another tool may remove folders while they are read: what can't be read is not there.
+        let kdamonds = numbered_entries(&admin, "").unwrap_or_default();
+        let modules = ["damon_reclaim", "damon_lru_sort", "damon_stat"];
+        let enabled =
+            |name: &&str| is_on(root, &format!("module/{name}/parameters/enabled")) == Some(true);
+        Self {
+            has_sysfs: admin.is_dir(),
+            kdamonds: kdamonds
+                .iter()
+                .map(|(number, path)| Kdamond::read(*number, path))
+                .collect(),
+            modules: modules.into_iter().filter(enabled).collect(),
+        }
+    }
+}
+
+impl Kdamond {
+    fn read(number: u32, path: &Path) -> Self {
+        let mut kdamond = Self {
+            number,
+            is_running: read_optional(&path.join("state"))
+                .ok()
+                .flatten()
+                .is_some_and(|state| state == "on"),
+            actions: Vec::new(),
+            operations: Vec::new(),
+            targets: Vec::new(),
+        };
+        for (_, context) in numbered_entries(&path.join("contexts"), "").unwrap_or_default() {
+            for (_, scheme) in numbered_entries(&context.join("schemes"), "").unwrap_or_default() {
+                kdamond
+                    .actions
+                    .extend(read_optional(&scheme.join("action")).ok().flatten());
+            }
+            kdamond
+                .operations
+                .extend(read_optional(&context.join("operations")).ok().flatten());
+            for (_, target) in numbered_entries(&context.join("targets"), "").unwrap_or_default() {
+                let pid = read_value_optional(&target.join("pid_target"))
+                    .ok()
+                    .flatten();
+                kdamond.targets.extend(pid.filter(|&pid: &u32| pid != 0));
+            }
+        }
+        kdamond
+    }
+}
+
+impl KvmFacts {
+    fn read(root: &SysRoot) -> Result<Self, String> {
+        let path = root.dev("kvm");
+        let name = text(CString::new(path.as_os_str().as_encoded_bytes()))?;
+        let kvm = Kvm::new_with_path(&name).map_err(|errno| {
+            format!(
+                "{}: {}",
+                path.display(),
+                std::io::Error::from_raw_os_error(errno.errno())
+            )
+        })?;
+        let paging = [("kvm_intel", "ept"), ("kvm_amd", "npt")];
+        Ok(Self {
+            api_version: kvm.get_api_version(),
+            sync_mmu: kvm.check_extension(Cap::SyncMmu),
+            paging: paging.into_iter().find_map(|(module, parameter)| {
+                Some((
+                    module,
+                    is_on(root, &format!("module/{module}/parameters/{parameter}"))?,
+                ))
+            }),
+            guest_pmu: is_on(root, "module/kvm/parameters/enable_pmu"),
+            guest_pmu_version: guest_pmu_version(&kvm),
+        })
+    }
+}
+
+fn guest_pmu_version(kvm: &Kvm) -> u32 {
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+    let leaf = cpuid
+        .iter()
+        .flat_map(CpuId::as_slice)
+        .find(|entry| entry.function == 0xa);
+    leaf.map_or(0, |leaf| leaf.eax & 0xff)
+}
+
+/// What a guest is like.
+#[derive(Clone, Debug)]
+pub(super) struct GuestFacts {
+    pub(super) version: String,
+    pub(super) pid: u32,
+    pub(super) comm: String,
+    /// Whether the guest runs under KVM; `None` if QEMU would not say.
+    pub(super) kvm: Option<bool>,
+    /// QEMU's run state, such as `running`.
+    pub(super) state: Option<String>,
+    /// The state of a migration, if there ever was one.
+    pub(super) migration: Option<String>,
+    pub(super) map: Result<Discovered, String>,
+    /// Nodes on which the process may have memory.
+    pub(super) allowed: Result<NodeSet, String>,
+    /// Policies other than `default` of the guest's mappings, such as `bind:1`.
+    pub(super) policies: Vec<String>,
+    /// Whether a device of the host is passed through by VFIO; `None` if the process can't be looked at.
+    pub(super) vfio: Option<bool>,
+    /// Whether the agent may look into and move the pages of this process.
+    pub(super) can_move: Result<(), String>,
+}
+
+impl GuestFacts {
+    pub(super) fn read(socket: &Path, root: &SysRoot) -> Result<Self, String> {
+        let (client, _events) = text(Client::connect(socket, &qmp::client::Options::default()))?;
+        let pid = client.peer().pid;
+        let map = text(discover(&client, root));
+        let triple = &client.version().qemu;
+        let migration = client
+            .execute(&QueryMigrate)
+            .ok()
+            .and_then(|MigrationInfo { status, .. }| status);
+        let pages: Vec<_> = map
+            .iter()
+            .flat_map(|found| found.map.ranges())
+            .map(|range| range.hva)
+            .take(1)
+            .collect();
+        Ok(Self {
+            version: format!("{}.{}.{}", triple.major, triple.minor, triple.micro),
+            pid,
+            comm: process::stat(root, pid)
+                .map(|stat| stat.comm)
+                .unwrap_or_default(),
+            kvm: client.execute(&QueryKvm).ok().map(|kvm| kvm.enabled),
+            state: client
+                .execute(&QueryStatus)
+                .ok()
+                .map(|status| status.status.to_string()),
+            migration: migration.map(|status| status.to_string()),
+            allowed: text(knobs::allowed_nodes(root, pid)),
+            policies: policies(root, pid, map.as_ref().ok()),
+            vfio: vfio(root, pid),
+            can_move: text(tier_sys::pages::query_nodes(pid, &pages)).map(drop),
+            map,
+        })
+    }
+}
+
+/// The distinct policies of the mappings that hold the guest's blocks, without `default`.
+fn policies(root: &SysRoot, pid: u32, found: Option<&Discovered>) -> Vec<String> {
+    let blocks: Vec<_> = found
+        .iter()
+        .flat_map(|found| found.map.blocks())
+        .map(|block| block.hva)
+        .collect();
+    let Ok(mappings) = maps::read(root, pid, |mapping| {
+        blocks.iter().any(|&hva| mapping.contains(hva))
+    }) else {
+        return Vec::new();
+    };
+    let starts: Vec<_> = mappings.iter().map(|mapping| mapping.start).collect();
+    let policies = numa_maps::read(root, pid, |start| starts.contains(&start)).unwrap_or_default();
+    let mut policies: Vec<_> = policies
+        .into_iter()
+        .map(|nodes| nodes.policy)
+        .filter(|policy| policy != "default")
+        .collect();
+    policies.sort();
+    policies.dedup();
+    policies
+}
+
+/// Whether the process holds a VFIO group, container or device.
+fn vfio(root: &SysRoot, pid: u32) -> Option<bool> {
+    let files = fs::read_dir(root.process(pid, "fd")).ok()?;
+    let mut targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    Some(targets.any(|target| {
+        let target = target.to_string_lossy();
+        target.starts_with("/dev/vfio/")
+            || target.starts_with("anon_inode:[vfio")
+            || target == "anon_inode:vfio-device"
+    }))
+}
