@@ -120,6 +120,8 @@ pub struct Guest {
     pub cpus: u32,
     /// What backs the memory on the host.
     pub backend: Backend,
+    /// Whether a reset starts the guest again; without it QEMU ends, as it should after a crash.
+    pub may_reset: bool,
     /// The workload.
     pub work: Work,
 }
@@ -131,6 +133,7 @@ impl Default for Guest {
             mib: 400,
             cpus: 1,
             backend: Backend::Memfd,
+            may_reset: false,
             work: Work::default(),
         }
     }
@@ -241,6 +244,12 @@ impl Work {
 pub enum Step {
     /// Starts a guest and waits until it is up; its workload waits.
     StartGuest {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+    },
+    /// Waits until a guest that was reset is up again.
+    AwaitGuestUp {
         /// Which.
         #[serde(default)]
         guest: String,

@@ -18,6 +18,8 @@ use crate::workload::PAGE_BYTES;
 /// The inner VMM.
 pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
+/// A boot takes about 10 s; a busy machine can make it several times that.
+const UP_WITHIN: Duration = Duration::from_secs(90);
 /// A workload reports once a second; a guest that is stopped does not.
 const STALE_AFTER: Duration = Duration::from_secs(3);
 
@@ -122,9 +124,18 @@ impl Running {
             stdin,
             events,
         };
-        match running.await_event(Duration::from_secs(90))? {
-            GuestEvent::Up => Ok(running),
-            other => bail!("the guest began with {other:?}"),
+        running.await_up()?;
+        Ok(running)
+    }
+
+    /// Waits until the guest's first process runs, at the start or after a reset.
+    ///
+    /// # Errors
+    /// When it does not within a minute and a half.
+    pub fn await_up(&mut self) -> anyhow::Result<()> {
+        match self.await_event(UP_WITHIN)? {
+            GuestEvent::Up => Ok(()),
+            other => bail!("guest {}: {other:?} where up was due", self.name),
         }
     }
 
@@ -288,8 +299,11 @@ fn arguments(guest: &Guest) -> Vec<String> {
     ] {
         words.extend(pair.map(str::to_owned));
     }
-    for word in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+    for word in ["-nodefaults", "-no-user-config"] {
         words.push(word.to_owned());
+    }
+    if !guest.may_reset {
+        words.push("-no-reboot".to_owned());
     }
     words
 }

@@ -136,6 +136,43 @@ pub fn nodes() -> Vec<NodeFacts> {
     found
 }
 
+/// Counters of /proc/vmstat that tell what memory management did.
+const VMSTAT: [&str; 7] = [
+    "numa",
+    "pgpromote",
+    "pgdemote",
+    "pgmigrate",
+    "thp_migration",
+    "thp_split",
+    "pgscan",
+];
+
+/// The counters of /proc/vmstat that matter here.
+#[must_use]
+pub fn vmstat() -> BTreeMap<String, u64> {
+    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    text.lines()
+        .filter(|line| VMSTAT.iter().any(|start| line.starts_with(start)))
+        .filter_map(|line| {
+            let (name, value) = line.split_once(' ')?;
+            Some((name.to_owned(), value.trim().parse().ok()?))
+        })
+        .collect()
+}
+
+/// How far the counters have gone since, without those that stand still.
+#[must_use]
+pub fn vmstat_since(before: &BTreeMap<String, u64>) -> serde_json::Value {
+    vmstat()
+        .into_iter()
+        .filter_map(|(name, now)| {
+            let gone = now.saturating_sub(before.get(&name).copied().unwrap_or(0));
+            (gone > 0).then(|| (name, gone.into()))
+        })
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
 /// A value of a node's meminfo: "Node 0 MemFree:  1234 kB".
 fn node_value(text: &str, key: &str) -> u64 {
     text.lines()

@@ -93,10 +93,10 @@ fn carry_out(run: &Run, reporter: &Reporter) -> anyhow::Result<()> {
         agents: BTreeMap::new(),
     };
     let _sampler = Sampler::start(&board, reporter);
-    for step in &run.steps {
-        runner.step(step)?;
-    }
-    Ok(())
+    let before = measure::vmstat();
+    let outcome = run.steps.iter().try_for_each(|step| runner.step(step));
+    runner.note("vmstat", measure::vmstat_since(&before));
+    outcome
 }
 
 impl Runner<'_> {
@@ -118,6 +118,13 @@ impl Runner<'_> {
     fn step(&mut self, step: &Step) -> anyhow::Result<()> {
         match step {
             Step::StartGuest { guest } => self.start_guest(guest),
+            Step::AwaitGuestUp { guest } => {
+                self.reporter
+                    .progress("waiting for the guest to be up again");
+                let running = self.guest(guest)?;
+                locked(&running.watch).hot_pages.clear();
+                running.await_up()
+            }
             Step::Ballast {
                 node,
                 leave_free_mib,
