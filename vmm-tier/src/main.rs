@@ -1,2 +1,62 @@
-//! The vmm-tier program.
-fn main() {}
+//! vmm-tier: memory tiering for hosts of KVM/QEMU guests.
+
+mod agent;
+mod cli;
+mod config;
+mod ctl;
+mod discover;
+mod doctor;
+mod host;
+mod map_cmd;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    cli::{Cli, Command, RunArgs},
+    config::{Config, Settings},
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("VMM_TIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("vmm-tier: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(args) => run(*args),
+        Command::Ctl {
+            socket,
+            command,
+            arguments,
+        } => ctl::run(&socket, &command, arguments.as_deref()),
+        Command::Map { qmp, json } => map_cmd::run(&qmp, json),
+        Command::Doctor { qmp, json } => doctor::run(qmp.as_deref(), json),
+    }
+}
+
+fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let config = args
+        .config
+        .as_deref()
+        .map(Config::read)
+        .transpose()?
+        .unwrap_or_default();
+    agent::run(&Settings::new(args, config)?)
+}

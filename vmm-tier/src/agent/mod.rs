@@ -1,0 +1,367 @@
+//! The agent: one VM's state, owned by one thread, which waits on everything that may happen.
+//!
+//! ```text
+//!  QMP events ─┐
+//!  samples ────┤            ┌─► worker (look-ups, moves)
+//!  reports ────┼─► Agent ───┤
+//!  commands ───┤ (VmEngine) ├─► source (ranges to watch)
+//!  ticks ──────┘            └─► replies
+//! ```
+
+mod control;
+mod source;
+mod start;
+mod worker;
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crossbeam::{channel::Receiver, select};
+use qmp::event::EventKind;
+use tier_core::{
+    engine::{Action, Event, NodeMemory, VmEngine},
+    settings::EngineSettings,
+    time::Time,
+};
+use tier_sys::{
+    process::{self, ProcessHandle},
+    sysroot::SysRoot,
+    zoneinfo,
+};
+
+pub(crate) use start::run;
+
+use self::{
+    control::{Control, Request},
+    source::{Report, SourceThread},
+    worker::{Done, Job, Worker},
+};
+use crate::discover::{self, Discovered};
+
+/// How often the agent looks around when nothing happens.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the guest's layout is checked: plugging a DIMM emits no event.
+const MAP_CHECK: Duration = Duration::from_secs(10);
+/// How often the nodes' free memory is read while nothing moves.
+const NODES_CHECK: Duration = Duration::from_millis(500);
+/// How long the agent waits between attempts to reach a lost monitor.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// The connection to QEMU's monitor.
+struct Monitor {
+    client: qmp::Client,
+    events: Receiver<qmp::Event>,
+}
+
+/// See the [module](self).
+struct Agent {
+    name: String,
+    root: SysRoot,
+    pid: u32,
+    process: ProcessHandle,
+    started: Instant,
+    engine: VmEngine,
+    monitor: Option<Monitor>,
+    connect: Box<dyn Fn() -> anyhow::Result<Monitor>>,
+    worker: Worker,
+    source: Option<SourceThread>,
+    source_kind: &'static str,
+    source_down: Option<String>,
+    control: Option<Control>,
+    terminate: Arc<AtomicBool>,
+    next_map_check: Instant,
+    next_nodes_read: Instant,
+    next_reconnect: Instant,
+    last_refusal: Option<String>,
+}
+
+impl Agent {
+    /// Runs until the guest ends or the agent is told to; either is a success.
+    fn run(mut self) -> anyhow::Result<ExitCode> {
+        let never_request = crossbeam::channel::never::<Request>();
+        let never_report = crossbeam::channel::never::<Report>();
+        let never_event = crossbeam::channel::never::<qmp::Event>();
+        let mut next_tick = Instant::now();
+        loop {
+            let events = self
+                .monitor
+                .as_ref()
+                .map_or(never_event.clone(), |m| m.events.clone());
+            let reports = self
+                .source
+                .as_ref()
+                .map_or(never_report.clone(), |s| s.reports().clone());
+            let requests = self
+                .control
+                .as_ref()
+                .map_or(never_request.clone(), |c| c.requests().clone());
+            select! {
+                recv(events) -> event => match event {
+                    Ok(event) => self.on_qemu_event(&event),
+                    Err(_) => self.on_monitor_lost(),
+                },
+                recv(reports) -> report => match report {
+                    Ok(report) => self.on_source(report),
+                    Err(_) => self.source = None,
+                },
+                recv(self.worker.done()) -> done => {
+                    if let Ok(done) = done { self.on_done(done); }
+                },
+                recv(requests) -> request => {
+                    if let Ok(request) = request { self.on_request(&request); }
+                },
+                default(next_tick.saturating_duration_since(Instant::now())) => {}
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                if let Some(end) = self.on_tick() {
+                    return Ok(self.end(end));
+                }
+            }
+        }
+    }
+
+    fn guest_has_ended(&self) -> bool {
+        // A descriptor that can't be polled says nothing of the guest.
+        self.process.wait_for_exit(Duration::ZERO).unwrap_or(false)
+    }
+
+    fn now() -> Time {
+        process::now()
+    }
+
+    fn step(&mut self, event: Event) {
+        let now = Self::now();
+        let before = self.engine.state();
+        let actions = self.engine.step(now, event);
+        for action in actions {
+            match action {
+                Action::Scan(request) => self.worker.submit(Job::Scan(request)),
+                Action::Move(batch) => self.worker.submit(Job::Move(batch)),
+                Action::RefreshMap => self.next_map_check = Instant::now(),
+            }
+        }
+        let after = self.engine.state();
+        if before != after {
+            tracing::info!(vm = self.name, "state {before:?} -> {after:?}");
+        }
+    }
+
+    /// Returns why the agent ends, if it does.
+    fn on_tick(&mut self) -> Option<End> {
+        if self.terminate.load(Ordering::Relaxed) {
+            return Some(End::Told);
+        }
+        if self.guest_has_ended() {
+            return Some(End::GuestGone);
+        }
+        if self.monitor.is_none() && Instant::now() >= self.next_reconnect {
+            self.reconnect();
+        }
+        if Instant::now() >= self.next_map_check {
+            self.refresh_map();
+        }
+        if Instant::now() >= self.next_nodes_read {
+            self.read_nodes();
+        }
+        self.step(Event::Tick);
+        None
+    }
+
+    fn read_nodes(&mut self) {
+        self.next_nodes_read = Instant::now() + NODES_CHECK;
+        let tiers = self.engine.tiers();
+        let nodes: Vec<_> = tiers.fast.iter().chain(tiers.slow.iter()).collect();
+        let marks = match zoneinfo::read(&self.root) {
+            Ok(marks) => marks,
+            Err(error) => {
+                tracing::debug!("free memory can't be read: {}", source::with_causes(&error));
+                return;
+            }
+        };
+        let memory = nodes.into_iter().filter_map(|node| {
+            let marks = marks.get(&node)?;
+            let (free_bytes, high_watermark_bytes) = (marks.free, marks.high);
+            Some(NodeMemory {
+                node,
+                free_bytes,
+                high_watermark_bytes,
+            })
+        });
+        let memory = memory.collect();
+        self.step(Event::Nodes(memory));
+    }
+
+    fn on_qemu_event(&mut self, event: &qmp::Event) {
+        tracing::debug!(vm = self.name, event = event.name, "from QEMU");
+        match event.kind() {
+            EventKind::Stop => self.step(Event::Guest { stopped: true }),
+            EventKind::Resume => self.step(Event::Guest { stopped: false }),
+            EventKind::Shutdown { .. } => tracing::info!(vm = self.name, "the guest shuts down"),
+            // Firmware and virtio-mem lay memory out anew.
+            EventKind::Reset { .. }
+            | EventKind::DeviceDeleted { .. }
+            | EventKind::MemoryDeviceSizeChange { .. } => self.next_map_check = Instant::now(),
+            _ => {}
+        }
+    }
+
+    fn on_monitor_lost(&mut self) {
+        self.monitor = None;
+        self.next_reconnect = Instant::now();
+        if !self.guest_has_ended() {
+            tracing::warn!(
+                vm = self.name,
+                "QEMU's monitor was lost; nothing is moved until it is back"
+            );
+        }
+        self.step(Event::Monitor { attached: false });
+    }
+
+    fn reconnect(&mut self) {
+        self.next_reconnect = Instant::now() + RECONNECT;
+        match (self.connect)() {
+            Ok(monitor) if monitor.client.peer().pid == self.pid => {
+                tracing::info!(vm = self.name, "QEMU's monitor is back");
+                let stopped = guest_is_stopped(&monitor.client);
+                self.monitor = Some(monitor);
+                self.step(Event::Monitor { attached: true });
+                if let Some(stopped) = stopped {
+                    self.step(Event::Guest { stopped });
+                }
+                self.next_map_check = Instant::now();
+            }
+            Ok(monitor) => {
+                let pid = monitor.client.peer().pid;
+                tracing::debug!(vm = self.name, pid, "another QEMU serves the socket now");
+            }
+            Err(error) => tracing::debug!(vm = self.name, "not yet: {error:#}"),
+        }
+    }
+
+    fn refresh_map(&mut self) {
+        self.next_map_check = Instant::now() + MAP_CHECK;
+        let Some(monitor) = &self.monitor else { return };
+        let Some(old) = self.engine.map() else { return };
+        let map = match discover::rediscover(&monitor.client, &self.root, old) {
+            Ok(Discovered { map, .. }) => map,
+            Err(error) => {
+                let error = source::with_causes(&error);
+                tracing::warn!(vm = self.name, "the memory map can't be read: {error}");
+                return;
+            }
+        };
+        if old.generation() == map.generation() {
+            return;
+        }
+        let map = Arc::new(map);
+        let now = Self::now();
+        match self.engine.set_map(now, Arc::clone(&map)) {
+            Ok(()) => {
+                let mib = map.total_bytes() >> 20;
+                tracing::info!(
+                    vm = self.name,
+                    generation = map.generation(),
+                    mib,
+                    "the guest's layout changed"
+                );
+                if let Some(source) = &self.source {
+                    source.set_map(map);
+                }
+            }
+            Err(error) => tracing::error!(vm = self.name, %error, "the guest can't be tracked"),
+        }
+    }
+
+    fn on_source(&mut self, report: Report) {
+        match report {
+            Report::Up => {
+                tracing::info!(vm = self.name, source = self.source_kind, "samples flow");
+                self.source_down = None;
+                self.step(Event::Source { up: true });
+            }
+            Report::Batch(batch) => self.step(Event::Samples(batch)),
+            Report::Down(reason) => {
+                // While QEMU ends, its sampler does too: no cause for alarm.
+                if !self.guest_has_ended() {
+                    tracing::warn!(vm = self.name, source = self.source_kind, "blind: {reason}");
+                }
+                self.source_down = Some(reason);
+                self.step(Event::Source { up: false });
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Scanned(report) => self.step(Event::Scanned(report)),
+            Done::Moved(report) => {
+                self.read_nodes();
+                self.step(Event::Moved(report));
+            }
+            Done::Refused(report, reason) => {
+                // The same reason again and again is said once.
+                if self.last_refusal.as_ref() != Some(&reason) {
+                    tracing::error!(vm = self.name, "pages can't be moved: {reason}");
+                }
+                self.last_refusal = Some(reason);
+                self.step(Event::Moved(report));
+            }
+        }
+    }
+
+    fn on_request(&mut self, request: &Request) {
+        if let Some(event) = request.event() {
+            self.step(event);
+        }
+        request.reply(self.query_tier());
+    }
+
+    /// Leaves nothing behind and says why it ends.
+    fn end(self, end: End) -> ExitCode {
+        let vm = self.name.as_str();
+        let snapshot = self.engine.snapshot();
+        // The source first: with it the agent's traces leave the kernel.
+        drop(self.source);
+        drop(self.worker);
+        drop(self.control);
+        tracing::info!(
+            vm,
+            promoted_bytes = snapshot.promoted_bytes,
+            demoted_bytes = snapshot.demoted_bytes,
+            "{}",
+            match end {
+                End::GuestGone => "the guest has ended, and so does its agent",
+                End::Told => "told to end; the guest goes on untouched",
+            }
+        );
+        ExitCode::SUCCESS
+    }
+}
+
+/// Why an agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    GuestGone,
+    Told,
+}
+
+/// Whether QEMU has stopped the guest's CPUs; `None` if it can't be asked.
+fn guest_is_stopped(client: &qmp::Client) -> Option<bool> {
+    let status = client.execute(&qmp::commands::QueryStatus {}).ok()?;
+    Some(!status.running)
+}
+
+/// The engine's settings for a guest of `guest_bytes` bytes.
+fn engine_settings(settings: &crate::config::Settings, guest_bytes: u64) -> EngineSettings {
+    EngineSettings {
+        fast_limit_bytes: settings.fast_limit.map(|limit| limit.bytes(guest_bytes)),
+        ..settings.engine.clone()
+    }
+}

@@ -1,0 +1,179 @@
+//! From settings to a running agent.
+
+use std::{
+    path::Path,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::Context;
+use tier_core::{
+    engine::{Event, VmEngine},
+    map::GuestMemoryMap,
+    tiers::{Division, Tiers},
+};
+use tier_sys::{
+    damon::{Damon, DamonSettings},
+    process::{self, ProcessHandle},
+    sysroot::SysRoot,
+    topology::Topology,
+};
+
+use super::{
+    Agent, MAP_CHECK, Monitor,
+    control::Control,
+    engine_settings, guest_is_stopped,
+    source::{SourceSetup, SourceThread, with_causes},
+    worker::Worker,
+};
+use crate::{
+    config::{DamonChoice, Settings},
+    discover::{self, Discovered},
+    host::node_facts,
+    size,
+};
+
+/// `vmm-tier run`.
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let terminate = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&terminate))
+            .context("signals can't be caught")?;
+    }
+    let root = SysRoot::real();
+    let tiers = tiers(settings, &root)?;
+    let monitor = connect(&settings.qmp)?;
+    let pid = monitor.client.peer().pid;
+    let process = ProcessHandle::open(pid)
+        .with_context(|| format!("QEMU's process {pid} can't be watched"))?;
+    let name = settings
+        .name
+        .clone()
+        .unwrap_or_else(|| vm_name(&monitor.client, pid));
+    let Discovered { map, .. } = discover::discover(&monitor.client, &root)
+        .with_context(|| format!("the memory map of QEMU {pid} can't be read"))?;
+    if terminate.load(Ordering::Relaxed) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let map = Arc::new(map);
+    let engine = engine(settings, tiers, &map, &name)?;
+    let control = settings
+        .control
+        .as_deref()
+        .map(|path| Control::serve(path))
+        .transpose()?;
+    let source = source(settings, &root, pid)?;
+    source.set_map(Arc::clone(&map));
+    let stopped = guest_is_stopped(&monitor.client).unwrap_or(false);
+    let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
+    let qmp_path = settings.qmp.clone();
+    let mut agent = Agent {
+        name,
+        root,
+        pid,
+        process,
+        started: Instant::now(),
+        engine,
+        monitor: Some(monitor),
+        connect: Box::new(move || connect(&qmp_path)),
+        worker,
+        source: Some(source),
+        source_kind: "damon",
+        source_down: None,
+        control,
+        terminate,
+        next_map_check: Instant::now() + MAP_CHECK,
+        next_nodes_read: Instant::now(),
+        next_reconnect: Instant::now(),
+        last_refusal: None,
+    };
+    agent.step(Event::Guest { stopped });
+    agent.run()
+}
+
+/// The tiers that the operator named, or those the kernel ranks.
+fn tiers(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
+    let topology = Topology::read(root).context("the host's nodes can't be read")?;
+    let facts = node_facts(&topology);
+    let division = match (&settings.fast, &settings.slow) {
+        (Some(fast), Some(slow)) => Division::given(&facts, fast.clone(), slow.clone())?,
+        _ => Division::of(&facts)?,
+    };
+    Ok(division.tiers)
+}
+
+fn connect(path: &Path) -> anyhow::Result<Monitor> {
+    let (client, events) = qmp::Client::connect(path, &qmp::client::Options::default())?;
+    Ok(Monitor { client, events })
+}
+
+/// What QEMU calls the guest, or its pid.
+fn vm_name(client: &qmp::Client, pid: u32) -> String {
+    let name = client
+        .execute(&qmp::commands::QueryName {})
+        .ok()
+        .and_then(|reply| reply.name);
+    name.unwrap_or_else(|| format!("qemu-{pid}"))
+}
+
+fn engine(
+    settings: &Settings,
+    tiers: Tiers,
+    map: &Arc<GuestMemoryMap>,
+    name: &str,
+) -> anyhow::Result<VmEngine> {
+    let now = process::now();
+    let guest_bytes = map.total_bytes();
+    tracing::info!(
+        vm = name,
+        fast = %tiers.fast,
+        slow = %tiers.slow,
+        guest = size::human(guest_bytes),
+        dry_run = settings.engine.dry_run,
+        "tiering starts"
+    );
+    let mut engine = VmEngine::new(engine_settings(settings, guest_bytes), tiers, now);
+    engine
+        .set_map(now, Arc::clone(map))
+        .context("the guest can't be tracked")?;
+    Ok(engine)
+}
+
+fn source(settings: &Settings, root: &SysRoot, pid: u32) -> anyhow::Result<SourceThread> {
+    match Damon::open(root, &settings.run_dir).and_then(|damon| damon.reclaim_orphans()) {
+        Ok(orphans) => {
+            for orphan in orphans {
+                let (slot, owner) = (orphan.record.slot, orphan.record.owner_pid);
+                tracing::info!(
+                    slot,
+                    owner,
+                    "removed the DAMON context that a dead agent left behind"
+                );
+            }
+        }
+        // The source thread meets the same trouble and reports it as the reason for being blind.
+        Err(error) => tracing::debug!("no orphans looked for: {}", with_causes(&error)),
+    }
+    let DamonChoice {
+        sampling,
+        aggregation,
+        max_regions,
+    } = settings.damon;
+    let setup = SourceSetup {
+        root: root.clone(),
+        run_dir: settings.run_dir.clone(),
+        pid,
+        damon: DamonSettings {
+            sampling,
+            aggregation,
+            min_regions: (max_regions / 4).max(3),
+            max_regions,
+            ..DamonSettings::default()
+        },
+    };
+    SourceThread::start(setup).context("the source thread can't be started")
+}

@@ -1,0 +1,242 @@
+//! The kernel worker: one thread that carries out look-ups and moves, in the order they are asked for.
+//!
+//! One thread, because order is what the engine relies on: a look-up asked for before a move must not
+//! answer after it, and a promotion must not run before the demotion that makes its room.
+
+use std::{
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use tier_core::{
+    addr::{HUGE_PAGE, Hva, NodeId},
+    engine::{ScanReport, ScanRequest},
+    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
+};
+use tier_sys::{
+    pagemap::{PageRange, Pagemap},
+    pages::{self, PageStatus},
+    sysroot::SysRoot,
+};
+
+/// Jobs that may wait. The engine has at most one look-up and one exchange (a demotion and a
+/// promotion) under way.
+const QUEUE: usize = 8;
+
+/// Something to do.
+#[derive(Debug)]
+pub(super) enum Job {
+    Scan(ScanRequest),
+    Move(MoveBatch),
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) enum Done {
+    Scanned(ScanReport),
+    Moved(MoveReport),
+    /// The kernel refused the whole call for a reason that an operator must mend. The report is that
+    /// of a batch of which nothing moved.
+    Refused(MoveReport, String),
+}
+
+/// The thread and its channels. Dropping it ends the thread after the job at hand.
+#[derive(Debug)]
+pub(super) struct Worker {
+    jobs: Option<Sender<Job>>,
+    done: Receiver<Done>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread for the process `pid`.
+    pub(super) fn start(root: &SysRoot, pid: u32) -> std::io::Result<Self> {
+        // Without it (another user's process) huge pages go unnoticed; moving will tell why.
+        let pagemap = Pagemap::open(root, pid).ok();
+        let (jobs, todo) = bounded(QUEUE);
+        let (results, done) = bounded(QUEUE);
+        let work = move || {
+            for job in todo {
+                let result = match job {
+                    Job::Scan(request) => Done::Scanned(scan(pid, pagemap.as_ref(), request)),
+                    Job::Move(batch) => carry_out(pid, batch),
+                };
+                if results.send(result).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("worker".to_owned())
+            .spawn(work)?;
+        Ok(Self {
+            jobs: Some(jobs),
+            done,
+            thread: Some(thread),
+        })
+    }
+
+    /// Hands a job over. Blocks only if the engine asks for more than it may have under way.
+    pub(super) fn submit(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            // The thread ends only after this sender is gone.
+            let _ = jobs.send(job);
+        }
+    }
+
+    /// Where finished jobs arrive.
+    pub(super) const fn done(&self) -> &Receiver<Done> {
+        &self.done
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        // Let a result out that waits in a full channel, so that the thread can end.
+        while self.done.recv().is_ok() {}
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Looks up which pages of the request are huge and where each lies. A process that is gone has no
+/// pages: the agent notices its end elsewhere.
+fn scan(pid: u32, pagemap: Option<&Pagemap>, request: ScanRequest) -> ScanReport {
+    let started = Instant::now();
+    let span = request.span;
+    let huge = pagemap
+        .filter(|_| span.frame_bytes < HUGE_PAGE)
+        .and_then(|pagemap| pagemap.huge_ranges(span.hva, span.bytes).ok().flatten())
+        .map_or_else(Vec::new, |ranges| heads(&ranges));
+    let pages = pages_of(request, &huge);
+    let addresses: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
+    let nodes: Vec<Option<NodeId>> = match pages::query_nodes(pid, &addresses) {
+        Ok(statuses) => statuses.into_iter().map(PageStatus::node).collect(),
+        Err(error) => {
+            tracing::debug!(pid, hva = %span.hva, %error, "placement look-up failed");
+            vec![None; pages.len()]
+        }
+    };
+    let pages = pages.into_iter().zip(nodes).collect();
+    ScanReport {
+        request,
+        huge,
+        pages,
+        elapsed: started.elapsed(),
+    }
+}
+
+/// The heads of the huge pages that lie whole in runs of them.
+fn heads(ranges: &[PageRange]) -> Vec<Hva> {
+    let heads = |range: &PageRange| {
+        let first = range.start.0.next_multiple_of(HUGE_PAGE);
+        (first..range.end.0)
+            .step_by(HUGE_PAGE as usize)
+            .filter(|head| head + HUGE_PAGE <= range.end.0)
+            .map(Hva)
+            .collect::<Vec<_>>()
+    };
+    ranges.iter().flat_map(heads).collect()
+}
+
+/// The pages of a span: huge pages whole, everything else frame by frame.
+fn pages_of(request: ScanRequest, huge: &[Hva]) -> Vec<Page> {
+    let span = request.span;
+    let end = span.hva.0 + span.bytes;
+    let mut pages = Vec::new();
+    // One that reaches past the span is looked at frame by frame: its other part is not tracked.
+    let mut huge = huge
+        .iter()
+        .copied()
+        .filter(|head| head.0 + HUGE_PAGE <= end)
+        .peekable();
+    let mut at = span.hva.0;
+    while at < end {
+        let is_head = huge.next_if(|head| head.0 == at).is_some();
+        let bytes = if is_head { HUGE_PAGE } else { span.frame_bytes };
+        pages.push(Page {
+            hva: Hva(at),
+            bytes,
+        });
+        at += bytes;
+    }
+    pages
+}
+
+fn carry_out(pid: u32, batch: MoveBatch) -> Done {
+    let started = Instant::now();
+    let report = |results, elapsed: Duration| MoveReport {
+        id: batch.id,
+        direction: batch.direction,
+        target: batch.target,
+        results,
+        elapsed,
+    };
+    match pages::move_pages(pid, batch.target, &batch.pages, true) {
+        Ok(results) => Done::Moved(report(results, started.elapsed())),
+        Err(error) => {
+            let unmoved = |&page| PageResult {
+                page,
+                outcome: Outcome::Busy,
+                node: None,
+            };
+            let results = batch.pages.iter().map(unmoved).collect();
+            Done::Refused(report(results, started.elapsed()), error.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tier_core::{addr::BASE_PAGE, pages::Span};
+
+    use super::*;
+
+    #[test]
+    fn pages_of_a_span_when_some_are_huge_cover_it_once() {
+        let span = Span {
+            hva: Hva(HUGE_PAGE),
+            bytes: 2 * HUGE_PAGE,
+            frame_bytes: BASE_PAGE,
+        };
+        let pages = pages_of(ScanRequest { span }, &[Hva(2 * HUGE_PAGE)]);
+        assert_eq!(pages.len(), 512 + 1);
+        assert_eq!(pages.iter().map(|page| page.bytes).sum::<u64>(), span.bytes);
+        assert_eq!(
+            pages[512],
+            Page {
+                hva: Hva(2 * HUGE_PAGE),
+                bytes: HUGE_PAGE
+            }
+        );
+    }
+
+    #[test]
+    fn worker_when_given_its_own_process_answers_in_order() {
+        let worker = Worker::start(&SysRoot::real(), std::process::id()).unwrap();
+        let memory = vec![1_u8; 16 * BASE_PAGE as usize];
+        let hva = Hva(memory.as_ptr() as u64).align_down(BASE_PAGE);
+        let hva = Hva(hva.0 + BASE_PAGE);
+        for frames in [1, 2, 3] {
+            let span = Span {
+                hva,
+                bytes: frames * BASE_PAGE,
+                frame_bytes: BASE_PAGE,
+            };
+            worker.submit(Job::Scan(ScanRequest { span }));
+        }
+        for frames in [1, 2, 3] {
+            let Done::Scanned(report) = worker.done().recv().unwrap() else {
+                panic!("not a scan")
+            };
+            assert_eq!(report.pages.len(), frames);
+            assert!(
+                report.pages.iter().all(|(_, node)| node.is_some()),
+                "{report:?}"
+            );
+        }
+    }
+}

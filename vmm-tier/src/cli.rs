@@ -1,0 +1,89 @@
+//! The command line. A contract: tests and users rely on names and meanings.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tier_core::addr::NodeSet;
+
+use crate::size::Size;
+
+/// Memory tiering for hosts of KVM/QEMU guests.
+#[derive(Debug, Parser)]
+#[command(name = "vmm-tier", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Tier one QEMU guest: run beside it until it ends
+    Run(Box<RunArgs>),
+    /// Send one QMP command to an agent's control socket and print the reply
+    #[command(
+        after_help = "Exit status: 0 on a return, 1 on an error reply or if the agent can't be reached."
+    )]
+    Ctl {
+        /// The agent's control socket
+        socket: PathBuf,
+        /// The command, such as query-tier
+        command: String,
+        /// Its arguments, a JSON object
+        arguments: Option<String>,
+    },
+    /// Show the guest's memory: guest-physical ranges, RAM blocks, page size and bytes on each node
+    Map {
+        /// A QMP socket of the guest's QEMU that no other client uses
+        #[arg(long, value_name = "SOCKET")]
+        qmp: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what works on this host, what would fight the tiering, and what to do
+    #[command(after_help = "Exit status: 0 only if tiering can run here.")]
+    Doctor {
+        /// Look at the guest behind this QMP socket too
+        #[arg(long, value_name = "SOCKET")]
+        qmp: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Arguments of `run`. Each overrides the configuration file.
+#[derive(Debug, Default, Args)]
+pub(crate) struct RunArgs {
+    /// A QMP socket of the guest's QEMU that no other client uses
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) qmp: Option<PathBuf>,
+    /// The VM's name in reports [default: QEMU's -name, or its pid]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Nodes of the fast tier, such as 0 or 0,2-3 [default: as the kernel ranks them]
+    #[arg(long, value_name = "NODES")]
+    pub(crate) fast: Option<NodeSet>,
+    /// Nodes of the slow tier
+    #[arg(long, value_name = "NODES")]
+    pub(crate) slow: Option<NodeSet>,
+    /// Most of the fast tier that the guest may hold: 512M, or 20% of its memory
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) fast_limit: Option<Size>,
+    /// Where samples come from: auto or damon
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) source: Option<String>,
+    /// The tiering policy: dual-heap
+    #[arg(long, value_name = "NAME")]
+    pub(crate) policy: Option<String>,
+    /// Listen for QMP commands here
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+    /// A configuration file; see examples/vmm-tier.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Plan and report, but move nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}

@@ -1,0 +1,473 @@
+//! The configuration file and how it becomes settings.
+//!
+//! Raw options ([`Config`], [`RunArgs`]) are turned into validated [`Settings`] once, at the start.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tier_core::{addr::NodeSet, settings::EngineSettings};
+
+use crate::{cli::RunArgs, size::Size};
+
+/// The largest configuration file that is read.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The file's content, every key optional. `examples/vmm-tier.toml` explains each.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct Config {
+    qmp: Option<PathBuf>,
+    name: Option<String>,
+    control: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    tiers: TierConfig,
+    policy: PolicyConfig,
+    moves: MoveConfig,
+    source: SourceConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct TierConfig {
+    fast: Option<String>,
+    slow: Option<String>,
+    fast_limit: Option<Size>,
+    headroom: Option<Size>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct PolicyConfig {
+    name: Option<String>,
+    half_life_s: Option<f64>,
+    horizon_s: Option<f64>,
+    min_z: Option<f64>,
+    warm_up_s: Option<f64>,
+    cooldown_s: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct MoveConfig {
+    rate_per_s: Option<Size>,
+    batch: Option<Size>,
+    scan_cpu_percent: Option<f64>,
+    dry_run: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct SourceConfig {
+    kind: Option<String>,
+    sampling_interval_ms: Option<f64>,
+    aggregation_interval_ms: Option<f64>,
+    max_regions: Option<u64>,
+}
+
+/// Where samples come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SourceChoice {
+    /// The best source there is.
+    Auto,
+    /// DAMON on QEMU's address space.
+    Damon,
+}
+
+/// How DAMON watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DamonChoice {
+    pub(crate) sampling: Duration,
+    pub(crate) aggregation: Duration,
+    pub(crate) max_regions: u64,
+}
+
+/// Validated settings of `vmm-tier run`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) qmp: PathBuf,
+    pub(crate) name: Option<String>,
+    pub(crate) control: Option<PathBuf>,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) fast: Option<NodeSet>,
+    pub(crate) slow: Option<NodeSet>,
+    pub(crate) fast_limit: Option<Size>,
+    pub(crate) source: SourceChoice,
+    pub(crate) damon: DamonChoice,
+    pub(crate) engine: EngineSettings,
+}
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("configuration file {path} can't be read: {reason}")]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("configuration file {path}: {reason}")]
+    Malformed { path: PathBuf, reason: String },
+    #[error("no QMP socket: give --qmp SOCKET, or 'qmp' in the configuration file")]
+    NoQmp,
+    #[error("{key} is {value}, but must be {must}")]
+    OutOfRange {
+        key: &'static str,
+        value: String,
+        must: &'static str,
+    },
+    #[error("{what} '{value}' is not known; there is: {known}")]
+    Unknown {
+        what: &'static str,
+        value: String,
+        known: &'static str,
+    },
+    #[error("--fast and --slow go together: give both, or neither to take the kernel's ranking")]
+    HalfTiers,
+    #[error("node {0} is in the fast and in the slow tier; only a dry run may do that")]
+    SameNode(NodeSet),
+}
+
+impl Config {
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |reason: String| ConfigError::Unreadable {
+            path: path.to_owned(),
+            reason,
+        };
+        let length = std::fs::metadata(path)
+            .map_err(|e| unreadable(e.to_string()))?
+            .len();
+        if length > MAX_BYTES {
+            return Err(unreadable(format!(
+                "it has {length} bytes, more than {MAX_BYTES}"
+            )));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
+        Self::parse(&text).map_err(|reason| ConfigError::Malformed {
+            path: path.to_owned(),
+            reason,
+        })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())
+    }
+}
+
+impl Settings {
+    /// Joins command line, file and defaults, in this order of precedence.
+    pub(crate) fn new(args: RunArgs, config: Config) -> Result<Self, ConfigError> {
+        let Config {
+            qmp,
+            name,
+            control,
+            run_dir,
+            tiers,
+            policy,
+            moves,
+            source,
+        } = config;
+        let fast = nodes("tiers.fast", args.fast, tiers.fast)?;
+        let slow = nodes("tiers.slow", args.slow, tiers.slow)?;
+        if fast.is_some() != slow.is_some() {
+            return Err(ConfigError::HalfTiers);
+        }
+        let dry_run = args.dry_run || moves.dry_run.unwrap_or(false);
+        if let (Some(fast), Some(slow), false) = (&fast, &slow, dry_run) {
+            let both: NodeSet = fast.iter().filter(|&node| slow.contains(node)).collect();
+            if !both.is_empty() {
+                return Err(ConfigError::SameNode(both));
+            }
+        }
+        check_policy(args.policy.or(policy.name.clone()))?;
+        let source_kind = args.source.or(source.kind.clone());
+        let limit = args.fast_limit.or(tiers.fast_limit);
+        let engine = engine_settings(&policy, &moves, tiers.headroom, dry_run)?;
+        Ok(Self {
+            qmp: args.qmp.or(qmp).ok_or(ConfigError::NoQmp)?,
+            name: args.name.or(name),
+            control: args.control.or(control),
+            run_dir: run_dir.unwrap_or_else(|| PathBuf::from("/run/vmm-tier")),
+            fast,
+            slow,
+            fast_limit: limit,
+            source: source_choice(source_kind)?,
+            damon: damon_choice(&source)?,
+            engine,
+        })
+    }
+}
+
+fn nodes(
+    key: &'static str,
+    arg: Option<NodeSet>,
+    file: Option<String>,
+) -> Result<Option<NodeSet>, ConfigError> {
+    let must = "a node list such as 0 or 0,2-3";
+    let set = match (arg, file) {
+        (Some(set), _) => Some(set),
+        (None, Some(text)) => {
+            let error = |_| ConfigError::OutOfRange {
+                key,
+                value: text.clone(),
+                must,
+            };
+            Some(text.parse::<NodeSet>().map_err(error)?)
+        }
+        (None, None) => None,
+    };
+    match set {
+        Some(set) if set.is_empty() => Err(ConfigError::OutOfRange {
+            key,
+            value: "empty".to_owned(),
+            must,
+        }),
+        set => Ok(set),
+    }
+}
+
+fn check_policy(name: Option<String>) -> Result<(), ConfigError> {
+    match name.as_deref() {
+        None | Some("dual-heap") => Ok(()),
+        Some(value) => Err(ConfigError::Unknown {
+            what: "policy",
+            value: value.to_owned(),
+            known: "dual-heap",
+        }),
+    }
+}
+
+fn source_choice(kind: Option<String>) -> Result<SourceChoice, ConfigError> {
+    match kind.as_deref() {
+        None | Some("auto") => Ok(SourceChoice::Auto),
+        Some("damon") => Ok(SourceChoice::Damon),
+        Some(value) => Err(ConfigError::Unknown {
+            what: "source",
+            value: value.to_owned(),
+            known: "auto, damon",
+        }),
+    }
+}
+
+fn damon_choice(source: &SourceConfig) -> Result<DamonChoice, ConfigError> {
+    let sampling = seconds(
+        "source.sampling-interval-ms",
+        source.sampling_interval_ms.map(|ms| ms / 1000.0),
+        Duration::from_millis(20),
+        1e-3..=10.0,
+        "0.001 to 10 seconds",
+    )?;
+    let aggregation = seconds(
+        "source.aggregation-interval-ms",
+        source.aggregation_interval_ms.map(|ms| ms / 1000.0),
+        Duration::from_millis(400),
+        1e-2..=100.0,
+        "0.01 to 100 seconds",
+    )?;
+    if aggregation < sampling * 4 {
+        return Err(ConfigError::OutOfRange {
+            key: "source.aggregation-interval-ms",
+            value: format!("{} ms", aggregation.as_millis()),
+            must: "at least 4 sampling intervals long: fewer tell hot from warm badly",
+        });
+    }
+    let max_regions = source.max_regions.unwrap_or(2000);
+    if !(20..=100_000).contains(&max_regions) {
+        return Err(ConfigError::OutOfRange {
+            key: "source.max-regions",
+            value: max_regions.to_string(),
+            must: "20 to 100000",
+        });
+    }
+    Ok(DamonChoice {
+        sampling,
+        aggregation,
+        max_regions,
+    })
+}
+
+fn seconds(
+    key: &'static str,
+    value: Option<f64>,
+    default: Duration,
+    range: std::ops::RangeInclusive<f64>,
+    must: &'static str,
+) -> Result<Duration, ConfigError> {
+    match value {
+        None => Ok(default),
+        Some(value) if range.contains(&value) => Ok(Duration::from_secs_f64(value)),
+        Some(value) => Err(ConfigError::OutOfRange {
+            key,
+            value: value.to_string(),
+            must,
+        }),
+    }
+}
+
+fn engine_settings(
+    policy: &PolicyConfig,
+    moves: &MoveConfig,
+    headroom: Option<Size>,
+    dry_run: bool,
+) -> Result<EngineSettings, ConfigError> {
+    let default = EngineSettings::default();
+    let bytes = |key, size: Option<Size>, default: u64, min: u64| match size {
+        None => Ok(default),
+        Some(Size::Bytes(bytes)) if bytes >= min => Ok(bytes),
+        Some(size) => Err(ConfigError::OutOfRange {
+            key,
+            value: format!("{size:?}"),
+            must: "a size such as 256M, and not too small",
+        }),
+    };
+    let number =
+        |key, value: Option<f64>, default: f64, range: std::ops::RangeInclusive<f64>, must| {
+            match value {
+                None => Ok(default),
+                Some(value) if range.contains(&value) => Ok(value),
+                Some(value) => Err(ConfigError::OutOfRange {
+                    key,
+                    value: value.to_string(),
+                    must,
+                }),
+            }
+        };
+    let day = 86_400.0;
+    Ok(EngineSettings {
+        half_life: seconds(
+            "policy.half-life-s",
+            policy.half_life_s,
+            default.half_life,
+            0.1..=day,
+            "0.1 to 86400",
+        )?,
+        horizon: seconds(
+            "policy.horizon-s",
+            policy.horizon_s,
+            default.horizon,
+            0.1..=day,
+            "0.1 to 86400",
+        )?,
+        warm_up: seconds(
+            "policy.warm-up-s",
+            policy.warm_up_s,
+            default.warm_up,
+            0.0..=3600.0,
+            "0 to 3600",
+        )?,
+        cooldown: seconds(
+            "policy.cooldown-s",
+            policy.cooldown_s,
+            default.cooldown,
+            0.0..=3600.0,
+            "0 to 3600",
+        )?,
+        min_z: number(
+            "policy.min-z",
+            policy.min_z,
+            default.min_z,
+            0.0..=100.0,
+            "0 to 100",
+        )?,
+        rate_bytes_per_s: bytes(
+            "moves.rate-per-s",
+            moves.rate_per_s,
+            default.rate_bytes_per_s,
+            4096,
+        )?,
+        // A batch must hold a huge page, or a guest of huge pages would never be tiered.
+        batch_bytes: bytes("moves.batch", moves.batch, default.batch_bytes, 2 << 20)?,
+        headroom_bytes: bytes("tiers.headroom", headroom, default.headroom_bytes, 0)?,
+        scan_cpu_share: number(
+            "moves.scan-cpu-percent",
+            moves.scan_cpu_percent,
+            default.scan_cpu_share * 100.0,
+            0.01..=100.0,
+            "0.01 to 100",
+        )? / 100.0,
+        // Set when the guest's size is known.
+        fast_limit_bytes: None,
+        dry_run,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> RunArgs {
+        RunArgs {
+            qmp: Some("/q".into()),
+            ..RunArgs::default()
+        }
+    }
+
+    fn settings(args: RunArgs, toml: &str) -> Result<Settings, ConfigError> {
+        Settings::new(args, Config::parse(toml).unwrap())
+    }
+
+    #[test]
+    fn example_when_read_says_the_defaults() {
+        let text = include_str!("../../examples/vmm-tier.toml");
+        let mut example = settings(RunArgs::default(), text).unwrap();
+        let defaults = settings(args(), "").unwrap();
+        // What has no default stands in the example as an example.
+        example.qmp.clone_from(&defaults.qmp);
+        example.control = None;
+        assert_eq!(example, defaults);
+    }
+
+    #[test]
+    fn argument_when_the_file_says_otherwise_wins() {
+        let args = RunArgs {
+            fast_limit: Some(Size::Bytes(1)),
+            ..args()
+        };
+        let both = settings(args, "qmp = '/other'\n[tiers]\nfast-limit = '20%'").unwrap();
+        assert_eq!(
+            (both.qmp.to_str(), both.fast_limit),
+            (Some("/q"), Some(Size::Bytes(1)))
+        );
+    }
+
+    #[test]
+    fn settings_when_impossible_are_refused_by_name() {
+        let cases = [
+            ("[policy]\nhalf-life-s = 0", "policy.half-life-s"),
+            ("[policy]\nname = 'x'", "dual-heap"),
+            ("[source]\nkind = 'x'", "damon"),
+            (
+                "[source]\naggregation-interval-ms = 20",
+                "source.aggregation-interval-ms",
+            ),
+            ("[moves]\nbatch = '4K'", "moves.batch"),
+            ("[tiers]\nfast = '0'", "go together"),
+            ("[tiers]\nfast = '0'\nslow = '0-1'", "dry run"),
+            ("[tiers]\nfast = 'x'\nslow = '1'", "tiers.fast"),
+        ];
+        for (toml, word) in cases {
+            let error = settings(args(), toml).unwrap_err().to_string();
+            assert!(error.contains(word), "{toml}: {error}");
+        }
+        assert!(matches!(
+            settings(RunArgs::default(), ""),
+            Err(ConfigError::NoQmp)
+        ));
+    }
+
+    #[test]
+    fn dry_run_when_both_tiers_name_one_node_is_allowed() {
+        let args = RunArgs {
+            dry_run: true,
+            ..args()
+        };
+        assert!(settings(args, "[tiers]\nfast = '0'\nslow = '0'").is_ok());
+    }
+
+    #[test]
+    fn file_when_it_has_an_unknown_key_is_refused_with_its_line() {
+        let error = Config::parse("[policy]\nhalf-live-s = 3").unwrap_err();
+        assert!(
+            error.contains("half-live-s") && error.contains("line 2"),
+            "{error}"
+        );
+    }
+}
