@@ -88,6 +88,7 @@ enum Op {
     Place(u32, Placement),
     PlaceRun(Range<u32>, Placement),
     Sample(u32, f32),
+    SampleBatch(Vec<u32>, f32),
     SampleRun(Range<u32>, f32),
     Take(u32),
     TakeHottest,
@@ -135,6 +136,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (id(), placement()).prop_map(|(id, to)| Op::Place(id, to)),
         2 => (run(), placement()).prop_map(|(run, to)| Op::PlaceRun(run, to)),
         12 => (id(), weight()).prop_map(|(id, w)| Op::Sample(id, w)),
+        2 => (proptest::collection::vec(id(), 0..40), weight())
+            .prop_map(|(ids, w)| Op::SampleBatch(ids, w)),
         2 => (run(), weight()).prop_map(|(run, w)| Op::SampleRun(run, w)),
         2 => id().prop_map(Op::Take),
         4 => Just(Op::TakeHottest),
@@ -173,6 +176,17 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
             assert_eq!(known, model.pages.contains_key(&id));
             if let Some(page) = model.pages.get_mut(&id) {
                 page.count += f64::from(weight);
+            }
+        }
+        Op::SampleBatch(ids, weight) => {
+            let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
+            let tracked = heap.sample_batch(now, &batch, weight);
+            let known = ids.iter().filter(|id| model.pages.contains_key(id)).count();
+            assert_eq!(tracked, known);
+            for id in &ids {
+                if let Some(page) = model.pages.get_mut(id) {
+                    page.count += f64::from(weight);
+                }
             }
         }
         Op::SampleRun(run, weight) => {

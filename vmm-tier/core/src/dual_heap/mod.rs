@@ -20,14 +20,19 @@ use std::{ops::Range, time::Duration};
 use serde::Serialize;
 
 use crate::{
-    heat::{Decay, normal_or_zero},
+    heat::Decay,
     time::Time,
 };
 
 mod aside;
 mod fast;
+mod look;
 mod pages;
+mod sample;
 mod slow;
+
+pub use look::{HeapStats, PageState};
+pub use sample::Touched;
 
 use aside::{Aside, Held, Why};
 use fast::FastHeap;
@@ -51,65 +56,10 @@ pub enum Placement {
     Slow,
 }
 
-/// What is known of a page, for explanations.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PageState {
-    /// Where it lies.
-    pub placement: Placement,
-    /// Whether a sample ever reached it (and was not yet forgotten).
-    pub sampled: bool,
-    /// A move of it is under way.
-    pub in_flight: bool,
-    /// It may not be taken until this time.
-    pub cooldown_until: Option<Time>,
-    /// It may not be taken until it is placed anew.
-    pub excluded: bool,
-}
-
-/// Counts of pages and of work done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct HeapStats {
-    /// Pages in the fast tier.
-    pub fast: u32,
-    /// Those of them without a sample that may be taken.
-    pub fast_never_sampled: u32,
-    /// Pages in the slow tier.
-    pub slow: u32,
-    /// Those of them with a sample that may be taken.
-    pub slow_sampled: u32,
-    /// Pages whose move is under way.
-    pub in_flight: u32,
-    /// Pages in cooldown.
-    pub cooling: u32,
-    /// Pages excluded.
-    pub excluded: u32,
-    /// Times the landmark moved.
-    pub landmark_moves: u64,
-}
-
 /// More pages than can be indexed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} pages of 4 KiB are more than the {MAX_PAGES} (4 TiB) that one guest can have")]
 pub struct TooManyPages(u32);
-
-/// The pages that a run of samples reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    /// Pages of the fast tier.
-    pub fast: u32,
-    /// Pages of the slow tier.
-    pub slow: u32,
-}
-
-impl Touched {
-    /// Pages of both tiers.
-    #[must_use]
-    pub const fn pages(self) -> u32 {
-        self.fast + self.slow
-    }
-}
 
 /// The pages of one guest and their heat. Ids past the end are never tracked.
 #[derive(Debug)]
@@ -260,139 +210,6 @@ impl DualHeap {
         state.excluded
     }
 
-    // --- samples -----------------------------------------------------------------------------
-
-    /// Adds `weight` events seen at `now` to a page. Weights that are not above 0 change nothing.
-    /// Returns whether the page is tracked.
-    pub fn sample(&mut self, now: Time, id: PageId, weight: f32) -> bool {
-        let gain = self.gain(now, weight);
-        self.add(id.0, gain)
-    }
-
-    /// Adds `weight` events to each page, in one go; returns how many of them are tracked.
-    pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> usize {
-        let gain = self.gain(now, weight);
-        ids.iter().filter(|id| self.add(id.0, gain)).count()
-    }
-
-    /// Adds `weight` events seen at `now` to every tracked page of the run; returns how many there
-    /// are in each tier.
-    pub fn sample_run(&mut self, now: Time, ids: Range<u32>, weight: f32) -> Touched {
-        let gain = self.gain(now, weight);
-        let end = ids.end.min(self.pages.len());
-        // Sifting page by page costs up to a walk to the root each; past some share of the heap
-        // it is cheaper to restore the order once.
-        let in_bulk = gain > 0.0 && ids.len() > self.slow.len() / 8 && ids.len() > 64;
-        let (mut touched, mut grown) = (Touched::default(), false);
-        let mut first = ids.start;
-        let mut others = Vec::new();
-        while first < end {
-            let (words, next) = self.pages.run_mut(first, end);
-            for (id, word) in (first..).zip(words) {
-                match Slot::of(*word) {
-                    Slot::Untracked => continue,
-                    // The common case in the fast tier: nothing but this word changes.
-                    Slot::Fast(key) => {
-                        *word = Slot::Fast((key + gain).min(f32::MAX)).word();
-                        touched.fast += 1;
-                        continue;
-                    }
-                    Slot::FastNever => touched.fast += 1,
-                    Slot::Slow(_) | Slot::SlowNever => touched.slow += 1,
-                    Slot::Aside(index) => match self.aside.get(index).map(|held| held.placement) {
-                        Some(Placement::Fast) => touched.fast += 1,
-                        _ => touched.slow += 1,
-                    },
-                }
-                others.push(id);
-            }
-            if gain > 0.0 {
-                for id in others.drain(..) {
-                    match self.pages.get(id) {
-                        Slot::Slow(index) if in_bulk => {
-                            self.slow.grow_unordered(index, gain);
-                            grown = true;
-                        }
-                        Slot::SlowNever if in_bulk => {
-                            self.slow
-                                .push_unordered(Entry { key: gain, id }, &mut self.pages);
-                            grown = true;
-                        }
-                        _ => {
-                            self.add(id, gain);
-                        }
-                    }
-                }
-            }
-            others.clear();
-            first = next;
-        }
-        if grown {
-            self.slow.rebuild(&mut self.pages);
-        }
-        touched
-    }
-
-    /// Sets a page's decayed count at `now` (a huge page was split or collapsed and its heat goes
-    /// to others). Returns whether the page is tracked.
-    pub fn set_count(&mut self, id: PageId, count: f64, now: Time) -> bool {
-        self.advance(now);
-        let key = if count > 0.0 {
-            normal_or_zero(self.decay.key(count, now))
-        } else {
-            0.0
-        };
-        if let Slot::Aside(index) = self.pages.get(id.0) {
-            if let Some(held) = self.aside.get_mut(index) {
-                held.key = key;
-            }
-            return true;
-        }
-        let placement = self.placement(id.0);
-        if self.detach(id.0).is_none() {
-            return false;
-        }
-        self.attach(id.0, placement, key);
-        true
-    }
-
-    /// What a sample adds to a key: never negative, never subnormal, finite.
-    fn gain(&mut self, now: Time, weight: f32) -> f32 {
-        if self.boost.0 != now {
-            self.advance(now);
-            self.boost = (now, self.decay.boost(now));
-        }
-        // `weight > 0` is false for NaN.
-        if weight > 0.0 {
-            normal_or_zero(f64::from(weight) * self.boost.1)
-        } else {
-            0.0
-        }
-    }
-
-    #[inline]
-    fn add(&mut self, id: u32, gain: f32) -> bool {
-        let slot = self.pages.get(id);
-        if slot == Slot::Untracked || gain == 0.0 {
-            return slot != Slot::Untracked;
-        }
-        match slot {
-            Slot::Untracked => {}
-            Slot::Fast(key) => self
-                .pages
-                .update(id, Slot::Fast((key + gain).min(f32::MAX))),
-            Slot::Slow(index) => self.slow.grow(index, gain, &mut self.pages),
-            Slot::FastNever => self.push_fast(id, gain),
-            Slot::SlowNever => self.slow.push(Entry { key: gain, id }, &mut self.pages),
-            Slot::Aside(index) => {
-                if let Some(held) = self.aside.get_mut(index) {
-                    held.key = (held.key + gain).min(f32::MAX);
-                }
-            }
-        }
-        true
-    }
-
     // --- taking pages ------------------------------------------------------------------------
 
     /// The hottest page of the slow tier that may be taken, and its decayed count. Pages without a
@@ -470,134 +287,6 @@ impl DualHeap {
     #[must_use]
     pub fn next_cooldown_end(&self) -> Option<Time> {
         self.aside.next_end()
-    }
-
-    // --- looking -----------------------------------------------------------------------------
-
-    /// The decayed count of a page at `now`; 0 if it is not tracked.
-    #[must_use]
-    pub fn count(&self, id: PageId, now: Time) -> f64 {
-        self.decay.value(self.key(self.pages.get(id.0)), now)
-    }
-
-    /// What is known of a page.
-    #[must_use]
-    pub fn state(&self, id: PageId) -> PageState {
-        let slot = self.pages.get(id.0);
-        let why = match slot {
-            Slot::Aside(index) => self.aside.get(index).map(|held| held.why),
-            _ => None,
-        };
-        PageState {
-            placement: self.placement(id.0),
-            sampled: self.key(slot) > 0.0,
-            in_flight: why == Some(Why::Flight),
-            cooldown_until: match why {
-                Some(Why::Cooling(end)) => Some(end),
-                _ => None,
-            },
-            excluded: why == Some(Why::Excluded),
-        }
-    }
-
-    /// The number of pages of the same tier that are hotter than this one; `None` if it is not
-    /// tracked. Looks at every page.
-    #[must_use]
-    pub fn rank(&self, id: PageId) -> Option<u32> {
-        let placement = self.placement(id.0);
-        let key = self.key(self.pages.get(id.0));
-        let hotter = |(other, slot)| self.placement(other) == placement && self.key(slot) > key;
-        (placement != Placement::Untracked)
-            .then(|| self.pages.iter().filter(|&page| hotter(page)).count() as u32)
-    }
-
-    /// The number of pages that lie there, whatever their state.
-    #[must_use]
-    pub fn len(&self, placement: Placement) -> u32 {
-        match placement {
-            Placement::Untracked => self.pages.len() - self.pages.tracked(),
-            Placement::Fast => self.stats.fast,
-            Placement::Slow => self.stats.slow,
-        }
-    }
-
-    /// Whether no page is tracked.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.pages.tracked() == 0
-    }
-
-    /// All tracked pages in rising order, with their placement and decayed count at `now`.
-    pub fn iter(&self, now: Time) -> impl Iterator<Item = (PageId, Placement, f64)> + '_ {
-        self.pages.iter().map(move |(id, slot)| {
-            (
-                PageId(id),
-                self.placement(id),
-                self.decay.value(self.key(slot), now),
-            )
-        })
-    }
-
-    /// Counts of pages and of work done. Cheap.
-    #[must_use]
-    pub fn stats(&self) -> HeapStats {
-        HeapStats {
-            fast_never_sampled: self.pages.cold(),
-            slow_sampled: self.slow.len() as u32,
-            ..self.stats
-        }
-    }
-
-    /// Bytes of memory held, apart from the allocator's own.
-    #[must_use]
-    pub fn memory_bytes(&self) -> usize {
-        self.pages.memory_bytes()
-            + self.slow.memory_bytes()
-            + self.fast.memory_bytes()
-            + self.aside.memory_bytes()
-    }
-
-    /// Whether every invariant holds. Looks at every page.
-    #[must_use]
-    pub fn is_valid(&self) -> bool {
-        self.check().is_ok()
-    }
-
-    /// Says which invariant is broken, if one is. Looks at every page.
-    ///
-    /// # Errors
-    /// What is wrong, for a person.
-    pub fn check(&self) -> Result<(), String> {
-        self.pages.check()?;
-        self.slow.check(&self.pages)?;
-        self.fast.check(&self.pages)?;
-        self.aside.check(&self.pages)?;
-        // Every entry of the slow heap and of the side table was found at its page; if there are as
-        // many pages as entries, each page is in exactly one place.
-        let (mut fast, mut slow, mut in_slow_heap, mut aside) = (0, 0, 0, 0);
-        for (id, slot) in self.pages.iter() {
-            fast += u32::from(self.placement(id) == Placement::Fast);
-            slow += u32::from(self.placement(id) == Placement::Slow);
-            in_slow_heap += usize::from(matches!(slot, Slot::Slow(_)));
-            aside += usize::from(matches!(slot, Slot::Aside(_)));
-        }
-        if in_slow_heap != self.slow.len() || aside != self.aside.iter().count() {
-            return Err("there are entries without a page, or pages without an entry".to_owned());
-        }
-        let stats = self.stats;
-        let whys = |wanted: fn(Why) -> bool| {
-            self.aside.iter().filter(|held| wanted(held.why)).count() as u32
-        };
-        if (fast, slow) != (stats.fast, stats.slow)
-            || whys(|why| why == Why::Flight) != stats.in_flight
-            || whys(|why| matches!(why, Why::Cooling(_))) != stats.cooling
-            || whys(|why| why == Why::Excluded) != stats.excluded
-        {
-            return Err(format!(
-                "pages are miscounted: {stats:?}, found {fast} fast, {slow} slow"
-            ));
-        }
-        Ok(())
     }
 
     // --- parts -------------------------------------------------------------------------------
@@ -693,22 +382,4 @@ impl DualHeap {
 struct Detached {
     key: f32,
     why: Option<Why>,
-}
-
-impl HeapStats {
-    fn at(&mut self, placement: Placement) -> &mut u32 {
-        if placement == Placement::Fast {
-            &mut self.fast
-        } else {
-            &mut self.slow
-        }
-    }
-
-    fn of(&mut self, why: Why) -> &mut u32 {
-        match why {
-            Why::Flight => &mut self.in_flight,
-            Why::Cooling(_) => &mut self.cooling,
-            Why::Excluded => &mut self.excluded,
-        }
-    }
 }

@@ -1,0 +1,190 @@
+//! What can be seen of the heaps: counts, states, ranks, and whether all invariants hold.
+
+use serde::Serialize;
+
+use super::{DualHeap, PageId, Placement, aside::Why, pages::Slot};
+use crate::time::Time;
+
+/// What is known of a page, for explanations.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PageState {
+    /// Where it lies.
+    pub placement: Placement,
+    /// Whether a sample ever reached it (and was not yet forgotten).
+    pub sampled: bool,
+    /// A move of it is under way.
+    pub in_flight: bool,
+    /// It may not be taken until this time.
+    pub cooldown_until: Option<Time>,
+    /// It may not be taken until it is placed anew.
+    pub excluded: bool,
+}
+
+/// Counts of pages and of work done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HeapStats {
+    /// Pages in the fast tier.
+    pub fast: u32,
+    /// Those of them without a sample that may be taken.
+    pub fast_never_sampled: u32,
+    /// Pages in the slow tier.
+    pub slow: u32,
+    /// Those of them with a sample that may be taken.
+    pub slow_sampled: u32,
+    /// Pages whose move is under way.
+    pub in_flight: u32,
+    /// Pages in cooldown.
+    pub cooling: u32,
+    /// Pages excluded.
+    pub excluded: u32,
+    /// Times the landmark moved.
+    pub landmark_moves: u64,
+}
+
+impl DualHeap {
+    /// The decayed count of a page at `now`; 0 if it is not tracked.
+    #[must_use]
+    pub fn count(&self, id: PageId, now: Time) -> f64 {
+        self.decay.value(self.key(self.pages.get(id.0)), now)
+    }
+
+    /// What is known of a page.
+    #[must_use]
+    pub fn state(&self, id: PageId) -> PageState {
+        let slot = self.pages.get(id.0);
+        let why = match slot {
+            Slot::Aside(index) => self.aside.get(index).map(|held| held.why),
+            _ => None,
+        };
+        PageState {
+            placement: self.placement(id.0),
+            sampled: self.key(slot) > 0.0,
+            in_flight: why == Some(Why::Flight),
+            cooldown_until: match why {
+                Some(Why::Cooling(end)) => Some(end),
+                _ => None,
+            },
+            excluded: why == Some(Why::Excluded),
+        }
+    }
+
+    /// The number of pages of the same tier that are hotter than this one; `None` if it is not
+    /// tracked. Looks at every page.
+    #[must_use]
+    pub fn rank(&self, id: PageId) -> Option<u32> {
+        let placement = self.placement(id.0);
+        let key = self.key(self.pages.get(id.0));
+        let hotter = |(other, slot)| self.placement(other) == placement && self.key(slot) > key;
+        (placement != Placement::Untracked)
+            .then(|| self.pages.iter().filter(|&page| hotter(page)).count() as u32)
+    }
+
+    /// The number of pages that lie there, whatever their state.
+    #[must_use]
+    pub fn len(&self, placement: Placement) -> u32 {
+        match placement {
+            Placement::Untracked => self.pages.len() - self.pages.tracked(),
+            Placement::Fast => self.stats.fast,
+            Placement::Slow => self.stats.slow,
+        }
+    }
+
+    /// Whether no page is tracked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.tracked() == 0
+    }
+
+    /// All tracked pages in rising order, with their placement and decayed count at `now`.
+    pub fn iter(&self, now: Time) -> impl Iterator<Item = (PageId, Placement, f64)> + '_ {
+        self.pages.iter().map(move |(id, slot)| {
+            (
+                PageId(id),
+                self.placement(id),
+                self.decay.value(self.key(slot), now),
+            )
+        })
+    }
+
+    /// Counts of pages and of work done. Cheap.
+    #[must_use]
+    pub fn stats(&self) -> HeapStats {
+        HeapStats {
+            fast_never_sampled: self.pages.cold(),
+            slow_sampled: self.slow.len() as u32,
+            ..self.stats
+        }
+    }
+
+    /// Bytes of memory held, apart from the allocator's own.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.pages.memory_bytes()
+            + self.slow.memory_bytes()
+            + self.fast.memory_bytes()
+            + self.aside.memory_bytes()
+    }
+
+    /// Whether every invariant holds. Looks at every page.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.check().is_ok()
+    }
+
+    /// Says which invariant is broken, if one is. Looks at every page.
+    ///
+    /// # Errors
+    /// What is wrong, for a person.
+    pub fn check(&self) -> Result<(), String> {
+        self.pages.check()?;
+        self.slow.check(&self.pages)?;
+        self.fast.check(&self.pages)?;
+        self.aside.check(&self.pages)?;
+        // Every entry of the slow heap and of the side table was found at its page; if there are as
+        // many pages as entries, each page is in exactly one place.
+        let (mut fast, mut slow, mut in_slow_heap, mut aside) = (0, 0, 0, 0);
+        for (id, slot) in self.pages.iter() {
+            fast += u32::from(self.placement(id) == Placement::Fast);
+            slow += u32::from(self.placement(id) == Placement::Slow);
+            in_slow_heap += usize::from(matches!(slot, Slot::Slow(_)));
+            aside += usize::from(matches!(slot, Slot::Aside(_)));
+        }
+        if in_slow_heap != self.slow.len() || aside != self.aside.iter().count() {
+            return Err("there are entries without a page, or pages without an entry".to_owned());
+        }
+        let stats = self.stats;
+        let whys = |wanted: fn(Why) -> bool| {
+            self.aside.iter().filter(|held| wanted(held.why)).count() as u32
+        };
+        if (fast, slow) != (stats.fast, stats.slow)
+            || whys(|why| why == Why::Flight) != stats.in_flight
+            || whys(|why| matches!(why, Why::Cooling(_))) != stats.cooling
+            || whys(|why| why == Why::Excluded) != stats.excluded
+        {
+            return Err(format!(
+                "pages are miscounted: {stats:?}, found {fast} fast, {slow} slow"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl HeapStats {
+    pub(super) fn at(&mut self, placement: Placement) -> &mut u32 {
+        if placement == Placement::Fast {
+            &mut self.fast
+        } else {
+            &mut self.slow
+        }
+    }
+
+    pub(super) fn of(&mut self, why: Why) -> &mut u32 {
+        match why {
+            Why::Flight => &mut self.in_flight,
+            Why::Cooling(_) => &mut self.cooling,
+            Why::Excluded => &mut self.excluded,
+        }
+    }
+}
