@@ -5,6 +5,9 @@
 //! are read again afterwards, and if they differ everything starts over. Never asks `info mtree -f`: it
 //! would pin unplugged memory until QEMU exits.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     io::ErrorKind,
     time::{Duration, Instant},
@@ -359,78 +362,4 @@ fn kernel_view(block: &RamBlock, memory: &[MappingMemory]) -> Result<Backing, Di
     } else {
         Backing::File
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn block(page_size: u64) -> RamBlock {
-        RamBlock {
-            name: "ram0".to_owned(),
-            hva: Hva(0x7f00_0000_0000),
-            used: 4 << 20,
-            total: 4 << 20,
-            page_size,
-            backing: None,
-        }
-    }
-
-    fn seen(name: &str, kib: u64, flags: &str) -> Vec<MappingMemory> {
-        let text = format!(
-            "7f0000000000-7f0000400000 rw-s 00000000 00:01 51   {name}\n\
-             KernelPageSize: {kib:8} kB\nRss: 0 kB\nVmFlags: {flags}\n"
-        );
-        smaps::parse(&text).unwrap()
-    }
-
-    #[test]
-    fn backing_when_the_mapping_is_named_is_told_by_name_and_flags() {
-        for (name, kib, flags, expected) in [
-            ("", 4, "rd wr hg", Backing::Anonymous),
-            ("[anon:ram0]", 4, "rd wr", Backing::Anonymous),
-            (
-                "/memfd:memory-backend-memfd (deleted)",
-                4,
-                "rd wr sh",
-                Backing::Shmem,
-            ),
-            ("/dev/shm/guest", 4, "rd wr sh", Backing::Shmem),
-            ("/dev/zero (deleted)", 4, "rd wr sh", Backing::Shmem),
-            (
-                "/memfd:memory-backend-memfd (deleted)",
-                2048,
-                "rd wr sh ht",
-                Backing::Hugetlb,
-            ),
-            (
-                "/dev/hugepages/qemu_back_mem.pc.ram.JlYZBZ (deleted)",
-                2048,
-                "rd wr ht",
-                Backing::Hugetlb,
-            ),
-            ("/srv/guest.ram", 4, "rd wr sh", Backing::File),
-        ] {
-            assert_eq!(
-                kernel_view(&block(kib << 10), &seen(name, kib, flags)),
-                Ok(expected),
-                "{name}"
-            );
-        }
-    }
-
-    #[test]
-    fn page_size_when_qemu_and_the_kernel_disagree_is_an_error() {
-        let memory = seen("/memfd:x (deleted)", 2048, "rd wr sh ht");
-
-        assert_eq!(
-            kernel_view(&block(4096), &memory),
-            Err(Disagreement::PageSize(2 << 20))
-        );
-    }
-
-    #[test]
-    fn block_when_no_mapping_holds_it_is_another_process_memory() {
-        assert_eq!(kernel_view(&block(4096), &[]), Err(Disagreement::NotMapped));
-    }
 }
