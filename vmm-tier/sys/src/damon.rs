@@ -210,8 +210,9 @@ pub struct Kdamond {
 
 impl Kdamond {
     fn begin(&mut self, ranges: &[(u64, u64)]) -> Result<(), DamonError> {
+        let pieces = settings::in_pieces(ranges, &self.settings);
         self.admin
-            .configure(self.slot, self.pid, ranges, &self.settings)?;
+            .configure(self.slot, self.pid, &pieces, &self.settings)?;
         if let Err(source) = self.admin.set_state(self.slot, "on") {
             return Err(DamonError::NotStarted {
                 slot: self.slot,

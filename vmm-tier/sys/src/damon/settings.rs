@@ -19,9 +19,33 @@ pub enum Operations {
     Physical,
 }
 
-/// How DAMON samples. In each sampling interval it looks at *one* random 4 KiB page of each region;
-/// at the end of an aggregation interval it tells how often that page was found accessed, joins
-/// neighbours that differ little and splits the rest at random places.
+/// How DAMON samples, and what its numbers do (mm/damon/core.c of 6.12).
+///
+/// In each sampling interval it looks at *one* random 4 KiB page of each region and counts if that
+/// page was accessed. At the end of an aggregation interval
+/// 1. neighbours whose counts differ by at most a tenth of the highest count are joined, as long as
+///    the joined region is not larger than all memory divided by `min_regions`; while there are still
+///    more than `max_regions`, the tolerance is doubled and this repeated (`kdamond_merge_regions`);
+/// 2. the regions are told, as they are then: this is what arrives as samples;
+/// 3. if there are at most `max_regions / 2`, each region of more than two pages is split in two (in
+///    three if their number has stood still below `max_regions / 3`) at a random place
+///    (`kdamond_split_regions`).
+///
+/// What follows for the settings:
+/// - `min_regions` is the *coarseness of idle memory*: keep it small (10 to 100). As large as the number
+///   of pages it makes a fixed grid, and costs as much as one.
+/// - `max_regions` is what a kdamond may cost: each region costs one page-table walk each sampling
+///   interval. Splitting stops at half of it, so a hot set that lies in k runs wants some 6 · k (its
+///   runs, the gaps between them, and room to split both), and more makes edges sharper sooner.
+/// - One page: a region of three pages or more can be split down to one page; a region of two pages
+///   stays whole. An edge moves to its place in about log₂(region / page) aggregations, as only splits
+///   that separate pages of different counts survive the next join. So an aggregation should be short
+///   (100 to 400 ms) rather than the sampling interval.
+/// - `aggregation / sampling` is the highest count. Below 10 the tolerance is 0 and noise alone keeps
+///   regions apart; 20 is a good value. A page that is touched less than once in a sampling interval
+///   counts in proportion to how often it is.
+/// - Where the guest's memory is mapped by whole huge pages, in QEMU *and* in the second stage, there is
+///   one accessed bit for 2 MiB: nothing finer can be seen there, whatever the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DamonSettings {
     /// Time between two looks.
@@ -86,6 +110,28 @@ impl DamonSettings {
     }
 }
 
+/// The same ranges in pieces, so that DAMON need not find its way down from one region a range, which
+/// takes an aggregation for each halving. A third of `max_regions` leaves it room to split further.
+pub(super) fn in_pieces(ranges: &[(u64, u64)], settings: &DamonSettings) -> Vec<(u64, u64)> {
+    let total: u64 = ranges.iter().map(|(start, end)| end - start).sum();
+    // A region is a folder in sysfs; beyond some thousand, making them takes longer than it saves.
+    let wanted = (settings.max_regions / 3).clamp(1, 2048);
+    let piece = total
+        .div_ceil(wanted)
+        .next_multiple_of(BASE_PAGE)
+        .max(BASE_PAGE);
+    let mut pieces = Vec::new();
+    for &(start, end) in ranges {
+        let mut at = start;
+        while at < end {
+            let next = at.saturating_add(piece).min(end);
+            pieces.push((at, next));
+            at = next;
+        }
+    }
+    pieces
+}
+
 /// Ranges as (start, end), rising, whole pages, neighbours joined.
 pub(super) fn sorted_ranges(ranges: &[(Hva, u64)]) -> Result<Vec<(u64, u64)>, DamonError> {
     let mut sorted = Vec::with_capacity(ranges.len());
@@ -111,4 +157,44 @@ pub(super) fn sorted_ranges(ranges: &[(Hva, u64)]) -> Result<Vec<(u64, u64)>, Da
         }
     }
     Ok(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_pieces_when_cut_covers_the_same_bytes_in_order() {
+        let ranges = [(0x1000, 0x3000), (0x10_0000, 0x90_0000)];
+        let settings = DamonSettings {
+            max_regions: 30,
+            ..DamonSettings::default()
+        };
+
+        let pieces = in_pieces(&ranges, &settings);
+
+        // A third of 30, and one more where a range ends within a piece.
+        assert!(pieces.len() <= 12, "{pieces:x?}");
+        let joined: Vec<_> = pieces
+            .iter()
+            .map(|&(start, end)| (Hva(start), end - start))
+            .collect();
+        assert_eq!(sorted_ranges(&joined).unwrap(), ranges);
+        assert!(pieces.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+        assert!(pieces.iter().all(|(start, _)| start % BASE_PAGE == 0));
+    }
+
+    #[test]
+    fn in_pieces_when_memory_is_one_page_is_that_page() {
+        assert_eq!(
+            in_pieces(&[(0, 4096)], &DamonSettings::default()),
+            [(0, 4096)]
+        );
+    }
+
+    #[test]
+    fn sorted_ranges_when_past_the_address_space_is_refused() {
+        assert!(sorted_ranges(&[(Hva(u64::MAX - 10), 4096)]).is_err());
+        assert!(sorted_ranges(&[(Hva(u64::MAX - 4096), 4090)]).is_err());
+    }
 }

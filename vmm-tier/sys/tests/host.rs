@@ -1,0 +1,171 @@
+//! Readers of nodes, tiers, pools and settings: over a handwritten two-node host and the real one.
+
+use std::path::{Path, PathBuf};
+
+use tier_core::addr::{NodeId, NodeSet};
+use tier_sys::{
+    hugetlb,
+    knobs::{Knobs, allowed_nodes},
+    sysroot::{SysRoot, SysRootError},
+    topology::{Performance, Topology, node_memory},
+};
+
+fn two_nodes() -> SysRoot {
+    SysRoot::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/two-nodes"))
+}
+
+fn nodes(text: &str) -> NodeSet {
+    text.parse().unwrap()
+}
+
+/// A copy of the two-node host with one file changed.
+fn with_file(file: &str, text: &str) -> (tempfile::TempDir, SysRoot) {
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            let target: PathBuf = to.join(path.file_name().unwrap());
+            if path.is_dir() {
+                copy(&path, &target);
+            } else {
+                std::fs::copy(&path, &target).unwrap();
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    copy(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/two-nodes"),
+        folder.path(),
+    );
+    std::fs::write(folder.path().join(file), text).unwrap();
+    let root = SysRoot::at(folder.path());
+    (folder, root)
+}
+
+#[test]
+fn topology_when_host_has_two_tiers_reads_both() {
+    let topology = Topology::read(&two_nodes()).unwrap();
+
+    assert_eq!(topology.kernel_tiers(), [(4, nodes("0")), (46, nodes("1"))]);
+    assert_eq!(topology.distance(NodeId(0), NodeId(1)), Some(20));
+    let slow = topology.node(NodeId(1)).unwrap();
+    assert!(slow.has_memory && !slow.has_cpu);
+    let expected = Performance {
+        read_latency_ns: 300,
+        write_latency_ns: 300,
+        read_bandwidth_mib: 40_000,
+        write_bandwidth_mib: 30_000,
+    };
+    assert_eq!(slow.performance(), Some(expected));
+    let fast = topology.node(NodeId(0)).unwrap();
+    assert_eq!(fast.total, 330_000 << 10);
+    // The sums of its two zones.
+    assert_eq!(
+        (fast.marks.free, fast.marks.high),
+        (55_000 << 12, 614 << 12)
+    );
+    assert_eq!(fast.marks.promo, Some(716 << 12));
+    assert_eq!(
+        node_memory(&two_nodes(), NodeId(1)).unwrap().free,
+        900_000 << 10
+    );
+}
+
+#[test]
+fn topology_when_kernel_has_no_numa_has_no_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let topology = Topology::read(&SysRoot::at(folder.path())).unwrap();
+    assert_eq!(topology, Topology::default());
+}
+
+#[test]
+fn topology_when_a_file_is_garbage_names_it() {
+    for file in [
+        "sys/devices/system/node/node1/distance",
+        "sys/devices/system/node/online",
+        "sys/devices/virtual/memory_tiering/memory_tier46/nodelist",
+        "sys/devices/system/node/node0/access1/initiators/read_latency",
+    ] {
+        let (_folder, root) = with_file(file, "what?\n");
+        let error = Topology::read(&root).unwrap_err();
+        assert!(error.to_string().contains(file), "{error}");
+        assert!(
+            matches!(error, SysRootError::Malformed { line: 1, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn topology_when_read_on_this_host_agrees_with_itself() {
+    let topology = Topology::read(&SysRoot::real()).unwrap();
+    for node in &topology.nodes {
+        assert_eq!(node.distances.len(), topology.nodes.len());
+        assert!(node.marks.free <= node.total);
+        assert_eq!(topology.distance(node.id, node.id), Some(10));
+    }
+}
+
+#[test]
+fn pools_when_read_tell_what_is_to_be_had() {
+    let pools = hugetlb::read(&two_nodes()).unwrap();
+
+    assert_eq!(pools.len(), 1);
+    let pool = &pools[0];
+    assert_eq!(
+        (pool.page_size, pool.pages, pool.available()),
+        (2 << 20, 180, 42)
+    );
+    let by_node: Vec<_> = pool
+        .nodes
+        .iter()
+        .map(|own| (own.node.0, own.pages, own.free))
+        .collect();
+    assert_eq!(by_node, [(0, 20, 10), (1, 160, 40)]);
+}
+
+#[test]
+fn pools_when_read_on_this_host_add_up() {
+    for pool in hugetlb::read(&SysRoot::real()).unwrap() {
+        assert!(pool.free <= pool.pages);
+        assert!(pool.page_size >= 64 << 10, "{pool:?}");
+    }
+}
+
+#[test]
+fn knobs_when_read_tell_what_would_fight() {
+    let knobs = Knobs::read(&two_nodes()).unwrap();
+
+    assert_eq!(
+        (knobs.numa_balancing, knobs.demotion_enabled),
+        (Some(2), Some(true))
+    );
+    assert_eq!(knobs.thp_enabled.as_deref(), Some("madvise"));
+    assert_eq!(knobs.thp_shmem_enabled.as_deref(), Some("never"));
+    assert_eq!(
+        (knobs.perf_event_paranoid, knobs.ksm_run),
+        (Some(3), Some(0))
+    );
+}
+
+#[test]
+fn knobs_when_kernel_has_none_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(
+        Knobs::read(&SysRoot::at(folder.path())).unwrap(),
+        Knobs::default()
+    );
+    assert!(Knobs::read(&SysRoot::real()).is_ok());
+}
+
+#[test]
+fn allowed_nodes_when_read_are_those_of_the_cpuset() {
+    assert_eq!(allowed_nodes(&two_nodes(), 77).unwrap(), nodes("0-1"));
+    let own = allowed_nodes(&SysRoot::real(), std::process::id()).unwrap();
+    assert!(own.contains(NodeId(0)));
+    assert!(
+        allowed_nodes(&two_nodes(), 78)
+            .unwrap_err()
+            .is_process_gone()
+    );
+}
