@@ -1,4 +1,9 @@
 //! The outer emulator: its command line, and the process that never outlives its owner.
+//!
+//! Why this emulator and these options: the host's own KVM may be nested already and then runs
+//! no 64-bit guest in a guest, so the outer emulator translates (TCG). QEMU 7.2 crashes that way
+//! with more than one thread, 10.0 does not. `EPYC,+svm,+npt` gives the emulated host KVM with
+//! nested paging. Latency and bandwidth of the HMAT are told to the kernel, not emulated.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -77,7 +82,7 @@ impl Drop for Emulator {
     }
 }
 
-/// The emulator's arguments. Multi-threaded TCG with nested SVM: see docs/lab.md for why.
+/// The emulator's arguments.
 #[must_use]
 pub fn arguments(root: &Path, kernel: &Path, host: &Host, files: &Files) -> Vec<OsString> {
     let mut list: Vec<OsString> = Vec::new();

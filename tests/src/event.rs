@@ -139,6 +139,9 @@ pub struct NodeFacts {
 pub struct Sample {
     /// When.
     pub t: f64,
+    /// How long the measuring itself took.
+    #[serde(default)]
+    pub took_ms: f64,
     /// Free memory of each node.
     pub free_kib: Vec<u64>,
     /// Pages that the kernel has migrated since boot, by whatever means.

@@ -91,6 +91,8 @@ pub struct Point {
     /// The phase that a wait step named.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub phase: String,
+    /// How long the measuring itself took.
+    pub took_ms: f64,
     /// Free memory of node 0.
     pub fast_free_mib: f64,
     /// Bytes that the kernel has migrated since boot, by whatever means.
@@ -401,6 +403,7 @@ fn point(sample: &Sample, phase: &str) -> Point {
     Point {
         t: sample.t,
         phase: phase.to_owned(),
+        took_ms: sample.took_ms,
         fast_free_mib: sample.free_kib.first().copied().unwrap_or(0) as f64 / 1024.0,
         migrated_bytes: sample.migrated_pages * PAGE_BYTES,
         migrate_failed_bytes: sample.migrate_failed_pages * PAGE_BYTES,

@@ -15,7 +15,7 @@ const MIB: f64 = 1_048_576.0;
 pub struct Screen {
     out: Box<dyn Write>,
     terminal: bool,
-    /// Seconds between two lines of measurements.
+    /// Seconds between two lines of measurements; 1 is the live view.
     every: u64,
     began: Instant,
     doing: Option<(String, Instant)>,
@@ -27,7 +27,8 @@ pub struct Screen {
 /// What the lines of measurements are relative to.
 #[derive(Default)]
 struct RunView {
-    start: Option<(f64, &'static str)>,
+    start: Option<f64>,
+    phase: String,
     migrated_at_start: u64,
     last_line: Option<u64>,
     latest_migrated: u64,
@@ -166,27 +167,25 @@ impl Screen {
                 }
             }
             Event::Failed { error } => self.line(&format!("failed: {error}")),
-            Event::Phase { .. }
-            | Event::Note { .. }
-            | Event::Look(_)
-            | Event::Log { .. }
-            | Event::Done => {}
+            Event::Phase { phase, .. } => self.run.phase.clone_from(phase),
+            Event::Note { .. } | Event::Look(_) | Event::Log { .. } | Event::Done => {}
         }
     }
 
     fn mark(&mut self, t: f64, mark: Mark) {
         match mark {
-            Mark::WorkReady => self.run.start = Some((t, "work")),
-            Mark::AgentStarted => self.run.start = Some((t, "tier")),
+            Mark::WorkReady => {}
+            Mark::AgentStarted => "agent".clone_into(&mut self.run.phase),
             _ => return,
         }
+        self.run.start = Some(t);
         self.run.migrated_at_start = self.run.latest_migrated;
         self.run.last_line = None;
     }
 
     fn sample(&mut self, sample: &Sample) {
         self.run.latest_migrated = sample.migrated_pages;
-        let Some((start, word)) = self.run.start.filter(|_| !self.run.ended) else {
+        let Some(start) = self.run.start.filter(|_| !self.run.ended) else {
             return;
         };
         let since = sample.t - start;
@@ -215,7 +214,8 @@ impl Screen {
                 |rate| format!("{:7.2}", rate / 1e6),
             );
             self.line(&format!(
-                "{word} {since:5.1} s{who}  [{}] {:5.1} % in DRAM  moved {:6.1} MiB {rate} M updates/s",
+                "{:<6} {since:5.1} s{who}  [{}] {:5.1} % in DRAM  moved {:6.1} MiB {rate} M updates/s",
+                self.run.phase,
                 bar(share),
                 share * 100.0,
                 moved as f64 / MIB,
@@ -227,8 +227,14 @@ impl Screen {
     pub fn result(&mut self, result: &ScenarioResult) {
         self.finish_doing();
         self.line("");
-        for line in summary_table(&result.runs) {
-            self.line(&line);
+        if self.every == 1 {
+            for line in result.runs.iter().flat_map(story) {
+                self.line(&line);
+            }
+        } else {
+            for line in summary_table(&result.runs) {
+                self.line(&line);
+            }
         }
         for run in &result.runs {
             for check in &run.checks {
@@ -254,6 +260,48 @@ impl Screen {
 fn bar(share: f64) -> String {
     let full = (share.clamp(0.0, 1.0) * BAR_CELLS as f64).round() as usize;
     format!("{}{}", "#".repeat(full), ".".repeat(BAR_CELLS - full))
+}
+
+/// One run told as before and after: the demo's table.
+fn story(run: &RunResult) -> Vec<String> {
+    let share = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
+    let rate = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.2} M", v / 1e6));
+    let mib = |v: Option<u64>| v.map_or("-".to_owned(), |v| format!("{:.1} MiB", v as f64 / MIB));
+    let mut rows = Vec::new();
+    for (guest, summary) in &run.summary {
+        let seconds = summary.seconds_to_95;
+        let after = seconds.map_or("not reached".to_owned(), |s| format!("{s:.1} s"));
+        let memory = match run.integrity.get(guest) {
+            Some(true) => "intact",
+            Some(false) => "LOST BYTES",
+            None => "not compared",
+        };
+        let row = |name: &str, before: String, after: String| [name.to_owned(), before, after];
+        let none = String::new;
+        rows.push(row("", "before".to_owned(), "after".to_owned()));
+        rows.push(row(
+            "hot set in DRAM",
+            share(summary.share_before),
+            share(summary.plateau_mean),
+        ));
+        rows.push(row(
+            "updates a second",
+            rate(summary.throughput_before),
+            rate(summary.throughput_plateau),
+        ));
+        rows.push(row("95 % in DRAM after", none(), after));
+        rows.push(row("moved up and down", none(), mib(summary.moved_bytes)));
+        rows.push(row("least possible", none(), mib(summary.least_bytes)));
+        rows.push(row(
+            "agent, share of a CPU",
+            none(),
+            share(summary.agent_cpu_share),
+        ));
+        rows.push(row("the guest's memory", none(), memory.to_owned()));
+    }
+    let mut lines = align(&rows);
+    lines.push(String::new());
+    lines
 }
 
 /// All runs side by side: one row a guest of a run.

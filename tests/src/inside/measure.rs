@@ -66,6 +66,7 @@ impl Drop for Sampler {
 }
 
 fn measure(board: &Mutex<Board>, reporter: &Reporter) -> Sample {
+    let began = Instant::now();
     let mut sample = Sample {
         t: reporter.t(),
         free_kib: nodes().iter().map(|node| node.free_kib).collect(),
@@ -95,6 +96,7 @@ fn measure(board: &Mutex<Board>, reporter: &Reporter) -> Sample {
             sample.guests.entry(name.clone()).or_default().agent = Some(found);
         }
     }
+    sample.took_ms = began.elapsed().as_secs_f64() * 1000.0;
     sample
 }
 
