@@ -44,7 +44,7 @@ fn ring_parse(c: &mut Criterion) {
             let mut sum = 0u64;
             let drained = ring.drain(|record| {
                 if let Record::Sample(sample) = record {
-                    let raw = sample.raw.and_then(|raw| raw.first_chunk::<8>());
+                    let raw = sample.raw().and_then(|raw| raw.first_chunk::<8>());
                     sum = sum.wrapping_add(raw.map_or(0, |raw| u64::from_ne_bytes(*raw)));
                 }
             });

@@ -64,8 +64,8 @@ fn tracepoint_when_hit_delivers_its_fields_on_the_monotonic_clock() {
     let mut found = Vec::new();
     let drained = event.drain(|record| {
         if let Record::Sample(sample) = record {
-            let raw = sample.raw.unwrap();
-            let time = sample.time.unwrap();
+            let raw = sample.raw().unwrap();
+            let time = sample.time().unwrap();
             assert!(before.0 <= time && time <= now().0);
             found.push((start.read(raw).unwrap(), length.read(raw).unwrap()));
         }
@@ -131,7 +131,7 @@ fn software_event_when_pages_are_touched_tells_their_addresses() {
     let mut faults = 0;
     event.drain(|record| {
         if let Record::Sample(sample) = record {
-            let address = sample.addr.unwrap();
+            let address = sample.addr().unwrap();
             faults += usize::from((base..base + (32 << 20)).contains(&address));
         }
     });

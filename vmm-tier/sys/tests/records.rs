@@ -3,7 +3,7 @@
 use perf_event_open_sys::bindings as abi;
 use proptest::prelude::*;
 use tier_sys::perf::{
-    record::{Record, RecordError, RecordFormat, Records, Sample, Weight, parse},
+    record::{Record, RecordError, RecordFormat, Records, Weight, parse},
     ring::{Drained, PlainRing, Ring, RingMemory},
 };
 
@@ -76,35 +76,66 @@ fn sample_when_all_fields_are_asked_for_reads_them_in_the_kernels_order() {
     ]));
     let bytes = record(abi::PERF_RECORD_SAMPLE, 2, &body);
 
-    let (found, size) = parse(&bytes, format(fields)).unwrap();
+    let format = format(fields);
+    let (found, size) = parse(&bytes, &format).unwrap();
 
     assert_eq!(size, bytes.len());
-    let expected = Sample {
-        misc: 2,
-        identifier: Some(1),
-        ip: Some(2),
-        pid: Some(3),
-        tid: Some(4),
-        time: Some(5),
-        addr: Some(6),
-        id: Some(7),
-        stream_id: Some(8),
-        cpu: Some(9),
-        period: Some(10),
-        raw: Some(&[0xab; 12]),
-        weight: Some(Weight {
+    let Record::Sample(sample) = found else {
+        panic!("{found:?}")
+    };
+    assert_eq!(sample.misc, 2);
+    assert_eq!(
+        (sample.pid(), sample.tid(), sample.cpu()),
+        (Some(3), Some(4), Some(9))
+    );
+    assert_eq!(sample.raw(), Some([0xab; 12].as_slice()));
+    assert_eq!(
+        sample.weight(),
+        Some(Weight {
             var1: 11,
             var2: 12,
-            var3: 13,
-        }),
-        data_src: Some(14),
-        transaction: Some(15),
-        phys_addr: Some(16),
-        cgroup: Some(17),
-        data_page_size: Some(4096),
-        code_page_size: Some(2 << 20),
+            var3: 13
+        })
+    );
+    let others = [
+        (sample.identifier(), 1),
+        (sample.ip(), 2),
+        (sample.time(), 5),
+        (sample.addr(), 6),
+        (sample.id(), 7),
+        (sample.stream_id(), 8),
+        (sample.period(), 10),
+        (sample.data_src(), 14),
+        (sample.transaction(), 15),
+        (sample.phys_addr(), 16),
+        (sample.cgroup(), 17),
+        (sample.data_page_size(), 4096),
+        (sample.code_page_size(), 2 << 20),
+    ];
+    for (found, expected) in others {
+        assert_eq!(found, Some(expected));
+    }
+}
+
+#[test]
+fn sample_when_fields_were_not_asked_for_has_none_of_them() {
+    let bytes = tracepoint_sample(5, 1);
+    let format = format(TRACEPOINT);
+
+    let Ok((Record::Sample(sample), _)) = parse(&bytes, &format) else {
+        panic!("no sample")
     };
-    assert_eq!(found, Record::Sample(expected));
+
+    assert_eq!((sample.time(), sample.tid()), (Some(5), Some(2)));
+    assert_eq!(
+        (
+            sample.addr(),
+            sample.cpu(),
+            sample.phys_addr(),
+            sample.weight()
+        ),
+        (None, None, None, None)
+    );
 }
 
 #[test]
@@ -119,7 +150,7 @@ fn notices_when_parsed_carry_their_numbers_and_trailer() {
     let unthrottle = with_trailer(abi::PERF_RECORD_UNTHROTTLE, &[60, 61, 62]);
     let bytes = [lost, samples, exit, throttle, unthrottle].concat();
 
-    let found: Vec<_> = Records::new(&bytes, format).map(Result::unwrap).collect();
+    let found: Vec<_> = Records::new(&bytes, &format).map(Result::unwrap).collect();
 
     assert!(
         matches!(found[0], Record::Lost { id: 1, lost: 500, sample_id }
@@ -163,7 +194,8 @@ fn records_when_one_is_too_short_or_unknown_go_on_behind_it() {
     ]
     .concat();
 
-    let found: Vec<_> = Records::new(&bytes, format(TRACEPOINT)).collect();
+    let format = format(TRACEPOINT);
+    let found: Vec<_> = Records::new(&bytes, &format).collect();
 
     assert_eq!(
         found[0],
@@ -174,23 +206,24 @@ fn records_when_one_is_too_short_or_unknown_go_on_behind_it() {
     assert_eq!(found[1], Ok(Record::Other { kind: 4711 }));
     assert!(matches!(
         found[2],
-        Ok(Record::Sample(Sample { time: Some(9), .. }))
+        Ok(Record::Sample(sample)) if sample.time() == Some(9)
     ));
 }
 
 #[test]
 fn records_when_a_size_is_wrong_end_with_an_error() {
+    let format = format(0);
     for size in [0u16, 4, 7, 12, 24, 0xffff] {
         let mut bytes = record(abi::PERF_RECORD_LOST, 0, &[0; 8]);
         bytes[6..8].copy_from_slice(&size.to_ne_bytes());
-        let found: Vec<_> = Records::new(&bytes, format(0)).collect();
+        let found: Vec<_> = Records::new(&bytes, &format).collect();
         let error = RecordError::Size {
             size: usize::from(size),
             rest: 16,
         };
         assert_eq!(found, [Err(error)], "size {size}");
     }
-    assert_eq!(parse(&[1, 2, 3], format(0)), Err(RecordError::NoHeader(3)));
+    assert_eq!(parse(&[1, 2, 3], &format), Err(RecordError::NoHeader(3)));
 }
 
 #[test]
@@ -200,7 +233,7 @@ fn raw_when_it_claims_more_than_the_record_has_is_an_error() {
     let error = RecordError::Short {
         kind: abi::PERF_RECORD_SAMPLE,
     };
-    assert_eq!(parse(&bytes, format(TRACEPOINT)), Err(error));
+    assert_eq!(parse(&bytes, &format(TRACEPOINT)), Err(error));
 }
 
 #[test]
@@ -218,8 +251,8 @@ fn times(ring: &mut Ring<PlainRing>) -> (Vec<u64>, Drained) {
     let mut found = Vec::new();
     let drained = ring.drain(|record| match record {
         Record::Sample(sample) => {
-            let n = sample.time.unwrap();
-            let raw = sample.raw.unwrap();
+            let n = sample.time().unwrap();
+            let raw = sample.raw().unwrap();
             assert!(
                 raw[..raw.len() / 8 * 8]
                     .chunks_exact(8)
@@ -274,7 +307,7 @@ proptest! {
         all: bool,
     ) {
         if let Ok(format) = RecordFormat::new(u64::from(fields), all) {
-            prop_assert!(Records::new(&bytes, format).count() <= bytes.len() / 8 + 1);
+            prop_assert!(Records::new(&bytes, &format).count() <= bytes.len() / 8 + 1);
         }
     }
 
@@ -290,7 +323,7 @@ proptest! {
         prop_assert_eq!(known.len(), bits.len());
         let fields = known.iter().zip(&bits).filter(|(_, on)| **on).map(|(field, _)| field).sum();
         let bytes: Vec<u8> = bodies.iter().flat_map(|(kind, body)| record(*kind, 0, body)).collect();
-        let found = Records::new(&bytes, RecordFormat::new(fields, all).unwrap()).count();
+        let found = Records::new(&bytes, &RecordFormat::new(fields, all).unwrap()).count();
         prop_assert_eq!(found, bodies.len());
     }
 

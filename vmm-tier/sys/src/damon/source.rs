@@ -74,9 +74,9 @@ impl Fields {
     /// The region that a sample tells of, or why it tells of none.
     fn region(&self, sample: &Sample<'_>) -> Result<Region, DropReason> {
         let read = || {
-            let raw = sample.raw?;
+            let raw = sample.raw()?;
             Some(Region {
-                time: sample.time?,
+                time: sample.time()?,
                 target: self.target_id.read(raw)?,
                 regions: self.nr_regions.read(raw)?,
                 start: self.start.read(raw)?,

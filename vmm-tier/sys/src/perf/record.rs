@@ -29,11 +29,50 @@ const KNOWN_FIELDS: u64 = (abi::PERF_SAMPLE_IDENTIFIER
     | abi::PERF_SAMPLE_DATA_PAGE_SIZE
     | abi::PERF_SAMPLE_CODE_PAGE_SIZE) as u64;
 
-/// What a record's bytes hold, as the event was asked to write them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a record's bytes hold, as the event was asked to write them, and where each field lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordFormat {
     sample_type: u64,
     sample_id_all: bool,
+    /// Fields before the raw data, from the body's start; their order is the kernel's.
+    before: Layout<9>,
+    /// Fields behind the raw data, from its end.
+    behind: Layout<7>,
+}
+
+/// Where fields of eight bytes lie that stand one behind the other, those that are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Layout<const N: usize> {
+    /// Bytes from the first field on; `ABSENT` for those that are not there.
+    offsets: [u8; N],
+    bytes: u8,
+}
+
+const ABSENT: u8 = u8::MAX;
+
+impl<const N: usize> Layout<N> {
+    fn new(sample_type: u64, fields: [abi::perf_event_sample_format; N]) -> Self {
+        let mut bytes = 0;
+        let offsets = fields.map(|field| {
+            if sample_type & u64::from(field) == 0 {
+                return ABSENT;
+            }
+            bytes += 8;
+            bytes - 8
+        });
+        Self { offsets, bytes }
+    }
+
+    /// The field of this index; `None` if it is not there.
+    #[inline]
+    fn word(&self, fields: &[u8], index: usize) -> Option<u64> {
+        let offset = self.offsets[index];
+        if offset == ABSENT {
+            return None;
+        }
+        let bytes = fields.get(usize::from(offset)..)?.first_chunk()?;
+        Some(u64::from_ne_bytes(*bytes))
+    }
 }
 
 /// A `sample_type` with fields that this parser does not know.
@@ -47,16 +86,40 @@ impl RecordFormat {
     /// # Errors
     /// [`UnsupportedFields`] with the bits that the parser does not know.
     pub fn new(sample_type: u64, sample_id_all: bool) -> Result<Self, UnsupportedFields> {
-        match sample_type & !KNOWN_FIELDS {
-            0 => Ok(Self {
-                sample_type,
-                sample_id_all,
-            }),
-            unknown => Err(UnsupportedFields(unknown)),
+        let unknown = sample_type & !KNOWN_FIELDS;
+        if unknown != 0 {
+            return Err(UnsupportedFields(unknown));
         }
+        let before = [
+            abi::PERF_SAMPLE_IDENTIFIER,
+            abi::PERF_SAMPLE_IP,
+            abi::PERF_SAMPLE_TID,
+            abi::PERF_SAMPLE_TIME,
+            abi::PERF_SAMPLE_ADDR,
+            abi::PERF_SAMPLE_ID,
+            abi::PERF_SAMPLE_STREAM_ID,
+            abi::PERF_SAMPLE_CPU,
+            abi::PERF_SAMPLE_PERIOD,
+        ];
+        let behind = [
+            // At most one of the two may be asked for; they have the same size.
+            abi::PERF_SAMPLE_WEIGHT | abi::PERF_SAMPLE_WEIGHT_STRUCT,
+            abi::PERF_SAMPLE_DATA_SRC,
+            abi::PERF_SAMPLE_TRANSACTION,
+            abi::PERF_SAMPLE_PHYS_ADDR,
+            abi::PERF_SAMPLE_CGROUP,
+            abi::PERF_SAMPLE_DATA_PAGE_SIZE,
+            abi::PERF_SAMPLE_CODE_PAGE_SIZE,
+        ];
+        Ok(Self {
+            sample_type,
+            sample_id_all,
+            before: Layout::new(sample_type, before),
+            behind: Layout::new(sample_type, behind),
+        })
     }
 
-    fn has(self, field: abi::perf_event_sample_format) -> bool {
+    fn has(&self, field: abi::perf_event_sample_format) -> bool {
         self.sample_type & u64::from(field) != 0
     }
 }
@@ -73,29 +136,110 @@ pub struct Weight {
     pub var3: u16,
 }
 
-/// A `PERF_RECORD_SAMPLE`. A field is `None` where the event did not ask for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named for the fields of perf_event_open(2)")]
+/// A `PERF_RECORD_SAMPLE`: the record's bytes, whose length was checked against its fields. A field is
+/// `None` where the event did not ask for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Sample<'a> {
+    /// `perf_event_header.misc`: the CPU mode and flags.
     pub misc: u16,
-    pub identifier: Option<u64>,
-    pub ip: Option<u64>,
-    pub pid: Option<u32>,
-    pub tid: Option<u32>,
-    pub time: Option<u64>,
-    pub addr: Option<u64>,
-    pub id: Option<u64>,
-    pub stream_id: Option<u64>,
-    pub cpu: Option<u32>,
-    pub period: Option<u64>,
-    pub raw: Option<&'a [u8]>,
-    pub weight: Option<Weight>,
-    pub data_src: Option<u64>,
-    pub transaction: Option<u64>,
-    pub phys_addr: Option<u64>,
-    pub cgroup: Option<u64>,
-    pub data_page_size: Option<u64>,
-    pub code_page_size: Option<u64>,
+    format: &'a RecordFormat,
+    before: &'a [u8],
+    raw: Option<&'a [u8]>,
+    behind: &'a [u8],
+}
+
+impl std::fmt::Debug for Sample<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Sample");
+        shown.field("misc", &self.misc).field("time", &self.time());
+        shown.field("addr", &self.addr()).field("raw", &self.raw);
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// The lower and the upper half of a word as it lies in memory.
+fn halves(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    (
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+    )
+}
+
+macro_rules! words {
+    ($($place:ident $index:literal $name:ident: $doc:literal,)*) => {
+        $(
+            #[doc = $doc]
+            #[must_use]
+            #[inline]
+            pub fn $name(&self) -> Option<u64> {
+                self.format.$place.word(self.$place, $index)
+            }
+        )*
+    };
+}
+
+impl<'a> Sample<'a> {
+    words! {
+        before 0 identifier: "The event's id, where it can be found without knowing the event.",
+        before 1 ip: "The instruction's address.",
+        before 3 time: "When, on the event's clock, in nanoseconds.",
+        before 4 addr: "The data address, or what the event calls so.",
+        before 5 id: "The id of the event or of its group's leader.",
+        before 6 stream_id: "The event's own id.",
+        before 8 period: "Events since the last sample.",
+        behind 1 data_src: "Where the data came from: `perf_mem_data_src`.",
+        behind 2 transaction: "Flags of a transaction.",
+        behind 3 phys_addr: "The physical address of the data.",
+        behind 4 cgroup: "The control group's id.",
+        behind 5 data_page_size: "The size of the data's page, in bytes.",
+        behind 6 code_page_size: "The size of the instruction's page, in bytes.",
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.format
+            .before
+            .word(self.before, 2)
+            .map(|word| halves(word).0)
+    }
+
+    /// The thread.
+    #[must_use]
+    pub fn tid(&self) -> Option<u32> {
+        self.format
+            .before
+            .word(self.before, 2)
+            .map(|word| halves(word).1)
+    }
+
+    /// The CPU.
+    #[must_use]
+    pub fn cpu(&self) -> Option<u32> {
+        self.format
+            .before
+            .word(self.before, 7)
+            .map(|word| halves(word).0)
+    }
+
+    /// The raw data: a tracepoint's fields, or the registers of IBS.
+    #[must_use]
+    #[inline]
+    pub fn raw(&self) -> Option<&'a [u8]> {
+        self.raw
+    }
+
+    /// Latencies.
+    #[must_use]
+    pub fn weight(&self) -> Option<Weight> {
+        self.format.behind.word(self.behind, 0).map(|word| Weight {
+            // Truncation is what is meant: the parts of a word.
+            var1: word as u32,
+            var2: (word >> 32) as u16,
+            var3: (word >> 48) as u16,
+        })
+    }
 }
 
 /// The trailer that `sample_id_all` puts on every record that is no sample.
@@ -194,13 +338,7 @@ pub enum RecordError {
 /// Takes fields off the front of a record's body.
 struct Cursor<'a>(&'a [u8]);
 
-impl<'a> Cursor<'a> {
-    fn bytes(&mut self, n: usize) -> Option<&'a [u8]> {
-        let (head, rest) = self.0.split_at_checked(n)?;
-        self.0 = rest;
-        Some(head)
-    }
-
+impl Cursor<'_> {
     fn u32(&mut self) -> Option<u32> {
         let (head, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -244,7 +382,11 @@ fn header(bytes: &[u8]) -> Result<(u32, u16, usize), RecordError> {
 /// # Errors
 /// [`RecordError`]; after [`RecordError::Short`] the record's own length still stands in its header
 /// and [`Records`] goes on behind it.
-pub fn parse(bytes: &[u8], format: RecordFormat) -> Result<(Record<'_>, usize), RecordError> {
+#[inline]
+pub fn parse<'a>(
+    bytes: &'a [u8],
+    format: &'a RecordFormat,
+) -> Result<(Record<'a>, usize), RecordError> {
     let (kind, misc, size) = header(bytes)?;
     let body = &bytes[HEADER_BYTES..size];
     let record = match kind {
@@ -259,55 +401,31 @@ pub fn parse(bytes: &[u8], format: RecordFormat) -> Result<(Record<'_>, usize), 
     Ok((record.ok_or(RecordError::Short { kind })?, size))
 }
 
-fn sample(body: &[u8], misc: u16, format: RecordFormat) -> Option<Sample<'_>> {
-    let mut at = Cursor(body);
-    let mut sample = Sample {
-        misc,
-        ..Sample::default()
-    };
-    let wanted = |cursor: &mut Cursor<'_>, field| match format.has(field) {
-        true => cursor.u64().map(Some),
-        false => Some(None),
-    };
-    sample.identifier = wanted(&mut at, abi::PERF_SAMPLE_IDENTIFIER)?;
-    sample.ip = wanted(&mut at, abi::PERF_SAMPLE_IP)?;
-    if format.has(abi::PERF_SAMPLE_TID) {
-        let (pid, tid) = at.pair()?;
-        (sample.pid, sample.tid) = (Some(pid), Some(tid));
-    }
-    sample.time = wanted(&mut at, abi::PERF_SAMPLE_TIME)?;
-    sample.addr = wanted(&mut at, abi::PERF_SAMPLE_ADDR)?;
-    sample.id = wanted(&mut at, abi::PERF_SAMPLE_ID)?;
-    sample.stream_id = wanted(&mut at, abi::PERF_SAMPLE_STREAM_ID)?;
-    if format.has(abi::PERF_SAMPLE_CPU) {
-        sample.cpu = Some(at.pair()?.0);
-    }
-    sample.period = wanted(&mut at, abi::PERF_SAMPLE_PERIOD)?;
+#[inline]
+fn sample<'a>(body: &'a [u8], misc: u16, format: &'a RecordFormat) -> Option<Sample<'a>> {
+    let (before, mut behind) = body.split_at_checked(usize::from(format.before.bytes))?;
+    let mut raw = None;
     if format.has(abi::PERF_SAMPLE_RAW) {
         // The size counts the padding behind the data, so that size and data end on eight bytes.
-        let size = at.u32()?;
-        sample.raw = Some(at.bytes(usize::try_from(size).ok()?)?);
+        let (size, rest) = behind.split_first_chunk()?;
+        let size = usize::try_from(u32::from_ne_bytes(*size)).ok()?;
+        let (data, rest) = rest.split_at_checked(size)?;
+        (raw, behind) = (Some(data), rest);
     }
-    if format.has(abi::PERF_SAMPLE_WEIGHT) || format.has(abi::PERF_SAMPLE_WEIGHT_STRUCT) {
-        let full = at.u64()?.to_le_bytes();
-        let [a, b, c, d, e, f, g, h] = full;
-        sample.weight = Some(Weight {
-            var1: u32::from_le_bytes([a, b, c, d]),
-            var2: u16::from_le_bytes([e, f]),
-            var3: u16::from_le_bytes([g, h]),
-        });
+    if behind.len() < usize::from(format.behind.bytes) {
+        return None;
     }
-    sample.data_src = wanted(&mut at, abi::PERF_SAMPLE_DATA_SRC)?;
-    sample.transaction = wanted(&mut at, abi::PERF_SAMPLE_TRANSACTION)?;
-    sample.phys_addr = wanted(&mut at, abi::PERF_SAMPLE_PHYS_ADDR)?;
-    sample.cgroup = wanted(&mut at, abi::PERF_SAMPLE_CGROUP)?;
-    sample.data_page_size = wanted(&mut at, abi::PERF_SAMPLE_DATA_PAGE_SIZE)?;
-    sample.code_page_size = wanted(&mut at, abi::PERF_SAMPLE_CODE_PAGE_SIZE)?;
-    Some(sample)
+    Some(Sample {
+        misc,
+        format,
+        before,
+        raw,
+        behind,
+    })
 }
 
 /// The records by which the kernel speaks of the event itself.
-fn notice(body: &[u8], kind: u32, format: RecordFormat) -> Option<Record<'_>> {
+fn notice<'a>(body: &[u8], kind: u32, format: &RecordFormat) -> Option<Record<'a>> {
     let mut at = Cursor(body);
     Some(match kind {
         abi::PERF_RECORD_LOST => Record::Lost {
@@ -349,7 +467,7 @@ fn notice(body: &[u8], kind: u32, format: RecordFormat) -> Option<Record<'_>> {
     })
 }
 
-fn trailer(at: &mut Cursor<'_>, format: RecordFormat) -> Option<SampleId> {
+fn trailer(at: &mut Cursor<'_>, format: &RecordFormat) -> Option<SampleId> {
     let mut id = SampleId::default();
     if !format.sample_id_all {
         return Some(id);
@@ -380,13 +498,13 @@ fn trailer(at: &mut Cursor<'_>, format: RecordFormat) -> Option<SampleId> {
 /// error and is stepped over; after a size that can't be right the iterator ends.
 pub struct Records<'a> {
     rest: &'a [u8],
-    format: RecordFormat,
+    format: &'a RecordFormat,
 }
 
 impl<'a> Records<'a> {
     /// The records of a linear piece of a ring.
     #[must_use]
-    pub fn new(bytes: &'a [u8], format: RecordFormat) -> Self {
+    pub fn new(bytes: &'a [u8], format: &'a RecordFormat) -> Self {
         Self {
             rest: bytes,
             format,

@@ -98,7 +98,7 @@ impl<M: RingMemory> Ring<M> {
         self.memory.set_tail(head);
 
         drained.bytes = available as u64;
-        for record in Records::new(&self.copy, self.format) {
+        for record in Records::new(&self.copy, &self.format) {
             match record {
                 Ok(record) => {
                     drained.records += 1;
