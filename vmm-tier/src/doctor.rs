@@ -1,11 +1,12 @@
 //! `vmm-tier doctor`: what works on this host, what would fight, and what to do about it.
 //!
-//! Facts are read in one place ([`facts`]), findings are pure functions of facts ([`host`], [`guest`]),
+//! Facts are read in one place ([`facts`]), findings are pure functions of facts ([`host`], [`memory`], [`guest`]),
 //! and showing them is a third thing ([`report`]).
 
 mod facts;
 mod guest;
 mod host;
+mod memory;
 mod report;
 #[cfg(test)]
 mod tests;
