@@ -65,6 +65,7 @@ struct SourceConfig {
     sampling_interval_ms: Option<f64>,
     aggregation_interval_ms: Option<f64>,
     max_regions: Option<u64>,
+    quiet_factor: Option<u32>,
 }
 
 /// Where samples come from.
@@ -82,6 +83,7 @@ pub(crate) struct DamonChoice {
     pub(crate) sampling: Duration,
     pub(crate) aggregation: Duration,
     pub(crate) max_regions: u64,
+    pub(crate) quiet_factor: u32,
 }
 
 /// Validated settings of `vmm-tier run`.
@@ -177,8 +179,8 @@ impl Settings {
                 return Err(ConfigError::SameNode(both));
             }
         }
-        check_policy(args.policy.or(policy.name.clone()))?;
-        let source_kind = args.source.or(source.kind.clone());
+        check_policy(args.policy.as_deref().or(policy.name.as_deref()))?;
+        let source_kind = args.source.as_deref().or(source.kind.as_deref());
         let limit = args.fast_limit.or(tiers.fast_limit);
         let engine = engine_settings(&policy, &moves, tiers.headroom, dry_run)?;
         Ok(Self {
@@ -224,8 +226,8 @@ fn nodes(
     }
 }
 
-fn check_policy(name: Option<String>) -> Result<(), ConfigError> {
-    match name.as_deref() {
+fn check_policy(name: Option<&str>) -> Result<(), ConfigError> {
+    match name {
         None | Some("dual-heap") => Ok(()),
         Some(value) => Err(ConfigError::Unknown {
             what: "policy",
@@ -235,8 +237,8 @@ fn check_policy(name: Option<String>) -> Result<(), ConfigError> {
     }
 }
 
-fn source_choice(kind: Option<String>) -> Result<SourceChoice, ConfigError> {
-    match kind.as_deref() {
+fn source_choice(kind: Option<&str>) -> Result<SourceChoice, ConfigError> {
+    match kind {
         None | Some("auto") => Ok(SourceChoice::Auto),
         Some("damon") => Ok(SourceChoice::Damon),
         Some(value) => Err(ConfigError::Unknown {
@@ -277,10 +279,19 @@ fn damon_choice(source: &SourceConfig) -> Result<DamonChoice, ConfigError> {
             must: "20 to 100000",
         });
     }
+    let quiet_factor = source.quiet_factor.unwrap_or(5);
+    if !(1..=100).contains(&quiet_factor) {
+        return Err(ConfigError::OutOfRange {
+            key: "source.quiet-factor",
+            value: quiet_factor.to_string(),
+            must: "1 to 100",
+        });
+    }
     Ok(DamonChoice {
         sampling,
         aggregation,
         max_regions,
+        quiet_factor,
     })
 }
 

@@ -13,7 +13,9 @@ pub const BASE_PAGE: u64 = 4096;
 pub const HUGE_PAGE: u64 = 2 << 20;
 
 /// A virtual address in the QEMU process ("host virtual address").
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Hva(pub u64);
 

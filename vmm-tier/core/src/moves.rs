@@ -112,6 +112,6 @@ pub struct MoveReport {
     pub target: NodeId,
     /// One result a page.
     pub results: Vec<PageResult>,
-    /// How long the kernel calls took together.
-    pub elapsed: Duration,
+    /// CPU time that the kernel calls took together.
+    pub cpu_time: Duration,
 }

@@ -117,6 +117,9 @@ pub struct SampleBatch {
     pub end: Time,
     /// How long was observed.
     pub span: Duration,
+    /// How often each page was tested in `span`, for a source that tests pages (DAMON's sampling
+    /// intervals): no weight is larger. 0 for a source that counts accesses.
+    pub tests: u32,
     /// The generation of the memory map under which the source was set up.
     pub map_generation: u64,
     /// The observations.

@@ -87,13 +87,13 @@ impl Kernel {
                 node: self.frames[first],
             });
         }
-        let elapsed = Duration::from_micros(5 * results.len() as u64);
+        let cpu_time = Duration::from_micros(5 * results.len() as u64);
         MoveReport {
             id: batch.id,
             direction: batch.direction,
             target: batch.target,
             results,
-            elapsed,
+            cpu_time,
         }
     }
 
@@ -118,7 +118,7 @@ impl Kernel {
             request,
             huge,
             pages,
-            elapsed: Duration::from_micros(10),
+            cpu_time: Duration::from_micros(10),
         }
     }
 }
@@ -217,6 +217,7 @@ impl Lab {
         let batch = SampleBatch {
             end: self.now,
             span: Duration::from_millis(400),
+            tests: 20,
             map_generation: 1,
             samples,
             account: SampleAccount::default(),
@@ -460,6 +461,7 @@ fn source_when_it_watches_little_does_not_make_the_unsampled_cold() {
             weight: 20.0,
             kind: AccessKind::Load,
         };
+        // One access of a hundred is seen: nothing is known of pages without a sample.
         let outside = AccessSample {
             address: SampleAddress::Guest(Gpa(0x10)),
             ..hot
@@ -467,6 +469,7 @@ fn source_when_it_watches_little_does_not_make_the_unsampled_cold() {
         let batch = SampleBatch {
             end: lab.now,
             span: Duration::from_millis(400),
+            tests: 20,
             map_generation: 1,
             samples: vec![hot, outside],
             account: SampleAccount::default(),
@@ -484,6 +487,7 @@ fn samples_when_made_under_an_older_map_are_dropped_and_counted() {
     let mut batch = SampleBatch {
         end: lab.now,
         span: Duration::from_millis(400),
+        tests: 20,
         map_generation: 0,
         samples: vec![],
         account: SampleAccount::default(),

@@ -50,6 +50,8 @@ const TICK: Duration = Duration::from_millis(100);
 const MAP_CHECK: Duration = Duration::from_secs(10);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
+/// After this time without a move the guest is watched less closely.
+const REST: Duration = Duration::from_secs(5);
 /// How long the agent waits between attempts to reach a lost monitor.
 const RECONNECT: Duration = Duration::from_secs(1);
 
@@ -79,6 +81,37 @@ struct Agent {
     next_nodes_read: Instant,
     next_reconnect: Instant,
     last_refusal: Option<String>,
+    quiet: Quiet,
+}
+
+/// Whether the guest is at rest: nothing was moved for a while, so it is watched less closely.
+struct Quiet {
+    moved_bytes: u64,
+    since: Instant,
+    now: bool,
+}
+
+impl Quiet {
+    const fn new(now: Instant) -> Self {
+        Self {
+            moved_bytes: 0,
+            since: now,
+            now: false,
+        }
+    }
+
+    /// Takes note of the bytes moved so far. Returns the new answer when it changes.
+    fn look(&mut self, moved_bytes: u64, now: Instant) -> Option<bool> {
+        if moved_bytes != self.moved_bytes {
+            self.moved_bytes = moved_bytes;
+            self.since = now;
+        }
+        let quiet = now.duration_since(self.since) >= REST;
+        (quiet != self.now).then(|| {
+            self.now = quiet;
+            quiet
+        })
+    }
 }
 
 impl Agent {
@@ -171,6 +204,11 @@ impl Agent {
             self.read_nodes();
         }
         self.step(Event::Tick);
+        let quiet = self.quiet.look(self.engine.moved_bytes(), Instant::now());
+        if let (Some(quiet), Some(source)) = (quiet, &self.source) {
+            tracing::debug!(vm = self.name, quiet, "sampling");
+            source.set_quiet(quiet);
+        }
         None
     }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crossbeam::channel::{
-    Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded, unbounded,
+    Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded, never, unbounded,
 };
 use tier_core::{
     addr::Hva,
@@ -47,35 +47,47 @@ pub(super) struct SourceSetup {
     pub(super) root: SysRoot,
     pub(super) run_dir: PathBuf,
     pub(super) pid: u32,
+    /// How DAMON samples while pages are to be found.
     pub(super) damon: DamonSettings,
+    /// How many times less often it samples while the guest is at rest.
+    pub(super) quiet_factor: u32,
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+enum Order {
+    Map(Arc<GuestMemoryMap>),
+    Quiet(bool),
 }
 
 /// The thread and its channels. Dropping it removes the source from the kernel.
 #[derive(Debug)]
 pub(super) struct SourceThread {
-    maps: Option<Sender<Arc<GuestMemoryMap>>>,
+    orders: Option<Sender<Order>>,
     reports: Receiver<Report>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl SourceThread {
-    /// Starts the thread; the source starts with the first map.
-    pub(super) fn start(setup: SourceSetup) -> std::io::Result<Self> {
-        let (maps, orders) = unbounded();
+    /// Starts the thread, which watches the ranges of `map`.
+    pub(super) fn start(setup: SourceSetup, map: Arc<GuestMemoryMap>) -> std::io::Result<Self> {
+        let (sender, orders) = unbounded();
         let (out, reports) = bounded(QUEUE);
         let thread = std::thread::Builder::new()
             .name("source".to_owned())
             .spawn(move || {
                 Sampler {
                     setup,
+                    map,
+                    quiet: false,
                     orders,
                     out,
                     unsent: SampleAccount::default(),
                 }
-                .run()
+                .run();
             })?;
         Ok(Self {
-            maps: Some(maps),
+            orders: Some(sender),
             reports,
             thread: Some(thread),
         })
@@ -83,9 +95,18 @@ impl SourceThread {
 
     /// Watches the ranges of `map` from now on.
     pub(super) fn set_map(&self, map: Arc<GuestMemoryMap>) {
-        if let Some(maps) = &self.maps {
+        self.order(Order::Map(map));
+    }
+
+    /// Samples less often while nothing is to be done, or as often as set.
+    pub(super) fn set_quiet(&self, quiet: bool) {
+        self.order(Order::Quiet(quiet));
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
             // The thread ends only after this sender is gone.
-            let _ = maps.send(map);
+            let _ = orders.send(order);
         }
     }
 
@@ -97,7 +118,9 @@ impl SourceThread {
 
 impl Drop for SourceThread {
     fn drop(&mut self) {
-        self.maps = None;
+        self.orders = None;
+        // A report that finds the channel full must not keep the thread from ending.
+        self.reports = never();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -106,7 +129,9 @@ impl Drop for SourceThread {
 
 struct Sampler {
     setup: SourceSetup,
-    orders: Receiver<Arc<GuestMemoryMap>>,
+    map: Arc<GuestMemoryMap>,
+    quiet: bool,
+    orders: Receiver<Order>,
     out: Sender<Report>,
     /// Accounts of batches that found the channel full; sent with the next batch.
     unsent: SampleAccount,
@@ -114,13 +139,10 @@ struct Sampler {
 
 impl Sampler {
     fn run(mut self) {
-        let Ok(mut map) = self.orders.recv() else {
-            return;
-        };
         let mut pause = RETRY.0;
         loop {
             let started = Instant::now();
-            match self.watch(&mut map) {
+            match self.watch() {
                 Ok(()) => return,
                 Err(reason) => {
                     if self.out.send(Report::Down(reason)).is_err() {
@@ -132,33 +154,67 @@ impl Sampler {
                 pause = RETRY.0;
             }
             match self.orders.recv_timeout(pause) {
-                Ok(newer) => map = newer,
+                Ok(order) => self.take(order),
                 Err(RecvTimeoutError::Timeout) => pause = (pause * 2).min(RETRY.1),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Map(map) => self.map = map,
+            Order::Quiet(quiet) => self.quiet = quiet,
+        }
+    }
+
+    /// DAMON's settings for now. Each aggregation has the same number of sampling intervals, so counts
+    /// stay comparable.
+    fn damon(&self) -> DamonSettings {
+        let factor = if self.quiet {
+            self.setup.quiet_factor
+        } else {
+            1
+        };
+        let DamonSettings {
+            sampling,
+            aggregation,
+            ..
+        } = self.setup.damon;
+        DamonSettings {
+            sampling: sampling * factor,
+            aggregation: aggregation * factor,
+            ..self.setup.damon
+        }
+    }
+
     /// Samples until told to end (`Ok`) or until the source fails.
-    fn watch(&mut self, map: &mut Arc<GuestMemoryMap>) -> Result<(), String> {
+    fn watch(&mut self) -> Result<(), String> {
         let SourceSetup {
+            root, run_dir, pid, ..
+        } = &self.setup;
+        let generation = self.map.generation();
+        let mut source = DamonSource::start(
             root,
             run_dir,
-            pid,
-            damon,
-        } = &self.setup;
-        let mut source =
-            DamonSource::start(root, run_dir, *pid, &ranges(map), *damon, map.generation())
-                .map_err(|e| with_causes(&e))?;
+            *pid,
+            &ranges(&self.map),
+            self.damon(),
+            generation,
+        )
+        .map_err(|e| with_causes(&e))?;
         if self.out.send(Report::Up).is_err() {
             return Ok(());
         }
         loop {
             match self.orders.try_recv() {
-                Ok(newer) => {
-                    *map = newer;
-                    source
-                        .update_ranges(&ranges(map), map.generation())
+                Ok(order) => {
+                    let done = match &order {
+                        Order::Map(map) => source.update_ranges(&ranges(map), map.generation()),
+                        Order::Quiet(_) => Ok(()),
+                    };
+                    self.take(order);
+                    done.and_then(|()| source.set_intervals(&self.damon()))
                         .map_err(|e| with_causes(&e))?;
                 }
                 Err(TryRecvError::Empty) => {}

@@ -24,7 +24,7 @@ use tier_sys::{
 };
 
 use super::{
-    Agent, MAP_CHECK, Monitor,
+    Agent, MAP_CHECK, Monitor, Quiet,
     control::Control,
     engine_settings, guest_is_stopped,
     source::{SourceSetup, SourceThread, with_causes},
@@ -64,10 +64,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let control = settings
         .control
         .as_deref()
-        .map(|path| Control::serve(path))
+        .map(Control::serve)
         .transpose()?;
-    let source = source(settings, &root, pid)?;
-    source.set_map(Arc::clone(&map));
+    let source = source(settings, &root, pid, map)?;
     let stopped = guest_is_stopped(&monitor.client).unwrap_or(false);
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
     let qmp_path = settings.qmp.clone();
@@ -90,6 +89,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         next_nodes_read: Instant::now(),
         next_reconnect: Instant::now(),
         last_refusal: None,
+        quiet: Quiet::new(Instant::now()),
     };
     agent.step(Event::Guest { stopped });
     agent.run()
@@ -143,7 +143,12 @@ fn engine(
     Ok(engine)
 }
 
-fn source(settings: &Settings, root: &SysRoot, pid: u32) -> anyhow::Result<SourceThread> {
+fn source(
+    settings: &Settings,
+    root: &SysRoot,
+    pid: u32,
+    map: Arc<GuestMemoryMap>,
+) -> anyhow::Result<SourceThread> {
     match Damon::open(root, &settings.run_dir).and_then(|damon| damon.reclaim_orphans()) {
         Ok(orphans) => {
             for orphan in orphans {
@@ -162,6 +167,7 @@ fn source(settings: &Settings, root: &SysRoot, pid: u32) -> anyhow::Result<Sourc
         sampling,
         aggregation,
         max_regions,
+        quiet_factor,
     } = settings.damon;
     let setup = SourceSetup {
         root: root.clone(),
@@ -174,6 +180,7 @@ fn source(settings: &Settings, root: &SysRoot, pid: u32) -> anyhow::Result<Sourc
             max_regions,
             ..DamonSettings::default()
         },
+        quiet_factor,
     };
-    SourceThread::start(setup).context("the source thread can't be started")
+    SourceThread::start(setup, map).context("the source thread can't be started")
 }

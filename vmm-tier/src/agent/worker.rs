@@ -3,10 +3,7 @@
 //! One thread, because order is what the engine relies on: a look-up asked for before a move must not
 //! answer after it, and a promotion must not run before the demotion that makes its room.
 
-use std::{
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::{thread::JoinHandle, time::Duration};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tier_core::{
@@ -60,7 +57,7 @@ impl Worker {
             for job in todo {
                 let result = match job {
                     Job::Scan(request) => Done::Scanned(scan(pid, pagemap.as_ref(), request)),
-                    Job::Move(batch) => carry_out(pid, batch),
+                    Job::Move(batch) => carry_out(pid, &batch),
                 };
                 if results.send(result).is_err() {
                     return;
@@ -102,10 +99,16 @@ impl Drop for Worker {
     }
 }
 
+/// CPU time of this thread: what its kernel calls cost, whoever else has the CPU meanwhile.
+fn thread_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 /// Looks up which pages of the request are huge and where each lies. A process that is gone has no
 /// pages: the agent notices its end elsewhere.
 fn scan(pid: u32, pagemap: Option<&Pagemap>, request: ScanRequest) -> ScanReport {
-    let started = Instant::now();
+    let started = thread_cpu_time();
     let span = request.span;
     let huge = pagemap
         .filter(|_| span.frame_bytes < HUGE_PAGE)
@@ -125,7 +128,7 @@ fn scan(pid: u32, pagemap: Option<&Pagemap>, request: ScanRequest) -> ScanReport
         request,
         huge,
         pages,
-        elapsed: started.elapsed(),
+        cpu_time: thread_cpu_time().saturating_sub(started),
     }
 }
 
@@ -166,17 +169,17 @@ fn pages_of(request: ScanRequest, huge: &[Hva]) -> Vec<Page> {
     pages
 }
 
-fn carry_out(pid: u32, batch: MoveBatch) -> Done {
-    let started = Instant::now();
-    let report = |results, elapsed: Duration| MoveReport {
+fn carry_out(pid: u32, batch: &MoveBatch) -> Done {
+    let started = thread_cpu_time();
+    let report = |results, cpu_time: Duration| MoveReport {
         id: batch.id,
         direction: batch.direction,
         target: batch.target,
         results,
-        elapsed,
+        cpu_time,
     };
     match pages::move_pages(pid, batch.target, &batch.pages, true) {
-        Ok(results) => Done::Moved(report(results, started.elapsed())),
+        Ok(results) => Done::Moved(report(results, thread_cpu_time().saturating_sub(started))),
         Err(error) => {
             let unmoved = |&page| PageResult {
                 page,
@@ -184,7 +187,10 @@ fn carry_out(pid: u32, batch: MoveBatch) -> Done {
                 node: None,
             };
             let results = batch.pages.iter().map(unmoved).collect();
-            Done::Refused(report(results, started.elapsed()), error.to_string())
+            Done::Refused(
+                report(results, thread_cpu_time().saturating_sub(started)),
+                error.to_string(),
+            )
         }
     }
 }

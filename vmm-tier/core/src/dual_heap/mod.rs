@@ -19,10 +19,7 @@ use std::{ops::Range, time::Duration};
 
 use serde::Serialize;
 
-use crate::{
-    heat::Decay,
-    time::Time,
-};
+use crate::{heat::Decay, time::Time};
 
 mod aside;
 mod fast;

@@ -174,6 +174,12 @@ impl VmEngine {
         &self.tiers
     }
 
+    /// Bytes promoted and demoted since the start, verified.
+    #[must_use]
+    pub const fn moved_bytes(&self) -> u64 {
+        self.totals.promoted_bytes + self.totals.demoted_bytes
+    }
+
     /// The memory map in force.
     #[must_use]
     pub fn map(&self) -> Option<&GuestMemoryMap> {

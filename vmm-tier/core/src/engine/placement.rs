@@ -45,7 +45,8 @@ impl VmEngine {
             self.scanner.ask_urgently(hva);
         }
         let total: u64 = self.index.spans().map(|span| span.bytes).sum();
-        self.tally.cover(covered as f64 / total.max(1) as f64);
+        self.tally
+            .observe(batch, at, covered as f64 / total.max(1) as f64);
         self.tally.tick(now);
         self.observed = self.observed.saturating_add(batch.span);
     }

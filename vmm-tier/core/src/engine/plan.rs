@@ -89,7 +89,7 @@ impl VmEngine {
             };
             let size = i64::try_from(hot.page.bytes).unwrap_or(i64::MAX);
             if room >= size {
-                if self.pays(hot, &[]) {
+                if self.pays(now, hot, &[]) {
                     room -= size;
                     // Room that the draft's own demotions make is not there before they are done.
                     match draft.demote.is_empty() {
@@ -136,7 +136,8 @@ impl VmEngine {
             let cold = self.take_coldest_fast(now);
             // Restoring headroom is owed to nobody in particular: each victim must be one that the
             // hot page would be exchanged with.
-            let pays = cold.is_some_and(|cold| self.knows_cold(cold) && self.pays(hot, &[cold]));
+            let pays =
+                cold.is_some_and(|cold| self.knows_cold(cold) && self.pays(now, hot, &[cold]));
             victims.extend(cold);
             if !pays {
                 for cold in victims {
@@ -155,9 +156,9 @@ impl VmEngine {
     }
 
     /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
-    fn pays(&self, hot: Candidate, cold: &[Candidate]) -> bool {
+    fn pays(&self, now: Time, hot: Candidate, cold: &[Candidate]) -> bool {
         let frames = |c: &Candidate| c.page.bytes / BASE_PAGE;
-        let per_s = |c: &Candidate| self.rate(c.count) * frames(c) as f64;
+        let per_s = |c: &Candidate| self.tally.rate(c.count, now) * frames(c) as f64;
         let rivals = if cold.is_empty() {
             &[0.0][..]
         } else {
@@ -189,13 +190,6 @@ impl VmEngine {
         let pages = |placement| u64::from(self.heap.len(placement));
         let chance = exchange::chance_significance(pages(Placement::Slow), pages(Placement::Fast));
         self.settings.min_z.max(chance)
-    }
-
-    /// Accesses a second for each frame of a page with this count. Before the first half-lives are
-    /// over a count has not seen all that it would: the time observed makes up for it.
-    fn rate(&self, count: f64) -> f64 {
-        let half_lives = self.observed.as_secs_f64() / self.settings.half_life.as_secs_f64();
-        self.heap.decay().rate(count) / (1.0 - (-half_lives).exp2()).max(1e-3)
     }
 
     /// Bytes that may be promoted now; negative where headroom is lacking.

@@ -38,8 +38,8 @@ pub struct ScanReport {
     pub huge: Vec<Hva>,
     /// Every page in it (a huge page once) and its node, `None` if it is not present.
     pub pages: Vec<(Page, Option<NodeId>)>,
-    /// What the look-up took.
-    pub elapsed: Duration,
+    /// CPU time that the look-up took.
+    pub cpu_time: Duration,
 }
 
 /// Bytes outside both tiers, seen in one round over the guest.
@@ -156,7 +156,7 @@ impl Scanner {
             return false;
         }
         self.under_way = None;
-        let pause = report.elapsed.as_secs_f64() * (1.0 / cpu_share.clamp(1e-4, 1.0) - 1.0);
+        let pause = report.cpu_time.as_secs_f64() * (1.0 / cpu_share.clamp(1e-4, 1.0) - 1.0);
         self.next_at = now + Duration::from_secs_f64(pause.min(60.0));
         let (i, offset) = self.cursor;
         let span = self.spans[i];
@@ -207,12 +207,12 @@ mod tests {
         scanner
     }
 
-    fn answer(request: ScanRequest, elapsed: Duration) -> ScanReport {
+    fn answer(request: ScanRequest, cpu_time: Duration) -> ScanReport {
         ScanReport {
             request,
             huge: vec![],
             pages: vec![],
-            elapsed,
+            cpu_time,
         }
     }
 

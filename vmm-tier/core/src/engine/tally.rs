@@ -8,6 +8,7 @@ use crate::{
     dual_heap::Placement,
     heat::Decay,
     moves::{Direction, MoveReport, Outcome},
+    sample::SampleBatch,
     settings::Tier,
     time::Time,
 };
@@ -58,6 +59,10 @@ pub(super) struct SampleTally {
     decay: Decay,
     fast: f64,
     slow: f64,
+    /// Tests of each page: the count that a page would have that was found accessed each time.
+    tests: f64,
+    /// Seconds observed, decayed like counts: a count over it is a rate.
+    seconds: f64,
     coverage: f64,
 }
 
@@ -67,6 +72,8 @@ impl SampleTally {
             decay: Decay::new(half_life, now),
             fast: 0.0,
             slow: 0.0,
+            tests: 0.0,
+            seconds: 0.0,
             coverage: 0.0,
         }
     }
@@ -80,10 +87,33 @@ impl SampleTally {
         }
     }
 
-    /// Takes note of the share of the guest that a batch spoke for.
-    pub(super) fn cover(&mut self, share: f64) {
+    /// Takes note of a batch: how long it watched, how often it tested each page, and the share of the
+    /// guest that it spoke for.
+    pub(super) fn observe(&mut self, batch: &SampleBatch, at: Time, share: f64) {
+        let boost = self.decay.boost(at);
+        self.tests += f64::from(batch.tests) * boost;
+        self.seconds += batch.span.as_secs_f64() * boost;
         // The last few batches count: a source that stops watching must be noticed soon.
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
+    }
+
+    /// Accesses a second for a 4 KiB frame with this decayed count.
+    ///
+    /// A source that tests pages saturates: it finds a page accessed or not, however often. For
+    /// accesses that come at random (Poisson) with λ a test, a share p = 1 − e^(−λ) of the tests finds
+    /// one, hence λ = −ln(1 − p). The share is kept below 1 by half a test, as is usual for a
+    /// proportion that may be whole.
+    pub(super) fn rate(&self, count: f64, now: Time) -> f64 {
+        let unboost = self.decay.boost(now);
+        let (tests, seconds) = (self.tests / unboost, self.seconds / unboost);
+        if seconds <= 0.0 {
+            return 0.0;
+        }
+        if tests <= 0.0 {
+            return count / seconds;
+        }
+        let share = (count / tests).min(1.0 - 0.5 / tests.max(1.0));
+        -(-share).ln_1p() * tests / seconds
     }
 
     pub(super) const fn coverage(&self) -> f64 {
@@ -96,6 +126,8 @@ impl SampleTally {
             let factor = (-(halves as f64)).exp2();
             self.fast *= factor;
             self.slow *= factor;
+            self.tests *= factor;
+            self.seconds *= factor;
         }
     }
 
@@ -131,7 +163,7 @@ impl MoveTotals {
             Direction::Demote => self.demoted_bytes += moved,
         }
         if moved > 0 {
-            let cost = report.elapsed.as_nanos() as f64 / (moved / BASE_PAGE).max(1) as f64;
+            let cost = report.cpu_time.as_nanos() as f64 / (moved / BASE_PAGE).max(1) as f64;
             let old = self.cost_per_frame_ns.unwrap_or(cost);
             self.cost_per_frame_ns = Some(old + (cost - old) / 8.0);
         }

@@ -78,9 +78,9 @@ impl Default for DamonSettings {
 impl DamonSettings {
     /// How often a page can be found accessed in one aggregation.
     #[must_use]
-    pub fn max_accesses(&self) -> u64 {
+    pub fn max_accesses(&self) -> u32 {
         let (aggregation, sampling) = (self.aggregation.as_micros(), self.sampling.as_micros());
-        u64::try_from(aggregation / sampling.max(1)).unwrap_or(u64::MAX)
+        u32::try_from(aggregation / sampling.max(1)).unwrap_or(u32::MAX)
     }
 
     /// What `damon_set_attrs` (mm/damon/core.c) and common sense ask for.

@@ -132,7 +132,11 @@ impl DamonSource {
         let spec = EventSpec::tracepoint(&tracepoint.name, tracepoint.id, pages);
         let event = Event::open(root, &spec, Target::Thread(kdamond.thread()))?;
         event.enable()?;
-        let bursts = Bursts::new(settings.aggregation, map_generation);
+        let bursts = Bursts::new(
+            settings.aggregation,
+            settings.max_accesses(),
+            map_generation,
+        );
         Ok(Self {
             event,
             kdamond,
@@ -203,7 +207,8 @@ impl DamonSource {
     /// [`DamonSourceError::Damon`].
     pub fn set_intervals(&mut self, settings: &DamonSettings) -> Result<(), DamonSourceError> {
         self.kdamond.update_settings(settings)?;
-        self.bursts.set_aggregation(settings.aggregation);
+        self.bursts
+            .set_aggregation(settings.aggregation, settings.max_accesses());
         Ok(())
     }
 

@@ -34,6 +34,8 @@ struct Burst {
 #[derive(Debug)]
 pub(super) struct Bursts {
     aggregation: Duration,
+    /// Sampling intervals in an aggregation.
+    tests: u32,
     generation: u64,
     /// The generation of bursts that end after a time.
     next_generation: Option<(u64, Time)>,
@@ -43,9 +45,10 @@ pub(super) struct Bursts {
 }
 
 impl Bursts {
-    pub(super) fn new(aggregation: Duration, generation: u64) -> Self {
+    pub(super) fn new(aggregation: Duration, tests: u32, generation: u64) -> Self {
         Self {
             aggregation,
+            tests,
             generation,
             next_generation: None,
             last_end: None,
@@ -54,8 +57,9 @@ impl Bursts {
         }
     }
 
-    pub(super) fn set_aggregation(&mut self, aggregation: Duration) {
+    pub(super) fn set_aggregation(&mut self, aggregation: Duration, tests: u32) {
         self.aggregation = aggregation;
+        self.tests = tests;
     }
 
     /// Bursts that end after `after` are of this generation.
@@ -121,6 +125,7 @@ impl Bursts {
         self.done.push(SampleBatch {
             end,
             span,
+            tests: self.tests,
             map_generation: self.generation,
             samples: burst.samples,
             account: SampleAccount::default(),
@@ -151,7 +156,7 @@ mod tests {
     }
 
     fn bursts() -> Bursts {
-        Bursts::new(Duration::from_millis(100), 7)
+        Bursts::new(Duration::from_millis(100), 20, 7)
     }
 
     fn weights(batch: &SampleBatch) -> Vec<f32> {
