@@ -183,11 +183,12 @@ impl Damon {
             slot,
             pid,
             thread: 0,
+            ranges,
             settings: *settings,
             locked: true,
             done: false,
         };
-        kdamond.begin(&ranges)?;
+        kdamond.begin()?;
         kdamond.locked = false;
         Ok(kdamond)
     }
@@ -202,6 +203,8 @@ pub struct Kdamond {
     slot: u32,
     pid: u32,
     thread: u32,
+    /// What is watched: (start, end), rising.
+    ranges: Vec<(u64, u64)>,
     settings: DamonSettings,
     /// Whether the caller holds the lock of the run directory while this value is dropped.
     locked: bool,
@@ -209,8 +212,8 @@ pub struct Kdamond {
 }
 
 impl Kdamond {
-    fn begin(&mut self, ranges: &[(u64, u64)]) -> Result<(), DamonError> {
-        let pieces = settings::in_pieces(ranges, &self.settings);
+    fn begin(&mut self) -> Result<(), DamonError> {
+        let pieces = settings::in_pieces(&self.ranges, &self.settings);
         self.admin
             .configure(self.slot, self.pid, &pieces, &self.settings)?;
         if let Err(source) = self.admin.set_state(self.slot, "on") {
@@ -264,6 +267,14 @@ impl Kdamond {
         process::stat(&self.root, self.thread).ok()
     }
 
+    /// Whether the kernel thread is there. Cheaper than [`Kdamond::is_running`], and never waits for
+    /// another agent.
+    #[must_use]
+    pub fn is_thread_alive(&self) -> bool {
+        self.thread_stat()
+            .is_some_and(|stat| stat.comm.starts_with("kdamond"))
+    }
+
     /// Whether it still watches. It ends by itself when the process ends.
     ///
     /// # Errors
@@ -278,8 +289,12 @@ impl Kdamond {
     /// [`DamonError::Settings`], [`DamonError::Ended`], [`DamonError::Files`].
     pub fn update_ranges(&mut self, ranges: &[(Hva, u64)]) -> Result<(), DamonError> {
         let ranges = settings::sorted_ranges(ranges)?;
+        // Whole ranges, no pieces: within them the regions stay as DAMON has learned them
+        // (damon_set_regions).
         self.admin.set_ranges(self.slot, &ranges)?;
-        self.commit()
+        self.commit()?;
+        self.ranges = ranges;
+        Ok(())
     }
 
     /// Takes other intervals and region counts from the next aggregation on. The operations stay.
@@ -289,9 +304,9 @@ impl Kdamond {
     pub fn update_settings(&mut self, settings: &DamonSettings) -> Result<(), DamonError> {
         settings.check()?;
         self.admin.set_attributes(self.slot, settings)?;
-        // What stands in the target's region list is where it began: to commit that again would undo
-        // what DAMON has learned, an empty list leaves the regions as they are.
-        self.admin.set_ranges(self.slot, &[])?;
+        // What stands in the target's region list are the pieces that it began with: to commit those
+        // would undo what DAMON has learned.
+        self.admin.set_ranges(self.slot, &self.ranges)?;
         self.commit()?;
         self.settings = DamonSettings {
             operations: self.settings.operations,

@@ -1,6 +1,11 @@
 //! The files below `kdamonds/`, by what they mean.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 
@@ -12,6 +17,8 @@ use crate::{
 
 /// More slots than anyone has; a guard against an absurd number in the file.
 const MAX_SLOTS: u32 = 4096;
+/// How long DAMON's files may be busy: another agent's commit waits for the end of an aggregation.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
 /// Schemes of one context that are looked at.
 const MAX_SCHEMES: u32 = 64;
 
@@ -37,13 +44,29 @@ impl SysfsFiles {
 
 impl AdminFiles for SysfsFiles {
     fn read(&self, file: &str) -> Result<String, SysRootError> {
-        Ok(read_text(&self.folder.join(file), SMALL_FILE)?
+        let path = self.folder.join(file);
+        Ok(while_busy(|| read_text(&path, SMALL_FILE))?
             .trim()
             .to_owned())
     }
 
     fn write(&self, file: &str, value: &str) -> Result<(), SysRootError> {
-        write_value(&self.folder.join(file), value)
+        let path = self.folder.join(file);
+        while_busy(|| write_value(&path, value))
+    }
+}
+
+/// DAMON's files share one lock that they only try to take: whoever comes while another agent commits
+/// is told "busy". So does one who asks for what can't be had at all; hence the limit.
+fn while_busy<T>(mut call: impl FnMut() -> Result<T, SysRootError>) -> Result<T, SysRootError> {
+    let begin = Instant::now();
+    loop {
+        match call() {
+            Err(error) if error.errno() == Some(libc::EBUSY) && begin.elapsed() < BUSY_LIMIT => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
     }
 }
 
@@ -147,11 +170,16 @@ impl Admin {
 
     /// The kernel thread of a slot; `None` while it is off.
     pub(super) fn thread(&self, slot: u32) -> Result<Option<u32>, DamonError> {
-        if self.files.read(&format!("{slot}/state"))? != "on" {
-            return Ok(None);
+        let begin = Instant::now();
+        while self.files.read(&format!("{slot}/state"))? == "on" {
+            // -1 if it ended between the two reads, or if the lock was taken.
+            let thread = u32::try_from(self.number::<i64>(&format!("{slot}/pid"))?);
+            if thread.is_ok() || begin.elapsed() > BUSY_LIMIT {
+                return Ok(thread.ok());
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        // -1 if it ended between the two reads.
-        Ok(u32::try_from(self.number::<i64>(&format!("{slot}/pid"))?).ok())
+        Ok(None)
     }
 
     pub(super) fn set_state(&self, slot: u32, state: &str) -> Result<(), SysRootError> {

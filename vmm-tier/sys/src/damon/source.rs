@@ -173,7 +173,7 @@ impl DamonSource {
         });
         account.drop_records(DropReason::Malformed, drained.malformed + drained.overruns);
         self.bursts.close_if_stale(process::now());
-        let ended = polled == Polled::Ended || !self.kdamond.is_running()?;
+        let ended = polled == Polled::Ended || !self.kdamond.is_thread_alive();
         if ended {
             self.bursts.close();
         }

@@ -468,7 +468,9 @@ fn update_settings_when_running_keeps_the_regions_that_damon_has_learned() {
     let get = |file: &str| host.kernel.get(&format!("0/contexts/0/{file}")).unwrap();
     assert_eq!(get("monitoring_attrs/intervals/sample_us"), "50000");
     assert_eq!(get("monitoring_attrs/nr_regions/max"), "100");
-    assert_eq!(get("targets/0/regions/nr_regions"), "0");
+    // The ranges, not the pieces that it began with.
+    assert_eq!(get("targets/0/regions/nr_regions"), "2");
+    assert_eq!(get("targets/0/regions/1/end"), 0x20_3000.to_string());
 }
 
 #[test]
