@@ -171,7 +171,8 @@ impl Client {
             command: name.to_owned(),
             reply,
         };
-        if let Err(error) = lock(&self.writer).write_all(&line) {
+        let written = lock(&self.writer).write_all(&line);
+        if let Err(error) = written {
             // Half a command may be out: nothing after it would be understood.
             let reason = Closed::Write { kind: error.kind() };
             self.shared.close(reason.clone());

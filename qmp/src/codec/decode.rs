@@ -336,13 +336,15 @@ impl Decoder {
     }
 
     fn stray(&mut self, byte: u8) -> Step {
-        let output = (!self.quiet && !self.skipping).then_some(Err(DecodeError::Stray { byte }));
+        // A peer that asks for a fresh start waits for the error, whatever came before.
+        let fresh = byte >= 0xFE;
+        let told = self.quiet || self.skipping;
+        let output = (fresh || !told).then_some(Err(DecodeError::Stray { byte }));
         self.residue += self.depth();
         self.quiet = true;
         self.forget();
         self.state = State::Recovery;
-        if (byte < 0x20 && byte != b'\t') || byte >= 0xFE {
-            // A line ended, or the peer asks for a fresh start.
+        if fresh || (byte < 0x20 && byte != b'\t') {
             self.in_step();
         }
         Step {
@@ -351,6 +353,7 @@ impl Decoder {
         }
     }
 
+    /// A line ended, or the peer asked for a fresh start: what follows is no rest of anything.
     fn in_step(&mut self) {
         self.quiet = false;
         self.residue = 0;
