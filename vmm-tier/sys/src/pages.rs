@@ -4,16 +4,18 @@
 //! the truth: pages are asked for their node again after every move.
 
 mod classify;
+mod kernel;
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Hva, NodeId},
     moves::{Outcome, Page, PageResult},
 };
 
-use crate::{maps, process::effective_capabilities, sysroot::SysRoot};
+use crate::process::effective_capabilities;
 use classify::Answers;
+use kernel::{Kernel, PageCalls};
 
 /// The most pages in one kernel call. Each call drains the per-CPU page lists of the whole host
 /// (`lru_cache_disable`), so few large calls are better; but a call can't be ended early.
@@ -27,6 +29,11 @@ const NOT_WRITTEN: i32 = i32::MIN;
 /// Addresses at which a huge page is asked for its node: a folio that was split on the way may have
 /// arrived in part.
 const HUGE_PROBES: u64 = 8;
+
+/// A page that is pinned only while it is read from or written to a disk is free again after this.
+const PIN_PAUSE: Duration = Duration::from_millis(20);
+/// Pages of one call that are tried a second time to find out if they are pinned for long.
+const MAX_PIN_SUSPECTS: usize = 64;
 
 /// What the kernel says of the page at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,101 +131,6 @@ impl PagesError {
     }
 }
 
-/// The kernel behind the logic of this module, so that partial failures can be tested.
-trait PageCalls {
-    /// `move_pages(2)`: 0 or the number of pages not moved, or an error number. With `nodes` of
-    /// `None` it asks where the pages lie.
-    fn call(
-        &mut self,
-        pid: u32,
-        addresses: &[Hva],
-        nodes: Option<&[i32]>,
-        status: &mut [i32],
-        all: bool,
-    ) -> Result<u64, i32>;
-
-    /// Whether each address lies in a mapping of the process (the addresses rise).
-    fn mapped(&mut self, pid: u32, addresses: &[Hva]) -> Vec<bool>;
-}
-
-struct Kernel;
-
-impl PageCalls for Kernel {
-    fn call(
-        &mut self,
-        pid: u32,
-        addresses: &[Hva],
-        nodes: Option<&[i32]>,
-        status: &mut [i32],
-        all: bool,
-    ) -> Result<u64, i32> {
-        // linux/mempolicy.h: MPOL_MF_MOVE is 1 << 1, MPOL_MF_MOVE_ALL 1 << 2.
-        let flags = match (nodes, all) {
-            (None, _) => 0,
-            (Some(_), false) => 1 << 1,
-            (Some(_), true) => 1 << 2,
-        };
-        sys_move_pages(pid, addresses, nodes, status, flags)
-    }
-
-    fn mapped(&mut self, pid: u32, addresses: &[Hva]) -> Vec<bool> {
-        let hit = |mapping: &maps::Mapping| {
-            let next = addresses.partition_point(|&address| address < mapping.start);
-            addresses
-                .get(next)
-                .is_some_and(|&address| mapping.contains(address))
-        };
-        match maps::read(&SysRoot::at(std::path::Path::new("/")), pid, hit) {
-            Ok(found) => addresses
-                .iter()
-                .map(|&address| found.iter().any(|mapping| mapping.contains(address)))
-                .collect(),
-            Err(_) => vec![false; addresses.len()],
-        }
-    }
-}
-
-fn sys_move_pages(
-    pid: u32,
-    addresses: &[Hva],
-    nodes: Option<&[i32]>,
-    status: &mut [i32],
-    flags: libc::c_int,
-) -> Result<u64, i32> {
-    assert_eq!(addresses.len(), status.len());
-    assert!(nodes.is_none_or(|nodes| nodes.len() == addresses.len()));
-    let pid = libc::pid_t::try_from(pid)
-        .ok()
-        .filter(|&pid| pid > 0)
-        .ok_or(libc::ESRCH)?;
-    let pointers: Vec<*const libc::c_void> = addresses
-        .iter()
-        .map(|address| std::ptr::without_provenance(address.0 as usize))
-        .collect();
-    let nodes = nodes.map_or(std::ptr::null(), <[i32]>::as_ptr);
-    // SAFETY: move_pages(2) reads `count` pointers and, unless null, `count` ints, and writes `count`
-    // ints: all three arrays have that length (asserted) and outlive the call. The addresses are
-    // those of another process (or of this one) and are only looked up, never dereferenced; moving a
-    // page changes where it lies physically but neither its contents nor its address.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_pages,
-            pid,
-            pointers.len(),
-            pointers.as_ptr(),
-            nodes,
-            status.as_mut_ptr(),
-            flags,
-        )
-    };
-    // -1 is the only negative result.
-    u64::try_from(result).map_err(|_| {
-        io::Error::last_os_error()
-            .raw_os_error()
-            .unwrap_or(libc::EIO)
-    })
-}
-
 /// Asks on which node each page lies; moves and touches nothing.
 ///
 /// # Errors
@@ -233,9 +145,9 @@ pub fn query_nodes(pid: u32, pages: &[Hva]) -> Result<Vec<PageStatus>, PagesErro
 /// `all` asks to move pages that other processes map too (vhost-user, a second mapping of a memfd);
 /// it takes effect only with `CAP_SYS_NICE`, else such pages end as [`Outcome::Shared`].
 ///
-/// A pinned page ends as [`Outcome::Busy`]: the kernel tells no difference. Whoever sees the same page
-/// busy again and again, while [`crate::vmstat::VmStat::pinned_pages`] is not zero, may take it for
-/// [`Outcome::Pinned`].
+/// The kernel does not tell a pinned page from one that is busy. Where pages are pinned on the host,
+/// some of those that could not be moved are tried once more a moment later, and end as
+/// [`Outcome::Pinned`] if that fails too.
 ///
 /// # Errors
 /// [`PagesError`] if the call was refused as a whole; then nothing was moved.
@@ -355,6 +267,14 @@ fn move_chunk(
         });
     }
     tell_gone_from_zero(kernel, pid, &mut results);
+    // Where a status was written, the page could not even be isolated: that is not what pins do.
+    let failed =
+        |index: &usize| results[*index].outcome == Outcome::Busy && written[*index].is_none();
+    let suspects: Vec<usize> = (0..pages.len())
+        .filter(failed)
+        .take(MAX_PIN_SUSPECTS)
+        .collect();
+    tell_pinned_from_busy(kernel, pid, target, &suspects, &mut results, all);
     Ok(results)
 }
 
@@ -385,6 +305,57 @@ fn placement(
         .into_iter()
         .map(|count| answers.by_ref().take(count).collect())
         .collect())
+}
+
+/// A page on whose behalf the kernel has tried ten times in vain is pinned, or in use just now: tries
+/// the suspects again, if enough is pinned on this host for one of them to be.
+fn tell_pinned_from_busy(
+    kernel: &mut impl PageCalls,
+    pid: u32,
+    target: NodeId,
+    suspects: &[usize],
+    results: &mut [PageResult],
+    all: bool,
+) {
+    let Some(smallest) = suspects
+        .iter()
+        .map(|&index| results[index].page.bytes)
+        .min()
+    else {
+        return;
+    };
+    if kernel.pinned_pages().saturating_mul(BASE_PAGE) < smallest {
+        return;
+    }
+    kernel.pause(PIN_PAUSE);
+    let heads: Vec<Hva> = suspects
+        .iter()
+        .map(|&index| results[index].page.hva)
+        .collect();
+    let nodes = vec![i32::from(target.0); heads.len()];
+    let mut status = vec![NOT_WRITTEN; heads.len()];
+    // Whatever it answers, where the pages lie afterwards is what counts.
+    let _ = kernel.call(pid, &heads, Some(&nodes), &mut status, all);
+    let pages: Vec<Page> = suspects.iter().map(|&index| results[index].page).collect();
+    let Ok(placement) = placement(kernel, pid, &pages) else {
+        return;
+    };
+    // As above: what stands behind the last written status may not have been tried.
+    let last = status.iter().rposition(|&status| status != NOT_WRITTEN);
+    for (position, (&index, nodes)) in suspects.iter().zip(&placement).enumerate() {
+        let status = Some(status[position]).filter(|&status| status != NOT_WRITTEN);
+        let was_tried = last.is_none_or(|last| position <= last);
+        let answers = Answers {
+            status,
+            no_memory: false,
+            nodes,
+        };
+        results[index].node = nodes.first().copied().and_then(PageStatus::node);
+        results[index].outcome = match answers.outcome(target) {
+            Outcome::Busy if status.is_none() && was_tried => Outcome::Pinned,
+            outcome => outcome,
+        };
+    }
 }
 
 /// `EFAULT` says "no mapping" as well as "the shared page of zeros": only the first means that the map

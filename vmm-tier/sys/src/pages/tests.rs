@@ -25,6 +25,10 @@ struct FakeKernel {
     whole_call_error: Option<i32>,
     mapped: bool,
     calls: usize,
+    /// Pages pinned on the host.
+    pinned: u64,
+    /// What is no longer stuck after a pause.
+    released: BTreeSet<u64>,
 }
 
 impl FakeKernel {
@@ -121,6 +125,14 @@ impl PageCalls for FakeKernel {
     fn mapped(&mut self, _pid: u32, addresses: &[Hva]) -> Vec<bool> {
         vec![self.mapped; addresses.len()]
     }
+
+    fn pinned_pages(&mut self) -> u64 {
+        self.pinned
+    }
+
+    fn pause(&mut self, _time: Duration) {
+        self.stuck = &self.stuck - &self.released;
+    }
 }
 
 const SLOW: i32 = 1;
@@ -200,6 +212,28 @@ fn move_when_target_is_full_says_no_memory_for_what_did_not_fit() {
             Outcome::Moved,
             Outcome::NoMemory,
             Outcome::NoMemory
+        ]
+    );
+}
+
+#[test]
+fn move_when_a_page_stays_stuck_where_pages_are_pinned_calls_it_pinned() {
+    let (mut kernel, pages) = small_pages(4);
+    kernel.pinned = 3;
+    // Page 0 stays pinned, page 1 only while a disk reads it, page 2 can't even be isolated.
+    kernel.stuck.extend([pages[0].hva.0, pages[1].hva.0]);
+    kernel.released.insert(pages[1].hva.0);
+    kernel.unisolated.insert(pages[2].hva.0);
+
+    let found = outcomes(&mut kernel, &pages, false);
+
+    assert_eq!(
+        found,
+        [
+            Outcome::Pinned,
+            Outcome::Moved,
+            Outcome::Busy,
+            Outcome::Moved
         ]
     );
 }
@@ -325,9 +359,11 @@ proptest! {
         faults in prop::collection::vec(0u8..6, 1..60),
         room in 0usize..80,
         all: bool,
+        pinned in 0u64..3,
     ) {
         let (mut kernel, pages) = small_pages(faults.len() as u64);
         kernel.room = room;
+        kernel.pinned = pinned;
         for (fault, page) in faults.iter().zip(&pages) {
             let head = page.hva.0;
             match fault {
