@@ -51,7 +51,7 @@ impl Default for EngineSettings {
             batch_bytes: 4 << 20,
             cooldown: Duration::from_secs(5),
             warm_up: Duration::from_secs(2),
-            headroom_bytes: 8 << 20,
+            headroom_bytes: 4 << 20,
             fast_limit_bytes: None,
             scan_cpu_share: 0.005,
             dry_run: false,

@@ -138,6 +138,9 @@ impl SampleTally {
     }
 }
 
+/// Frames over which the cost of a move is averaged: a few batches.
+const COST_FRAMES: f64 = 4096.0;
+
 /// What was moved, what failed, and what a move costs.
 #[derive(Debug, Default)]
 pub(super) struct MoveTotals {
@@ -163,9 +166,11 @@ impl MoveTotals {
             Direction::Demote => self.demoted_bytes += moved,
         }
         if moved > 0 {
-            let cost = report.cpu_time.as_nanos() as f64 / (moved / BASE_PAGE).max(1) as f64;
+            let frames = (moved / BASE_PAGE).max(1) as f64;
+            let cost = report.cpu_time.as_nanos() as f64 / frames;
             let old = self.cost_per_frame_ns.unwrap_or(cost);
-            self.cost_per_frame_ns = Some(old + (cost - old) / 8.0);
+            // A call has a price of its own: a batch of a few pages says little of what a page costs.
+            self.cost_per_frame_ns = Some(old + (cost - old) * (frames / COST_FRAMES).min(1.0));
         }
     }
 }
