@@ -93,7 +93,7 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
             |v| v <= *max,
         ),
         Check::ThroughputRatio { min } => CheckResult::number(
-            "throughput at the plateau over that before".to_owned(),
+            "throughput at the plateau over that without".to_owned(),
             summary.throughput_ratio,
             format!("≥ {min}"),
             |v| v >= *min,
@@ -158,10 +158,13 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
         Check::Kdamonds { look, count } => {
             let found = result.looks.iter().find(|found| found.name == *look);
             CheckResult::new(
-                format!("kdamonds ({look})"),
-                found.map_or_else(|| "not looked".to_owned(), |f| f.kdamonds.to_string()),
+                format!("running kdamonds ({look})"),
+                found.map_or_else(
+                    || "not looked".to_owned(),
+                    |found| found.kdamond_threads.to_string(),
+                ),
                 count.to_string(),
-                found.is_some_and(|found| found.kdamonds == *count),
+                found.is_some_and(|found| found.kdamond_threads == *count),
             )
         }
         Check::AttemptRefused { attempt } => {

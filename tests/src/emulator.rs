@@ -31,6 +31,29 @@ pub struct Files {
     pub messages: PathBuf,
 }
 
+/// Time of the emulated CPUs' threads, as schedstat counts it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuTime {
+    /// Running.
+    pub run_ns: u64,
+    /// Ready to run, while something else had the CPU.
+    pub wait_ns: u64,
+}
+
+impl CpuTime {
+    /// Of the time since `earlier` that the threads wanted to run, the share that they waited.
+    #[must_use]
+    pub fn wait_share_since(&self, earlier: Self) -> f64 {
+        let run = self.run_ns.saturating_sub(earlier.run_ns) as f64;
+        let wait = self.wait_ns.saturating_sub(earlier.wait_ns) as f64;
+        if run + wait > 0.0 {
+            wait / (run + wait)
+        } else {
+            0.0
+        }
+    }
+}
+
 /// A running emulator; dropping it kills it.
 #[derive(Debug)]
 pub struct Emulator {
@@ -63,6 +86,23 @@ impl Emulator {
     /// What waiting for a child gives.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
+    }
+
+    /// How long the threads of the emulated CPUs have run, and waited for a CPU of this machine.
+    #[must_use]
+    pub fn cpu_time(&self) -> CpuTime {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let mut sum = CpuTime::default();
+        for task in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            if read("comm").starts_with("CPU ") {
+                let text = read("schedstat");
+                let mut fields = text.split_whitespace().map(|f| f.parse().unwrap_or(0));
+                sum.run_ns += fields.next().unwrap_or(0);
+                sum.wait_ns += fields.next().unwrap_or(0);
+            }
+        }
+        sum
     }
 
     /// Waits for the emulator's own end for a while.
@@ -151,6 +191,21 @@ pub fn arguments(root: &Path, kernel: &Path, host: &Host, files: &Files) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wait_share_when_a_quarter_was_waited_says_so() {
+        let earlier = CpuTime {
+            run_ns: 100,
+            wait_ns: 50,
+        };
+        let later = CpuTime {
+            run_ns: 400,
+            wait_ns: 150,
+        };
+
+        assert_eq!(later.wait_share_since(earlier), 0.25);
+        assert_eq!(later.wait_share_since(later), 0.0);
+    }
 
     #[test]
     fn arguments_when_a_host_has_two_nodes_describe_both_in_the_hmat() {

@@ -123,6 +123,7 @@ fn listen(
     let limit = Duration::from_secs(scenario.time_limit_s);
     let began = Instant::now();
     let mut events = Tail::new(&files.events);
+    let mut cpu = emulator.cpu_time();
     loop {
         let ended = emulator.ended()?;
         while let Some(line) = events.next_line()? {
@@ -135,7 +136,13 @@ fn listen(
             }
             screen.event(&event);
             let last = matches!(event, Event::Done | Event::Failed { .. });
+            let second = matches!(event, Event::Sample(_));
             result.take(event);
+            if second {
+                let now = emulator.cpu_time();
+                result.emulator_waited(now.wait_share_since(cpu));
+                cpu = now;
+            }
             if last {
                 return Ok(());
             }

@@ -14,6 +14,8 @@ use crate::stats::{mean, median, standard_deviation};
 const PAGE_BYTES: u64 = 4096;
 /// The plateau is what the last seconds show.
 pub const PLATEAU_S: f64 = 10.0;
+/// Throughput varies more than placement, so it is judged over more seconds.
+const THROUGHPUT_S: f64 = 20.0;
 
 /// The result of a scenario.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -93,6 +95,8 @@ pub struct Point {
     pub phase: String,
     /// How long the measuring itself took.
     pub took_ms: f64,
+    /// Share of its time that the emulator waited for a CPU of the developer's machine.
+    pub emulator_wait_share: f64,
     /// Free memory of node 0.
     pub fast_free_mib: f64,
     /// Bytes that the kernel has migrated since boot, by whatever means.
@@ -150,12 +154,15 @@ pub struct Summary {
     pub agent_moved_bytes: Option<u64>,
     /// The least that could bring the hot set to node 0: what was not there, up, and as much down.
     pub least_bytes: Option<u64>,
-    /// Median updates a second before tiering.
-    pub throughput_before: Option<f64>,
-    /// Median updates a second over the last 10 s.
+    /// Median updates a second before tiering and after its end.
+    pub throughput_without: Option<f64>,
+    /// Median updates a second over the last 20 s of tiering.
     pub throughput_plateau: Option<f64>,
-    /// The second over the first.
+    /// The second over the first, each second's throughput first divided by the share of it in
+    /// which the emulator had a CPU: other work on the developer's machine is no cost of tiering.
     pub throughput_ratio: Option<f64>,
+    /// The same without that correction.
+    pub throughput_ratio_raw: Option<f64>,
     /// The agent's CPU time over the time it ran.
     pub agent_cpu_share: Option<f64>,
     /// The same over the last 10 s.
@@ -179,6 +186,14 @@ impl ScenarioResult {
                     run.take(event);
                 }
             }
+        }
+    }
+
+    /// Notes for the last second how much the emulator had to wait for a CPU.
+    pub fn emulator_waited(&mut self, share: f64) {
+        let point = self.runs.last_mut().and_then(|run| run.series.last_mut());
+        if let Some(point) = point {
+            point.emulator_wait_share = share.clamp(0.0, 0.99);
         }
     }
 
@@ -320,7 +335,7 @@ impl RunResult {
     }
 
     fn summarize(&self, guest: &str) -> Option<Summary> {
-        let (start, _) = self.span(guest)?;
+        let (start, end) = self.span(guest)?;
         let series = self.tiering(guest);
         let (first_t, first, first_guest) = *series.first()?;
         let (last_t, last, last_guest) = *series.last()?;
@@ -334,29 +349,36 @@ impl RunResult {
         let (base, base_guest) = before.unwrap_or((first, first_guest));
         let shares = self.last_shares(guest, PLATEAU_S);
         let work_ready = self.marked(Mark::WorkReady, guest).unwrap_or(0.0);
-        let earlier: Vec<f64> = self
+        let has_agent = last_guest.agent_cpu_s.is_some();
+        let without: Vec<_> = self
             .series
             .iter()
-            .filter(|point| point.t > work_ready && point.t < start)
-            .filter_map(|point| point.guests.get(guest)?.updates_per_s)
+            .filter(|point| point.t > work_ready && (point.t < start || point.t > end + 1.0))
+            .filter_map(|point| Some((point, point.guests.get(guest)?)))
             .collect();
         let plateau: Vec<_> = series
             .iter()
-            .filter(|(t, _, _)| *t > last_t - PLATEAU_S)
+            .filter(|(t, _, _)| *t > last_t - THROUGHPUT_S)
+            .map(|(_, point, guest)| (*point, *guest))
             .collect();
-        let later: Vec<f64> = plateau
-            .iter()
-            .filter_map(|(_, _, guest)| guest.updates_per_s)
-            .collect();
-        let throughput_before = median(&earlier);
-        let throughput_plateau = median(&later);
+        let throughput_without = throughput(&without, false);
+        let throughput_plateau = throughput(&plateau, false);
+        let ratio = |corrected| {
+            let (with, without) = (
+                throughput(&plateau, corrected),
+                throughput(&without, corrected),
+            );
+            with.zip(without).map(|(with, without)| with / without)
+        };
         let share_of =
             |seconds: f64, used: Option<f64>| Some(used? / seconds).filter(|s| s.is_finite());
         let agent_cpu = |guest: &GuestPoint| guest.agent_cpu_s;
-        let plateau_cpu = plateau.first().and_then(|(t, _, guest)| {
-            share_of(last_t - t, Some(agent_cpu(last_guest)? - agent_cpu(guest)?))
-        });
-        let has_agent = last_guest.agent_cpu_s.is_some();
+        let plateau_cpu = series
+            .iter()
+            .find(|(t, _, _)| *t > last_t - PLATEAU_S)
+            .and_then(|(t, _, guest)| {
+                share_of(last_t - t, Some(agent_cpu(last_guest)? - agent_cpu(guest)?))
+            });
         Some(Summary {
             share_before: base_guest.hot_share,
             share_at_10_s: self.share_at(guest, 10.0),
@@ -373,16 +395,32 @@ impl RunResult {
                 .zip(last_guest.demoted_bytes)
                 .map(|(up, down)| up + down),
             least_bytes: Some(2 * base_guest.hot_slow_bytes),
-            throughput_before,
+            throughput_without,
             throughput_plateau,
-            throughput_ratio: throughput_plateau
-                .zip(throughput_before)
-                .map(|(after, before)| after / before),
+            throughput_ratio: ratio(true),
+            throughput_ratio_raw: ratio(false),
             agent_cpu_share: share_of(last_t, agent_cpu(last_guest)),
             agent_cpu_share_plateau: plateau_cpu,
             kdamond_cpu_share: share_of(last_t - first_t, has_agent.then_some(last.kdamond_cpu_s)),
         })
     }
+}
+
+/// Median updates a second; `corrected` for the time in which the emulator had no CPU.
+fn throughput(seconds: &[(&Point, &GuestPoint)], corrected: bool) -> Option<f64> {
+    let rates: Vec<f64> = seconds
+        .iter()
+        .filter_map(|(point, guest)| {
+            let had_cpu = 1.0
+                - if corrected {
+                    point.emulator_wait_share
+                } else {
+                    0.0
+                };
+            Some(guest.updates_per_s? / had_cpu)
+        })
+        .collect();
+    median(&rates)
 }
 
 fn point(sample: &Sample, phase: &str) -> Point {
@@ -404,6 +442,7 @@ fn point(sample: &Sample, phase: &str) -> Point {
         t: sample.t,
         phase: phase.to_owned(),
         took_ms: sample.took_ms,
+        emulator_wait_share: 0.0,
         fast_free_mib: sample.free_kib.first().copied().unwrap_or(0) as f64 / 1024.0,
         migrated_bytes: sample.migrated_pages * PAGE_BYTES,
         migrate_failed_bytes: sample.migrate_failed_pages * PAGE_BYTES,
@@ -486,6 +525,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn throughput_when_the_emulator_waited_is_corrected_for_it() {
+        let mut result = ScenarioResult::default();
+        result.runs.push(lifted());
+        for point in &mut result.runs[0].series[20..] {
+            // Another program takes half of the machine while the agent runs.
+            let guest = point.guests.get_mut("guest").unwrap();
+            guest.updates_per_s = guest.updates_per_s.map(|rate| rate / 2.0);
+            point.emulator_wait_share = 0.5;
+        }
+        result.emulator_waited(0.5);
+
+        let summary = result.runs[0].summarize("guest").unwrap();
+
+        assert_eq!(summary.throughput_ratio, Some(0.99));
+        assert_eq!(summary.throughput_ratio_raw, Some(0.495));
+    }
+
+    #[test]
     fn summary_when_there_is_no_agent_counts_from_the_first_touch() {
         let mut run = lifted();
         run.marks.retain(|(_, mark, _)| *mark == Mark::WorkReady);
@@ -494,7 +551,7 @@ pub(crate) mod tests {
 
         assert_eq!(summary.share_before, Some(0.2));
         assert_eq!(summary.seconds_to_95, Some(14.5));
-        assert_eq!(summary.throughput_before, None);
+        assert_eq!(summary.throughput_without, None);
     }
 
     #[test]

@@ -434,7 +434,7 @@ pub enum Check {
         /// Largest ratio.
         max: f64,
     },
-    /// Median throughput at the plateau over the median before the agent.
+    /// Median throughput at the plateau over the median without the agent.
     ThroughputRatio {
         /// Least ratio.
         min: f64,
@@ -457,7 +457,7 @@ pub enum Check {
         /// The step's name.
         look: String,
     },
-    /// Exactly this many kdamonds were there when a `look` step looked.
+    /// Exactly this many kdamonds were running when a `look` step looked.
     Kdamonds {
         /// The step's name.
         look: String,

@@ -241,7 +241,10 @@ impl Screen {
                 let word = if check.pass { "ok    " } else { "FAILED" };
                 self.line(&format!(
                     "{word} {}: {}: {} (must: {})",
-                    run.run, check.name, check.measured, check.bound
+                    run.run,
+                    check.name,
+                    shortened(&check.measured),
+                    check.bound
                 ));
             }
         }
@@ -253,6 +256,15 @@ impl Screen {
             "{} {word} in {:.0} s",
             result.scenario, result.seconds
         ));
+    }
+}
+
+/// As much of a text as a line can hold; the result has it whole.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 160;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{} …", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -286,7 +298,7 @@ fn story(run: &RunResult) -> Vec<String> {
         ));
         rows.push(row(
             "updates a second",
-            rate(summary.throughput_before),
+            rate(summary.throughput_without),
             rate(summary.throughput_plateau),
         ));
         rows.push(row("95 % in DRAM after", none(), after));
@@ -398,6 +410,12 @@ mod tests {
             assert_eq!(bar(share).len(), BAR_CELLS);
         }
         assert_eq!(bar(0.5).matches('#').count(), BAR_CELLS / 2);
+    }
+
+    #[test]
+    fn shortened_when_a_text_is_long_cuts_between_characters() {
+        assert_eq!(shortened("×"), "×");
+        assert_eq!(shortened(&"×".repeat(200)).chars().count(), 162);
     }
 
     #[test]
