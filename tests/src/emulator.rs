@@ -130,6 +130,8 @@ pub fn arguments(root: &Path, kernel: &Path, host: &Host, files: &Files) -> Vec<
     let total: u64 = host.nodes.iter().map(|node| node.mib).sum();
     add(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
     add(&["-vga", "none", "-nic", "none"]);
+    // Names the threads of the emulated CPUs, see `cpu_time`.
+    add(&["-name", "lab,debug-threads=on"]);
     add(&["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
     add(&["-M", "q35,hmat=on"]);
     add(&["-smp", &host.cpus.to_string()]);
