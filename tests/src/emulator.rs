@@ -69,14 +69,18 @@ impl Emulator {
         let root = cache.outer();
         let messages = std::fs::File::create(&files.messages)
             .with_context(|| format!("creating {}", files.messages.display()))?;
-        let child = Command::new(root.join("usr/bin/qemu-system-x86_64"))
+        // Dropping kills it; setpriv (util-linux, on every Debian) covers a lab that is itself
+        // killed and drops nothing.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(root.join("usr/bin/qemu-system-x86_64"))
             .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
             .args(arguments(&root, &cache.kernel(), host, files))
             .stdin(Stdio::null())
             .stdout(messages.try_clone()?)
             .stderr(messages)
             .spawn()
-            .context("starting the emulator; run scripts/setup")?;
+            .context("starting the emulator with setpriv (package util-linux)")?;
         Ok(Self { child })
     }
 
