@@ -11,6 +11,7 @@ pub mod exchange;
 pub mod heat;
 pub mod map;
 pub mod moves;
+pub mod pace;
 pub mod pages;
 pub mod quota;
 pub mod sample;

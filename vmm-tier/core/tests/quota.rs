@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tier_core::{
-    exchange::{PayBack, chance_significance, significance},
+    exchange::{PayBack, chance_significance, share_significance, significance},
     quota::{Headroom, TokenBucket},
     time::Time,
 };
@@ -89,6 +89,26 @@ fn significance_when_counts_are_small_needs_more_than_one_event() {
     assert!(significance(3.6, 0.0) > 3.0);
     assert_eq!(significance(5.0, 5.0), 0.0);
     assert!(significance(1.0, 5.0) < 0.0);
+}
+
+#[test]
+fn share_significance_when_shares_are_small_is_that_of_counts() {
+    for (hot, cold) in [(5.0, 0.0), (40.0, 20.0), (3.0, 9.0)] {
+        let (share, count) = (share_significance(hot, cold, 1e6), significance(hot, cold));
+        assert!(
+            (share - count).abs() < 0.01,
+            "{hot} {cold}: {share} {count}"
+        );
+    }
+}
+
+#[test]
+fn share_significance_when_pages_are_almost_always_used_tells_them_apart() {
+    // Found used at every one of 3000 tests, and at 39 of 40 of them.
+    assert!(share_significance(3000.0, 2925.0, 3000.0) > 10.0);
+    assert!(significance(3000.0, 2925.0) < 2.0);
+    // More than all tests is taken as all.
+    assert_eq!(share_significance(4000.0, 3000.0, 3000.0), 0.0);
 }
 
 #[test]

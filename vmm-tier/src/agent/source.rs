@@ -16,6 +16,7 @@ use crossbeam::channel::{
 use tier_core::{
     addr::Hva,
     map::GuestMemoryMap,
+    pace::{Pace, PaceKeeper},
     sample::{DropReason, SampleAccount, SampleBatch},
 };
 use tier_sys::{
@@ -25,6 +26,8 @@ use tier_sys::{
 
 /// Batches that may wait for the agent.
 const QUEUE: usize = 16;
+/// Looks at a region never come closer: DAMON's thread can hardly sleep for less.
+const LEAST_SAMPLING: Duration = Duration::from_millis(1);
 /// How long the thread waits for samples before it looks for orders.
 const POLL: Duration = Duration::from_millis(100);
 /// How long it waits after a failure; doubled each time up to the second.
@@ -53,6 +56,26 @@ pub(super) struct SourceSetup {
     pub(super) quiet_factor: u32,
 }
 
+impl SourceSetup {
+    fn pace(&self) -> PaceKeeper {
+        let DamonSettings {
+            sampling,
+            aggregation,
+            max_regions,
+            ..
+        } = self.damon;
+        PaceKeeper::new(
+            Pace {
+                sampling,
+                aggregation,
+                max_regions,
+            },
+            LEAST_SAMPLING,
+            self.quiet_factor,
+        )
+    }
+}
+
 /// What the thread is told.
 #[derive(Debug)]
 enum Order {
@@ -77,9 +100,9 @@ impl SourceThread {
             .name("source".to_owned())
             .spawn(move || {
                 Sampler {
+                    pace: setup.pace(),
                     setup,
                     map,
-                    quiet: false,
                     orders,
                     out,
                     unsent: SampleAccount::default(),
@@ -130,7 +153,7 @@ impl Drop for SourceThread {
 struct Sampler {
     setup: SourceSetup,
     map: Arc<GuestMemoryMap>,
-    quiet: bool,
+    pace: PaceKeeper,
     orders: Receiver<Order>,
     out: Sender<Report>,
     /// Accounts of batches that found the channel full; sent with the next batch.
@@ -164,26 +187,22 @@ impl Sampler {
     fn take(&mut self, order: Order) {
         match order {
             Order::Map(map) => self.map = map,
-            Order::Quiet(quiet) => self.quiet = quiet,
+            Order::Quiet(quiet) => self.pace.set_quiet(quiet),
         }
     }
 
-    /// DAMON's settings for now. Each aggregation has the same number of sampling intervals, so counts
-    /// stay comparable.
+    /// DAMON's settings for now.
     fn damon(&self) -> DamonSettings {
-        let factor = if self.quiet {
-            self.setup.quiet_factor
-        } else {
-            1
-        };
-        let DamonSettings {
+        let Pace {
             sampling,
             aggregation,
-            ..
-        } = self.setup.damon;
+            max_regions,
+        } = self.pace.pace();
         DamonSettings {
-            sampling: sampling * factor,
-            aggregation: aggregation * factor,
+            sampling,
+            aggregation,
+            min_regions: (max_regions / 4).max(3),
+            max_regions,
             ..self.setup.damon
         }
     }
@@ -192,12 +211,12 @@ impl Sampler {
     fn watch(&mut self) -> Result<(), String> {
         let SourceSetup {
             root, run_dir, pid, ..
-        } = &self.setup;
+        } = self.setup.clone();
         let generation = self.map.generation();
         let mut source = DamonSource::start(
-            root,
-            run_dir,
-            *pid,
+            &root,
+            &run_dir,
+            pid,
             &ranges(&self.map),
             self.damon(),
             generation,
@@ -223,8 +242,16 @@ impl Sampler {
                 }
             }
             let poll = source.poll(POLL).map_err(|e| with_causes(&e))?;
+            let mut changed = None;
             for batch in poll.batches {
+                changed = self.pace.observe(&batch).or(changed);
                 self.deliver(batch);
+            }
+            if let Some(pace) = changed {
+                tracing::debug!(pid, sampling = ?pace.sampling, regions = pace.max_regions, "pace");
+                source
+                    .set_intervals(&self.damon())
+                    .map_err(|e| with_causes(&e))?;
             }
             if poll.ended {
                 return Err(

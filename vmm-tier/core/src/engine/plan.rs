@@ -176,7 +176,7 @@ impl VmEngine {
         };
         rivals
             .iter()
-            .all(|&count| exchange::significance(hot.count, count) >= self.least_z())
+            .all(|&count| self.tally.significance(hot.count, count, now) >= self.least_z())
             && payback.pays(
                 per_s(&hot),
                 cold.iter().map(per_s).sum(),

@@ -6,6 +6,7 @@ use super::Planned;
 use crate::{
     addr::BASE_PAGE,
     dual_heap::Placement,
+    exchange,
     heat::Decay,
     moves::{Direction, MoveReport, Outcome},
     sample::SampleBatch,
@@ -114,6 +115,16 @@ impl SampleTally {
         }
         let share = (count / tests).min(1.0 - 0.5 / tests.max(1.0));
         -(-share).ln_1p() * tests / seconds
+    }
+
+    /// How many standard deviations one page's decayed count lies above another's.
+    pub(super) fn significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
+        let tests = self.tests / self.decay.boost(now);
+        if tests > 0.0 {
+            exchange::share_significance(hot, cold, tests)
+        } else {
+            exchange::significance(hot, cold)
+        }
     }
 
     pub(super) const fn coverage(&self) -> f64 {
