@@ -16,5 +16,6 @@ pub mod result;
 pub mod scenario;
 pub mod show;
 pub mod stats;
+pub mod summary;
 pub mod sys;
 pub mod workload;

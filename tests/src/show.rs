@@ -4,12 +4,14 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use crate::event::{Event, Mark, Sample};
-use crate::result::{RunResult, ScenarioResult};
+use crate::result::ScenarioResult;
 
-const BAR_CELLS: usize = 40;
+mod tables;
+
+use tables::{bar, shortened, story, summary_table};
+
 /// Without a terminal, a step that takes long says so this often.
 const STILL_EVERY: Duration = Duration::from_secs(15);
-const MIB: f64 = 1_048_576.0;
 
 /// The screen, or a file that takes its place.
 pub struct Screen {
@@ -218,7 +220,7 @@ impl Screen {
                 self.run.phase,
                 bar(share),
                 share * 100.0,
-                moved as f64 / MIB,
+                moved as f64 / tables::MIB,
             ));
         }
     }
@@ -256,179 +258,5 @@ impl Screen {
             "{} {word} in {:.0} s",
             result.scenario, result.seconds
         ));
-    }
-}
-
-/// As much of a text as a line can hold; the result has it whole.
-fn shortened(text: &str) -> String {
-    const MOST: usize = 160;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{} …", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-/// A bar of fixed width for a share from 0 to 1.
-fn bar(share: f64) -> String {
-    let full = (share.clamp(0.0, 1.0) * BAR_CELLS as f64).round() as usize;
-    format!("{}{}", "#".repeat(full), ".".repeat(BAR_CELLS - full))
-}
-
-/// One run told as before and after: the demo's table.
-fn story(run: &RunResult) -> Vec<String> {
-    let share = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
-    let rate = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.2} M", v / 1e6));
-    let mib = |v: Option<u64>| v.map_or("-".to_owned(), |v| format!("{:.1} MiB", v as f64 / MIB));
-    let mut rows = Vec::new();
-    for (guest, summary) in &run.summary {
-        let seconds = summary.seconds_to_95;
-        let after = seconds.map_or("not reached".to_owned(), |s| format!("{s:.1} s"));
-        let memory = match run.integrity.get(guest) {
-            Some(true) => "intact",
-            Some(false) => "LOST BYTES",
-            None => "not compared",
-        };
-        let row = |name: &str, before: String, after: String| [name.to_owned(), before, after];
-        let none = String::new;
-        rows.push(row("", "before".to_owned(), "after".to_owned()));
-        rows.push(row(
-            "hot set in DRAM",
-            share(summary.share_before),
-            share(summary.plateau_mean),
-        ));
-        rows.push(row(
-            "updates a second",
-            rate(summary.throughput_without),
-            rate(summary.throughput_plateau),
-        ));
-        rows.push(row("95 % in DRAM after", none(), after));
-        rows.push(row("moved up and down", none(), mib(summary.moved_bytes)));
-        rows.push(row("least possible", none(), mib(summary.least_bytes)));
-        rows.push(row(
-            "agent, share of a CPU",
-            none(),
-            share(summary.agent_cpu_share),
-        ));
-        rows.push(row("the guest's memory", none(), memory.to_owned()));
-    }
-    let mut lines = align(&rows);
-    lines.push(String::new());
-    lines
-}
-
-/// All runs side by side: one row a guest of a run.
-fn summary_table(runs: &[RunResult]) -> Vec<String> {
-    let mut rows = vec![
-        [
-            "run",
-            "before",
-            "10 s",
-            "20 s",
-            "end",
-            "±",
-            "95 % after",
-            "moved",
-            "least",
-            "speed",
-            "agent CPU",
-            "memory",
-        ]
-        .map(str::to_owned),
-    ];
-    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.1} %", v * 100.0));
-    let mib = |v: Option<u64>| v.map_or("-".to_owned(), |v| format!("{:.0} MiB", v as f64 / MIB));
-    for run in runs {
-        for (guest, summary) in &run.summary {
-            let name = if run.summary.len() > 1 {
-                format!("{} {guest}", run.run)
-            } else {
-                run.run.clone()
-            };
-            rows.push([
-                name,
-                percent(summary.share_before),
-                percent(summary.share_at_10_s),
-                percent(summary.share_at_20_s),
-                percent(summary.plateau_mean),
-                percent(summary.plateau_std),
-                summary
-                    .seconds_to_95
-                    .map_or("-".to_owned(), |s| format!("{s:.1} s")),
-                mib(summary.moved_bytes),
-                mib(summary.least_bytes),
-                summary
-                    .throughput_ratio
-                    .map_or("-".to_owned(), |r| format!("× {r:.2}")),
-                percent(summary.agent_cpu_share),
-                match run.integrity.get(guest) {
-                    Some(true) => "intact".to_owned(),
-                    Some(false) => "LOST BYTES".to_owned(),
-                    None => "-".to_owned(),
-                },
-            ]);
-        }
-    }
-    if rows.len() == 1 {
-        return Vec::new();
-    }
-    align(&rows)
-}
-
-/// Columns of equal width; the first is aligned to the left, the others to the right.
-fn align<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    rows.iter()
-        .map(|row| {
-            let cells = row
-                .iter()
-                .zip(widths)
-                .enumerate()
-                .map(|(n, (cell, width))| {
-                    if n == 0 {
-                        format!("{cell:<width$}")
-                    } else {
-                        format!("{cell:>width$}")
-                    }
-                });
-            cells.collect::<Vec<_>>().join("  ")
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bar_when_the_share_is_out_of_range_stays_in_its_width() {
-        for share in [-1.0, 0.0, 0.5, 1.0, 7.0, f64::NAN] {
-            assert_eq!(bar(share).len(), BAR_CELLS);
-        }
-        assert_eq!(bar(0.5).matches('#').count(), BAR_CELLS / 2);
-    }
-
-    #[test]
-    fn shortened_when_a_text_is_long_cuts_between_characters() {
-        assert_eq!(shortened("×"), "×");
-        assert_eq!(shortened(&"×".repeat(200)).chars().count(), 162);
-    }
-
-    #[test]
-    fn table_when_cells_differ_in_length_is_aligned() {
-        let rows = [["run", "end"], ["a long name", "5 %"]].map(|r| r.map(str::to_owned));
-
-        let lines = align(&rows);
-
-        assert_eq!(lines, ["run          end", "a long name  5 %"]);
-    }
-
-    #[test]
-    fn table_when_no_run_has_a_summary_is_empty() {
-        assert!(summary_table(&[RunResult::default()]).is_empty());
     }
 }

@@ -70,10 +70,11 @@ fn measure(board: &Mutex<Board>, reporter: &Reporter) -> Sample {
     let mut sample = Sample {
         t: reporter.t(),
         free_kib: nodes().iter().map(|node| node.free_kib).collect(),
+        // Not `sum`: of nothing it is -0.0.
         kdamond_cpu_s: kdamond_threads()
             .iter()
             .filter_map(|&p| cpu_seconds(p))
-            .sum(),
+            .fold(0.0, |sum, seconds| sum + seconds),
         ..Sample::default()
     };
     let vmstat = fs::read_to_string("/proc/vmstat").unwrap_or_default();

@@ -1,0 +1,241 @@
+//! The steps of a run and the checks of what it measured.
+
+use serde::{Deserialize, Serialize};
+
+/// One step of a run. `guest` is the guest's name; empty means the run's first guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(
+    tag = "do",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    deny_unknown_fields
+)]
+pub enum Step {
+    /// Starts a guest and waits until it is up; its workload waits.
+    StartGuest {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+    },
+    /// Waits until a guest that was reset is up again.
+    AwaitGuestUp {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+    },
+    /// Fills a node with memory that stays until the run's end, so that this much is free.
+    Ballast {
+        /// Which node.
+        #[serde(default)]
+        node: u32,
+        /// What is left free.
+        leave_free_mib: u64,
+    },
+    /// Lets the workload begin and waits until it has touched its working set.
+    StartWork {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+    },
+    /// Moves the hot set within the working set.
+    MoveHot {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+        /// Where it begins.
+        to_mib: u64,
+    },
+    /// Lets time pass while the sampler measures.
+    Wait {
+        /// How long.
+        seconds: u64,
+        /// What to call this stretch in the series.
+        #[serde(default)]
+        phase: String,
+    },
+    /// Starts `vmm-tier run` beside a guest and waits for its control socket.
+    StartAgent {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+        /// More arguments.
+        #[serde(default)]
+        args: Vec<String>,
+    },
+    /// Sends a signal to the agent and waits for its end.
+    EndAgent {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+        /// How.
+        with: Signal,
+    },
+    /// Waits until the agent ends by itself.
+    AwaitAgentEnd {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+        /// At most this long.
+        within_s: u64,
+    },
+    /// Kills the guest's QEMU.
+    KillGuest {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+    },
+    /// Sends one QMP command to the guest's QEMU.
+    Qmp {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+        /// The command.
+        execute: String,
+    },
+    /// Runs `vmm-tier ctl` on the agent's control socket.
+    Ctl {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+        /// The command.
+        execute: String,
+        /// Its arguments as JSON text.
+        #[serde(default)]
+        arguments: String,
+    },
+    /// Starts `vmm-tier` with something wrong and records how it ends.
+    Attempt(Attempt),
+    /// Records what the agent left behind: kdamonds, sockets, processes.
+    Look {
+        /// Checks refer to it by this name.
+        name: String,
+    },
+    /// Ends the workload and compares its memory with all updates.
+    FinishWork {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+    },
+}
+
+/// How to end an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Signal {
+    /// SIGTERM: an orderly end.
+    Term,
+    /// SIGKILL: a crash.
+    Kill,
+}
+
+/// A start of `vmm-tier` that should end with one clear line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Attempt {
+    /// Unique within the run.
+    pub name: String,
+    /// What the agent finds at its `--qmp` path.
+    pub peer: Peer,
+    /// Everything after `vmm-tier run --qmp PATH`.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// User to run as; root when absent.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Mount points that are covered with an empty folder for the time of the attempt.
+    #[serde(default)]
+    pub hide: Vec<String>,
+    /// Ends the attempt, with SIGTERM, after this long: a program that goes on is a finding.
+    #[serde(default = "default_attempt_s")]
+    pub within_s: u64,
+    /// For an agent that starts blind instead of ending: the state that `query-tier` must tell.
+    #[serde(default)]
+    pub expect_state: Option<String>,
+}
+
+fn default_attempt_s() -> u64 {
+    20
+}
+
+/// What stands behind a socket path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// Nothing: the path does not exist.
+    None,
+    /// A socket file whose server is gone.
+    Stale,
+    /// The guest's QEMU, on a monitor that another client holds.
+    Busy,
+    /// A server that greets like an SMTP server.
+    NotQemu,
+    /// The guest's QEMU.
+    Guest,
+}
+
+/// What must hold of a run's measurements.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(
+    tag = "that",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    deny_unknown_fields
+)]
+pub enum Check {
+    /// The hot set's share on the fast node this long after the start of tiering.
+    ShareAt {
+        /// After the start of tiering.
+        seconds: f64,
+        /// Least share, 0 to 1.
+        min: f64,
+    },
+    /// Mean and standard deviation of the share over the last seconds of the last phase.
+    Plateau {
+        /// How many.
+        over_s: f64,
+        /// Least mean.
+        min: f64,
+        /// Largest standard deviation.
+        max_std: f64,
+    },
+    /// Bytes moved as the kernel counts them, over the least bytes possible.
+    MovedOverLeast {
+        /// Largest ratio.
+        max: f64,
+    },
+    /// Median throughput at the plateau over the median without the agent.
+    ThroughputRatio {
+        /// Least ratio.
+        min: f64,
+    },
+    /// No update was lost.
+    Integrity,
+    /// How the nth agent of the run (from 0) ended.
+    AgentEnd {
+        /// Which.
+        #[serde(default)]
+        nth: usize,
+        /// Exit code.
+        code: i32,
+        /// A word that its output must hold.
+        #[serde(default)]
+        says: String,
+    },
+    /// Nothing was left when a `look` step looked.
+    NothingLeft {
+        /// The step's name.
+        look: String,
+    },
+    /// Exactly this many kdamonds were running when a `look` step looked.
+    Kdamonds {
+        /// The step's name.
+        look: String,
+        /// How many.
+        count: u64,
+    },
+    /// An attempt ended with a code other than 0 and one line, or in the state expected.
+    AttemptRefused {
+        /// The attempt's name.
+        attempt: String,
+    },
+}
