@@ -59,8 +59,8 @@ pub enum PageIndexError {
     /// Spans overlap or are not in rising order.
     #[error("span at {0} overlaps the one before it")]
     Overlap(Hva),
-    /// More frames than 32 bits can number (16 TiB of 4 KiB pages).
-    #[error("the guest has more pages than can be tracked (2^32)")]
+    /// More frames than the heaps can number (2^30).
+    #[error("the guest has more pages than can be tracked: 4 TiB of 4 KiB pages")]
     TooMany,
 }
 
@@ -99,6 +99,9 @@ impl PageIndex {
             }
             if hva.0 < end {
                 return Err(PageIndexError::Overlap(hva));
+            }
+            if bytes == 0 {
+                continue;
             }
             end = hva
                 .0
@@ -442,6 +445,8 @@ mod tests {
             bytes,
             frame_bytes,
         };
+        let empty = PageIndex::new([span(4096, 0, 4096), span(8192, 4096, 4096)]).unwrap();
+        assert_eq!(empty.for_runs(Hva(0), 1 << 20, |_| ()), 4096);
         assert!(PageIndex::new([span(4096, 4096, 3000)]).is_err());
         assert!(PageIndex::new([span(4096, HUGE_PAGE, HUGE_PAGE)]).is_err());
         assert!(PageIndex::new([span(8192, 8192, 4096), span(12288, 4096, 4096)]).is_err());
