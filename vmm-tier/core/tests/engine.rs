@@ -1,164 +1,19 @@
-//! The engine against a model of the kernel: nodes with room for so many pages, pages on nodes, moves
-//! that fail where the real kernel fails.
+//! The engine against a model of the kernel.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod common;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use tier_core::{
-    addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
-    engine::{Action, Event, NodeMemory, ScanReport, VmEngine, VmState},
-    map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
-    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
+    addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva},
+    engine::{Action, Event, ScanReport, VmEngine, VmState},
+    moves::{Direction, MoveBatch, Outcome, PageResult},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch},
     settings::EngineSettings,
-    tiers::Tiers,
     time::Time,
 };
 
-const FAST: NodeId = NodeId(0);
-const SLOW: NodeId = NodeId(1);
-const BASE: u64 = 0x7f00_0000_0000;
-const GPA_BASE: u64 = 1 << 20;
-
-/// A host with one guest.
-struct Kernel {
-    /// Node of each 4 KiB frame; `None` is absent.
-    frames: Vec<Option<NodeId>>,
-    /// Frames whose first belongs to a huge page of 512.
-    huge: Vec<u32>,
-    fast_capacity: u64,
-    /// What a move of the page at this address ends with, instead of success.
-    fails: BTreeMap<u64, Outcome>,
-    moved_bytes: BTreeMap<NodeId, u64>,
-}
-
-impl Kernel {
-    fn new(frames: u32, fast_capacity: u64, node_of: impl Fn(u32) -> Option<NodeId>) -> Self {
-        Self {
-            frames: (0..frames).map(node_of).collect(),
-            huge: Vec::new(),
-            fast_capacity,
-            fails: BTreeMap::new(),
-            moved_bytes: BTreeMap::new(),
-        }
-    }
-
-    fn free(&self) -> u64 {
-        self.fast_capacity
-            - self
-                .frames
-                .iter()
-                .filter(|&&node| node == Some(FAST))
-                .count() as u64
-                * BASE_PAGE
-    }
-
-    fn nodes(&self) -> Event {
-        let node = |node, free_bytes| NodeMemory {
-            node,
-            free_bytes,
-            high_watermark_bytes: 0,
-        };
-        Event::Nodes(vec![node(FAST, self.free()), node(SLOW, 1 << 40)])
-    }
-
-    fn frame(page: Page) -> usize {
-        usize::try_from((page.hva.0 - BASE) / BASE_PAGE).unwrap()
-    }
-
-    fn apply(&mut self, batch: &MoveBatch) -> MoveReport {
-        let mut results = Vec::new();
-        for &page in &batch.pages {
-            let first = Self::frame(page);
-            let count = usize::try_from(page.bytes / BASE_PAGE).unwrap();
-            let no_room = batch.target == FAST && self.free() < page.bytes;
-            let outcome = match (self.fails.get(&page.hva.0), self.frames[first]) {
-                (Some(&outcome), _) => outcome,
-                (None, None) => Outcome::Absent,
-                (None, Some(_)) if no_room => Outcome::NoMemory,
-                (None, Some(_)) => Outcome::Moved,
-            };
-            if outcome == Outcome::Moved {
-                self.frames[first..first + count].fill(Some(batch.target));
-                *self.moved_bytes.entry(batch.target).or_default() += page.bytes;
-            }
-            results.push(PageResult {
-                page,
-                outcome,
-                node: self.frames[first],
-            });
-        }
-        let cpu_time = Duration::from_micros(5 * results.len() as u64);
-        MoveReport {
-            id: batch.id,
-            direction: batch.direction,
-            target: batch.target,
-            results,
-            cpu_time,
-        }
-    }
-
-    fn scan(&self, request: tier_core::engine::ScanRequest) -> ScanReport {
-        let span = request.span;
-        let first = (span.hva.0 - BASE) / BASE_PAGE;
-        let mut pages = Vec::new();
-        let mut huge = Vec::new();
-        let mut at = first;
-        while at < first + span.bytes / BASE_PAGE {
-            let hva = Hva(BASE + at * BASE_PAGE);
-            let frame = usize::try_from(at).unwrap();
-            let is_huge = self.huge.contains(&u32::try_from(at).unwrap());
-            let bytes = if is_huge { HUGE_PAGE } else { BASE_PAGE };
-            if is_huge {
-                huge.push(hva);
-            }
-            pages.push((Page { hva, bytes }, self.frames[frame]));
-            at += bytes / BASE_PAGE;
-        }
-        ScanReport {
-            request,
-            huge,
-            pages,
-            cpu_time: Duration::from_micros(10),
-        }
-    }
-}
-
-fn map(frames: u32) -> Arc<GuestMemoryMap> {
-    let len = u64::from(frames) * BASE_PAGE;
-    let block = RamBlock {
-        name: "ram0".to_owned(),
-        hva: Hva(BASE),
-        used: len,
-        total: len,
-        page_size: BASE_PAGE,
-        backing: None,
-    };
-    let range = MapRange {
-        gpa: Gpa(GPA_BASE),
-        len,
-        block: BlockIndex(0),
-        offset: 0,
-        hva: Hva(BASE),
-    };
-    Arc::new(GuestMemoryMap::new(1, vec![block], vec![range]).unwrap())
-}
-
-fn settings() -> EngineSettings {
-    EngineSettings {
-        headroom_bytes: 16 * BASE_PAGE,
-        batch_bytes: HUGE_PAGE,
-        ..EngineSettings::default()
-    }
-}
-
-fn tiers() -> Tiers {
-    Tiers {
-        fast: NodeSet::from_iter([FAST]),
-        slow: NodeSet::from_iter([SLOW]),
-        fast_latency_ns: 80.0,
-        slow_latency_ns: 250.0,
-    }
-}
+use common::{BASE, FAST, GPA_BASE, Kernel, SLOW, map, settings, tiers};
 
 struct Lab {
     kernel: Kernel,
@@ -170,7 +25,7 @@ impl Lab {
     fn new(kernel: Kernel, settings: EngineSettings) -> Self {
         let mut engine = VmEngine::new(settings, tiers(), Time(0));
         engine
-            .set_map(Time(0), map(u32::try_from(kernel.frames.len()).unwrap()))
+            .set_map(Time(0), map(1, u32::try_from(kernel.frames.len()).unwrap()))
             .unwrap();
         let mut lab = Self {
             kernel,
@@ -206,28 +61,32 @@ impl Lab {
     /// One aggregation: 20 sampling intervals in 400 ms, hit in each with the page's probability.
     fn observe(&mut self, weight: impl Fn(u32) -> f32) {
         self.now = self.now + Duration::from_millis(400);
-        let samples = (0..u32::try_from(self.kernel.frames.len()).unwrap())
-            .map(|frame| AccessSample {
-                address: SampleAddress::Host(Hva(BASE + u64::from(frame) * BASE_PAGE)),
-                len: BASE_PAGE,
-                weight: weight(frame),
-                kind: AccessKind::Any,
-            })
-            .collect();
-        let batch = SampleBatch {
-            end: self.now,
-            span: Duration::from_millis(400),
-            tests: 20,
-            map_generation: 1,
-            samples,
-            account: SampleAccount::default(),
-        };
-        self.step(Event::Samples(batch));
+        let frames = u32::try_from(self.kernel.frames.len()).unwrap();
+        self.step(observation(self.now, frames, weight));
     }
 
     fn moved(&self) -> u64 {
         self.kernel.moved_bytes.values().sum()
     }
+}
+
+fn observation(now: Time, frames: u32, weight: impl Fn(u32) -> f32) -> Event {
+    let samples = (0..frames)
+        .map(|frame| AccessSample {
+            address: SampleAddress::Host(Hva(BASE + u64::from(frame) * BASE_PAGE)),
+            len: BASE_PAGE,
+            weight: weight(frame),
+            kind: AccessKind::Any,
+        })
+        .collect();
+    Event::Samples(SampleBatch {
+        end: now,
+        span: Duration::from_millis(400),
+        tests: 20,
+        map_generation: 1,
+        samples,
+        account: SampleAccount::default(),
+    })
 }
 
 /// A kernel whose fast node is full of the first frames, and a guest hot at its end.
@@ -512,7 +371,7 @@ fn map_when_it_grows_keeps_what_was_known() {
     }
     let moved = lab.moved();
     lab.kernel.frames.resize(4096, None);
-    lab.engine.set_map(lab.now, map(4096)).unwrap();
+    lab.engine.set_map(lab.now, map(1, 4096)).unwrap();
     for _ in 0..20 {
         lab.observe(|frame| {
             if (1792..2048).contains(&frame) {
@@ -529,4 +388,205 @@ fn map_when_it_grows_keeps_what_was_known() {
         2048 * BASE_PAGE
     );
     assert_eq!(snapshot.absent_bytes, 2048 * BASE_PAGE);
+}
+
+/// What is to be done after an event, without doing it.
+fn moves_of(lab: &mut Lab, event: Event) -> Vec<MoveBatch> {
+    let moves = |action| match action {
+        Action::Move(batch) => Some(batch),
+        Action::Scan(_) | Action::RefreshMap => None,
+    };
+    lab.engine
+        .step(lab.now, event)
+        .into_iter()
+        .filter_map(moves)
+        .collect()
+}
+
+/// An engine that knows the nodes.
+fn ready(settings: EngineSettings) -> Lab {
+    let mut lab = Lab::new(gups(2048, 512), settings);
+    let nodes = lab.kernel.nodes();
+    lab.engine.step(lab.now, nodes);
+    lab
+}
+
+/// Samples of a guest that is hot from 1536 to 1792, given to the engine without doing what it asks for.
+fn until_it_moves(lab: &mut Lab) -> Vec<MoveBatch> {
+    for _ in 0..20 {
+        lab.now = lab.now + Duration::from_millis(400);
+        let moves = moves_of(lab, observation(lab.now, 2048, hot));
+        if !moves.is_empty() {
+            return moves;
+        }
+    }
+    panic!("nothing is moved")
+}
+
+fn hot(frame: u32) -> f32 {
+    if (1536..1792).contains(&frame) {
+        20.0
+    } else {
+        0.0
+    }
+}
+
+#[test]
+fn report_when_it_lacks_pages_or_has_others_leaves_none_in_flight() {
+    for mangle in [
+        |_: &mut Vec<PageResult>| (),
+        |results: &mut Vec<PageResult>| results.clear(),
+        |results: &mut Vec<PageResult>| results.reverse(),
+        |results: &mut Vec<PageResult>| results.extend(results.clone()),
+        |results: &mut Vec<PageResult>| results.iter_mut().for_each(|r| r.page.hva = Hva(1 << 40)),
+    ] {
+        let mut lab = ready(settings());
+        let moves = until_it_moves(&mut lab);
+        for batch in moves {
+            let mut report = lab.kernel.apply(&batch);
+            mangle(&mut report.results);
+            for promotion in moves_of(&mut lab, Event::Moved(report)) {
+                let report = lab.kernel.apply(&promotion);
+                moves_of(&mut lab, Event::Moved(report));
+            }
+        }
+        lab.engine.check().unwrap();
+        lab.step(Event::Pause(true));
+        assert_eq!(lab.engine.snapshot().in_flight_pages, 0);
+    }
+}
+
+#[test]
+fn exchange_when_tiering_is_paused_in_the_middle_is_not_completed() {
+    for (event, least_bytes) in [
+        (Event::Pause(true), 0),
+        (Event::Guest { stopped: true }, 0),
+        (Event::Monitor { attached: false }, 0),
+        (Event::Limit(Some(0)), 0),
+        (Event::Tick, BASE_PAGE),
+    ] {
+        let mut lab = ready(settings());
+        let mut moves = until_it_moves(&mut lab);
+        let demotion = moves.remove(0);
+        assert_eq!(demotion.direction, Direction::Demote);
+        moves_of(&mut lab, event);
+        let report = lab.kernel.apply(&demotion);
+        let after = moves_of(&mut lab, Event::Moved(report));
+        let promoted = after
+            .iter()
+            .filter(|batch| batch.direction == Direction::Promote)
+            .flat_map(|batch| &batch.pages)
+            .map(|page| page.bytes)
+            .sum::<u64>();
+        assert_eq!(promoted.min(BASE_PAGE), least_bytes);
+        lab.engine.check().unwrap();
+    }
+}
+
+#[test]
+fn rate_when_pages_are_larger_than_it_grants_is_kept_all_the_same() {
+    let mut kernel = gups(64 * 512, 16 * 512);
+    kernel.huge = (0..64).map(|i| i * 512).collect();
+    let rate = 1 << 20;
+    let mut lab = Lab::new(
+        kernel,
+        EngineSettings {
+            headroom_bytes: 0,
+            rate_bytes_per_s: rate,
+            ..settings()
+        },
+    );
+    for _ in 0..50 {
+        lab.observe(|frame| if frame / 512 >= 48 { 20.0 } else { 0.0 });
+    }
+    // 20 s at 1 MiB a second, the burst, and the pair that began before the bucket was empty.
+    let most = 20 * rate + HUGE_PAGE + 2 * HUGE_PAGE;
+    assert!(lab.moved() <= most, "{} of {most}", lab.moved());
+    assert!(lab.moved() >= 10 * rate, "{} only", lab.moved());
+}
+
+#[test]
+fn moves_when_the_kernel_refuses_them_all_are_tried_ever_less() {
+    let mut kernel = gups(64 * 512, 16 * 512);
+    kernel.fails = (0..64 * 512)
+        .map(|frame| (BASE + frame * BASE_PAGE, Outcome::Busy))
+        .collect();
+    let mut lab = Lab::new(kernel, settings());
+    let mut batches = 0;
+    for _ in 0..250 {
+        lab.now = lab.now + Duration::from_millis(400);
+        let now = lab.now;
+        let mut todo = lab.engine.step(
+            now,
+            observation(now, 64 * 512, |f| if f / 512 >= 48 { 20.0 } else { 0.0 }),
+        );
+        let nodes = lab.kernel.nodes();
+        todo.extend(lab.engine.step(now, nodes));
+        while let Some(action) = todo.pop() {
+            let answer = match action {
+                Action::Scan(request) => Event::Scanned(lab.kernel.scan(request)),
+                Action::Move(batch) => {
+                    batches += 1;
+                    Event::Moved(lab.kernel.apply(&batch))
+                }
+                Action::RefreshMap => continue,
+            };
+            todo.extend(lab.engine.step(now, answer));
+        }
+    }
+    // 100 s: nine while the rests grow to 10 s, then one each 10 s.
+    assert!((5..=20).contains(&batches), "{batches}");
+}
+
+#[test]
+fn demotion_when_the_slow_node_has_no_room_is_left_undone() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    lab.kernel.slow_free = 8 * BASE_PAGE;
+    for _ in 0..20 {
+        lab.observe(hot);
+    }
+    for _ in 0..5 {
+        lab.step(Event::Limit(Some(0)));
+    }
+    let snapshot = lab.engine.snapshot();
+    assert_eq!(snapshot.failed.get(&Outcome::NoMemory), None);
+    assert_eq!(lab.kernel.slow_free, 0, "its room was used");
+}
+
+#[test]
+fn placements_when_the_kernel_can_not_be_asked_stay_as_they_were() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    let before = lab.engine.snapshot();
+    lab.now = lab.now + Duration::from_secs(60);
+    for action in lab.engine.step(lab.now, Event::Tick) {
+        if let Action::Scan(request) = action {
+            let report = ScanReport {
+                pages: Vec::new(),
+                ..lab.kernel.scan(request)
+            };
+            lab.engine.step(lab.now, Event::Scanned(report));
+        }
+    }
+    assert_eq!(lab.engine.snapshot().tiers, before.tiers);
+}
+
+#[test]
+fn dry_run_when_the_limit_is_lowered_plans_the_excess_once() {
+    let mut lab = Lab::new(
+        gups(2048, 512),
+        EngineSettings {
+            dry_run: true,
+            ..settings()
+        },
+    );
+    for _ in 0..10 {
+        lab.observe(|_| 5.0);
+    }
+    let before = lab.engine.snapshot().dry_run.unwrap().demote_bytes;
+    lab.step(Event::Limit(Some(412 * BASE_PAGE)));
+    for _ in 0..20 {
+        lab.observe(|_| 5.0);
+    }
+    let after = lab.engine.snapshot().dry_run.unwrap().demote_bytes;
+    assert_eq!(after - before, 100 * BASE_PAGE);
 }

@@ -1,6 +1,21 @@
 //! Moves under way.
 
-use crate::{dual_heap::PageId, moves::Page};
+use crate::{
+    dual_heap::PageId,
+    moves::{Direction, Page},
+};
+
+/// A page under way, as the heaps and as the kernel know it.
+pub(super) type FlyingPage = (PageId, Page);
+
+/// A batch under way.
+#[derive(Debug)]
+pub(super) struct Flight {
+    id: u64,
+    pub(super) direction: Direction,
+    /// Its pages, in the order in which the report has them.
+    pub(super) pages: Vec<FlyingPage>,
+}
 
 /// An exchange whose demotions are under way.
 #[derive(Debug)]
@@ -8,14 +23,14 @@ pub(super) struct Exchange {
     /// The id of the demotion batch.
     pub(super) demotion: u64,
     /// What is promoted into the room that it makes, hottest first. In flight already.
-    pub(super) waiting: Vec<(PageId, Page)>,
+    pub(super) waiting: Vec<FlyingPage>,
 }
 
-/// Counts batches under way and remembers the exchange that waits for one of them.
+/// Remembers the batches under way and the exchange that waits for one of them.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
     last_id: u64,
-    batches: Vec<(u64, u64)>,
+    batches: Vec<Flight>,
     pub(super) exchange: Option<Exchange>,
 }
 
@@ -26,23 +41,38 @@ impl Flights {
     }
 
     /// Pages under way or waiting for the room that a batch makes.
-    pub(super) fn pages(&self) -> u64 {
-        let waiting = self.exchange.as_ref().map_or(0, |e| e.waiting.len() as u64);
-        self.batches.iter().map(|&(_, pages)| pages).sum::<u64>() + waiting
+    pub(super) fn pages(&self) -> impl Iterator<Item = &FlyingPage> {
+        let waiting = self.exchange.iter().flat_map(|e| &e.waiting);
+        self.batches.iter().flat_map(|f| &f.pages).chain(waiting)
     }
 
-    /// Registers a batch of `pages` pages and names it.
-    pub(super) fn launch(&mut self, pages: u64) -> u64 {
+    /// Bytes of promotions under way.
+    pub(super) fn promoting_bytes(&self) -> u64 {
+        let promotions = self
+            .batches
+            .iter()
+            .filter(|f| f.direction == Direction::Promote);
+        promotions
+            .flat_map(|f| &f.pages)
+            .map(|(_, page)| page.bytes)
+            .sum()
+    }
+
+    /// Registers a batch and names it.
+    pub(super) fn launch(&mut self, direction: Direction, pages: Vec<FlyingPage>) -> u64 {
         self.last_id += 1;
-        self.batches.push((self.last_id, pages));
+        self.batches.push(Flight {
+            id: self.last_id,
+            direction,
+            pages,
+        });
         self.last_id
     }
 
-    /// Ends a batch. Returns false if it is not under way (it was launched under an older map).
-    pub(super) fn land(&mut self, id: u64) -> bool {
-        let before = self.batches.len();
-        self.batches.retain(|&(batch, _)| batch != id);
-        self.batches.len() < before
+    /// Ends a batch; `None` if it is not under way (it was launched under an older map).
+    pub(super) fn land(&mut self, id: u64) -> Option<Flight> {
+        let at = self.batches.iter().position(|flight| flight.id == id)?;
+        Some(self.batches.remove(at))
     }
 
     /// Takes the exchange that waits for demotion `id`.

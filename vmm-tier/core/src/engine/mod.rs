@@ -8,7 +8,9 @@
 //!   Starting ──all pages looked up, source warm──► Running ◄──► Paused | GuestStopped | Blind | Detached
 //! ```
 
+mod check;
 mod flights;
+mod pace;
 mod placement;
 mod plan;
 mod scan;
@@ -22,6 +24,7 @@ pub use snapshot::{Planned, Snapshot, TierSnapshot, VmState};
 
 use self::{
     flights::Flights,
+    pace::Pace,
     scan::Scanner,
     tally::{MoveTotals, PlacedBytes, SampleTally},
 };
@@ -31,7 +34,6 @@ use crate::{
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport},
     pages::{PageIndex, PageIndexError, Span},
-    quota::TokenBucket,
     sample::{SampleAccount, SampleBatch},
     settings::EngineSettings,
     tiers::Tiers,
@@ -120,7 +122,7 @@ pub struct VmEngine {
     map: Option<Arc<GuestMemoryMap>>,
     index: PageIndex,
     heap: DualHeap,
-    bucket: TokenBucket,
+    pace: Pace,
     nodes: BTreeMap<NodeId, NodeMemory>,
     scanner: Scanner,
     flights: Flights,
@@ -136,7 +138,6 @@ impl VmEngine {
     /// An engine without a map; nothing happens before [`Self::set_map`].
     #[must_use]
     pub fn new(settings: EngineSettings, tiers: Tiers, now: Time) -> Self {
-        let bucket = TokenBucket::new(settings.rate_bytes_per_s, settings.batch_bytes, now);
         Self {
             heap: DualHeap::new(0, settings.half_life)
                 .unwrap_or_else(|_| unreachable!("no pages are not too many")),
@@ -147,9 +148,9 @@ impl VmEngine {
                 attached: true,
                 source_up: false,
             },
+            pace: Pace::new(&settings, now),
             settings,
             tiers,
-            bucket,
             map: None,
             index: PageIndex::default(),
             nodes: BTreeMap::new(),
@@ -178,6 +179,13 @@ impl VmEngine {
     #[must_use]
     pub const fn moved_bytes(&self) -> u64 {
         self.totals.promoted_bytes + self.totals.demoted_bytes
+    }
+
+    /// When to give the next [`Event::Tick`] at the latest because moves wait for their rate; `None`
+    /// if none do.
+    #[must_use]
+    pub const fn wakes_at(&self) -> Option<Time> {
+        self.pace.wakes_at()
     }
 
     /// The memory map in force.

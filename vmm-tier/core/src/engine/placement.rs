@@ -1,10 +1,13 @@
 //! Taking in what the sources saw and where the kernel says the pages lie.
 
-use super::{Action, Leftovers, MoveReport, ScanReport, VmEngine, VmState, tally::PlacedBytes};
+use super::{
+    Action, Leftovers, MoveReport, ScanReport, VmEngine, VmState, flights::FlyingPage,
+    tally::PlacedBytes,
+};
 use crate::{
     addr::{HUGE_PAGE, Hva, NodeId},
     dual_heap::{DualHeap, PageId, Placement},
-    moves::{Direction, Outcome, Page, PageResult},
+    moves::{Direction, Outcome, PageResult},
     pages::{PageIndex, Run},
     sample::{AccessSample, DropReason, SampleAddress, SampleBatch},
     settings::Tier,
@@ -65,7 +68,7 @@ impl VmEngine {
         let weight = sample.weight;
         let (heap, tally, index) = (&mut self.heap, &mut self.tally, &self.index);
         index.for_runs(hva, sample.len, |Run { ids, share }| {
-            if weight <= 0.0 {
+            if !(weight > 0.0 && weight.is_finite()) {
                 return;
             }
             let first = ids.start;
@@ -90,6 +93,7 @@ impl VmEngine {
     /// Takes the kernel's word on where a chunk's pages lie.
     pub(super) fn take_scan(&mut self, now: Time, report: &ScanReport) {
         let mut seen = Leftovers::default();
+        let could_look = !report.pages.is_empty();
         for (page, node) in &report.pages {
             match node {
                 None => seen.absent_bytes += page.bytes,
@@ -98,7 +102,7 @@ impl VmEngine {
             }
         }
         let share = self.settings.scan_cpu_share;
-        if !self.scanner.finish(report, seen, now, share) {
+        if !self.scanner.finish(report, seen, now, share) || !could_look {
             return;
         }
         self.refold(now, report);
@@ -159,50 +163,68 @@ impl VmEngine {
         }
     }
 
-    /// Settles every page of a finished batch and launches what waited for it.
+    /// Settles every page of a finished batch and launches what waited for it. A page that the report
+    /// does not speak of counts as busy.
     pub(super) fn take_moves(&mut self, now: Time, report: &MoveReport, actions: &mut Vec<Action>) {
-        if !self.flights.land(report.id) {
-            return;
-        }
-        self.totals.add(report);
-        let mut freed = 0;
-        for result in &report.results {
-            if result.outcome == Outcome::Moved && report.direction == Direction::Demote {
-                freed += result.page.bytes;
-            }
-            self.settle(now, report.direction, result);
-        }
-        if report
-            .results
-            .iter()
-            .any(|result| result.outcome == Outcome::Gone)
-        {
-            actions.push(Action::RefreshMap);
-        }
-        let Some(exchange) = self.flights.exchange_after(report.id) else {
+        let Some(flight) = self.flights.land(report.id) else {
             return;
         };
-        let mut promote: Vec<Page> = Vec::new();
-        for (id, page) in exchange.waiting {
-            if page.bytes <= freed {
-                freed -= page.bytes;
-                promote.push(page);
+        let mut reported = report.results.iter();
+        let mut results = Vec::with_capacity(flight.pages.len());
+        let mut freed = 0;
+        for &(id, page) in &flight.pages {
+            let result = reported.next().filter(|result| result.page == page);
+            let result = result.copied().unwrap_or(PageResult {
+                page,
+                outcome: Outcome::Busy,
+                node: None,
+            });
+            if result.outcome == Outcome::Moved && flight.direction == Direction::Demote {
+                freed += page.bytes;
+            }
+            self.settle(now, id, &result);
+            results.push(result);
+        }
+        self.totals.add(flight.direction, &results, report.cpu_time);
+        let any = |outcome| results.iter().any(|result| result.outcome == outcome);
+        self.pace.finished(now, any(Outcome::Moved));
+        if any(Outcome::Gone) {
+            actions.push(Action::RefreshMap);
+        }
+        if let Some(exchange) = self.flights.exchange_after(report.id) {
+            let promote = self.admitted(exchange.waiting, freed);
+            actions.extend(self.batch_of(Direction::Promote, promote).map(Action::Move));
+        }
+    }
+
+    /// Those of the waiting pages that fit into `freed` bytes and may be promoted still: tiering may have
+    /// been paused or the limit lowered meanwhile. The others wait for another exchange.
+    fn admitted(&mut self, waiting: Vec<FlyingPage>, freed: u64) -> Vec<FlyingPage> {
+        let mut room = match self.state() {
+            VmState::Running => freed.min(self.limit_room()),
+            _ => 0,
+        };
+        let mut admitted = Vec::new();
+        for (id, page) in waiting {
+            if page.bytes <= room {
+                room -= page.bytes;
+                admitted.push((id, page));
             } else {
-                // Its room did not come free: the page waits for another exchange.
                 self.heap.settle(id, Placement::Slow, None);
             }
         }
-        actions.extend(self.batch_of(Direction::Promote, promote).map(Action::Move));
+        admitted
     }
 
-    fn settle(&mut self, now: Time, direction: Direction, result: &PageResult) {
-        let Some(id) = self.index.id_at(result.page.hva) else {
-            return;
-        };
-        let old = match direction {
-            Direction::Promote => Placement::Slow,
-            Direction::Demote => Placement::Fast,
-        };
+    /// Bytes of the fast tier that the guest may still fill under its limit.
+    fn limit_room(&self) -> u64 {
+        let held = self.bytes.of(Tier::Fast) + self.flights.promoting_bytes();
+        let limit = self.settings.fast_limit_bytes;
+        limit.map_or(u64::MAX, |limit| limit.saturating_sub(held))
+    }
+
+    fn settle(&mut self, now: Time, id: PageId, result: &PageResult) {
+        let old = self.heap.state(id).placement;
         let new = match (result.node, result.outcome) {
             (Some(_), _) => self.placement_on(result.node),
             (None, Outcome::Absent | Outcome::Gone) => Placement::Untracked,

@@ -3,7 +3,10 @@
 //! One exchange is under way at a time. Its demotions go first; what they freed, verified by the
 //! kernel, is then promoted, page for page. Room that is free anyway is filled without a demotion.
 
-use super::{Action, VmEngine, flights::Exchange};
+use super::{
+    Action, Planned, VmEngine,
+    flights::{Exchange, FlyingPage},
+};
 use crate::{
     addr::{BASE_PAGE, NodeId, NodeSet},
     dual_heap::{PageId, Placement},
@@ -49,7 +52,9 @@ impl VmEngine {
         if !self.flights.is_empty() {
             return Vec::new();
         }
-        let budget = self.settings.batch_bytes.min(self.bucket.available(now));
+        let Some(budget) = self.pace.budget(now) else {
+            return Vec::new();
+        };
         let mut draft = Draft::default();
         self.shrink_to_limit(now, budget, &mut draft);
         if draft.demote.is_empty() && self.state() == super::VmState::Running {
@@ -58,7 +63,7 @@ impl VmEngine {
         if draft.bytes == 0 {
             return Vec::new();
         }
-        self.bucket.take(now, draft.bytes);
+        self.pace.take(now, draft.bytes);
         self.launch(now, draft)
     }
 
@@ -72,17 +77,23 @@ impl VmEngine {
         let Some(limit) = self.settings.fast_limit_bytes.filter(|_| may_move) else {
             return;
         };
-        let excess = self.bytes.of(Tier::Fast).saturating_sub(limit);
+        let excess = self.fast_bytes().saturating_sub(limit);
+        let slow_room = self.slow_room();
         while draft.bytes < excess.min(budget) {
             let Some(cold) = self.take_coldest_fast(now) else {
                 return;
             };
+            if draft.bytes + cold.page.bytes > slow_room {
+                self.put_back(cold, Placement::Fast);
+                return;
+            }
             draft.add(|d| &mut d.demote, cold);
         }
     }
 
     fn draft_exchange(&mut self, now: Time, budget: u64, draft: &mut Draft) {
         let mut room = self.room();
+        let mut slow_room = self.slow_room();
         while draft.bytes < budget {
             let Some(hot) = self.take_hottest_slow(now) else {
                 return;
@@ -101,9 +112,10 @@ impl VmEngine {
                 self.put_back(hot, Placement::Slow);
                 return;
             }
-            match self.make_room_for(now, hot, size - room) {
+            match self.make_room_for(now, hot, size - room, slow_room) {
                 Some(victims) => {
                     for cold in victims {
+                        slow_room -= cold.page.bytes;
                         room += i64::try_from(cold.page.bytes).unwrap_or(i64::MAX);
                         draft.add(|d| &mut d.demote, cold);
                     }
@@ -125,8 +137,15 @@ impl VmEngine {
     }
 
     /// Takes the coldest fast pages until they hold `need` bytes, or a batch where the headroom lacks
-    /// more than that. `None`, with the heaps as they were, if there are not enough that pay.
-    fn make_room_for(&mut self, now: Time, hot: Candidate, need: i64) -> Option<Vec<Candidate>> {
+    /// more than that. `None`, with the heaps as they were, if there are not enough that pay and fit
+    /// into the slow tier's room.
+    fn make_room_for(
+        &mut self,
+        now: Time,
+        hot: Candidate,
+        need: i64,
+        slow_room: u64,
+    ) -> Option<Vec<Candidate>> {
         let need = u64::try_from(need)
             .unwrap_or(0)
             .min(self.settings.batch_bytes);
@@ -136,8 +155,11 @@ impl VmEngine {
             let cold = self.take_coldest_fast(now);
             // Restoring headroom is owed to nobody in particular: each victim must be one that the
             // hot page would be exchanged with.
-            let pays =
-                cold.is_some_and(|cold| self.knows_cold(cold) && self.pays(now, hot, &[cold]));
+            let pays = cold.is_some_and(|cold| {
+                bytes + cold.page.bytes <= slow_room
+                    && self.knows_cold(cold)
+                    && self.pays(now, hot, &[cold])
+            });
             victims.extend(cold);
             if !pays {
                 for cold in victims {
@@ -192,17 +214,43 @@ impl VmEngine {
         self.settings.min_z.max(chance)
     }
 
-    /// Bytes that may be promoted now; negative where headroom is lacking.
+    /// Bytes that may be promoted now; negative where headroom is lacking. A batch goes to one node, so
+    /// the room is that of the fast node that has the most.
     fn room(&self) -> i64 {
-        let free: i64 = self
+        let free = self
             .nodes_of(&self.tiers.fast)
             .map(|node| node.room_bytes(self.settings.headroom_bytes))
-            .sum();
+            .max()
+            .unwrap_or(0);
         let limit = self.settings.fast_limit_bytes.map_or(i64::MAX, |limit| {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            limit - i64::try_from(self.bytes.of(Tier::Fast)).unwrap_or(i64::MAX)
+            limit - i64::try_from(self.fast_bytes()).unwrap_or(i64::MAX)
         });
         free.min(limit)
+    }
+
+    /// Bytes that may be demoted now: beyond them the kernel would reclaim memory of the slow node, which
+    /// may be the guest's own.
+    fn slow_room(&self) -> u64 {
+        let rooms = self
+            .nodes_of(&self.tiers.slow)
+            .map(|node| node.room_bytes(0));
+        u64::try_from(rooms.max().unwrap_or(0)).unwrap_or(0)
+    }
+
+    /// Bytes of the guest in the fast tier; in a dry run, as if what was planned had happened.
+    fn fast_bytes(&self) -> u64 {
+        let bytes = self.bytes.of(Tier::Fast);
+        if !self.settings.dry_run {
+            return bytes;
+        }
+        let Planned {
+            promote_bytes,
+            demote_bytes,
+        } = self.totals.planned;
+        bytes
+            .saturating_add(promote_bytes)
+            .saturating_sub(demote_bytes)
     }
 
     fn take_hottest_slow(&mut self, now: Time) -> Option<Candidate> {
@@ -266,12 +314,19 @@ impl VmEngine {
     }
 
     fn batch(&mut self, direction: Direction, pages: Vec<Candidate>) -> Option<MoveBatch> {
-        self.batch_of(direction, pages.into_iter().map(|c| c.page).collect())
+        self.batch_of(
+            direction,
+            pages.into_iter().map(|c| (c.id, c.page)).collect(),
+        )
     }
 
     /// Makes a batch of pages that are in flight, towards the target tier's node with the most room.
-    pub(super) fn batch_of(&mut self, direction: Direction, pages: Vec<Page>) -> Option<MoveBatch> {
-        if pages.is_empty() {
+    pub(super) fn batch_of(
+        &mut self,
+        direction: Direction,
+        flying: Vec<FlyingPage>,
+    ) -> Option<MoveBatch> {
+        if flying.is_empty() {
             return None;
         }
         let nodes = match direction {
@@ -279,7 +334,8 @@ impl VmEngine {
             Direction::Demote => &self.tiers.slow,
         };
         let target = self.roomiest(nodes)?;
-        let id = self.flights.launch(pages.len() as u64);
+        let pages = flying.iter().map(|&(_, page)| page).collect();
+        let id = self.flights.launch(direction, flying);
         Some(MoveBatch {
             id,
             direction,

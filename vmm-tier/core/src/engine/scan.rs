@@ -36,7 +36,8 @@ pub struct ScanReport {
     pub request: ScanRequest,
     /// Heads of the transparent huge pages in it, in rising order.
     pub huge: Vec<Hva>,
-    /// Every page in it (a huge page once) and its node, `None` if it is not present.
+    /// Every page in it (a huge page once) and its node, `None` if it is not present. Empty if the
+    /// kernel could not be asked: then nothing is learnt of these pages.
     pub pages: Vec<(Page, Option<NodeId>)>,
     /// CPU time that the look-up took.
     pub cpu_time: Duration,
@@ -57,7 +58,8 @@ pub(crate) struct Scanner {
     spans: Vec<Span>,
     cursor: (usize, u64),
     urgent: VecDeque<ScanRequest>,
-    urgent_heads: BTreeSet<Hva>,
+    urgent_starts: BTreeSet<Hva>,
+    was_urgent: bool,
     under_way: Option<ScanRequest>,
     next_at: Time,
     rounds: u64,
@@ -82,10 +84,6 @@ impl Scanner {
 
     /// Asks for the huge-page sized neighbourhood of `hva` out of turn.
     pub(crate) fn ask_urgently(&mut self, hva: Hva) {
-        let head = hva.align_down(HUGE_PAGE);
-        if self.urgent.len() >= URGENT_MAX || !self.urgent_heads.insert(head) {
-            return;
-        }
         let Some(span) = self
             .spans
             .iter()
@@ -95,6 +93,9 @@ impl Scanner {
         };
         let size = HUGE_PAGE.max(span.frame_bytes);
         let start = hva.align_down(size).max(span.hva);
+        if self.urgent.len() >= URGENT_MAX || !self.urgent_starts.insert(start) {
+            return;
+        }
         let end = (hva.align_down(size).0 + size).min(span.hva.0 + span.bytes);
         self.urgent.push_back(ScanRequest {
             span: Span {
@@ -114,10 +115,16 @@ impl Scanner {
         {
             return None;
         }
-        let request = match self.urgent.pop_front() {
+        // In turns: pages that are sampled and stay absent (a coarse region speaks for them too) ask out
+        // of turn for ever, and must not keep the round from going on.
+        let urgent = match self.was_urgent {
+            true => None,
+            false => self.urgent.pop_front(),
+        };
+        self.was_urgent = urgent.is_some();
+        let request = match urgent {
             Some(request) => {
-                self.urgent_heads
-                    .remove(&request.span.hva.align_down(HUGE_PAGE));
+                self.urgent_starts.remove(&request.span.hva);
                 request
             }
             None => self.next_in_turn(),
@@ -270,6 +277,45 @@ mod tests {
         ));
         let next = scanner.next(Time(0)).unwrap();
         assert_eq!(next.span.hva, Hva(MIB));
+    }
+
+    #[test]
+    fn round_when_urgent_requests_never_end_goes_on() {
+        let mut scanner = scanner();
+        let mut asked = 0;
+        while !scanner.has_seen_all() {
+            scanner.ask_urgently(Hva(30 * MIB));
+            let request = scanner.next(Time(0)).unwrap();
+            asked += 1;
+            assert!(
+                asked <= 8,
+                "4 requests make a round, as many urgent ones come between"
+            );
+            let done = answer(request, Duration::ZERO);
+            assert!(scanner.finish(&done, Leftovers::default(), Time(0), 0.5));
+        }
+    }
+
+    #[test]
+    fn urgent_request_when_in_the_middle_of_a_large_page_can_be_asked_again() {
+        let gib = 1 << 30;
+        let mut scanner = Scanner::default();
+        let span = Span {
+            hva: Hva(gib),
+            bytes: 2 * gib,
+            frame_bytes: gib,
+        };
+        scanner.reset(vec![span], Time(0));
+        for _ in 0..2 {
+            scanner.ask_urgently(Hva(gib + 5 * MIB));
+            let request = scanner.next(Time(0)).unwrap();
+            assert_eq!((request.span.hva, request.span.bytes), (Hva(gib), gib));
+            let done = answer(request, Duration::ZERO);
+            assert!(scanner.finish(&done, Leftovers::default(), Time(0), 0.5));
+            let in_turn = scanner.next(Time(0)).unwrap();
+            let done = answer(in_turn, Duration::ZERO);
+            assert!(scanner.finish(&done, Leftovers::default(), Time(0), 0.5));
+        }
     }
 
     #[test]

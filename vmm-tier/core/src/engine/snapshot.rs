@@ -141,7 +141,7 @@ impl VmEngine {
             page_sizes: self.bytes.by_page_size.clone(),
             absent_bytes: self.scanner.last_round.absent_bytes,
             elsewhere_bytes: self.scanner.last_round.elsewhere_bytes,
-            in_flight_pages: self.flights.pages(),
+            in_flight_pages: self.flights.pages().count() as u64,
             engine_memory_bytes: self.heap.memory_bytes() as u64,
             move_cost_ns: self.totals.cost_per_frame_ns.map(|ns| ns as u64),
             map_generation: self.map.as_ref().map_or(0, |map| map.generation()),

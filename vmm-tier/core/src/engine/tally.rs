@@ -8,7 +8,7 @@ use crate::{
     dual_heap::Placement,
     exchange,
     heat::Decay,
-    moves::{Direction, MoveReport, Outcome},
+    moves::{Direction, Outcome, PageResult},
     sample::SampleBatch,
     settings::Tier,
     time::Time,
@@ -28,6 +28,11 @@ impl PlacedBytes {
             Tier::Fast => self.fast,
             Tier::Slow => self.slow,
         }
+    }
+
+    /// Whether both count the same bytes.
+    pub(super) fn agrees_with(&self, other: &Self) -> bool {
+        (self.fast, self.slow, &self.by_page_size) == (other.fast, other.slow, &other.by_page_size)
     }
 
     /// A page of `bytes` bytes went from one placement to another.
@@ -164,21 +169,21 @@ pub(super) struct MoveTotals {
 }
 
 impl MoveTotals {
-    pub(super) fn add(&mut self, report: &MoveReport) {
+    pub(super) fn add(&mut self, direction: Direction, results: &[PageResult], cpu_time: Duration) {
         let mut moved = 0;
-        for result in &report.results {
+        for result in results {
             match result.outcome {
                 Outcome::Moved => moved += result.page.bytes,
                 failed => *self.failed.entry(failed).or_default() += 1,
             }
         }
-        match report.direction {
+        match direction {
             Direction::Promote => self.promoted_bytes += moved,
             Direction::Demote => self.demoted_bytes += moved,
         }
         if moved > 0 {
             let frames = (moved / BASE_PAGE).max(1) as f64;
-            let cost = report.cpu_time.as_nanos() as f64 / frames;
+            let cost = cpu_time.as_nanos() as f64 / frames;
             let old = self.cost_per_frame_ns.unwrap_or(cost);
             // A call has a price of its own: a batch of a few pages says little of what a page costs.
             self.cost_per_frame_ns = Some(old + (cost - old) * (frames / COST_FRAMES).min(1.0));

@@ -1,0 +1,148 @@
+//! How fast pages are moved: a token bucket, and rests when nothing that is tried succeeds.
+
+use std::time::Duration;
+
+use crate::{quota::TokenBucket, settings::EngineSettings, time::Time};
+
+/// The rest after the second batch in a row of which nothing moved; doubled with each further one.
+const FIRST_REST: Duration = Duration::from_millis(100);
+/// The longest rest: a host that refuses every move is asked again this often.
+const LONGEST_REST: Duration = Duration::from_secs(10);
+
+/// When the next batch may go and how large it may be.
+#[derive(Debug)]
+pub(super) struct Pace {
+    bucket: TokenBucket,
+    /// When the last batch is paid for that took more than the bucket held: a huge page may be larger
+    /// than all it can hold.
+    paid_at: Option<Time>,
+    /// Batches in a row of which nothing moved.
+    fruitless: u32,
+    rest_until: Time,
+    /// When a batch that had to wait for tokens may go.
+    wakes_at: Option<Time>,
+}
+
+impl Pace {
+    pub(super) fn new(settings: &EngineSettings, now: Time) -> Self {
+        Self {
+            bucket: TokenBucket::new(settings.rate_bytes_per_s, settings.batch_bytes, now),
+            paid_at: None,
+            fruitless: 0,
+            rest_until: Time(0),
+            wakes_at: None,
+        }
+    }
+
+    /// The bytes that a batch may have now, or `None` if it is too early for one.
+    ///
+    /// Waits until half a batch has gathered: each kernel call has a price for the whole host (it
+    /// drains every CPU's page lists), so many calls of few pages cost more than they move.
+    pub(super) fn budget(&mut self, now: Time) -> Option<u64> {
+        self.wakes_at = None;
+        if now < self.rest_until {
+            return None;
+        }
+        if let Some(paid_at) = self.paid_at {
+            if now < paid_at {
+                self.wakes_at = Some(paid_at);
+                return None;
+            }
+            // What came in until then went into the debt.
+            self.bucket.take_up_to(paid_at, u64::MAX);
+            self.paid_at = None;
+        }
+        let least = (self.bucket.burst_bytes() / 2).max(1);
+        let available = self.bucket.available(now);
+        if available < least {
+            self.wakes_at = Some(now + self.time_for(least - available));
+            return None;
+        }
+        Some(available)
+    }
+
+    /// Takes the bytes of a batch, which may be more than its budget.
+    pub(super) fn take(&mut self, now: Time, bytes: u64) {
+        let owed = bytes - self.bucket.take_up_to(now, bytes);
+        self.paid_at = (owed > 0).then(|| now + self.time_for(owed));
+    }
+
+    fn time_for(&self, bytes: u64) -> Duration {
+        let rate = u128::from(self.bucket.rate_bytes_per_s().max(1));
+        let ns = (u128::from(bytes) * 1_000_000_000).div_ceil(rate);
+        Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
+
+    /// Takes note of a finished batch.
+    pub(super) fn finished(&mut self, now: Time, any_moved: bool) {
+        if any_moved {
+            self.fruitless = 0;
+            return;
+        }
+        self.fruitless = self.fruitless.saturating_add(1);
+        let doublings = self.fruitless.saturating_sub(2).min(16);
+        if self.fruitless > 1 {
+            self.rest_until = now + (FIRST_REST * (1 << doublings)).min(LONGEST_REST);
+        }
+    }
+
+    /// When something may move that had to wait; `None` if nothing waits.
+    pub(super) const fn wakes_at(&self) -> Option<Time> {
+        self.wakes_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn pace() -> Pace {
+        let settings = EngineSettings {
+            rate_bytes_per_s: 8 * MIB,
+            batch_bytes: 4 * MIB,
+            ..EngineSettings::default()
+        };
+        Pace::new(&settings, Time(0))
+    }
+
+    #[test]
+    fn budget_when_a_batch_took_more_than_there_was_waits_until_it_is_paid() {
+        let mut pace = pace();
+        assert_eq!(pace.budget(Time(0)), Some(4 * MIB));
+        // A page of 1 GiB: 1020 MiB of debt, then half a batch, at 8 MiB a second.
+        pace.take(Time(0), 1 << 30);
+        for wait_ms in [127_500, 127_750] {
+            let wake = Time(0) + Duration::from_millis(wait_ms);
+            assert_eq!(pace.budget(Time(wake.0 - 1_000_000)), None);
+            let error = pace.wakes_at().unwrap().since(wake);
+            assert!(error < Duration::from_micros(1), "rounded to a byte");
+            let before = pace.budget(wake);
+            assert_eq!(before.is_some(), wait_ms == 127_750);
+        }
+        assert_eq!(pace.wakes_at(), None);
+    }
+
+    #[test]
+    fn rests_when_nothing_moves_grow_and_end_with_a_success() {
+        let mut pace = pace();
+        pace.finished(Time(0), false);
+        assert!(pace.budget(Time(0)).is_some(), "one failure may be chance");
+        let mut now = Time(0);
+        for expected_ms in [100, 200, 400] {
+            pace.finished(now, false);
+            let rest = Duration::from_millis(expected_ms);
+            assert_eq!(pace.budget(Time((now + rest).0 - 1)), None);
+            now = now + rest;
+            assert!(pace.budget(now).is_some());
+        }
+        for _ in 0..100 {
+            pace.finished(now, false);
+        }
+        assert!(pace.budget(now + LONGEST_REST).is_some());
+        pace.finished(now, true);
+        pace.finished(now + LONGEST_REST, false);
+        assert!(pace.budget(now + LONGEST_REST).is_some());
+    }
+}

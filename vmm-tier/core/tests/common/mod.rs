@@ -1,0 +1,184 @@
+//! A model of the kernel for tests of the engine: nodes with room for so many pages, pages on nodes,
+//! moves that fail where the real kernel fails.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tier_core::{
+    addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
+    engine::{Event, NodeMemory, ScanReport},
+    map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
+    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
+    settings::EngineSettings,
+    tiers::Tiers,
+};
+
+pub(crate) const FAST: NodeId = NodeId(0);
+pub(crate) const SLOW: NodeId = NodeId(1);
+pub(crate) const BASE: u64 = 0x7f00_0000_0000;
+pub(crate) const GPA_BASE: u64 = 1 << 20;
+
+/// A host with one guest.
+pub(crate) struct Kernel {
+    /// Node of each 4 KiB frame; `None` is absent.
+    pub(crate) frames: Vec<Option<NodeId>>,
+    /// Frames whose first belongs to a huge page of 512.
+    pub(crate) huge: Vec<u32>,
+    pub(crate) fast_capacity: u64,
+    /// Free bytes of the slow node.
+    pub(crate) slow_free: u64,
+    /// What a move of the page at this address ends with, instead of success.
+    pub(crate) fails: BTreeMap<u64, Outcome>,
+    pub(crate) moved_bytes: BTreeMap<NodeId, u64>,
+}
+
+impl Kernel {
+    pub(crate) fn new(
+        frames: u32,
+        fast_capacity: u64,
+        node_of: impl Fn(u32) -> Option<NodeId>,
+    ) -> Self {
+        Self {
+            frames: (0..frames).map(node_of).collect(),
+            huge: Vec::new(),
+            fast_capacity,
+            slow_free: 1 << 40,
+            fails: BTreeMap::new(),
+            moved_bytes: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn free(&self) -> u64 {
+        self.fast_capacity
+            - self
+                .frames
+                .iter()
+                .filter(|&&node| node == Some(FAST))
+                .count() as u64
+                * BASE_PAGE
+    }
+
+    pub(crate) fn nodes(&self) -> Event {
+        let node = |node, free_bytes| NodeMemory {
+            node,
+            free_bytes,
+            high_watermark_bytes: 0,
+        };
+        Event::Nodes(vec![node(FAST, self.free()), node(SLOW, self.slow_free)])
+    }
+
+    fn frame(page: Page) -> usize {
+        usize::try_from((page.hva.0 - BASE) / BASE_PAGE).unwrap()
+    }
+
+    pub(crate) fn apply(&mut self, batch: &MoveBatch) -> MoveReport {
+        let mut results = Vec::new();
+        for &page in &batch.pages {
+            let first = Self::frame(page);
+            // The kernel moves the folio that it finds, whatever we take it for.
+            let is_huge = self.huge.contains(&u32::try_from(first).unwrap());
+            let count = if is_huge { 512 } else { 1 };
+            let bytes = count as u64 * BASE_PAGE;
+            let free = if batch.target == FAST {
+                self.free()
+            } else {
+                self.slow_free
+            };
+            let no_room = free < bytes;
+            let outcome = match (self.fails.get(&page.hva.0), self.frames[first]) {
+                (Some(&outcome), _) => outcome,
+                (None, None) => Outcome::Absent,
+                (None, Some(_)) if no_room => Outcome::NoMemory,
+                (None, Some(_)) => Outcome::Moved,
+            };
+            let mut outcome = outcome;
+            if outcome == Outcome::Moved {
+                if batch.target == SLOW {
+                    self.slow_free -= bytes;
+                } else {
+                    self.slow_free += bytes;
+                }
+                self.frames[first..first + count].fill(Some(batch.target));
+                *self.moved_bytes.entry(batch.target).or_default() += bytes;
+                if page.bytes > bytes {
+                    outcome = Outcome::Split;
+                }
+            }
+            results.push(PageResult {
+                page,
+                outcome,
+                node: self.frames[first],
+            });
+        }
+        let cpu_time = Duration::from_micros(5 * results.len() as u64);
+        MoveReport {
+            id: batch.id,
+            direction: batch.direction,
+            target: batch.target,
+            results,
+            cpu_time,
+        }
+    }
+
+    pub(crate) fn scan(&self, request: tier_core::engine::ScanRequest) -> ScanReport {
+        let span = request.span;
+        let first = (span.hva.0 - BASE) / BASE_PAGE;
+        let mut pages = Vec::new();
+        let mut huge = Vec::new();
+        let mut at = first;
+        while at < first + span.bytes / BASE_PAGE {
+            let hva = Hva(BASE + at * BASE_PAGE);
+            let frame = usize::try_from(at).unwrap();
+            let is_huge = self.huge.contains(&u32::try_from(at).unwrap());
+            let bytes = if is_huge { HUGE_PAGE } else { BASE_PAGE };
+            if is_huge {
+                huge.push(hva);
+            }
+            pages.push((Page { hva, bytes }, self.frames[frame]));
+            at += bytes / BASE_PAGE;
+        }
+        ScanReport {
+            request,
+            huge,
+            pages,
+            cpu_time: Duration::from_micros(10),
+        }
+    }
+}
+
+/// The map of a guest of so many frames from [`BASE`] on.
+pub(crate) fn map(generation: u64, frames: u32) -> Arc<GuestMemoryMap> {
+    let len = u64::from(frames) * BASE_PAGE;
+    let block = RamBlock {
+        name: "ram0".to_owned(),
+        hva: Hva(BASE),
+        used: len,
+        total: len,
+        page_size: BASE_PAGE,
+        backing: None,
+    };
+    let range = MapRange {
+        gpa: Gpa(GPA_BASE),
+        len,
+        block: BlockIndex(0),
+        offset: 0,
+        hva: Hva(BASE),
+    };
+    Arc::new(GuestMemoryMap::new(generation, vec![block], vec![range]).unwrap())
+}
+
+pub(crate) fn settings() -> EngineSettings {
+    EngineSettings {
+        headroom_bytes: 16 * BASE_PAGE,
+        batch_bytes: HUGE_PAGE,
+        ..EngineSettings::default()
+    }
+}
+
+pub(crate) fn tiers() -> Tiers {
+    Tiers {
+        fast: NodeSet::from_iter([FAST]),
+        slow: NodeSet::from_iter([SLOW]),
+        fast_latency_ns: 80.0,
+        slow_latency_ns: 250.0,
+    }
+}
