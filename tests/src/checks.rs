@@ -7,6 +7,9 @@ use crate::result::RunResult;
 use crate::scenario::{Check, Run};
 use crate::stats::{mean, standard_deviation};
 
+/// Bytes of a mebibyte.
+const MIB: f64 = 1_048_576.0;
+
 /// One check and its outcome, in words that a person reads.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CheckResult {
@@ -91,6 +94,12 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
                 .map(|(moved, least)| moved as f64 / least as f64),
             format!("≤ {max}"),
             |v| v <= *max,
+        ),
+        Check::MovedAtMost { mib } => CheckResult::number(
+            "MiB moved".to_owned(),
+            summary.moved_bytes.map(|bytes| bytes as f64 / MIB),
+            format!("≤ {mib}"),
+            |v| v <= *mib,
         ),
         Check::ThroughputRatio { min } => CheckResult::number(
             "throughput at the plateau over that without".to_owned(),
@@ -265,6 +274,9 @@ mod tests {
     fn moved_bytes_when_twice_the_least_exceed_a_bound_of_less() {
         assert!(outcome("{ that = 'moved-over-least', max = 1.0 }").pass);
         assert!(!outcome("{ that = 'moved-over-least', max = 0.9 }").pass);
+        // 16 000 pages of 4 KiB
+        assert!(outcome("{ that = 'moved-at-most', mib = 62.5 }").pass);
+        assert!(!outcome("{ that = 'moved-at-most', mib = 62.0 }").pass);
     }
 
     #[test]

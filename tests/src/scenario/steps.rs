@@ -203,6 +203,11 @@ pub enum Check {
         /// Largest ratio.
         max: f64,
     },
+    /// Bytes moved as the kernel counts them.
+    MovedAtMost {
+        /// Largest number of mebibytes.
+        mib: f64,
+    },
     /// Median throughput at the plateau over the median without the agent.
     ThroughputRatio {
         /// Least ratio.
