@@ -208,7 +208,7 @@ mod tests {
             bytes: 2 * HUGE_PAGE,
             frame_bytes: BASE_PAGE,
         };
-        let pages = pages_of(ScanRequest { span }, &[Hva(2 * HUGE_PAGE)]);
+        let pages = pages_of(ScanRequest { id: 1, span }, &[Hva(2 * HUGE_PAGE)]);
         assert_eq!(pages.len(), 512 + 1);
         assert_eq!(pages.iter().map(|page| page.bytes).sum::<u64>(), span.bytes);
         assert_eq!(
@@ -232,7 +232,7 @@ mod tests {
                 bytes: frames * BASE_PAGE,
                 frame_bytes: BASE_PAGE,
             };
-            worker.submit(Job::Scan(ScanRequest { span }));
+            worker.submit(Job::Scan(ScanRequest { id: 1, span }));
         }
         for frames in [1, 2, 3] {
             let Done::Scanned(report) = worker.done().recv().unwrap() else {

@@ -10,12 +10,12 @@
 
 mod check;
 mod flights;
-mod pace;
 mod placement;
 mod plan;
 mod scan;
 mod snapshot;
 mod tally;
+mod throttle;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -24,9 +24,9 @@ pub use snapshot::{Planned, Snapshot, TierSnapshot, VmState};
 
 use self::{
     flights::Flights,
-    pace::Pace,
     scan::Scanner,
     tally::{MoveTotals, PlacedBytes, SampleTally},
+    throttle::Throttle,
 };
 use crate::{
     addr::{NodeId, NodeSet},
@@ -122,7 +122,7 @@ pub struct VmEngine {
     map: Option<Arc<GuestMemoryMap>>,
     index: PageIndex,
     heap: DualHeap,
-    pace: Pace,
+    throttle: Throttle,
     nodes: BTreeMap<NodeId, NodeMemory>,
     scanner: Scanner,
     flights: Flights,
@@ -148,7 +148,7 @@ impl VmEngine {
                 attached: true,
                 source_up: false,
             },
-            pace: Pace::new(&settings, now),
+            throttle: Throttle::new(&settings, now),
             settings,
             tiers,
             map: None,
@@ -185,7 +185,7 @@ impl VmEngine {
     /// if none do.
     #[must_use]
     pub const fn wakes_at(&self) -> Option<Time> {
-        self.pace.wakes_at()
+        self.throttle.wakes_at()
     }
 
     /// The memory map in force.

@@ -187,7 +187,7 @@ impl VmEngine {
         }
         self.totals.add(flight.direction, &results, report.cpu_time);
         let any = |outcome| results.iter().any(|result| result.outcome == outcome);
-        self.pace.finished(now, any(Outcome::Moved));
+        self.throttle.finished(now, any(Outcome::Moved));
         if any(Outcome::Gone) {
             actions.push(Action::RefreshMap);
         }

@@ -52,7 +52,7 @@ impl VmEngine {
         if !self.flights.is_empty() {
             return Vec::new();
         }
-        let Some(budget) = self.pace.budget(now) else {
+        let Some(budget) = self.throttle.budget(now) else {
             return Vec::new();
         };
         let mut draft = Draft::default();
@@ -63,7 +63,7 @@ impl VmEngine {
         if draft.bytes == 0 {
             return Vec::new();
         }
-        self.pace.take(now, draft.bytes);
+        self.throttle.take(now, draft.bytes);
         self.launch(now, draft)
     }
 

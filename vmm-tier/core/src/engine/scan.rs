@@ -25,6 +25,8 @@ const URGENT_MAX: usize = 256;
 /// A stretch of guest memory whose placement the engine wants to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanRequest {
+    /// Tells requests apart that look at the same place.
+    pub id: u64,
     /// What to look at.
     pub span: Span,
 }
@@ -57,7 +59,8 @@ pub struct Leftovers {
 pub(crate) struct Scanner {
     spans: Vec<Span>,
     cursor: (usize, u64),
-    urgent: VecDeque<ScanRequest>,
+    last_id: u64,
+    urgent: VecDeque<Span>,
     urgent_starts: BTreeSet<Hva>,
     was_urgent: bool,
     under_way: Option<ScanRequest>,
@@ -73,6 +76,7 @@ impl Scanner {
         *self = Self {
             spans,
             next_at: now,
+            last_id: self.last_id,
             ..Self::default()
         };
     }
@@ -97,12 +101,10 @@ impl Scanner {
             return;
         }
         let end = (hva.align_down(size).0 + size).min(span.hva.0 + span.bytes);
-        self.urgent.push_back(ScanRequest {
-            span: Span {
-                hva: start,
-                bytes: end - start.0,
-                frame_bytes: span.frame_bytes,
-            },
+        self.urgent.push_back(Span {
+            hva: start,
+            bytes: end - start.0,
+            frame_bytes: span.frame_bytes,
         });
     }
 
@@ -122,18 +124,23 @@ impl Scanner {
             false => self.urgent.pop_front(),
         };
         self.was_urgent = urgent.is_some();
-        let request = match urgent {
-            Some(request) => {
-                self.urgent_starts.remove(&request.span.hva);
-                request
+        let span = match urgent {
+            Some(span) => {
+                self.urgent_starts.remove(&span.hva);
+                span
             }
             None => self.next_in_turn(),
+        };
+        self.last_id += 1;
+        let request = ScanRequest {
+            id: self.last_id,
+            span,
         };
         self.under_way = Some(request);
         Some(request)
     }
 
-    fn next_in_turn(&self) -> ScanRequest {
+    fn next_in_turn(&self) -> Span {
         let (i, offset) = self.cursor;
         let span = self.spans[i];
         let bytes = (span.bytes - offset).min(CHUNK_FRAMES * span.frame_bytes);
@@ -145,9 +152,7 @@ impl Scanner {
         } else {
             bytes
         };
-        ScanRequest {
-            span: Span { hva, bytes, ..span },
-        }
+        Span { hva, bytes, ..span }
     }
 
     /// Takes note of a finished request. Returns false if it is not the one under way (asked under an
@@ -321,20 +326,15 @@ mod tests {
     #[test]
     fn report_when_it_answers_an_older_map_is_refused() {
         let mut scanner = scanner();
-        let request = scanner.next(Time(0)).unwrap();
-        scanner.reset(
-            vec![Span {
-                hva: Hva(MIB),
-                bytes: MIB,
-                frame_bytes: BASE_PAGE,
-            }],
-            Time(0),
-        );
-        assert!(!scanner.finish(
-            &answer(request, Duration::ZERO),
-            Leftovers::default(),
-            Time(0),
-            0.5
-        ));
+        let old = scanner.next(Time(0)).unwrap();
+        let spans = scanner.spans.clone();
+        scanner.reset(spans, Time(0));
+        let new = scanner.next(Time(0)).unwrap();
+        assert_eq!(old.span, new.span);
+        for (request, is_taken) in [(old, false), (new, true), (new, false)] {
+            let done = answer(request, Duration::ZERO);
+            let taken = scanner.finish(&done, Leftovers::default(), Time(0), 0.5);
+            assert_eq!(taken, is_taken);
+        }
     }
 }

@@ -75,8 +75,9 @@ impl Kernel {
         for &page in &batch.pages {
             let first = Self::frame(page);
             // The kernel moves the folio that it finds, whatever we take it for.
-            let is_huge = self.huge.contains(&u32::try_from(first).unwrap());
-            let count = if is_huge { 512 } else { 1 };
+            let head = first - first % 512;
+            let is_huge = self.huge.contains(&u32::try_from(head).unwrap());
+            let (head, count) = if is_huge { (head, 512) } else { (first, 1) };
             let bytes = count as u64 * BASE_PAGE;
             let free = if batch.target == FAST {
                 self.free()
@@ -87,17 +88,18 @@ impl Kernel {
             let outcome = match (self.fails.get(&page.hva.0), self.frames[first]) {
                 (Some(&outcome), _) => outcome,
                 (None, None) => Outcome::Absent,
+                (None, Some(node)) if node == batch.target => Outcome::Moved,
                 (None, Some(_)) if no_room => Outcome::NoMemory,
                 (None, Some(_)) => Outcome::Moved,
             };
             let mut outcome = outcome;
-            if outcome == Outcome::Moved {
+            if outcome == Outcome::Moved && self.frames[first] != Some(batch.target) {
                 if batch.target == SLOW {
                     self.slow_free -= bytes;
                 } else {
                     self.slow_free += bytes;
                 }
-                self.frames[first..first + count].fill(Some(batch.target));
+                self.frames[head..head + count].fill(Some(batch.target));
                 *self.moved_bytes.entry(batch.target).or_default() += bytes;
                 if page.bytes > bytes {
                     outcome = Outcome::Split;
@@ -128,7 +130,9 @@ impl Kernel {
         while at < first + span.bytes / BASE_PAGE {
             let hva = Hva(BASE + at * BASE_PAGE);
             let frame = usize::try_from(at).unwrap();
-            let is_huge = self.huge.contains(&u32::try_from(at).unwrap());
+            // One that reaches past the span is looked at frame by frame.
+            let is_huge = self.huge.contains(&u32::try_from(at).unwrap())
+                && at + 512 <= first + span.bytes / BASE_PAGE;
             let bytes = if is_huge { HUGE_PAGE } else { BASE_PAGE };
             if is_huge {
                 huge.push(hva);

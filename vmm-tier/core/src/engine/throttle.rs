@@ -11,7 +11,7 @@ const LONGEST_REST: Duration = Duration::from_secs(10);
 
 /// When the next batch may go and how large it may be.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct Throttle {
     bucket: TokenBucket,
     /// When the last batch is paid for that took more than the bucket held: a huge page may be larger
     /// than all it can hold.
@@ -23,7 +23,7 @@ pub(super) struct Pace {
     wakes_at: Option<Time>,
 }
 
-impl Pace {
+impl Throttle {
     pub(super) fn new(settings: &EngineSettings, now: Time) -> Self {
         Self {
             bucket: TokenBucket::new(settings.rate_bytes_per_s, settings.batch_bytes, now),
@@ -98,51 +98,54 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn pace() -> Pace {
+    fn throttle() -> Throttle {
         let settings = EngineSettings {
             rate_bytes_per_s: 8 * MIB,
             batch_bytes: 4 * MIB,
             ..EngineSettings::default()
         };
-        Pace::new(&settings, Time(0))
+        Throttle::new(&settings, Time(0))
     }
 
     #[test]
     fn budget_when_a_batch_took_more_than_there_was_waits_until_it_is_paid() {
-        let mut pace = pace();
-        assert_eq!(pace.budget(Time(0)), Some(4 * MIB));
+        let mut throttle = throttle();
+        assert_eq!(throttle.budget(Time(0)), Some(4 * MIB));
         // A page of 1 GiB: 1020 MiB of debt, then half a batch, at 8 MiB a second.
-        pace.take(Time(0), 1 << 30);
+        throttle.take(Time(0), 1 << 30);
         for wait_ms in [127_500, 127_750] {
             let wake = Time(0) + Duration::from_millis(wait_ms);
-            assert_eq!(pace.budget(Time(wake.0 - 1_000_000)), None);
-            let error = pace.wakes_at().unwrap().since(wake);
+            assert_eq!(throttle.budget(Time(wake.0 - 1_000_000)), None);
+            let error = throttle.wakes_at().unwrap().since(wake);
             assert!(error < Duration::from_micros(1), "rounded to a byte");
-            let before = pace.budget(wake);
+            let before = throttle.budget(wake);
             assert_eq!(before.is_some(), wait_ms == 127_750);
         }
-        assert_eq!(pace.wakes_at(), None);
+        assert_eq!(throttle.wakes_at(), None);
     }
 
     #[test]
     fn rests_when_nothing_moves_grow_and_end_with_a_success() {
-        let mut pace = pace();
-        pace.finished(Time(0), false);
-        assert!(pace.budget(Time(0)).is_some(), "one failure may be chance");
+        let mut throttle = throttle();
+        throttle.finished(Time(0), false);
+        assert!(
+            throttle.budget(Time(0)).is_some(),
+            "one failure may be chance"
+        );
         let mut now = Time(0);
         for expected_ms in [100, 200, 400] {
-            pace.finished(now, false);
+            throttle.finished(now, false);
             let rest = Duration::from_millis(expected_ms);
-            assert_eq!(pace.budget(Time((now + rest).0 - 1)), None);
+            assert_eq!(throttle.budget(Time((now + rest).0 - 1)), None);
             now = now + rest;
-            assert!(pace.budget(now).is_some());
+            assert!(throttle.budget(now).is_some());
         }
         for _ in 0..100 {
-            pace.finished(now, false);
+            throttle.finished(now, false);
         }
-        assert!(pace.budget(now + LONGEST_REST).is_some());
-        pace.finished(now, true);
-        pace.finished(now + LONGEST_REST, false);
-        assert!(pace.budget(now + LONGEST_REST).is_some());
+        assert!(throttle.budget(now + LONGEST_REST).is_some());
+        throttle.finished(now, true);
+        throttle.finished(now + LONGEST_REST, false);
+        assert!(throttle.budget(now + LONGEST_REST).is_some());
     }
 }

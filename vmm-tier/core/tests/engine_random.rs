@@ -1,0 +1,404 @@
+//! The engine under random events: whatever comes in whatever order, its books agree with the model of
+//! the kernel.
+
+mod common;
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use tier_core::{
+    addr::{BASE_PAGE, HUGE_PAGE, Hva, NodeId},
+    engine::{Action, Event, NodeMemory, ScanReport, VmEngine, VmState},
+    moves::{Direction, MoveBatch, MoveReport, Outcome},
+    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch},
+    settings::EngineSettings,
+    time::Time,
+};
+
+use common::{BASE, FAST, Kernel, SLOW, map, settings, tiers};
+
+/// Four huge pages and a piece of a fifth.
+const FRAMES: u32 = 4 * 512 + 100;
+
+#[derive(Clone, Copy, Debug)]
+enum Mangle {
+    Nothing,
+    Fewer,
+    Reversed,
+    Twice,
+    Others,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    /// The worker finishes the next thing that it was asked for.
+    Answer(Mangle),
+    /// The worker could not look.
+    Unanswered,
+    Samples {
+        hot: u32,
+        weight: f32,
+        stale: bool,
+    },
+    Source(bool),
+    Stopped(bool),
+    Attached(bool),
+    Pause(bool),
+    Limit(Option<u32>),
+    Split(u32),
+    Collapse(u32),
+    /// Somebody else moves frames, or frees and allocates them.
+    Elsewhere {
+        first: u32,
+        count: u32,
+        node: Option<u16>,
+    },
+    Fail {
+        frame: u32,
+        outcome: Outcome,
+    },
+    Heal,
+    Map {
+        frames: u32,
+    },
+    Nodes {
+        fast: bool,
+        slow: bool,
+    },
+    Wait(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let mangle = prop_oneof![
+        8 => Just(Mangle::Nothing),
+        1 => Just(Mangle::Fewer),
+        1 => Just(Mangle::Reversed),
+        1 => Just(Mangle::Twice),
+        1 => Just(Mangle::Others),
+    ];
+    let weight = prop_oneof![
+        8 => Just(20.0_f32),
+        1 => Just(f32::NAN),
+        1 => Just(f32::INFINITY),
+        1 => Just(-1.0),
+        1 => Just(0.0),
+    ];
+    prop_oneof![
+        20 => mangle.prop_map(Op::Answer),
+        1 => Just(Op::Unanswered),
+        12 => (0..FRAMES, weight, prop::bool::weighted(0.1))
+            .prop_map(|(hot, weight, stale)| Op::Samples { hot, weight, stale }),
+        1 => prop::bool::weighted(0.7).prop_map(Op::Source),
+        1 => prop::bool::weighted(0.3).prop_map(Op::Stopped),
+        1 => prop::bool::weighted(0.7).prop_map(Op::Attached),
+        1 => prop::bool::weighted(0.3).prop_map(Op::Pause),
+        1 => prop::option::of(0..FRAMES).prop_map(Op::Limit),
+        2 => (0..4_u32).prop_map(Op::Split),
+        2 => (0..4_u32).prop_map(Op::Collapse),
+        2 => (0..FRAMES, 1..600_u32, prop::option::of(0..3_u16))
+            .prop_map(|(first, count, node)| Op::Elsewhere { first, count, node }),
+        2 => (0..FRAMES, 1..9_usize)
+            .prop_map(|(frame, i)| Op::Fail { frame, outcome: Outcome::ALL[i] }),
+        1 => Just(Op::Heal),
+        1 => prop_oneof![Just(FRAMES), Just(1500), Just(512), Just(3)]
+            .prop_map(|frames| Op::Map { frames }),
+        1 => (prop::bool::weighted(0.8), prop::bool::weighted(0.8))
+            .prop_map(|(fast, slow)| Op::Nodes { fast, slow }),
+        8 => (1..5000_u64).prop_map(Op::Wait),
+    ]
+}
+
+/// An engine, a kernel, and a worker that has not yet done what it was asked for.
+struct World {
+    kernel: Kernel,
+    engine: VmEngine,
+    now: Time,
+    generation: u64,
+    /// Frames that the map in force has; the kernel keeps those of the largest.
+    frames: u32,
+    jobs: VecDeque<(u64, Action)>,
+}
+
+impl World {
+    fn new(settings: EngineSettings) -> Self {
+        let kernel = Kernel::new(FRAMES, 800 * BASE_PAGE, |frame| {
+            Some(if frame < 700 { FAST } else { SLOW })
+        });
+        let mut engine = VmEngine::new(settings, tiers(), Time(0));
+        engine.set_map(Time(0), map(1, FRAMES)).unwrap();
+        let mut world = Self {
+            kernel,
+            engine,
+            now: Time(0),
+            generation: 1,
+            frames: FRAMES,
+            jobs: VecDeque::new(),
+        };
+        world.step(world.kernel.nodes());
+        world.step(Event::Source { up: true });
+        world
+    }
+
+    /// Gives an event to the engine and judges what it asks for.
+    fn step(&mut self, event: Event) {
+        let actions = self.engine.step(self.now, event);
+        let state = self.engine.state();
+        for action in actions {
+            if let Action::Move(batch) = &action {
+                self.judge(batch, state);
+            }
+            self.jobs.push_back((self.generation, action));
+        }
+        let jobs = |wanted: fn(&Action) -> bool| {
+            let now = self
+                .jobs
+                .iter()
+                .filter(|(made, _)| *made == self.generation);
+            now.filter(|(_, action)| wanted(action)).count()
+        };
+        assert!(jobs(|action| matches!(action, Action::Scan(_))) <= 1);
+        assert!(jobs(|action| matches!(action, Action::Move(_))) <= 2);
+        self.engine.check().unwrap();
+    }
+
+    fn judge(&self, batch: &MoveBatch, state: VmState) {
+        let is_order = batch.direction == Direction::Demote
+            && self.engine.settings().fast_limit_bytes.is_some();
+        assert!(
+            state == VmState::Running || (is_order && state == VmState::Blind),
+            "a move while {state:?}"
+        );
+        assert!(!self.engine.settings().dry_run, "a move in a dry run");
+        assert!(!batch.pages.is_empty());
+        let tier = match batch.direction {
+            Direction::Promote => &self.engine.tiers().fast,
+            Direction::Demote => &self.engine.tiers().slow,
+        };
+        assert!(tier.contains(batch.target));
+        let mut taken: BTreeSet<u64> = BTreeSet::new();
+        let others = self
+            .jobs
+            .iter()
+            .filter(|(made, _)| *made == self.generation);
+        for (_, other) in others {
+            if let Action::Move(other) = other {
+                taken.extend(other.pages.iter().map(|page| page.hva.0));
+            }
+        }
+        let end = BASE + u64::from(self.frames) * BASE_PAGE;
+        for page in &batch.pages {
+            assert!(taken.insert(page.hva.0), "{page:?} is in two batches");
+            assert!(
+                page.hva.0 >= BASE && page.hva.0 + page.bytes <= end,
+                "{page:?} is not tracked"
+            );
+        }
+    }
+
+    fn act(&mut self, op: Op) {
+        match op {
+            Op::Answer(mangle) => self.answer(mangle),
+            Op::Unanswered => {
+                if let Some((_, Action::Scan(request))) = self.jobs.front() {
+                    let report = ScanReport {
+                        request: *request,
+                        huge: Vec::new(),
+                        pages: Vec::new(),
+                        cpu_time: Duration::ZERO,
+                    };
+                    self.jobs.pop_front();
+                    self.step(Event::Scanned(report));
+                }
+            }
+            Op::Samples { hot, weight, stale } => self.sample(hot, weight, stale),
+            Op::Source(up) => self.step(Event::Source { up }),
+            Op::Stopped(stopped) => self.step(Event::Guest { stopped }),
+            Op::Attached(attached) => self.step(Event::Monitor { attached }),
+            Op::Pause(paused) => self.step(Event::Pause(paused)),
+            Op::Limit(frames) => {
+                let bytes = frames.map(|frames| u64::from(frames) * BASE_PAGE);
+                self.step(Event::Limit(bytes));
+            }
+            Op::Split(i) => self.kernel.huge.retain(|&head| head != i * 512),
+            Op::Collapse(i) => self.collapse(i * 512),
+            Op::Elsewhere { first, count, node } => self.elsewhere(first, count, node),
+            Op::Fail { frame, outcome } => {
+                let hva = BASE + u64::from(frame) * BASE_PAGE;
+                self.kernel.fails.insert(hva, outcome);
+            }
+            Op::Heal => self.kernel.fails.clear(),
+            Op::Map { frames } => {
+                self.generation += u64::from(frames != self.frames);
+                self.frames = frames;
+                let map = map(self.generation, frames);
+                self.engine.set_map(self.now, map).unwrap();
+                self.engine.check().unwrap();
+            }
+            Op::Nodes { fast, slow } => self.nodes(fast, slow),
+            Op::Wait(ms) => {
+                self.now = self.now + Duration::from_millis(ms);
+                self.step(Event::Tick);
+            }
+        }
+    }
+
+    fn answer(&mut self, mangle: Mangle) {
+        let Some((_, action)) = self.jobs.pop_front() else {
+            return;
+        };
+        match action {
+            Action::Scan(request) => {
+                let report = self.kernel.scan(request);
+                self.step(Event::Scanned(report));
+            }
+            Action::Move(batch) => {
+                let mut report = self.kernel.apply(&batch);
+                mangle.apply(&mut report);
+                let nodes = self.kernel.nodes();
+                self.step(nodes);
+                self.step(Event::Moved(report));
+            }
+            Action::RefreshMap => {}
+        }
+    }
+
+    fn sample(&mut self, hot: u32, weight: f32, stale: bool) {
+        self.now = self.now + Duration::from_millis(400);
+        let samples = (0..FRAMES)
+            .map(|frame| AccessSample {
+                address: SampleAddress::Host(Hva(BASE + u64::from(frame) * BASE_PAGE)),
+                len: BASE_PAGE,
+                weight: if frame.abs_diff(hot) < 100 {
+                    weight
+                } else {
+                    1.0
+                },
+                kind: AccessKind::Any,
+            })
+            .collect();
+        self.step(Event::Samples(SampleBatch {
+            end: self.now,
+            span: Duration::from_millis(400),
+            tests: 20,
+            map_generation: self.generation - u64::from(stale),
+            samples,
+            account: SampleAccount::default(),
+        }));
+    }
+
+    fn collapse(&mut self, head: u32) {
+        let frames = &mut self.kernel.frames[head as usize..head as usize + 512];
+        if self.kernel.huge.contains(&head) || frames.contains(&None) {
+            return;
+        }
+        // Where it may: the fast node must not be overfull.
+        frames.fill(Some(SLOW));
+        self.kernel.huge.push(head);
+    }
+
+    fn elsewhere(&mut self, first: u32, count: u32, node: Option<u16>) {
+        for frame in first..(first + count).min(FRAMES) {
+            let is_huge = self
+                .kernel
+                .huge
+                .iter()
+                .any(|&h| (h..h + 512).contains(&frame));
+            let overfull = node == Some(FAST.0)
+                && self.kernel.frames[frame as usize] != Some(FAST)
+                && self.kernel.free() < BASE_PAGE;
+            if !is_huge && !overfull {
+                self.kernel.frames[frame as usize] = node.map(NodeId);
+            }
+        }
+    }
+
+    fn nodes(&mut self, fast: bool, slow: bool) {
+        let node = |node, free_bytes| NodeMemory {
+            node,
+            free_bytes,
+            high_watermark_bytes: 0,
+        };
+        let mut nodes = Vec::new();
+        nodes.extend(fast.then(|| node(FAST, self.kernel.free())));
+        nodes.extend(slow.then(|| node(SLOW, self.kernel.slow_free)));
+        self.step(Event::Nodes(nodes));
+    }
+
+    /// Lets everything come to rest, nothing be moved any more and all be looked up twice.
+    fn settle(&mut self) {
+        self.step(Event::Pause(true));
+        // Each look-up is followed by a rest of at most 60 s; there are at most 3 to a round, and as
+        // many urgent ones between, of which at most 5 wait.
+        for _ in 0..40 {
+            while !self.jobs.is_empty() {
+                self.answer(Mangle::Nothing);
+            }
+            self.now = self.now + Duration::from_secs(61);
+            self.step(Event::Tick);
+        }
+        while !self.jobs.is_empty() {
+            self.answer(Mangle::Nothing);
+        }
+    }
+}
+
+impl Mangle {
+    fn apply(self, report: &mut MoveReport) {
+        let results = &mut report.results;
+        match self {
+            Self::Nothing => {}
+            Self::Fewer => results.truncate(results.len() / 2),
+            Self::Reversed => results.reverse(),
+            Self::Twice => results.extend(results.clone()),
+            Self::Others => results
+                .iter_mut()
+                .for_each(|result| result.page.hva.0 += 1 << 40),
+        }
+    }
+}
+
+fn run(ops: &[Op], settings: EngineSettings) {
+    let mut world = World::new(settings);
+    for &op in ops {
+        world.act(op);
+    }
+    world.settle();
+
+    let snapshot = world.engine.snapshot();
+    assert_eq!(snapshot.in_flight_pages, 0);
+    let frames = &world.kernel.frames[..world.frames as usize];
+    let on = |node| frames.iter().filter(|&&n| n == Some(node)).count() as u64 * BASE_PAGE;
+    assert_eq!(
+        [snapshot.tiers[0].bytes, snapshot.tiers[1].bytes],
+        [on(FAST), on(SLOW)]
+    );
+    let absent = frames.iter().filter(|node| node.is_none()).count() as u64 * BASE_PAGE;
+    assert_eq!(
+        (snapshot.absent_bytes, snapshot.elsewhere_bytes),
+        (absent, on(NodeId(2)))
+    );
+    let whole = world
+        .kernel
+        .huge
+        .iter()
+        .filter(|&&head| head + 512 <= world.frames);
+    let huge = whole.count() as u64 * HUGE_PAGE;
+    let present = on(FAST) + on(SLOW);
+    let size = |bytes| snapshot.page_sizes.get(&bytes).copied().unwrap_or(0);
+    assert_eq!((size(HUGE_PAGE), size(BASE_PAGE)), (huge, present - huge));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn books_when_anything_happens_agree_with_the_kernel(
+        ops in prop::collection::vec(op(), 1..150),
+        dry_run in prop::bool::weighted(0.1),
+    ) {
+        run(&ops, EngineSettings { dry_run, ..settings() });
+    }
+}
