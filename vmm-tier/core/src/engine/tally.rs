@@ -157,6 +157,10 @@ impl SampleTally {
 /// Frames over which the cost of a move is averaged: a few batches.
 const COST_FRAMES: f64 = 4096.0;
 
+/// The most that moving 4 KiB is believed to cost. A copy and its TLB work take a few µs on any server;
+/// where more is measured the CPU was taken away meanwhile (an overcommitted or emulated host).
+const MOST_COST_NS: f64 = 25_000.0;
+
 /// What was moved, what failed, and what a move costs.
 #[derive(Debug, Default)]
 pub(super) struct MoveTotals {
