@@ -187,7 +187,7 @@ impl MoveTotals {
         }
         if moved > 0 {
             let frames = (moved / BASE_PAGE).max(1) as f64;
-            let cost = cpu_time.as_nanos() as f64 / frames;
+            let cost = (cpu_time.as_nanos() as f64 / frames).min(MOST_COST_NS);
             let old = self.cost_per_frame_ns.unwrap_or(cost);
             // A call has a price of its own: a batch of a few pages says little of what a page costs.
             self.cost_per_frame_ns = Some(old + (cost - old) * (frames / COST_FRAMES).min(1.0));
