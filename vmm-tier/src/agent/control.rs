@@ -162,6 +162,7 @@ impl Agent {
             fields.remove("samples");
             fields.insert("name".to_owned(), self.name.clone().into());
             fields.insert("pid".to_owned(), self.pid.into());
+            fields.insert("refused".to_owned(), self.refusal.0.clone().into());
             fields.insert("policy".to_owned(), "dual-heap".into());
             fields.insert(
                 "uptime-s".to_owned(),

@@ -80,8 +80,27 @@ struct Agent {
     next_map_check: Instant,
     next_nodes_read: Instant,
     next_reconnect: Instant,
-    last_refusal: Option<String>,
+    refusal: Complaint,
+    map_trouble: Complaint,
     quiet: Quiet,
+}
+
+/// A reason that stays: said when it is new, not each time it is met.
+#[derive(Default)]
+struct Complaint(Option<String>);
+
+impl Complaint {
+    /// Takes note of the reason. Returns whether it is another one than before.
+    fn is_news(&mut self, reason: &str) -> bool {
+        let is_news = self.0.as_deref() != Some(reason);
+        self.0 = Some(reason.to_owned());
+        is_news
+    }
+
+    /// The trouble is over. Returns whether there was one.
+    fn end(&mut self) -> bool {
+        self.0.take().is_some()
+    }
 }
 
 /// Whether the guest is at rest: nothing was moved for a while, so it is watched less closely.
@@ -141,15 +160,20 @@ impl Agent {
                 },
                 recv(reports) -> report => match report {
                     Ok(report) => self.on_source(report),
-                    Err(_) => self.source = None,
+                    Err(_) => self.on_source_lost(),
                 },
-                recv(self.worker.done()) -> done => {
-                    if let Ok(done) = done { self.on_done(done); }
+                recv(self.worker.done()) -> done => match done {
+                    Ok(done) => self.on_done(done),
+                    Err(_) => anyhow::bail!(
+                        "the thread that looks up and moves pages ended: start the agent again, and \
+                         report what it printed"
+                    ),
                 },
-                recv(requests) -> request => {
-                    if let Ok(request) = request { self.on_request(&request); }
+                recv(requests) -> request => match request {
+                    Ok(request) => self.on_request(&request),
+                    Err(_) => self.control = None,
                 },
-                default(next_tick.saturating_duration_since(Instant::now())) => {}
+                default(self.wait(next_tick)) => self.on_idle(),
             }
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
@@ -157,6 +181,20 @@ impl Agent {
                     return Ok(self.end(end));
                 }
             }
+        }
+    }
+
+    /// How long nothing needs to be done if nothing happens: until the next tick, or until moves that
+    /// wait for their rate may go on.
+    fn wait(&self, next_tick: Instant) -> Duration {
+        let wait = next_tick.saturating_duration_since(Instant::now());
+        let moves = self.engine.wakes_at().map(|at| at.since(Self::now()));
+        moves.map_or(wait, |moves| wait.min(moves))
+    }
+
+    fn on_idle(&mut self) {
+        if self.engine.wakes_at().is_some_and(|at| at <= Self::now()) {
+            self.step(Event::Tick);
         }
     }
 
@@ -263,8 +301,10 @@ impl Agent {
     }
 
     fn reconnect(&mut self) {
+        let connected = (self.connect)();
+        // Counted from the end: an attempt may take longer than the pause between two.
         self.next_reconnect = Instant::now() + RECONNECT;
-        match (self.connect)() {
+        match connected {
             Ok(monitor) if monitor.client.peer().pid == self.pid => {
                 tracing::info!(vm = self.name, "QEMU's monitor is back");
                 let stopped = guest_is_stopped(&monitor.client);
@@ -287,14 +327,26 @@ impl Agent {
         self.next_map_check = Instant::now() + MAP_CHECK;
         let Some(monitor) = &self.monitor else { return };
         let Some(old) = self.engine.map() else { return };
-        let map = match discover::rediscover(&monitor.client, &self.root, old) {
+        let found = discover::rediscover(&monitor.client, &self.root, old);
+        // Counted from the end: a monitor that hangs must not keep the agent from everything else.
+        self.next_map_check = Instant::now() + MAP_CHECK;
+        let map = match found {
             Ok(Discovered { map, .. }) => map,
+            // The monitor of a QEMU that ends says anything.
             Err(error) => {
                 let error = source::with_causes(&error);
-                tracing::warn!(vm = self.name, "the memory map can't be read: {error}");
+                if self.map_trouble.is_news(&error) && !self.guest_has_ended() {
+                    tracing::warn!(
+                        vm = self.name,
+                        "the memory map can't be read anew, the one known stays in force: {error}"
+                    );
+                }
                 return;
             }
         };
+        if self.map_trouble.end() {
+            tracing::info!(vm = self.name, "the memory map can be read again");
+        }
         if old.generation() == map.generation() {
             return;
         }
@@ -313,7 +365,15 @@ impl Agent {
                     source.set_map(map);
                 }
             }
-            Err(error) => tracing::error!(vm = self.name, %error, "the guest can't be tracked"),
+            Err(error) => {
+                let error = error.to_string();
+                if self.map_trouble.is_news(&error) {
+                    tracing::error!(
+                        vm = self.name,
+                        "the guest's new layout can't be tracked, the old one stays in force: {error}"
+                    );
+                }
+            }
         }
     }
 
@@ -336,19 +396,33 @@ impl Agent {
         }
     }
 
+    /// The sampler's thread ended by itself, which it never should.
+    fn on_source_lost(&mut self) {
+        let reason = "the sampler ended: start the agent again, and report what it printed";
+        tracing::error!(vm = self.name, "blind: {reason}");
+        self.source = None;
+        self.source_down = Some(reason.to_owned());
+        self.step(Event::Source { up: false });
+    }
+
     fn on_done(&mut self, done: Done) {
         match done {
             Done::Scanned(report) => self.step(Event::Scanned(report)),
+            Done::NotScanned(report, reason) => {
+                if self.refusal.is_news(&reason) && !self.guest_has_ended() {
+                    tracing::error!(vm = self.name, "pages can't be looked up: {reason}");
+                }
+                self.step(Event::Scanned(report));
+            }
             Done::Moved(report) => {
+                self.refusal.end();
                 self.read_nodes();
                 self.step(Event::Moved(report));
             }
             Done::Refused(report, reason) => {
-                // The same reason again and again is said once.
-                if self.last_refusal.as_ref() != Some(&reason) {
+                if self.refusal.is_news(&reason) {
                     tracing::error!(vm = self.name, "pages can't be moved: {reason}");
                 }
-                self.last_refusal = Some(reason);
                 self.step(Event::Moved(report));
             }
         }

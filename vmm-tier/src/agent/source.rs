@@ -11,7 +11,8 @@ use std::{
 };
 
 use crossbeam::channel::{
-    Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded, never, unbounded,
+    Receiver, RecvTimeoutError, SendError, Sender, TryRecvError, TrySendError, bounded, never,
+    unbounded,
 };
 use tier_core::{
     addr::Hva,
@@ -168,7 +169,9 @@ impl Sampler {
             match self.watch() {
                 Ok(()) => return,
                 Err(reason) => {
-                    if self.out.send(Report::Down(reason)).is_err() {
+                    if let Err(SendError(report)) = self.out.send(Report::Down(reason)) {
+                        // Nobody waits any more: the agent ends, and something may stay behind.
+                        tracing::warn!("sampling did not end cleanly: {report:?}");
                         return;
                     }
                 }

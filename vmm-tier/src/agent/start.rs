@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -24,7 +24,7 @@ use tier_sys::{
 };
 
 use super::{
-    Agent, MAP_CHECK, Monitor, Quiet,
+    Agent, Complaint, MAP_CHECK, Monitor, Quiet,
     control::Control,
     engine_settings, guest_is_stopped,
     source::{SourceSetup, SourceThread, with_causes},
@@ -37,6 +37,9 @@ use crate::{
     size,
 };
 
+/// How long the agent waits for QEMU's monitor: while it does, nothing else is done.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// `vmm-tier run`.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let terminate = Arc::new(AtomicBool::new(false));
@@ -46,7 +49,10 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     }
     let root = SysRoot::real();
     let tiers = tiers(settings, &root)?;
-    let monitor = connect(&settings.qmp)?;
+    let monitor = connect(
+        &settings.qmp,
+        qmp::client::Options::default().greeting_timeout,
+    )?;
     let pid = monitor.client.peer().pid;
     let process = ProcessHandle::open(pid)
         .with_context(|| format!("QEMU's process {pid} can't be watched"))?;
@@ -78,7 +84,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         started: Instant::now(),
         engine,
         monitor: Some(monitor),
-        connect: Box::new(move || connect(&qmp_path)),
+        connect: Box::new(move || connect(&qmp_path, PATIENCE)),
         worker,
         source: Some(source),
         source_kind: "damon",
@@ -88,7 +94,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         next_map_check: Instant::now() + MAP_CHECK,
         next_nodes_read: Instant::now(),
         next_reconnect: Instant::now(),
-        last_refusal: None,
+        refusal: Complaint::default(),
+        map_trouble: Complaint::default(),
         quiet: Quiet::new(Instant::now()),
     };
     agent.step(Event::Guest { stopped });
@@ -106,8 +113,14 @@ fn tiers(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
     Ok(division.tiers)
 }
 
-fn connect(path: &Path) -> anyhow::Result<Monitor> {
-    let (client, events) = qmp::Client::connect(path, &qmp::client::Options::default())?;
+fn connect(path: &Path, greeting_timeout: Duration) -> anyhow::Result<Monitor> {
+    let options = qmp::client::Options {
+        connect_timeout: PATIENCE,
+        greeting_timeout,
+        command_timeout: PATIENCE,
+        ..qmp::client::Options::default()
+    };
+    let (client, events) = qmp::Client::connect(path, &options)?;
     Ok(Monitor { client, events })
 }
 

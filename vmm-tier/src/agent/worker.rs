@@ -3,9 +3,16 @@
 //! One thread, because order is what the engine relies on: a look-up asked for before a move must not
 //! answer after it, and a promotion must not run before the demotion that makes its room.
 
-use std::{thread::JoinHandle, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use tier_core::{
     addr::{HUGE_PAGE, Hva, NodeId},
     engine::{ScanReport, ScanRequest},
@@ -16,6 +23,8 @@ use tier_sys::{
     pages::{self, PageStatus},
     sysroot::SysRoot,
 };
+
+use super::source::with_causes;
 
 /// Jobs that may wait. The engine has at most one look-up and one exchange (a demotion and a
 /// promotion) under way.
@@ -32,6 +41,8 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) enum Done {
     Scanned(ScanReport),
+    /// The kernel did not say where pages lie, and why. The report is empty.
+    NotScanned(ScanReport, String),
     Moved(MoveReport),
     /// The kernel refused the whole call for a reason that an operator must mend. The report is that
     /// of a batch of which nothing moved.
@@ -43,6 +54,7 @@ pub(super) enum Done {
 pub(super) struct Worker {
     jobs: Option<Sender<Job>>,
     done: Receiver<Done>,
+    ends: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -52,11 +64,18 @@ impl Worker {
         // Without it (another user's process) huge pages go unnoticed; moving will tell why.
         let pagemap = Pagemap::open(root, pid).ok();
         let (jobs, todo) = bounded(QUEUE);
-        let (results, done) = bounded(QUEUE);
+        // Each result answers a job, and jobs are bounded: a result never waits, so that the agent may
+        // wait for room for a job.
+        let (results, done) = unbounded();
+        let ends = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ends);
         let work = move || {
             for job in todo {
+                if told.load(Ordering::Relaxed) {
+                    return;
+                }
                 let result = match job {
-                    Job::Scan(request) => Done::Scanned(scan(pid, pagemap.as_ref(), request)),
+                    Job::Scan(request) => look_up(pid, pagemap.as_ref(), request),
                     Job::Move(batch) => carry_out(pid, &batch),
                 };
                 if results.send(result).is_err() {
@@ -70,6 +89,7 @@ impl Worker {
         Ok(Self {
             jobs: Some(jobs),
             done,
+            ends,
             thread: Some(thread),
         })
     }
@@ -90,9 +110,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
         self.jobs = None;
-        // Let a result out that waits in a full channel, so that the thread can end.
-        while self.done.recv().is_ok() {}
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -105,31 +124,37 @@ fn thread_cpu_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// Looks up which pages of the request are huge and where each lies. A process that is gone has no
-/// pages: the agent notices its end elsewhere.
-fn scan(pid: u32, pagemap: Option<&Pagemap>, request: ScanRequest) -> ScanReport {
+/// Looks up which pages of the request are huge and where each lies.
+fn look_up(pid: u32, pagemap: Option<&Pagemap>, request: ScanRequest) -> Done {
     let started = thread_cpu_time();
-    let span = request.span;
-    let huge = pagemap
-        .filter(|_| span.frame_bytes < HUGE_PAGE)
-        .and_then(|pagemap| pagemap.huge_ranges(span.hva, span.bytes).ok().flatten())
-        .map_or_else(Vec::new, |ranges| heads(&ranges));
-    let pages = pages_of(request, &huge);
-    let addresses: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
-    let nodes: Vec<Option<NodeId>> = match pages::query_nodes(pid, &addresses) {
-        Ok(statuses) => statuses.into_iter().map(PageStatus::node).collect(),
-        Err(error) => {
-            tracing::debug!(pid, hva = %span.hva, %error, "placement look-up failed");
-            vec![None; pages.len()]
-        }
-    };
-    let pages = pages.into_iter().zip(nodes).collect();
-    ScanReport {
+    let report = |huge, pages| ScanReport {
         request,
         huge,
         pages,
         cpu_time: thread_cpu_time().saturating_sub(started),
+    };
+    match scan(pid, pagemap, request) {
+        Ok((huge, pages)) => Done::Scanned(report(huge, pages)),
+        Err(reason) => Done::NotScanned(report(Vec::new(), Vec::new()), reason),
     }
+}
+
+type Found = (Vec<Hva>, Vec<(Page, Option<NodeId>)>);
+
+fn scan(pid: u32, pagemap: Option<&Pagemap>, request: ScanRequest) -> Result<Found, String> {
+    let span = request.span;
+    let huge = match pagemap.filter(|_| span.frame_bytes < HUGE_PAGE) {
+        Some(pagemap) => pagemap
+            .huge_ranges(span.hva, span.bytes)
+            .map_err(|error| with_causes(&error))?
+            .map_or_else(Vec::new, |ranges| heads(&ranges)),
+        None => Vec::new(),
+    };
+    let pages = pages_of(request, &huge);
+    let addresses: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
+    let statuses = pages::query_nodes(pid, &addresses).map_err(|error| with_causes(&error))?;
+    let nodes = statuses.into_iter().map(PageStatus::node);
+    Ok((huge, pages.into_iter().zip(nodes).collect()))
 }
 
 /// The heads of the huge pages that lie whole in runs of them.
@@ -189,7 +214,7 @@ fn carry_out(pid: u32, batch: &MoveBatch) -> Done {
             let results = batch.pages.iter().map(unmoved).collect();
             Done::Refused(
                 report(results, thread_cpu_time().saturating_sub(started)),
-                error.to_string(),
+                with_causes(&error),
             )
         }
     }
@@ -197,6 +222,8 @@ fn carry_out(pid: u32, batch: &MoveBatch) -> Done {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use tier_core::{addr::BASE_PAGE, pages::Span};
 
     use super::*;
@@ -244,5 +271,41 @@ mod tests {
                 "{report:?}"
             );
         }
+    }
+
+    #[test]
+    fn worker_when_the_process_is_gone_says_so_and_invents_nothing() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let worker = Worker::start(&SysRoot::real(), pid).unwrap();
+        let span = Span {
+            hva: Hva(HUGE_PAGE),
+            bytes: HUGE_PAGE,
+            frame_bytes: BASE_PAGE,
+        };
+        worker.submit(Job::Scan(ScanRequest { id: 1, span }));
+        let Done::NotScanned(report, reason) = worker.done().recv().unwrap() else {
+            panic!("a dead process was looked at")
+        };
+        assert!(report.pages.is_empty());
+        assert!(reason.contains(&pid.to_string()), "{reason}");
+    }
+
+    #[test]
+    fn worker_when_dropped_with_jobs_waiting_ends() {
+        let worker = Worker::start(&SysRoot::real(), std::process::id()).unwrap();
+        let span = Span {
+            hva: Hva(HUGE_PAGE),
+            bytes: HUGE_PAGE,
+            frame_bytes: BASE_PAGE,
+        };
+        for id in 0..QUEUE as u64 {
+            worker.submit(Job::Scan(ScanRequest { id, span }));
+        }
+        let done = worker.done().clone();
+        drop(worker);
+        assert!(done.iter().count() <= QUEUE, "its sender is gone");
     }
 }
