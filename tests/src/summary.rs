@@ -9,7 +9,11 @@ use crate::stats::{mean, median, standard_deviation};
 /// The plateau is what the last seconds show.
 pub const PLATEAU_S: f64 = 10.0;
 /// Throughput varies more than placement, so it is judged over more seconds.
-const THROUGHPUT_S: f64 = 20.0;
+const THROUGHPUT_S: f64 = 25.0;
+/// An idle machine shows 0.02.
+const QUIET_WAIT_SHARE: f64 = 0.1;
+/// As many quiet seconds give a median worth the name.
+const QUIET_SECONDS: usize = 5;
 
 /// What a guest's series comes to. Times are seconds since the start of tiering: the start of
 /// the agent, or in a run without one, the end of the first touch.
@@ -36,12 +40,16 @@ pub struct Summary {
     pub least_bytes: Option<u64>,
     /// Median updates a second before tiering and after its end.
     pub throughput_without: Option<f64>,
-    /// Median updates a second over the last 20 s of tiering.
+    /// Median updates a second over the last 25 s of tiering.
     pub throughput_plateau: Option<f64>,
-    /// The second over the first, each second's throughput first divided by the share of it in
-    /// which the emulator had a CPU: other work on the developer's machine is no cost of tiering.
+    /// The second over the first, from seconds in which the emulator had its CPUs to itself if
+    /// there are enough of them on both sides; else each second's throughput is first divided by
+    /// the share of it in which the emulator had a CPU. Other work on the developer's machine is
+    /// no cost of tiering.
     pub throughput_ratio: Option<f64>,
-    /// The same without that correction.
+    /// Whether quiet seconds alone made up that ratio.
+    pub throughput_quiet: bool,
+    /// The ratio of all seconds as they are.
     pub throughput_ratio_raw: Option<f64>,
     /// The agent's CPU time over the time it ran.
     pub agent_cpu_share: Option<f64>,
@@ -135,14 +143,20 @@ impl RunResult {
             .filter(|(t, _, _)| *t > last_t - THROUGHPUT_S)
             .map(|(_, point, guest)| (*point, *guest))
             .collect();
-        let throughput_without = throughput(&without, false);
-        let throughput_plateau = throughput(&plateau, false);
-        let ratio = |corrected| {
-            let (with, without) = (
-                throughput(&plateau, corrected),
-                throughput(&without, corrected),
-            );
-            with.zip(without).map(|(with, without)| with / without)
+        let throughput_without = median(&rates(&without, false));
+        let throughput_plateau = median(&rates(&plateau, false));
+        let (quiet_with, quiet_without) = (quiet(&plateau), quiet(&without));
+        let throughput_quiet = quiet_with.len().min(quiet_without.len()) >= QUIET_SECONDS;
+        let throughput_ratio = if throughput_quiet {
+            ratio(
+                median(&rates(&quiet_with, false)),
+                median(&rates(&quiet_without, false)),
+            )
+        } else {
+            ratio(
+                median(&rates(&plateau, true)),
+                median(&rates(&without, true)),
+            )
         };
         let share_of =
             |seconds: f64, used: Option<f64>| Some(used? / seconds).filter(|s| s.is_finite());
@@ -171,8 +185,9 @@ impl RunResult {
             least_bytes: Some(2 * base_guest.hot_slow_bytes),
             throughput_without,
             throughput_plateau,
-            throughput_ratio: ratio(true),
-            throughput_ratio_raw: ratio(false),
+            throughput_ratio,
+            throughput_quiet,
+            throughput_ratio_raw: ratio(throughput_plateau, throughput_without),
             agent_cpu_share: share_of(last_t, agent_cpu(last_guest)),
             agent_cpu_share_plateau: plateau_cpu,
             kdamond_cpu_share: share_of(last_t - first_t, has_agent.then_some(last.kdamond_cpu_s)),
@@ -180,21 +195,30 @@ impl RunResult {
     }
 }
 
-/// Median updates a second; `corrected` for the time in which the emulator had no CPU.
-fn throughput(seconds: &[(&Point, &GuestPoint)], corrected: bool) -> Option<f64> {
-    let rates: Vec<f64> = seconds
+/// Updates a second; `corrected` for the time in which the emulator had no CPU.
+fn rates(seconds: &[(&Point, &GuestPoint)], corrected: bool) -> Vec<f64> {
+    let waited = |point: &Point| {
+        if corrected {
+            point.emulator_wait_share
+        } else {
+            0.0
+        }
+    };
+    seconds
         .iter()
-        .filter_map(|(point, guest)| {
-            let had_cpu = 1.0
-                - if corrected {
-                    point.emulator_wait_share
-                } else {
-                    0.0
-                };
-            Some(guest.updates_per_s? / had_cpu)
-        })
-        .collect();
-    median(&rates)
+        .filter_map(|(point, guest)| Some(guest.updates_per_s? / (1.0 - waited(point))))
+        .collect()
+}
+
+/// The seconds in which the emulator hardly waited for a CPU.
+fn quiet<'a>(seconds: &[(&'a Point, &'a GuestPoint)]) -> Vec<(&'a Point, &'a GuestPoint)> {
+    let mut found = seconds.to_vec();
+    found.retain(|(point, _)| point.emulator_wait_share <= QUIET_WAIT_SHARE);
+    found
+}
+
+fn ratio(with: Option<f64>, without: Option<f64>) -> Option<f64> {
+    Some(with? / without?)
 }
 
 #[cfg(test)]
@@ -226,7 +250,7 @@ mod tests {
     fn throughput_when_the_emulator_waited_is_corrected_for_it() {
         let mut result = ScenarioResult::default();
         result.runs.push(lifted());
-        for point in &mut result.runs[0].series[20..] {
+        for point in &mut result.runs[0].series[12..] {
             // Another program takes half of the machine while the agent runs.
             let guest = point.guests.get_mut("guest").unwrap();
             guest.updates_per_s = guest.updates_per_s.map(|rate| rate / 2.0);
@@ -236,8 +260,25 @@ mod tests {
 
         let summary = result.runs[0].summarize("guest").unwrap();
 
+        assert!(!summary.throughput_quiet);
         assert_eq!(summary.throughput_ratio, Some(0.99));
         assert_eq!(summary.throughput_ratio_raw, Some(0.495));
+    }
+
+    #[test]
+    fn throughput_when_enough_seconds_are_quiet_rests_on_those() {
+        let mut run = lifted();
+        for point in &mut run.series[20..34] {
+            // Sharing a core slows the emulator by more than the time it waits.
+            let guest = point.guests.get_mut("guest").unwrap();
+            guest.updates_per_s = guest.updates_per_s.map(|rate| rate / 3.0);
+            point.emulator_wait_share = 0.5;
+        }
+
+        let summary = run.summarize("guest").unwrap();
+
+        assert!(summary.throughput_quiet);
+        assert_eq!(summary.throughput_ratio, Some(0.99));
     }
 
     #[test]
