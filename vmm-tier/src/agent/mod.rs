@@ -140,7 +140,8 @@ impl Agent {
         let never_report = crossbeam::channel::never::<Report>();
         let never_event = crossbeam::channel::never::<qmp::Event>();
         let mut next_tick = Instant::now();
-        loop {
+        // Left before the end begins: a receiver that lives on here would keep senders waiting.
+        let end = loop {
             let events = self
                 .monitor
                 .as_ref()
@@ -178,10 +179,11 @@ impl Agent {
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
                 if let Some(end) = self.on_tick() {
-                    return Ok(self.end(end));
+                    break end;
                 }
             }
-        }
+        };
+        Ok(self.end(end))
     }
 
     /// How long nothing needs to be done if nothing happens: until the next tick, or until moves that

@@ -56,15 +56,15 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let pid = monitor.client.peer().pid;
     let process = ProcessHandle::open(pid)
         .with_context(|| format!("QEMU's process {pid} can't be watched"))?;
-    let name = settings
-        .name
-        .clone()
-        .unwrap_or_else(|| vm_name(&monitor.client, pid));
     let Discovered { map, .. } = discover::discover(&monitor.client, &root)
         .with_context(|| format!("the memory map of QEMU {pid} can't be read"))?;
     if terminate.load(Ordering::Relaxed) {
         return Ok(ExitCode::SUCCESS);
     }
+    let name = settings
+        .name
+        .clone()
+        .unwrap_or_else(|| vm_name(&monitor.client, pid));
     let map = Arc::new(map);
     let engine = engine(settings, tiers, &map, &name)?;
     let control = settings
