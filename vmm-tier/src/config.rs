@@ -3,6 +3,7 @@
 //! Raw options ([`Config`], [`RunArgs`]) are turned into validated [`Settings`] once, at the start.
 
 use std::{
+    io::Read as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -134,15 +135,14 @@ impl Config {
             path: path.to_owned(),
             reason,
         };
-        let length = std::fs::metadata(path)
-            .map_err(|e| unreadable(e.to_string()))?
-            .len();
-        if length > MAX_BYTES {
-            return Err(unreadable(format!(
-                "it has {length} bytes, more than {MAX_BYTES}"
-            )));
+        let mut text = String::new();
+        // Bounded while it is read: a device or a pipe has no length to look at.
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
+            .map_err(|e| unreadable(e.to_string()))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(unreadable(format!("it has more than {MAX_BYTES} bytes")));
         }
-        let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
         Self::parse(&text).map_err(|reason| ConfigError::Malformed {
             path: path.to_owned(),
             reason,
@@ -320,13 +320,13 @@ fn engine_settings(
     dry_run: bool,
 ) -> Result<EngineSettings, ConfigError> {
     let default = EngineSettings::default();
-    let bytes = |key, size: Option<Size>, default: u64, min: u64| match size {
+    let bytes = |key, size: Option<Size>, default: u64, min: u64, must| match size {
         None => Ok(default),
         Some(Size::Bytes(bytes)) if bytes >= min => Ok(bytes),
         Some(size) => Err(ConfigError::OutOfRange {
             key,
-            value: format!("{size:?}"),
-            must: "a size such as 256M, and not too small",
+            value: size.to_string(),
+            must,
         }),
     };
     let number =
@@ -383,10 +383,23 @@ fn engine_settings(
             moves.rate_per_s,
             default.rate_bytes_per_s,
             4096,
+            "a size of at least 4K, such as 256M, and no share",
         )?,
         // A batch must hold a huge page, or a guest of huge pages would never be tiered.
-        batch_bytes: bytes("moves.batch", moves.batch, default.batch_bytes, 2 << 20)?,
-        headroom_bytes: bytes("tiers.headroom", headroom, default.headroom_bytes, 0)?,
+        batch_bytes: bytes(
+            "moves.batch",
+            moves.batch,
+            default.batch_bytes,
+            2 << 20,
+            "a size of at least 2M, such as 4M, and no share",
+        )?,
+        headroom_bytes: bytes(
+            "tiers.headroom",
+            headroom,
+            default.headroom_bytes,
+            0,
+            "a size such as 16M, and no share",
+        )?,
         scan_cpu_share: number(
             "moves.scan-cpu-percent",
             moves.scan_cpu_percent,
@@ -449,7 +462,8 @@ mod tests {
                 "[source]\naggregation-interval-ms = 20",
                 "source.aggregation-interval-ms",
             ),
-            ("[moves]\nbatch = '4K'", "moves.batch"),
+            ("[moves]\nbatch = '4K'", "moves.batch is 4 KiB"),
+            ("[tiers]\nheadroom = '20%'", "tiers.headroom is 20%"),
             ("[tiers]\nfast = '0'", "go together"),
             ("[tiers]\nfast = '0'\nslow = '0-1'", "dry run"),
             ("[tiers]\nfast = 'x'\nslow = '1'", "tiers.fast"),
@@ -480,5 +494,11 @@ mod tests {
             error.contains("half-live-s") && error.contains("line 2"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn file_when_it_never_ends_is_refused() {
+        let error = Config::read(Path::new("/dev/zero")).unwrap_err();
+        assert!(error.to_string().contains("more than 1048576"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! Sizes as people write them: `512M`, `20%`.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, de};
 
@@ -19,6 +19,15 @@ impl Size {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Percent(percent) => (guest_bytes as f64 * percent / 100.0) as u64,
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => f.write_str(&human(*bytes)),
+            Self::Percent(percent) => write!(f, "{percent}%"),
         }
     }
 }
