@@ -169,6 +169,23 @@ impl VmEngine {
             }
             bytes += cold.map_or(0, |cold| cold.page.bytes);
         }
+        // Each is colder than the hot page; together, as many as change places with it, they may not be.
+        let mut exchanged = 0;
+        let rivals: Vec<Candidate> = victims
+            .iter()
+            .copied()
+            .take_while(|cold| {
+                let is_rival = exchanged < hot.page.bytes;
+                exchanged += cold.page.bytes;
+                is_rival
+            })
+            .collect();
+        if !self.pays(now, hot, &rivals) {
+            for cold in victims {
+                self.put_back(cold, Placement::Fast);
+            }
+            return None;
+        }
         Some(victims)
     }
 
