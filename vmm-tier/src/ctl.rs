@@ -1,6 +1,6 @@
 //! `vmm-tier ctl`: one QMP command to a control socket.
 
-use std::{path::Path, process::ExitCode};
+use std::{io::Write as _, path::Path, process::ExitCode};
 
 use anyhow::Context;
 use serde_json::Value;
@@ -24,6 +24,8 @@ pub(crate) fn run(
         .transpose()?;
     let (client, _events) = qmp::Client::connect(socket, &qmp::client::Options::default())?;
     let reply = client.execute_raw(command, arguments)?;
-    println!("{}", serde_json::to_string_pretty(&reply)?);
+    let text = serde_json::to_string_pretty(&reply)?;
+    // Whoever reads may leave before the end.
+    writeln!(std::io::stdout(), "{text}").context("the reply can't be printed")?;
     Ok(ExitCode::SUCCESS)
 }

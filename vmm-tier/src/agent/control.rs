@@ -155,14 +155,19 @@ impl Agent {
             "dropped": snapshot.samples.dropped,
             "lost": snapshot.samples.lost,
             "throttled": snapshot.samples.throttled,
-            "down": self.source_down,
+            "down": self.blind.now,
         });
         let mut reply = serde_json::to_value(&snapshot).unwrap_or_default();
         if let Some(fields) = reply.as_object_mut() {
             fields.remove("samples");
             fields.insert("name".to_owned(), self.name.clone().into());
             fields.insert("pid".to_owned(), self.pid.into());
-            fields.insert("refused".to_owned(), self.refusal.0.clone().into());
+            let refused = self
+                .refusal
+                .now
+                .as_ref()
+                .or(self.look_up_trouble.now.as_ref());
+            fields.insert("refused".to_owned(), refused.cloned().into());
             fields.insert("policy".to_owned(), "dual-heap".into());
             fields.insert(
                 "uptime-s".to_owned(),

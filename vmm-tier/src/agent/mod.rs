@@ -54,6 +54,8 @@ const NODES_CHECK: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_secs(5);
 /// How long the agent waits between attempts to reach a lost monitor.
 const RECONNECT: Duration = Duration::from_secs(1);
+/// After this time the same trouble is worth another line in the journal.
+const SAY_AGAIN: Duration = Duration::from_secs(600);
 
 /// The connection to QEMU's monitor.
 struct Monitor {
@@ -74,32 +76,44 @@ struct Agent {
     worker: Worker,
     source: Option<SourceThread>,
     source_kind: &'static str,
-    source_down: Option<String>,
+    blind: Complaint,
     control: Option<Control>,
     terminate: Arc<AtomicBool>,
     next_map_check: Instant,
     next_nodes_read: Instant,
     next_reconnect: Instant,
     refusal: Complaint,
+    look_up_trouble: Complaint,
     map_trouble: Complaint,
     quiet: Quiet,
 }
 
-/// A reason that stays: said when it is new, not each time it is met.
+/// Trouble that stays or comes back: said when it is new or was long not said, not each time.
 #[derive(Default)]
-struct Complaint(Option<String>);
+struct Complaint {
+    /// The reason, while there is trouble.
+    now: Option<String>,
+    /// What was said last, and when.
+    said: Option<(String, Instant)>,
+}
 
 impl Complaint {
-    /// Takes note of the reason. Returns whether it is another one than before.
+    /// Takes note of the reason. Returns whether it is to be said.
     fn is_news(&mut self, reason: &str) -> bool {
-        let is_news = self.0.as_deref() != Some(reason);
-        self.0 = Some(reason.to_owned());
+        self.now = Some(reason.to_owned());
+        let is_news = self
+            .said
+            .as_ref()
+            .is_none_or(|(said, at)| said != reason || at.elapsed() >= SAY_AGAIN);
+        if is_news {
+            self.said = Some((reason.to_owned(), Instant::now()));
+        }
         is_news
     }
 
-    /// The trouble is over. Returns whether there was one.
+    /// The trouble is over. Returns whether there was any.
     fn end(&mut self) -> bool {
-        self.0.take().is_some()
+        self.now.take().is_some()
     }
 }
 
@@ -383,16 +397,16 @@ impl Agent {
         match report {
             Report::Up => {
                 tracing::info!(vm = self.name, source = self.source_kind, "samples flow");
-                self.source_down = None;
+                self.blind.end();
                 self.step(Event::Source { up: true });
             }
             Report::Batch(batch) => self.step(Event::Samples(batch)),
             Report::Down(reason) => {
-                // While QEMU ends, its sampler does too: no cause for alarm.
-                if !self.guest_has_ended() {
+                // While QEMU ends, its sampler does too: no cause for alarm. The sampler tries again and
+                // again: what it meets is said once.
+                if self.blind.is_news(&reason) && !self.guest_has_ended() {
                     tracing::warn!(vm = self.name, source = self.source_kind, "blind: {reason}");
                 }
-                self.source_down = Some(reason);
                 self.step(Event::Source { up: false });
             }
         }
@@ -401,17 +415,20 @@ impl Agent {
     /// The sampler's thread ended by itself, which it never should.
     fn on_source_lost(&mut self) {
         let reason = "the sampler ended: start the agent again, and report what it printed";
+        self.blind.is_news(reason);
         tracing::error!(vm = self.name, "blind: {reason}");
         self.source = None;
-        self.source_down = Some(reason.to_owned());
         self.step(Event::Source { up: false });
     }
 
     fn on_done(&mut self, done: Done) {
         match done {
-            Done::Scanned(report) => self.step(Event::Scanned(report)),
+            Done::Scanned(report) => {
+                self.look_up_trouble.end();
+                self.step(Event::Scanned(report));
+            }
             Done::NotScanned(report, reason) => {
-                if self.refusal.is_news(&reason) && !self.guest_has_ended() {
+                if self.look_up_trouble.is_news(&reason) && !self.guest_has_ended() {
                     tracing::error!(vm = self.name, "pages can't be looked up: {reason}");
                 }
                 self.step(Event::Scanned(report));
