@@ -319,6 +319,22 @@ fn agent_when_the_monitor_hangs_from_the_start_ends_with_one_line() {
 }
 
 #[test]
+fn agent_when_told_to_end_while_the_monitor_hangs_at_the_start_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let qemu = Qemu::new();
+    qemu.hangs.store(true, Ordering::Relaxed);
+    let server = qemu.serve(&folder.path().join("qmp"));
+    let mut agent = Agent::start(folder);
+    agent.wait_for(|| (server.stats().clients > 0).then_some(()));
+
+    agent.terminate();
+    qemu.hangs.store(false, Ordering::Relaxed);
+
+    assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+    assert!(!agent.control().exists());
+}
+
+#[test]
 fn agent_when_the_monitor_hangs_in_mid_run_still_answers_and_ends() {
     let folder = tempfile::tempdir().unwrap();
     let qemu = Qemu::new();
