@@ -233,6 +233,8 @@ impl Screen {
             for line in result.runs.iter().flat_map(story) {
                 self.line(&line);
             }
+            self.line("The emulator has no latency: speed tells only what the agent costs, on a quiet machine.");
+            self.line("");
         } else {
             for line in summary_table(&result.runs) {
                 self.line(&line);
