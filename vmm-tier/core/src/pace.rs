@@ -17,7 +17,7 @@ const CLEAR: f64 = 0.02;
 /// "Almost every look": a page used at 19 of 20.
 const ALMOST: f32 = 0.95;
 /// Batches that must agree before the pace changes: the first one after a change may span both paces.
-const AGREE: u32 = 2;
+const AGREE: u32 = 1;
 /// Most halvings: an eighth of the regions still tells apart what is a hundred pages long.
 const MAX_HALVINGS: u32 = 3;
 
@@ -58,27 +58,55 @@ impl PaceKeeper {
         }
     }
 
-    /// Whether nothing is to be done and the guest may be watched less closely.
-    pub const fn set_quiet(&mut self, quiet: bool) {
+    /// Whether nothing is to be done and the guest may be watched less closely. Where that would hide
+    /// what is hot, the pace comes back to what it needs.
+    pub fn set_quiet(&mut self, quiet: bool) {
         self.quiet = quiet;
         self.agreeing = 0;
+        self.halvings = self.halvings.min(self.most_halvings());
+    }
+
+    /// Whether looks come often enough to tell hot from warm, as far as they ever will. What was
+    /// observed before is no ground to move pages.
+    #[must_use]
+    pub fn is_settled(&self, batch: &SampleBatch) -> bool {
+        wish(batch) <= 0 || self.is_fastest()
+    }
+
+    fn is_fastest(&self) -> bool {
+        self.halvings >= self.most_halvings() || self.pace().sampling <= self.fastest()
+    }
+
+    fn fastest(&self) -> Duration {
+        (self.base.sampling / (1 << MAX_HALVINGS)).max(self.least_sampling)
+    }
+
+    /// While quiet there is further to go.
+    const fn most_halvings(&self) -> u32 {
+        let slower = if self.quiet {
+            self.quiet_factor.next_power_of_two().ilog2()
+        } else {
+            0
+        };
+        MAX_HALVINGS + slower
     }
 
     /// The pace for now.
     #[must_use]
     pub fn pace(&self) -> Pace {
         let slower = if self.quiet { self.quiet_factor } else { 1 };
-        let sampling =
-            (self.base.sampling * slower / (1 << self.halvings)).max(self.least_sampling);
+        let sampling = (self.base.sampling * slower / (1 << self.halvings)).max(self.fastest());
         let tests =
             (self.base.aggregation.as_nanos() / self.base.sampling.as_nanos().max(1)).max(1);
         let tests = u32::try_from(tests).unwrap_or(u32::MAX);
         // Reports keep coming at the base's rate when looks come closer: more looks each, not more reports.
         let aggregation = (sampling * tests).max(self.base.aggregation);
+        // At rest, looks that may not come less often are made at fewer places.
+        let coarser = self.halvings.min(MAX_HALVINGS + 1);
         Pace {
             sampling,
             aggregation,
-            max_regions: (self.base.max_regions >> self.halvings).max(20),
+            max_regions: (self.base.max_regions >> coarser).max(20),
         }
     }
 
@@ -95,8 +123,8 @@ impl PaceKeeper {
         }
         self.agreeing = 0;
         self.halvings = match wish > 0 {
-            true if before.sampling > self.least_sampling => (self.halvings + 1).min(MAX_HALVINGS),
-            true => self.halvings,
+            true if self.is_fastest() => self.halvings,
+            true => self.halvings + 1,
             false => self.halvings.saturating_sub(1),
         };
         Some(self.pace()).filter(|pace| *pace != before)
@@ -156,6 +184,7 @@ mod tests {
             end: Time(0),
             span: Duration::from_millis(400),
             tests: 20,
+            settled: true,
             map_generation: 1,
             samples: (0..100).map(sample).collect(),
             account: SampleAccount::default(),
@@ -201,6 +230,29 @@ mod tests {
             assert_eq!(keeper.observe(&batch(80)), None);
             assert_eq!(keeper.observe(&batch(10)), None);
         }
+    }
+
+    #[test]
+    fn pace_when_quiet_would_hide_what_is_hot_comes_back() {
+        let mut keeper = keeper();
+        for quiet in [false, true, false] {
+            keeper.set_quiet(quiet);
+            assert!(keeper.is_settled(&batch(10)));
+            for _ in 0..100 {
+                keeper.observe(&batch(80));
+            }
+            assert_eq!(
+                keeper.pace().sampling,
+                Duration::from_micros(2500),
+                "quiet: {quiet}"
+            );
+            assert!(keeper.is_settled(&batch(80)), "as far as it goes");
+        }
+    }
+
+    #[test]
+    fn pace_when_it_can_still_quicken_is_not_settled() {
+        assert!(!keeper().is_settled(&batch(80)));
     }
 
     #[test]

@@ -120,6 +120,9 @@ pub struct SampleBatch {
     /// How often each page was tested in `span`, for a source that tests pages (DAMON's sampling
     /// intervals): no weight is larger. 0 for a source that counts accesses.
     pub tests: u32,
+    /// Whether the source tells hot from warm as well as it ever will. While it still looks for its pace
+    /// its samples are no ground to move pages.
+    pub settled: bool,
     /// The generation of the memory map under which the source was set up.
     pub map_generation: u64,
     /// The observations.

@@ -45,7 +45,7 @@ impl Default for EngineSettings {
     fn default() -> Self {
         Self {
             half_life: Duration::from_secs(10),
-            horizon: Duration::from_secs(60),
+            horizon: Duration::from_secs(30),
             min_z: 3.0,
             rate_bytes_per_s: 256 << 20,
             batch_bytes: 4 << 20,

@@ -283,6 +283,7 @@ impl World {
             end: self.now,
             span: Duration::from_millis(400),
             tests: 20,
+            settled: true,
             map_generation: self.generation - u64::from(stale),
             samples,
             account: SampleAccount::default(),

@@ -216,3 +216,20 @@ fn dry_run_when_the_limit_is_lowered_plans_the_excess_once() {
     let after = lab.engine.snapshot().dry_run.unwrap().demote_bytes;
     assert_eq!(after - before, 100 * BASE_PAGE);
 }
+
+#[test]
+fn exchange_when_the_source_still_looks_for_its_pace_waits() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    for settled in [false, true] {
+        for _ in 0..20 {
+            lab.now = lab.now + Duration::from_millis(400);
+            let hot_end = |frame| if frame >= 1792 { 20.0 } else { 0.0 };
+            let Event::Samples(mut batch) = observation(lab.now, 2048, hot_end) else {
+                unreachable!("an observation is made of samples")
+            };
+            batch.settled = settled;
+            lab.step(Event::Samples(batch));
+        }
+        assert_eq!(lab.moved() > 0, settled);
+    }
+}

@@ -246,7 +246,8 @@ impl Sampler {
             }
             let poll = source.poll(POLL).map_err(|e| with_causes(&e))?;
             let mut changed = None;
-            for batch in poll.batches {
+            for mut batch in poll.batches {
+                batch.settled = self.pace.is_settled(&batch);
                 changed = self.pace.observe(&batch).or(changed);
                 self.deliver(batch);
             }

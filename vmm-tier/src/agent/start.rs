@@ -18,6 +18,7 @@ use tier_core::{
 };
 use tier_sys::{
     damon::{Damon, DamonSettings},
+    perf::tracepoint::Tracepoint,
     process::{self, ProcessHandle},
     sysroot::SysRoot,
     topology::Topology,
@@ -31,7 +32,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    config::{DamonChoice, Settings},
+    config::{DamonChoice, Settings, SourceChoice},
     discover::{self, Discovered},
     host::node_facts,
     size,
@@ -163,7 +164,16 @@ fn source(
     pid: u32,
     map: Arc<GuestMemoryMap>,
 ) -> anyhow::Result<SourceThread> {
-    match Damon::open(root, &settings.run_dir).and_then(|damon| damon.reclaim_orphans()) {
+    let damon = Damon::open(root, &settings.run_dir);
+    if settings.source == SourceChoice::Damon {
+        // Asked for by name, it must work; `auto` starts blind and tries again.
+        let unusable = "DAMON was asked for as the source, and can't be used";
+        damon
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{unusable}: {}", with_causes(error)))?;
+        Tracepoint::read(root, "damon", "damon_aggregated").context(unusable)?;
+    }
+    match damon.and_then(|damon| damon.reclaim_orphans()) {
         Ok(orphans) => {
             for orphan in orphans {
                 let (slot, owner) = (orphan.record.slot, orphan.record.owner_pid);

@@ -9,6 +9,7 @@
 //! ```
 
 mod check;
+mod cost;
 mod flights;
 mod placement;
 mod plan;
@@ -132,6 +133,8 @@ pub struct VmEngine {
     account: SampleAccount,
     conditions: Conditions,
     observed: Duration,
+    /// Whether the last batch told hot from warm.
+    settled: bool,
 }
 
 impl VmEngine {
@@ -160,6 +163,7 @@ impl VmEngine {
             totals: MoveTotals::default(),
             account: SampleAccount::default(),
             observed: Duration::ZERO,
+            settled: false,
         }
     }
 

@@ -51,7 +51,10 @@ impl VmEngine {
         self.tally
             .observe(batch, at, covered as f64 / total.max(1) as f64);
         self.tally.tick(now);
-        self.observed = self.observed.saturating_add(batch.span);
+        self.settled = batch.settled;
+        if batch.settled {
+            self.observed = self.observed.saturating_add(batch.span);
+        }
     }
 
     /// Returns the bytes of the guest that the sample spoke for; zero if it is outside.

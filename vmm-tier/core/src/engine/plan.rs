@@ -4,21 +4,17 @@
 //! kernel, is then promoted, page for page. Room that is free anyway is filled without a demotion.
 
 use super::{
-    Action, Planned, VmEngine,
+    Action, Planned, VmEngine, VmState,
     flights::{Exchange, FlyingPage},
 };
 use crate::{
-    addr::{BASE_PAGE, NodeId, NodeSet},
+    addr::{NodeId, NodeSet},
     dual_heap::{PageId, Placement},
     exchange::{self, PayBack},
     moves::{Direction, MoveBatch, Page},
     settings::Tier,
     time::Time,
 };
-
-/// What moving one 4 KiB page is taken to cost before the first moves are measured: the kernel's
-/// migration path takes 2 to 5 µs a page on current servers.
-const ASSUMED_MOVE_COST_NS: f64 = 5_000.0;
 
 /// A page that was taken from a heap, and its count of observed accesses (decayed, a 4 KiB frame).
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +45,7 @@ impl Draft {
 impl VmEngine {
     /// Plans one step if nothing is under way.
     pub(super) fn plan(&mut self, now: Time) -> Vec<Action> {
-        if !self.flights.is_empty() {
+        if !self.flights.is_empty() || self.state() != VmState::Running {
             return Vec::new();
         }
         let Some(budget) = self.throttle.budget(now) else {
@@ -57,7 +53,7 @@ impl VmEngine {
         };
         let mut draft = Draft::default();
         self.shrink_to_limit(now, budget, &mut draft);
-        if draft.demote.is_empty() && self.state() == super::VmState::Running {
+        if draft.demote.is_empty() && self.settled {
             self.draft_exchange(now, budget, &mut draft);
         }
         if draft.bytes == 0 {
@@ -70,11 +66,7 @@ impl VmEngine {
     /// Demotes what the guest holds above its limit, coldest first, whatever it costs: the limit is
     /// an order.
     fn shrink_to_limit(&mut self, now: Time, budget: u64, draft: &mut Draft) {
-        let may_move = matches!(
-            self.state(),
-            super::VmState::Running | super::VmState::Blind
-        );
-        let Some(limit) = self.settings.fast_limit_bytes.filter(|_| may_move) else {
+        let Some(limit) = self.settings.fast_limit_bytes else {
             return;
         };
         let excess = self.fast_bytes().saturating_sub(limit);
@@ -196,31 +188,24 @@ impl VmEngine {
 
     /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
     fn pays(&self, now: Time, hot: Candidate, cold: &[Candidate]) -> bool {
-        let frames = |c: &Candidate| c.page.bytes / BASE_PAGE;
-        let per_s = |c: &Candidate| self.tally.rate(c.count, now) * frames(c) as f64;
+        let per_s = |c: &Candidate| self.tally.rate(c.count, c.page.bytes, now);
+        let costs = &self.totals.costs;
         let rivals = if cold.is_empty() {
             &[0.0][..]
         } else {
             &cold.iter().map(|c| c.count).collect::<Vec<_>>()
         };
-        let moved = frames(&hot) + cold.iter().map(frames).sum::<u64>();
         let payback = PayBack {
             slow_latency_ns: self.tiers.slow_latency_ns,
             fast_latency_ns: self.tiers.fast_latency_ns,
             horizon_s: self.settings.horizon.as_secs_f64(),
-            move_cost_ns: self
-                .totals
-                .cost_per_frame_ns
-                .unwrap_or(ASSUMED_MOVE_COST_NS),
+            move_cost_ns: costs.of(hot.page.bytes)
+                + cold.iter().map(|c| costs.of(c.page.bytes)).sum::<f64>(),
         };
         rivals
             .iter()
             .all(|&count| self.tally.significance(hot.count, count, now) >= self.least_z())
-            && payback.pays(
-                per_s(&hot),
-                cold.iter().map(per_s).sum(),
-                u32::try_from(moved).unwrap_or(u32::MAX),
-            )
+            && payback.pays(per_s(&hot), cold.iter().map(per_s).sum(), 1)
     }
 
     /// The z that an exchange needs: what the operator asks for, and more than the extremes of so many

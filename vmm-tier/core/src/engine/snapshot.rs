@@ -79,8 +79,8 @@ pub struct Snapshot {
     pub in_flight_pages: u64,
     /// Bytes the index and the heaps take.
     pub engine_memory_bytes: u64,
-    /// What one 4 KiB page's move costs here, measured, in nanoseconds; `null` before the first.
-    pub move_cost_ns: Option<u64>,
+    /// What moving a page costs here, measured, in nanoseconds by page size in bytes.
+    pub move_cost_ns: BTreeMap<u64, u64>,
     /// The memory map's generation.
     pub map_generation: u64,
     /// Set when the engine only plans.
@@ -143,7 +143,7 @@ impl VmEngine {
             elsewhere_bytes: self.scanner.last_round.elsewhere_bytes,
             in_flight_pages: self.flights.pages().count() as u64,
             engine_memory_bytes: self.heap.memory_bytes() as u64,
-            move_cost_ns: self.totals.cost_per_frame_ns.map(|ns| ns as u64),
+            move_cost_ns: self.totals.costs.measured(),
             map_generation: self.map.as_ref().map_or(0, |map| map.generation()),
             dry_run: self.settings.dry_run.then_some(self.totals.planned),
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::Planned;
+use super::{Planned, cost::MoveCosts};
 use crate::{
     addr::BASE_PAGE,
     dual_heap::Placement,
@@ -59,6 +59,13 @@ impl PlacedBytes {
     }
 }
 
+/// Pages found used in more than this share of the tests are all taken as equally hot: what differs
+/// between them is how often the tests came late, not how often the pages were used.
+const SATURATED: f64 = 0.98;
+/// Accesses that a test of such a page stands for. At least 4 by the formula of [`SampleTally::rate`];
+/// a page in the hot set of a program that runs has some hundreds in the 2 to 20 ms between two tests.
+const SATURATED_ACCESSES: f64 = 100.0;
+
 /// How observed accesses fell on the tiers, decayed, and how much of the guest was observed.
 #[derive(Debug)]
 pub(super) struct SampleTally {
@@ -103,30 +110,37 @@ impl SampleTally {
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
     }
 
-    /// Accesses a second for a 4 KiB frame with this decayed count.
+    /// Accesses a second for a page of `bytes` bytes with this decayed count.
     ///
-    /// A source that tests pages saturates: it finds a page accessed or not, however often. For
+    /// Accesses are counted for each 4 KiB, so a page has those of all its frames. A test finds the page
+    /// as a whole used or not, whatever its size, and a source that tests pages saturates: it finds a page accessed or not, however often. For
     /// accesses that come at random (Poisson) with λ a test, a share p = 1 − e^(−λ) of the tests finds
-    /// one, hence λ = −ln(1 − p). The share is kept below 1 by half a test, as is usual for a
-    /// proportion that may be whole.
-    pub(super) fn rate(&self, count: f64, now: Time) -> f64 {
+    /// one, hence λ = −ln(1 − p). A page that is found used always may be used any number of times more:
+    /// [`SATURATED_ACCESSES`] stands for it.
+    pub(super) fn rate(&self, count: f64, bytes: u64, now: Time) -> f64 {
         let unboost = self.decay.boost(now);
         let (tests, seconds) = (self.tests / unboost, self.seconds / unboost);
         if seconds <= 0.0 {
             return 0.0;
         }
         if tests <= 0.0 {
-            return count / seconds;
+            return count * (bytes / BASE_PAGE).max(1) as f64 / seconds;
         }
-        let share = (count / tests).min(1.0 - 0.5 / tests.max(1.0));
-        -(-share).ln_1p() * tests / seconds
+        let share = count / tests;
+        let accesses = if share < SATURATED {
+            -(-share).ln_1p()
+        } else {
+            SATURATED_ACCESSES
+        };
+        accesses * tests / seconds
     }
 
     /// How many standard deviations one page's decayed count lies above another's.
     pub(super) fn significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
         let tests = self.tests / self.decay.boost(now);
         if tests > 0.0 {
-            exchange::share_significance(hot, cold, tests)
+            let most = tests * SATURATED;
+            exchange::share_significance(hot.min(most), cold.min(most), tests)
         } else {
             exchange::significance(hot, cold)
         }
@@ -154,13 +168,6 @@ impl SampleTally {
     }
 }
 
-/// Frames over which the cost of a move is averaged: a few batches.
-const COST_FRAMES: f64 = 4096.0;
-
-/// The most that moving 4 KiB is believed to cost. A copy and its TLB work take a few µs on any server;
-/// where more is measured the CPU was taken away meanwhile (an overcommitted or emulated host).
-const MOST_COST_NS: f64 = 25_000.0;
-
 /// What was moved, what failed, and what a move costs.
 #[derive(Debug, Default)]
 pub(super) struct MoveTotals {
@@ -168,8 +175,7 @@ pub(super) struct MoveTotals {
     pub(super) demoted_bytes: u64,
     pub(super) failed: BTreeMap<Outcome, u64>,
     pub(super) planned: Planned,
-    /// Measured: a moving average over batches, nanoseconds for each 4 KiB.
-    pub(super) cost_per_frame_ns: Option<f64>,
+    pub(super) costs: MoveCosts,
 }
 
 impl MoveTotals {
@@ -185,12 +191,10 @@ impl MoveTotals {
             Direction::Promote => self.promoted_bytes += moved,
             Direction::Demote => self.demoted_bytes += moved,
         }
-        if moved > 0 {
-            let frames = (moved / BASE_PAGE).max(1) as f64;
-            let cost = (cpu_time.as_nanos() as f64 / frames).min(MOST_COST_NS);
-            let old = self.cost_per_frame_ns.unwrap_or(cost);
-            // A call has a price of its own: a batch of a few pages says little of what a page costs.
-            self.cost_per_frame_ns = Some(old + (cost - old) * (frames / COST_FRAMES).min(1.0));
-        }
+        let moved_pages = results
+            .iter()
+            .filter(|result| result.outcome == Outcome::Moved);
+        self.costs
+            .learn(moved_pages.map(|result| result.page), cpu_time);
     }
 }

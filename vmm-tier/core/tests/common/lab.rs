@@ -82,6 +82,7 @@ pub(crate) fn observation(now: Time, frames: u32, weight: impl Fn(u32) -> f32) -
         end: now,
         span: Duration::from_millis(400),
         tests: 20,
+        settled: true,
         map_generation: 1,
         samples,
         account: SampleAccount::default(),

@@ -126,6 +126,7 @@ impl Bursts {
             end,
             span,
             tests: self.tests,
+            settled: true,
             map_generation: self.generation,
             samples: burst.samples,
             account: SampleAccount::default(),
