@@ -279,7 +279,7 @@ fn damon_choice(source: &SourceConfig) -> Result<DamonChoice, ConfigError> {
             must: "20 to 100000",
         });
     }
-    let quiet_factor = source.quiet_factor.unwrap_or(5);
+    let quiet_factor = source.quiet_factor.unwrap_or(10);
     if !(1..=100).contains(&quiet_factor) {
         return Err(ConfigError::OutOfRange {
             key: "source.quiet-factor",
