@@ -8,7 +8,9 @@
 //!  ticks ──────┘            └─► replies
 //! ```
 
+mod complaint;
 mod control;
+mod quiet;
 mod source;
 mod start;
 mod worker;
@@ -25,7 +27,7 @@ use std::{
 use crossbeam::{channel::Receiver, select};
 use qmp::event::EventKind;
 use tier_core::{
-    engine::{Action, Event, NodeMemory, VmEngine},
+    engine::{Action, Event, NodeMemory, VmEngine, VmState},
     settings::EngineSettings,
     time::Time,
 };
@@ -38,7 +40,9 @@ use tier_sys::{
 pub(crate) use start::run;
 
 use self::{
+    complaint::Complaint,
     control::{Control, Request},
+    quiet::Quiet,
     source::{Report, SourceThread},
     worker::{Done, Job, Worker},
 };
@@ -50,12 +54,8 @@ const TICK: Duration = Duration::from_millis(100);
 const MAP_CHECK: Duration = Duration::from_secs(10);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
-/// After this time without a move the guest is watched less closely.
-const REST: Duration = Duration::from_secs(5);
 /// How long the agent waits between attempts to reach a lost monitor.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// After this time the same trouble is worth another line in the journal.
-const SAY_AGAIN: Duration = Duration::from_secs(600);
 
 /// The connection to QEMU's monitor.
 struct Monitor {
@@ -86,65 +86,6 @@ struct Agent {
     look_up_trouble: Complaint,
     map_trouble: Complaint,
     quiet: Quiet,
-}
-
-/// Trouble that stays or comes back: said when it is new or was long not said, not each time.
-#[derive(Default)]
-struct Complaint {
-    /// The reason, while there is trouble.
-    now: Option<String>,
-    /// What was said last, and when.
-    said: Option<(String, Instant)>,
-}
-
-impl Complaint {
-    /// Takes note of the reason. Returns whether it is to be said.
-    fn is_news(&mut self, reason: &str) -> bool {
-        self.now = Some(reason.to_owned());
-        let is_news = self
-            .said
-            .as_ref()
-            .is_none_or(|(said, at)| said != reason || at.elapsed() >= SAY_AGAIN);
-        if is_news {
-            self.said = Some((reason.to_owned(), Instant::now()));
-        }
-        is_news
-    }
-
-    /// The trouble is over. Returns whether there was any.
-    fn end(&mut self) -> bool {
-        self.now.take().is_some()
-    }
-}
-
-/// Whether the guest is at rest: nothing was moved for a while, so it is watched less closely.
-struct Quiet {
-    moved_bytes: u64,
-    since: Instant,
-    now: bool,
-}
-
-impl Quiet {
-    const fn new(now: Instant) -> Self {
-        Self {
-            moved_bytes: 0,
-            since: now,
-            now: false,
-        }
-    }
-
-    /// Takes note of the bytes moved so far. Returns the new answer when it changes.
-    fn look(&mut self, moved_bytes: u64, now: Instant) -> Option<bool> {
-        if moved_bytes != self.moved_bytes {
-            self.moved_bytes = moved_bytes;
-            self.since = now;
-        }
-        let quiet = now.duration_since(self.since) >= REST;
-        (quiet != self.now).then(|| {
-            self.now = quiet;
-            quiet
-        })
-    }
 }
 
 impl Agent {
@@ -258,7 +199,10 @@ impl Agent {
             self.read_nodes();
         }
         self.step(Event::Tick);
-        let quiet = self.quiet.look(self.engine.moved_bytes(), Instant::now());
+        let at_work = self.engine.state() != VmState::Running;
+        let quiet = self
+            .quiet
+            .look(at_work, self.engine.moved_bytes(), Instant::now());
         if let (Some(quiet), Some(source)) = (quiet, &self.source) {
             tracing::debug!(vm = self.name, quiet, "sampling");
             source.set_quiet(quiet);

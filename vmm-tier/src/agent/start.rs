@@ -25,9 +25,11 @@ use tier_sys::{
 };
 
 use super::{
-    Agent, Complaint, MAP_CHECK, Monitor, Quiet,
+    Agent, MAP_CHECK, Monitor,
+    complaint::Complaint,
     control::Control,
     engine_settings, guest_is_stopped,
+    quiet::Quiet,
     source::{SourceSetup, SourceThread, with_causes},
     worker::Worker,
 };
