@@ -51,6 +51,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
             .context("signals can't be caught")?;
     }
     let root = SysRoot::real();
+    check_source(settings, &root)?;
     let tiers = tiers(settings, &root)?;
     let monitor = connect(
         &settings.qmp,
@@ -104,6 +105,16 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     };
     agent.step(Event::Guest { stopped });
     agent.run()
+}
+
+/// Asked for by name, a source must work; `auto` starts blind and tries again.
+fn check_source(settings: &Settings, root: &SysRoot) -> anyhow::Result<()> {
+    if settings.source == SourceChoice::Damon {
+        let unusable = "DAMON was asked for as the source, and can't be used";
+        Damon::open(root, &settings.run_dir).context(unusable)?;
+        Tracepoint::read(root, "damon", "damon_aggregated").context(unusable)?;
+    }
+    Ok(())
 }
 
 /// The tiers that the operator named, or those the kernel ranks.
@@ -166,16 +177,7 @@ fn source(
     pid: u32,
     map: Arc<GuestMemoryMap>,
 ) -> anyhow::Result<SourceThread> {
-    let damon = Damon::open(root, &settings.run_dir);
-    if settings.source == SourceChoice::Damon {
-        // Asked for by name, it must work; `auto` starts blind and tries again.
-        let unusable = "DAMON was asked for as the source, and can't be used";
-        damon
-            .as_ref()
-            .map_err(|error| anyhow::anyhow!("{unusable}: {}", with_causes(error)))?;
-        Tracepoint::read(root, "damon", "damon_aggregated").context(unusable)?;
-    }
-    match damon.and_then(|damon| damon.reclaim_orphans()) {
+    match Damon::open(root, &settings.run_dir).and_then(|damon| damon.reclaim_orphans()) {
         Ok(orphans) => {
             for orphan in orphans {
                 let (slot, owner) = (orphan.record.slot, orphan.record.owner_pid);
