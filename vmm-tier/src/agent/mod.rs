@@ -239,7 +239,9 @@ impl Agent {
         match event.kind() {
             EventKind::Stop => self.step(Event::Guest { stopped: true }),
             EventKind::Resume => self.step(Event::Guest { stopped: false }),
-            EventKind::Shutdown { .. } => tracing::info!(vm = self.name, "the guest shuts down"),
+            EventKind::Shutdown { guest, reason } => {
+                tracing::info!(vm = self.name, guest, reason, "the guest shuts down");
+            }
             // Firmware and virtio-mem lay memory out anew.
             EventKind::Reset { .. }
             | EventKind::DeviceDeleted { .. }
