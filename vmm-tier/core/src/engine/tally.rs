@@ -61,8 +61,8 @@ impl PlacedBytes {
 
 /// Pages found used in more than this share of the tests are all taken as equally hot: what differs
 /// between them is how often the tests came late, not how often the pages were used.
-const SATURATED: f64 = 0.98;
-/// Accesses that a test of such a page stands for. At least 4 by the formula of [`SampleTally::rate`];
+const SATURATED: f64 = 0.95;
+/// Accesses that a test of such a page stands for. At least 3 by the formula of [`SampleTally::rate`];
 /// a page in the hot set of a program that runs has some hundreds in the 2 to 20 ms between two tests.
 const SATURATED_ACCESSES: f64 = 100.0;
 
