@@ -35,6 +35,7 @@ use crate::{
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport},
     pages::{PageIndex, PageIndexError, Span},
+    quota::Headroom,
     sample::{SampleAccount, SampleBatch},
     settings::EngineSettings,
     tiers::Tiers,
@@ -56,8 +57,13 @@ impl NodeMemory {
     /// Bytes free above the high watermark and `margin_bytes`; negative where they lack.
     #[must_use]
     pub fn room_bytes(&self, margin_bytes: u64) -> i64 {
+        let headroom = Headroom {
+            free_bytes: self.free_bytes,
+            watermark_bytes: self.high_watermark_bytes,
+            margin_bytes,
+        };
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        signed(self.free_bytes) - signed(self.high_watermark_bytes.saturating_add(margin_bytes))
+        signed(headroom.promotable_bytes()) - signed(headroom.deficit_bytes())
     }
 }
 

@@ -202,9 +202,10 @@ impl VmEngine {
             move_cost_ns: costs.of(hot.page.bytes)
                 + cold.iter().map(|c| costs.of(c.page.bytes)).sum::<f64>(),
         };
+        let least_z = self.least_z();
         rivals
             .iter()
-            .all(|&count| self.tally.significance(hot.count, count, now) >= self.least_z())
+            .all(|&count| self.tally.significance(hot.count, count, now) >= least_z)
             && payback.pays(per_s(&hot), cold.iter().map(per_s).sum(), 1)
     }
 
