@@ -131,3 +131,16 @@ pub struct SampleBatch {
     /// records in `samples` are counted by whoever takes the batch.
     pub account: SampleAccount,
 }
+
+impl SampleBatch {
+    /// The tests that could find a page used, for a source that tests pages: those in which the guest
+    /// ran. A guest whose CPUs wait leaves no page used, which says nothing of any page; the most used
+    /// page shows how often it ran. At least half of the tests: where nothing is used often, the most
+    /// used page rather shows that the guest is idle.
+    #[must_use]
+    pub fn looks(&self) -> f64 {
+        let tests = f64::from(self.tests);
+        let most = self.samples.iter().map(|sample| f64::from(sample.weight));
+        most.fold(tests / 2.0, f64::max).min(tests)
+    }
+}

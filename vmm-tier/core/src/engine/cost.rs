@@ -9,10 +9,10 @@ use crate::{addr::BASE_PAGE, moves::Page};
 const ASSUMED_PAGE_NS: f64 = 5_000.0;
 /// What copying 4 KiB is taken to cost before it is measured: 8 GB/s.
 const ASSUMED_FRAME_NS: f64 = 500.0;
-/// The most that a page's own work and the copy of 4 KiB (0.4 GB/s) are believed to cost. Where more is
-/// measured the CPU was taken away meanwhile: an overcommitted or emulated host.
+/// The most that a page's own work and the copy of 4 KiB (2 GB/s) are believed to cost. Where more is
+/// measured the CPU was taken away meanwhile, or is an emulated one: latencies are not stretched with it.
 const MOST_PAGE_NS: f64 = 15_000.0;
-const MOST_FRAME_NS: f64 = 10_000.0;
+const MOST_FRAME_NS: f64 = 2_000.0;
 /// Frames over which a cost is averaged: a few batches. A call has a price of its own, so a batch of
 /// few pages says little of what a page costs.
 const AVERAGED_FRAMES: f64 = 4096.0;

@@ -59,21 +59,14 @@ impl PlacedBytes {
     }
 }
 
-/// Pages found used in more than this share of the tests are all taken as equally hot: what differs
-/// between them is how often the tests came late, not how often the pages were used.
-const SATURATED: f64 = 0.95;
-/// Accesses that a test of such a page stands for. At least 3 by the formula of [`SampleTally::rate`];
-/// a page in the hot set of a program that runs has some hundreds in the 2 to 20 ms between two tests.
-const SATURATED_ACCESSES: f64 = 100.0;
-
 /// How observed accesses fell on the tiers, decayed, and how much of the guest was observed.
 #[derive(Debug)]
 pub(super) struct SampleTally {
     decay: Decay,
     fast: f64,
     slow: f64,
-    /// Tests of each page: the count that a page would have that was found accessed each time.
-    tests: f64,
+    /// Looks at each page: the count that a page would have that was found accessed each time.
+    looks: f64,
     /// Seconds observed, decayed like counts: a count over it is a rate.
     seconds: f64,
     coverage: f64,
@@ -85,7 +78,7 @@ impl SampleTally {
             decay: Decay::new(half_life, now),
             fast: 0.0,
             slow: 0.0,
-            tests: 0.0,
+            looks: 0.0,
             seconds: 0.0,
             coverage: 0.0,
         }
@@ -100,11 +93,11 @@ impl SampleTally {
         }
     }
 
-    /// Takes note of a batch: how long it watched, how often it tested each page, and the share of the
-    /// guest that it spoke for.
+    /// Takes note of a batch: how long it watched, how often it looked at each page, and the share of
+    /// the guest that it spoke for.
     pub(super) fn observe(&mut self, batch: &SampleBatch, at: Time, share: f64) {
         let boost = self.decay.boost(at);
-        self.tests += f64::from(batch.tests) * boost;
+        self.looks += batch.looks() * boost;
         self.seconds += batch.span.as_secs_f64() * boost;
         // The last few batches count: a source that stops watching must be noticed soon.
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
@@ -112,35 +105,30 @@ impl SampleTally {
 
     /// Accesses a second for a page of `bytes` bytes with this decayed count.
     ///
-    /// Accesses are counted for each 4 KiB, so a page has those of all its frames. A test finds the page
-    /// as a whole used or not, whatever its size, and a source that tests pages saturates: it finds a page accessed or not, however often. For
-    /// accesses that come at random (Poisson) with λ a test, a share p = 1 − e^(−λ) of the tests finds
-    /// one, hence λ = −ln(1 − p). A page that is found used always may be used any number of times more:
-    /// [`SATURATED_ACCESSES`] stands for it.
+    /// A source that counts accesses counts them for each 4 KiB, so a page has those of all its frames.
+    ///
+    /// A source that tests pages finds a page as a whole used or not, whatever its size and however
+    /// often. For accesses that come at random (Poisson) with λ a look, a share p = 1 − e^(−λ) of n
+    /// looks finds one, hence λ = −ln(1 − p). With p estimated as count / (n + 1), a page found used at
+    /// every look has λ = ln(n + 1): it was used at least so often that none of n looks missed it.
     pub(super) fn rate(&self, count: f64, bytes: u64, now: Time) -> f64 {
         let unboost = self.decay.boost(now);
-        let (tests, seconds) = (self.tests / unboost, self.seconds / unboost);
+        let (looks, seconds) = (self.looks / unboost, self.seconds / unboost);
         if seconds <= 0.0 {
             return 0.0;
         }
-        if tests <= 0.0 {
+        if looks <= 0.0 {
             return count * (bytes / BASE_PAGE).max(1) as f64 / seconds;
         }
-        let share = count / tests;
-        let accesses = if share < SATURATED {
-            -(-share).ln_1p()
-        } else {
-            SATURATED_ACCESSES
-        };
-        accesses * tests / seconds
+        let share = count.min(looks) / (looks + 1.0);
+        -(-share).ln_1p() * looks / seconds
     }
 
     /// How many standard deviations one page's decayed count lies above another's.
     pub(super) fn significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
-        let tests = self.tests / self.decay.boost(now);
-        if tests > 0.0 {
-            let most = tests * SATURATED;
-            exchange::share_significance(hot.min(most), cold.min(most), tests)
+        let looks = self.looks / self.decay.boost(now);
+        if looks > 0.0 {
+            exchange::share_significance(hot, cold, looks)
         } else {
             exchange::significance(hot, cold)
         }
@@ -156,7 +144,7 @@ impl SampleTally {
             let factor = (-(halves as f64)).exp2();
             self.fast *= factor;
             self.slow *= factor;
-            self.tests *= factor;
+            self.looks *= factor;
             self.seconds *= factor;
         }
     }
