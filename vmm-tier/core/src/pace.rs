@@ -5,6 +5,9 @@
 //! apart. The pace then halves the time between looks, and halves the number of regions with it, so
 //! that the looks a second, which are what the source costs, stay the same. Where little is found in
 //! use it goes back.
+//!
+//! A guest at rest is watched less closely: by slower looks if those still tell hot from warm, else in
+//! turns, for a while at the pace that it needs and then not at all.
 
 use std::time::Duration;
 
@@ -14,10 +17,13 @@ use crate::sample::SampleBatch;
 const SATURATED: f64 = 0.4;
 /// Below this share, and with little in use at all, they may come less often again.
 const CLEAR: f64 = 0.02;
-/// "Almost every look": a page used at 19 of 20.
-const ALMOST: f32 = 0.95;
+/// "Almost every look": a page found used at 17 of 20, about two uses a look. From there on the shares
+/// of pages used twice and ten times as often lie close together.
+const ALMOST: f64 = 0.85;
 /// Batches that must agree before the pace changes: the first one after a change may span both paces.
 const AGREE: u32 = 1;
+/// Aggregations for which a guest at rest is watched in its turn.
+const WATCHED_AGGREGATIONS: u32 = 5;
 /// Most halvings: an eighth of the regions still tells apart what is a hundred pages long.
 const MAX_HALVINGS: u32 = 3;
 
@@ -30,6 +36,17 @@ pub struct Pace {
     pub aggregation: Duration,
     /// Most regions.
     pub max_regions: u64,
+    /// Watch in turns; `None` to watch always.
+    pub turns: Option<Turns>,
+}
+
+/// For how long to watch, and for how long not to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turns {
+    /// Time to watch.
+    pub watch: Duration,
+    /// Time to rest after it.
+    pub rest: Duration,
 }
 
 /// Finds the pace. Pure: fed with batches, asked for the pace.
@@ -39,13 +56,15 @@ pub struct PaceKeeper {
     least_sampling: Duration,
     quiet_factor: u32,
     quiet: bool,
+    /// Slow looks would hide what is hot.
+    blurred: bool,
     halvings: u32,
     agreeing: i32,
 }
 
 impl PaceKeeper {
-    /// Begins at `base`; looks never come closer than `least_sampling`, and `quiet_factor` times
-    /// further apart while [quiet](Self::set_quiet).
+    /// Begins at `base`. Looks never come closer than `least_sampling`. [While quiet](Self::set_quiet)
+    /// the guest costs about `quiet_factor` times less.
     #[must_use]
     pub const fn new(base: Pace, least_sampling: Duration, quiet_factor: u32) -> Self {
         Self {
@@ -53,60 +72,65 @@ impl PaceKeeper {
             least_sampling,
             quiet_factor,
             quiet: false,
+            blurred: false,
             halvings: 0,
             agreeing: 0,
         }
     }
 
-    /// Whether nothing is to be done and the guest may be watched less closely. Where that would hide
-    /// what is hot, the pace comes back to what it needs.
+    /// Whether nothing is to be done and the guest may be watched less closely.
     pub fn set_quiet(&mut self, quiet: bool) {
         self.quiet = quiet;
+        self.blurred = false;
         self.agreeing = 0;
-        self.halvings = self.halvings.min(self.most_halvings());
     }
 
     /// Whether looks come often enough to tell hot from warm, as far as they ever will. What was
     /// observed before is no ground to move pages.
     #[must_use]
     pub fn is_settled(&self, batch: &SampleBatch) -> bool {
-        wish(batch) <= 0 || self.is_fastest()
+        wish(batch) <= 0 || (self.is_fastest() && !self.is_slow())
+    }
+
+    /// Whether looks come closer than set because the guest's pages saturate.
+    #[must_use]
+    pub const fn is_quickened(&self) -> bool {
+        self.halvings > 0
     }
 
     fn is_fastest(&self) -> bool {
-        self.halvings >= self.most_halvings() || self.pace().sampling <= self.fastest()
+        self.halvings >= MAX_HALVINGS || self.quickened() <= self.least_sampling
     }
 
-    fn fastest(&self) -> Duration {
-        (self.base.sampling / (1 << MAX_HALVINGS)).max(self.least_sampling)
+    const fn is_slow(&self) -> bool {
+        self.quiet && self.halvings == 0 && !self.blurred
     }
 
-    /// While quiet there is further to go.
-    const fn most_halvings(&self) -> u32 {
-        let slower = if self.quiet {
-            self.quiet_factor.next_power_of_two().ilog2()
-        } else {
-            0
-        };
-        MAX_HALVINGS + slower
+    fn quickened(&self) -> Duration {
+        (self.base.sampling / (1 << self.halvings)).max(self.least_sampling)
     }
 
     /// The pace for now.
     #[must_use]
     pub fn pace(&self) -> Pace {
-        let slower = if self.quiet { self.quiet_factor } else { 1 };
-        let sampling = (self.base.sampling * slower / (1 << self.halvings)).max(self.fastest());
-        let tests =
-            (self.base.aggregation.as_nanos() / self.base.sampling.as_nanos().max(1)).max(1);
-        let tests = u32::try_from(tests).unwrap_or(u32::MAX);
-        // Reports keep coming at the base's rate when looks come closer: more looks each, not more reports.
-        let aggregation = (sampling * tests).max(self.base.aggregation);
-        // At rest, looks that may not come less often are made at fewer places.
-        let coarser = self.halvings.min(MAX_HALVINGS + 1);
+        if self.is_slow() {
+            return Pace {
+                sampling: self.base.sampling * self.quiet_factor,
+                aggregation: self.base.aggregation * self.quiet_factor,
+                ..self.base
+            };
+        }
+        let watch = self.base.aggregation * WATCHED_AGGREGATIONS;
+        let turns = Turns {
+            watch,
+            rest: watch * self.quiet_factor.saturating_sub(1),
+        };
         Pace {
-            sampling,
-            aggregation,
-            max_regions: (self.base.max_regions >> coarser).max(20),
+            sampling: self.quickened(),
+            // Reports keep coming as they did: more looks each, not more reports.
+            aggregation: self.base.aggregation,
+            max_regions: (self.base.max_regions >> self.halvings).max(20),
+            turns: Some(turns).filter(|turns| self.quiet && !turns.rest.is_zero()),
         }
     }
 
@@ -122,11 +146,13 @@ impl PaceKeeper {
             return None;
         }
         self.agreeing = 0;
-        self.halvings = match wish > 0 {
-            true if self.is_fastest() => self.halvings,
-            true => self.halvings + 1,
-            false => self.halvings.saturating_sub(1),
-        };
+        match wish > 0 {
+            true if self.is_slow() => self.blurred = true,
+            true if self.is_fastest() => {}
+            true => self.halvings += 1,
+            false if self.halvings > 0 => self.halvings -= 1,
+            false => self.blurred = false,
+        }
         Some(self.pace()).filter(|pace| *pace != before)
     }
 }
@@ -136,12 +162,13 @@ fn wish(batch: &SampleBatch) -> i32 {
     if batch.tests == 0 {
         return 0;
     }
+    let looks = batch.looks();
     let (mut all, mut saturated, mut used) = (0.0, 0.0, 0.0);
     for sample in &batch.samples {
-        let share = (sample.weight / batch.tests as f32).min(1.0);
+        let share = (f64::from(sample.weight) / looks).min(1.0);
         let len = sample.len as f64;
         all += len;
-        used += len * f64::from(share);
+        used += len * share;
         if share >= ALMOST {
             saturated += len;
         }
@@ -168,6 +195,7 @@ mod tests {
             sampling: Duration::from_millis(20),
             aggregation: Duration::from_millis(400),
             max_regions: 2000,
+            turns: None,
         };
         PaceKeeper::new(base, Duration::from_millis(1), 5)
     }
@@ -233,21 +261,54 @@ mod tests {
     }
 
     #[test]
-    fn pace_when_quiet_would_hide_what_is_hot_comes_back() {
+    fn pace_when_slow_looks_would_hide_what_is_hot_watches_in_turns() {
         let mut keeper = keeper();
-        for quiet in [false, true, false] {
-            keeper.set_quiet(quiet);
-            assert!(keeper.is_settled(&batch(10)));
-            for _ in 0..100 {
-                keeper.observe(&batch(80));
-            }
-            assert_eq!(
-                keeper.pace().sampling,
-                Duration::from_micros(2500),
-                "quiet: {quiet}"
-            );
-            assert!(keeper.is_settled(&batch(80)), "as far as it goes");
+        keeper.set_quiet(true);
+        assert!(!keeper.is_settled(&batch(80)));
+        for _ in 0..100 {
+            keeper.observe(&batch(80));
         }
+        let turns = Turns {
+            watch: Duration::from_secs(2),
+            rest: Duration::from_secs(8),
+        };
+        let quickened = Pace {
+            sampling: Duration::from_micros(2500),
+            aggregation: Duration::from_millis(400),
+            max_regions: 250,
+            turns: Some(turns),
+        };
+        assert_eq!(keeper.pace(), quickened);
+        assert!(keeper.is_settled(&batch(80)), "as far as it goes");
+        keeper.set_quiet(false);
+        let always = Pace {
+            turns: None,
+            ..quickened
+        };
+        assert_eq!(keeper.pace(), always);
+    }
+
+    #[test]
+    fn pace_when_quiet_and_idle_again_goes_back_to_slow_looks() {
+        let mut keeper = keeper();
+        keeper.set_quiet(true);
+        for used in [80, 0] {
+            for _ in 0..100 {
+                keeper.observe(&batch(used));
+            }
+        }
+        assert_eq!(keeper.pace().sampling, Duration::from_millis(100));
+        assert_eq!(keeper.pace().turns, None);
+    }
+
+    #[test]
+    fn pace_when_not_to_be_quiet_has_no_turns() {
+        let mut keeper = PaceKeeper::new(keeper().base, Duration::from_millis(1), 1);
+        keeper.set_quiet(true);
+        for _ in 0..100 {
+            keeper.observe(&batch(80));
+        }
+        assert_eq!(keeper.pace().turns, None);
     }
 
     #[test]

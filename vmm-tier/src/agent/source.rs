@@ -11,11 +11,11 @@ use std::{
 };
 
 use crossbeam::channel::{
-    Receiver, RecvTimeoutError, SendError, Sender, TryRecvError, TrySendError, bounded, never,
-    unbounded,
+    Receiver, RecvError, RecvTimeoutError, SendError, Sender, TryRecvError, TrySendError, bounded,
+    never, unbounded,
 };
 use tier_core::{
-    addr::Hva,
+    addr::{HUGE_PAGE, Hva},
     map::GuestMemoryMap,
     pace::{Pace, PaceKeeper},
     sample::{DropReason, SampleAccount, SampleBatch},
@@ -70,6 +70,7 @@ impl SourceSetup {
                 sampling,
                 aggregation,
                 max_regions,
+                turns: None,
             },
             LEAST_SAMPLING,
             self.quiet_factor,
@@ -82,6 +83,15 @@ impl SourceSetup {
 enum Order {
     Map(Arc<GuestMemoryMap>),
     Quiet(bool),
+}
+
+/// Why watching ended.
+#[derive(Debug)]
+enum End {
+    /// The agent ends.
+    Told,
+    /// The guest is at rest, and its turn is over.
+    Turn,
 }
 
 /// The thread and its channels. Dropping it removes the source from the kernel.
@@ -107,6 +117,7 @@ impl SourceThread {
                     orders,
                     out,
                     unsent: SampleAccount::default(),
+                    up: false,
                 }
                 .run();
             })?;
@@ -159,6 +170,8 @@ struct Sampler {
     out: Sender<Report>,
     /// Accounts of batches that found the channel full; sent with the next batch.
     unsent: SampleAccount,
+    /// Whether the agent was told that samples flow.
+    up: bool,
 }
 
 impl Sampler {
@@ -167,8 +180,13 @@ impl Sampler {
         loop {
             let started = Instant::now();
             match self.watch() {
-                Ok(()) => return,
+                Ok(End::Told) => return,
+                Ok(End::Turn) => match self.rest() {
+                    Ok(()) => continue,
+                    Err(RecvError) => return,
+                },
                 Err(reason) => {
+                    self.up = false;
                     if let Err(SendError(report)) = self.out.send(Report::Down(reason)) {
                         // Nobody waits any more: the agent ends, and something may stay behind.
                         tracing::warn!("sampling did not end cleanly: {report:?}");
@@ -187,6 +205,20 @@ impl Sampler {
         }
     }
 
+    /// Waits until the guest's next turn, or until it is no longer at rest.
+    fn rest(&mut self) -> Result<(), RecvError> {
+        let began = Instant::now();
+        while let Some(turns) = self.pace.pace().turns {
+            let left = turns.rest.saturating_sub(began.elapsed());
+            match self.orders.recv_timeout(left) {
+                Ok(order) => self.take(order),
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
+            }
+        }
+        Ok(())
+    }
+
     fn take(&mut self, order: Order) {
         match order {
             Order::Map(map) => self.map = map,
@@ -200,18 +232,24 @@ impl Sampler {
             sampling,
             aggregation,
             max_regions,
+            ..
         } = self.pace.pace();
+        // DAMON joins neighbours whose counts are nearly equal: where pages saturate, hot and warm ones.
+        let huge_pages = self.map.total_bytes().div_ceil(HUGE_PAGE);
+        let fits = huge_pages <= max_regions;
+        let apart = if fits { huge_pages } else { 0 };
         DamonSettings {
             sampling,
             aggregation,
-            min_regions: (max_regions / 4).max(3),
+            min_regions: (max_regions / 4).max(apart).max(3),
             max_regions,
+            by_huge_page: fits && self.pace.is_quickened(),
             ..self.setup.damon
         }
     }
 
-    /// Samples until told to end (`Ok`) or until the source fails.
-    fn watch(&mut self) -> Result<(), String> {
+    /// Samples until told to end, until the guest's turn is over, or until the source fails.
+    fn watch(&mut self) -> Result<End, String> {
         let SourceSetup {
             root, run_dir, pid, ..
         } = self.setup.clone();
@@ -225,10 +263,11 @@ impl Sampler {
             generation,
         )
         .map_err(|e| with_causes(&e))?;
-        if self.out.send(Report::Up).is_err() {
-            return Ok(());
+        if !std::mem::replace(&mut self.up, true) && self.out.send(Report::Up).is_err() {
+            return Ok(End::Told);
         }
-        loop {
+        let mut began = Instant::now();
+        let end = loop {
             match self.orders.try_recv() {
                 Ok(order) => {
                     let done = match &order {
@@ -240,9 +279,12 @@ impl Sampler {
                         .map_err(|e| with_causes(&e))?;
                 }
                 Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => {
-                    return source.stop().map_err(|e| with_causes(&e));
-                }
+                Err(TryRecvError::Disconnected) => break End::Told,
+            }
+            match self.pace.pace().turns {
+                Some(turns) if began.elapsed() >= turns.watch => break End::Turn,
+                Some(_) => {}
+                None => began = Instant::now(),
             }
             let poll = source.poll(POLL).map_err(|e| with_causes(&e))?;
             let mut changed = None;
@@ -263,7 +305,9 @@ impl Sampler {
                         .to_owned(),
                 );
             }
-        }
+        };
+        source.stop().map_err(|e| with_causes(&e))?;
+        Ok(end)
     }
 
     fn deliver(&mut self, mut batch: SampleBatch) {

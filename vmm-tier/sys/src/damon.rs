@@ -305,8 +305,13 @@ impl Kdamond {
         settings.check()?;
         self.admin.set_attributes(self.slot, settings)?;
         // What stands in the target's region list are the pieces that it began with: to commit those
-        // would undo what DAMON has learned.
-        self.admin.set_ranges(self.slot, &self.ranges)?;
+        // would undo what DAMON has learned. Huge pages are where they are.
+        if settings.by_huge_page {
+            let pieces = settings::in_pieces(&self.ranges, settings);
+            self.admin.set_ranges(self.slot, &pieces)?;
+        } else {
+            self.admin.set_ranges(self.slot, &self.ranges)?;
+        }
         self.commit()?;
         self.settings = DamonSettings {
             operations: self.settings.operations,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tier_core::addr::{BASE_PAGE, Hva};
+use tier_core::addr::{BASE_PAGE, HUGE_PAGE, Hva};
 
 use super::DamonError;
 
@@ -58,6 +58,9 @@ pub struct DamonSettings {
     pub min_regions: u64,
     /// Regions at most.
     pub max_regions: u64,
+    /// Whether each aligned 2 MiB begins as a region of its own, at the start and whenever the settings
+    /// change: for memory in huge pages. To keep such regions apart, `min_regions` must be as many.
+    pub by_huge_page: bool,
     /// What is watched.
     pub operations: Operations,
 }
@@ -70,6 +73,7 @@ impl Default for DamonSettings {
             update: Duration::from_secs(1),
             min_regions: 10,
             max_regions: 1200,
+            by_huge_page: false,
             operations: Operations::Virtual,
         }
     }
@@ -111,20 +115,25 @@ impl DamonSettings {
 }
 
 /// The same ranges in pieces, so that DAMON need not find its way down from one region a range, which
-/// takes an aggregation for each halving. A third of `max_regions` leaves it room to split further.
+/// takes an aggregation for each halving. A third of `max_regions` leaves it room to split further; by
+/// huge page there is nothing to split.
 pub(super) fn in_pieces(ranges: &[(u64, u64)], settings: &DamonSettings) -> Vec<(u64, u64)> {
     let total: u64 = ranges.iter().map(|(start, end)| end - start).sum();
     // A region is a folder in sysfs; beyond some thousand, making them takes longer than it saves.
-    let wanted = (settings.max_regions / 3).clamp(1, 2048);
+    let (wanted, unit) = if settings.by_huge_page {
+        (settings.max_regions, HUGE_PAGE)
+    } else {
+        (settings.max_regions / 3, BASE_PAGE)
+    };
     let piece = total
-        .div_ceil(wanted)
-        .next_multiple_of(BASE_PAGE)
-        .max(BASE_PAGE);
+        .div_ceil(wanted.clamp(1, 2048))
+        .next_multiple_of(unit)
+        .max(unit);
     let mut pieces = Vec::new();
     for &(start, end) in ranges {
         let mut at = start;
         while at < end {
-            let next = at.saturating_add(piece).min(end);
+            let next = (at - at % unit).saturating_add(piece).min(end);
             pieces.push((at, next));
             at = next;
         }
@@ -182,6 +191,24 @@ mod tests {
         assert_eq!(sorted_ranges(&joined).unwrap(), ranges);
         assert!(pieces.windows(2).all(|pair| pair[0].1 <= pair[1].0));
         assert!(pieces.iter().all(|(start, _)| start % BASE_PAGE == 0));
+    }
+
+    #[test]
+    fn in_pieces_when_by_huge_page_are_aligned() {
+        let settings = DamonSettings {
+            max_regions: 30,
+            by_huge_page: true,
+            ..DamonSettings::default()
+        };
+
+        let pieces = in_pieces(&[(0x1000, 0x50_0000)], &settings);
+
+        let expected = [
+            (0x1000, 0x20_0000),
+            (0x20_0000, 0x40_0000),
+            (0x40_0000, 0x50_0000),
+        ];
+        assert_eq!(pieces, expected);
     }
 
     #[test]
