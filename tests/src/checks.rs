@@ -176,6 +176,20 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
                 found.is_some_and(|found| found.kdamond_threads == *count),
             )
         }
+        Check::Note { note, at, is } => {
+            let found = result.notes.iter().find(|found| found.name == *note);
+            let value = found.map(|found| found.value.pointer(at));
+            CheckResult::new(
+                format!("{note} {at}"),
+                match value {
+                    None => "not asked".to_owned(),
+                    Some(None) => "not told".to_owned(),
+                    Some(Some(value)) => value.to_string(),
+                },
+                is.to_string(),
+                value.flatten() == Some(is),
+            )
+        }
         Check::AttemptRefused { attempt } => {
             match result.attempts.iter().find(|found| found.name == *attempt) {
                 None => CheckResult::new(attempt, "not tried", "tried", false),
@@ -284,6 +298,33 @@ mod tests {
         assert!(!outcome("{ that = 'agent-end', code = 0 }").pass);
         assert!(outcome("{ that = 'integrity' }").pass);
         assert!(!outcome("{ that = 'nothing-left', look = 'none' }").pass);
+    }
+
+    #[test]
+    fn note_when_it_tells_something_else_or_nothing_fails() {
+        let mut result = lifted();
+        result.notes.push(crate::result::Note {
+            t: 1.0,
+            name: "doctor".to_owned(),
+            value: serde_json::json!({"code": 0, "reply": {"can-tier": true}}),
+        });
+        let judge = |check: &str| {
+            let run = run_with(check);
+            evaluate(&run.checks[0], &run, &result).pass
+        };
+
+        assert!(judge(
+            "{ that = 'note', note = 'doctor', at = '/reply/can-tier', is = true }"
+        ));
+        assert!(!judge(
+            "{ that = 'note', note = 'doctor', at = '/code', is = 1 }"
+        ));
+        assert!(!judge(
+            "{ that = 'note', note = 'doctor', at = '/nothing', is = 1 }"
+        ));
+        assert!(!judge(
+            "{ that = 'note', note = 'map', at = '/code', is = 0 }"
+        ));
     }
 
     fn attempt(code: Option<i32>, stderr: &str) -> AttemptOutcome {

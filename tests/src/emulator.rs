@@ -71,10 +71,14 @@ impl Emulator {
             .with_context(|| format!("creating {}", files.messages.display()))?;
         // Dropping kills it; setpriv (util-linux, on every Debian) covers a lab that is itself
         // killed and drops nothing.
+        // The emulator may want a newer C library than this machine's: it brings its own, with its loader.
+        let libraries = root.join("usr/lib/x86_64-linux-gnu");
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
+            .arg(libraries.join("ld-linux-x86-64.so.2"))
+            .arg("--library-path")
+            .arg(&libraries)
             .arg(root.join("usr/bin/qemu-system-x86_64"))
-            .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
             .args(arguments(&root, &cache.kernel(), host, files))
             .stdin(Stdio::null())
             .stdout(messages.try_clone()?)

@@ -22,6 +22,10 @@ pub static STOP: AtomicBool = AtomicBool::new(false);
 /// The emulated host powers off within a second or two after its last event.
 const POWER_OFF_WITHIN: Duration = Duration::from_secs(10);
 
+/// How much of each log a failed run shows.
+const LAST_LINES: usize = 40;
+const LAST_BYTES: usize = 8 << 10;
+
 /// What a lab run needs to know.
 #[derive(Debug)]
 pub struct Options {
@@ -93,7 +97,28 @@ pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioRes
     result.seconds = began.elapsed().as_secs_f64();
     result.conclude(scenario);
     write_json(&result, &folder.join("result.json"))?;
+    if !result.pass {
+        // Where nobody keeps the logs, as in CI, what was said last must be seen.
+        for path in [&files.console, &folder.join("programs.log")] {
+            screen.line(&format!("the end of {}:", path.display()));
+            for line in last_lines(path) {
+                screen.line(&format!("  | {line}"));
+            }
+        }
+    }
     Ok(result)
+}
+
+/// The last lines of a log, as far as it can be read.
+fn last_lines(path: &Path) -> Vec<String> {
+    let text = fs::read(path).unwrap_or_default();
+    let start = text.len().saturating_sub(LAST_BYTES);
+    let text = String::from_utf8_lossy(&text[start..]);
+    let lines: Vec<_> = text
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].to_vec()
 }
 
 /// Writes a result as one JSON object.
@@ -177,7 +202,7 @@ pub fn needs_agent(scenario: &Scenario) -> bool {
     scenario.runs.iter().flat_map(|run| &run.steps).any(|step| {
         matches!(
             step,
-            Step::StartAgent { .. } | Step::Attempt(_) | Step::Ctl { .. }
+            Step::StartAgent { .. } | Step::Attempt(_) | Step::Ctl { .. } | Step::Ask { .. }
         )
     })
 }
@@ -250,6 +275,20 @@ fn concatenate(parts: &[&Path], whole: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn last_lines_when_a_log_is_long_are_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console.log");
+        assert!(last_lines(&path).is_empty(), "no log, nothing to show");
+        let text: String = (0..5000).map(|i| format!("line {i}\r\n")).collect();
+        fs::write(&path, text).unwrap();
+
+        let lines = last_lines(&path);
+
+        assert_eq!(lines.len(), LAST_LINES);
+        assert_eq!(lines.last().map(String::as_str), Some("line 4999"));
+    }
 
     #[test]
     fn tail_when_a_line_comes_in_parts_gives_it_whole() {

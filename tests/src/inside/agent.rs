@@ -51,6 +51,8 @@ impl Running {
             .args(["--fast", "0", "--slow", "1", "--control"])
             .arg(&control)
             .args(args)
+            // For the log: the pace of sampling, what QEMU says.
+            .env("VMM_TIER_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -188,6 +188,13 @@ impl Runner<'_> {
                 execute,
                 arguments,
             } => self.ctl(guest, execute, arguments),
+            Step::Ask { name, args } => {
+                let monitor = guest::agent_monitor(self.run.guest("").map_or("none", |g| &g.name));
+                let monitor = monitor.to_string_lossy();
+                let mut command = Command::new(AGENT);
+                command.args(args.iter().map(|arg| arg.replace("{qmp}", &monitor)));
+                self.ask(name, command)
+            }
             Step::Attempt(attempt) => {
                 self.reporter.progress(format!("attempt {}", attempt.name));
                 let monitor = match self.run.guest("") {
@@ -347,12 +354,16 @@ impl Runner<'_> {
         if !arguments.is_empty() {
             command.arg(arguments);
         }
+        self.ask(execute, command)
+    }
+
+    fn ask(&self, name: &str, mut command: Command) -> anyhow::Result<()> {
         let output = command
             .output()
             .with_context(|| format!("starting {AGENT}"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         self.note(
-            execute,
+            name,
             json!({
                 "code": output.status.code(),
                 "reply": serde_json::from_str::<Value>(&text).unwrap_or(Value::String(text)),

@@ -103,6 +103,13 @@ pub enum Step {
         #[serde(default)]
         arguments: String,
     },
+    /// Runs another command of `vmm-tier` and keeps its answer as a note.
+    Ask {
+        /// The note's name.
+        name: String,
+        /// The arguments, `{qmp}` standing for the agent's monitor of the run's first guest.
+        args: Vec<String>,
+    },
     /// Starts `vmm-tier` with something wrong and records how it ends.
     Attempt(Attempt),
     /// Records what the agent left behind: kdamonds, sockets, processes.
@@ -237,6 +244,15 @@ pub enum Check {
         look: String,
         /// How many.
         count: u64,
+    },
+    /// A note of this name (a command's answer) holds this value.
+    Note {
+        /// The note's name.
+        note: String,
+        /// Where, as a JSON pointer; an answer stands at `/reply`, its exit code at `/code`.
+        at: String,
+        /// What must stand there.
+        is: serde_json::Value,
     },
     /// An attempt ended with a code other than 0 and one line, or in the state expected.
     AttemptRefused {
