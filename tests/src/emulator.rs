@@ -1,9 +1,21 @@
 //! The outer emulator: its command line, and the process that never outlives its owner.
 //!
 //! Why this emulator and these options: the host's own KVM may be nested already and then runs
-//! no 64-bit guest in a guest, so the outer emulator translates (TCG). QEMU 7.2 crashes that way
-//! with more than one thread, 10.0 does not. `EPYC,+svm,+npt` gives the emulated host KVM with
-//! nested paging. Latency and bandwidth of the HMAT are told to the kernel, not emulated.
+//! no 64-bit guest in a guest, so the outer emulator translates (TCG). `EPYC,+svm,+npt` gives the
+//! emulated host KVM with nested paging. Latency and bandwidth of the HMAT are told to the kernel,
+//! not emulated.
+//!
+//! Two faults of the emulator (seen in 10.0.2 and 11.1.3; the newest is used in the hope of better)
+//! end a run now and then, with and without an agent:
+//!
+//! - With a thread for each CPU, a write to code discards its translation *before* it stores. A CPU
+//!   that translates in between keeps the old code. When the kernel patches its own code (static
+//!   keys, tracepoints) a breakpoint may so outlive the patching: "Oops: int3". Toggling
+//!   kernel.sched_schedstats 300 times a second beside a guest crashes the emulated host within 20 s.
+//! - An interrupt injected into a nested guest (`helper_vmrun`) stays noted as an exception. If the
+//!   emulated CPU is kicked before the next exit from the guest, it is delivered once more: the guest
+//!   panics, resets or stands still. With one thread for all CPUs, which kicks them in turn, four of
+//!   four guests went so within a minute, no agent near; with a thread for each it takes some 50 guests.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
