@@ -69,6 +69,24 @@ fn emulators() -> Vec<Emulator> {
     found
 }
 
+impl Emulator {
+    /// Starts the program with what was unpacked beside it: its libraries, and its loader if it has one.
+    fn command(&self) -> Command {
+        let Some(root) = &self.root else {
+            return Command::new(&self.program);
+        };
+        let libraries = root.join("usr/lib/x86_64-linux-gnu");
+        let own = libraries.join("ld-linux-x86-64.so.2");
+        let system = PathBuf::from("/lib64/ld-linux-x86-64.so.2");
+        let mut command = Command::new(if own.exists() { own } else { system });
+        command
+            .arg("--library-path")
+            .arg(libraries)
+            .arg(&self.program);
+        command
+    }
+}
+
 /// A guest that never runs (`-S`); killed when dropped.
 struct Guest {
     child: Child,
@@ -78,9 +96,8 @@ struct Guest {
 impl Guest {
     fn start(emulator: &Emulator, arguments: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new(&emulator.program);
+        let mut command = emulator.command();
         if let Some(root) = &emulator.root {
-            command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"));
             command.arg("-L").arg(root.join("usr/share/qemu"));
             command.arg("-L").arg(root.join("usr/share/seabios"));
         }
@@ -108,14 +125,15 @@ impl Guest {
             .stdout(Stdio::null());
         let errors = folder.path().join("errors");
         command.stderr(fs::File::create(&errors).unwrap());
-        let guest = Self {
+        let mut guest = Self {
             child: command.spawn().unwrap(),
             folder,
         };
         let begin = Instant::now();
         while !guest.socket("b").exists() {
             assert!(
-                begin.elapsed() < Duration::from_secs(30),
+                begin.elapsed() < Duration::from_secs(30)
+                    && guest.child.try_wait().unwrap().is_none(),
                 "{}",
                 fs::read_to_string(&errors).unwrap()
             );
