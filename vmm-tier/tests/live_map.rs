@@ -76,9 +76,13 @@ impl Emulator {
             return Command::new(&self.program);
         };
         let libraries = root.join("usr/lib/x86_64-linux-gnu");
-        let own = libraries.join("ld-linux-x86-64.so.2");
-        let system = PathBuf::from("/lib64/ld-linux-x86-64.so.2");
-        let mut command = Command::new(if own.exists() { own } else { system });
+        let loader = libraries.join("ld-linux-x86-64.so.2");
+        if !loader.exists() {
+            let mut command = Command::new(&self.program);
+            command.env("LD_LIBRARY_PATH", libraries);
+            return command;
+        }
+        let mut command = Command::new(loader);
         command
             .arg("--library-path")
             .arg(libraries)
