@@ -12,6 +12,29 @@ pub const BASE_PAGE: u64 = 4096;
 /// The size of a transparent huge page on `x86_64`.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
+/// Writes and reads a [`Gpa`] as a number, for `#[serde(with = "gpa_number")]`.
+pub mod gpa_number {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Gpa;
+
+    /// Writes the address as a number.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(gpa: &Gpa, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(gpa.0)
+    }
+
+    /// Reads the address from a number.
+    ///
+    /// # Errors
+    /// If there is no such number.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Gpa, D::Error> {
+        u64::deserialize(deserializer).map(Gpa)
+    }
+}
+
 /// A virtual address in the QEMU process ("host virtual address").
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

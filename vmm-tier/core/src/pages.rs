@@ -232,6 +232,21 @@ impl PageIndex {
         inside
     }
 
+    /// The ids, in rising order and disjoint, among which are all pages that `hva .. hva + len` touches,
+    /// whole or in part, as things are folded now. Tails of folded pages may be among them.
+    #[must_use]
+    pub fn touched(&self, hva: Hva, len: u64) -> Vec<Range<u32>> {
+        let mut ranges: Vec<Range<u32>> = Vec::new();
+        for (placed, frames) in self.pieces(hva, len) {
+            let head = self.head_of(placed, frames.start);
+            if head < frames.start {
+                ranges.push(head..head + 1);
+            }
+            ranges.push(frames);
+        }
+        ranges
+    }
+
     /// Runs of a 4 KiB span: stretches between folded pages, and the folded pages one by one.
     fn base_runs(&self, placed: &Placed, frames: Range<u32>, each: &mut impl FnMut(Run)) {
         let mut at = frames.start;
@@ -419,6 +434,20 @@ mod tests {
         );
         assert_eq!(runs(&index, 19 * MIB, MIB), vec![(512..513, 0.5)]);
         assert_eq!(runs(&index, 16 * MIB + 100, 1), vec![(0..1, 1.0)]);
+    }
+
+    #[test]
+    fn touched_when_a_folded_page_reaches_into_the_range_names_its_head() {
+        let mut index = index();
+        let touched = |index: &PageIndex, hva, len| index.touched(Hva(hva), len);
+        assert_eq!(touched(&index, 19 * MIB, MIB), vec![768..1024]);
+        index.fold(Hva(18 * MIB)).unwrap();
+        assert_eq!(touched(&index, 19 * MIB, MIB), vec![512..513, 768..1024]);
+        assert_eq!(
+            touched(&index, 23 * MIB, 10 * MIB),
+            vec![1792..2048, 2048..2049]
+        );
+        assert_eq!(touched(&index, 25 * MIB, MIB), vec![]);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub(super) enum Why {
     Cooling(Time),
     /// It may not be taken until the kernel places it anew.
     Excluded,
+    /// It stands in no heap, whatever its heat.
+    Pinned,
 }
 
 /// A page that stands aside. Its key grows while it does; 0 is a page without a sample.

@@ -1,5 +1,7 @@
 //! What can be seen of the heaps: counts, states, ranks, and whether all invariants hold.
 
+use std::ops::Range;
+
 use serde::Serialize;
 
 use super::{DualHeap, PageId, Placement, aside::Why, pages::Slot};
@@ -19,6 +21,8 @@ pub struct PageState {
     pub cooldown_until: Option<Time>,
     /// It may not be taken until it is placed anew.
     pub excluded: bool,
+    /// It is pinned: never offered, whatever its heat.
+    pub pinned: bool,
 }
 
 /// Counts of pages and of work done.
@@ -39,6 +43,8 @@ pub struct HeapStats {
     pub cooling: u32,
     /// Pages excluded.
     pub excluded: u32,
+    /// Pinned pages that are neither in flight nor in cooldown nor excluded.
+    pub pinned: u32,
     /// Times the landmark moved.
     pub landmark_moves: u64,
 }
@@ -67,6 +73,7 @@ impl DualHeap {
                 _ => None,
             },
             excluded: why == Some(Why::Excluded),
+            pinned: self.is_pinned(id.0),
         }
     }
 
@@ -99,12 +106,19 @@ impl DualHeap {
 
     /// All tracked pages in rising order, with their placement and decayed count at `now`.
     pub fn iter(&self, now: Time) -> impl Iterator<Item = (PageId, Placement, f64)> + '_ {
-        self.pages.iter().map(move |(id, slot)| {
-            (
-                PageId(id),
-                self.placement(id),
-                self.decay.value(self.key(slot), now),
-            )
+        self.iter_in(0..self.pages.len(), now)
+    }
+
+    /// The tracked pages among `ids` in rising order, with their placement and decayed count at `now`.
+    pub fn iter_in(
+        &self,
+        ids: Range<u32>,
+        now: Time,
+    ) -> impl Iterator<Item = (PageId, Placement, f64)> + '_ {
+        let unboost = (-self.decay.age(now)).exp2();
+        self.pages.iter_in(ids).map(move |(id, slot)| {
+            let count = f64::from(self.key(slot)) * unboost;
+            (PageId(id), self.placement(id), count)
         })
     }
 
@@ -146,6 +160,7 @@ impl DualHeap {
         // many pages as entries, each page is in exactly one place.
         let (mut fast, mut slow, mut in_slow_heap, mut aside) = (0, 0, 0, 0);
         for (id, slot) in self.pages.iter() {
+            self.check_pinned(id, slot)?;
             fast += u32::from(self.placement(id) == Placement::Fast);
             slow += u32::from(self.placement(id) == Placement::Slow);
             in_slow_heap += usize::from(matches!(slot, Slot::Slow(_)));
@@ -162,6 +177,7 @@ impl DualHeap {
             || whys(|why| why == Why::Flight) != stats.in_flight
             || whys(|why| matches!(why, Why::Cooling(_))) != stats.cooling
             || whys(|why| why == Why::Excluded) != stats.excluded
+            || whys(|why| why == Why::Pinned) != stats.pinned
         {
             return Err(format!(
                 "pages are miscounted: {stats:?}, found {fast} fast, {slow} slow"
@@ -185,6 +201,7 @@ impl HeapStats {
             Why::Flight => &mut self.in_flight,
             Why::Cooling(_) => &mut self.cooling,
             Why::Excluded => &mut self.excluded,
+            Why::Pinned => &mut self.pinned,
         }
     }
 }

@@ -8,7 +8,7 @@
 //!   ┌─ heap, greatest on top ─┐    exchange    ┌─ never sampled: bitmap and cursor ─┐  coldest
 //!   │  indexed, sifts up      │ ◄───────────►  ├─ heap, least on top, lazy ─────────┤     │
 //!   └─ never sampled: nothing ┘                └────────────────────────────────────┘  hottest
-//!        └──────────── aside: in flight · cooling down · excluded ────────────┘
+//!        └──────────── aside: in flight · cooling down · excluded · pinned ───┘
 //! ```
 //!
 //! A page is in exactly one of these places. Heat is a count under [forward decay](crate::heat), so
@@ -25,6 +25,7 @@ mod aside;
 mod fast;
 mod look;
 mod pages;
+mod pinned;
 mod sample;
 mod slow;
 
@@ -70,6 +71,8 @@ pub struct DualHeap {
     boost: (Time, f64),
     /// Where the search for a never-sampled fast page goes on.
     cursor: u32,
+    /// Ids that stand in no heap, in rising order and disjoint.
+    pinned: Vec<Range<u32>>,
     stats: HeapStats,
 }
 
@@ -92,6 +95,7 @@ impl DualHeap {
             decay,
             boost: (Time(0), 1.0),
             cursor: 0,
+            pinned: Vec::new(),
             stats: HeapStats::default(),
         })
     }
@@ -143,7 +147,9 @@ impl DualHeap {
                         why,
                     });
                 }
-                Some(Why::Excluded) | None => self.attach(id, placement, held.key),
+                Some(Why::Excluded | Why::Pinned) | None => {
+                    self.attach(id, placement, held.key);
+                }
             },
         }
         old
@@ -329,8 +335,17 @@ impl DualHeap {
         Some(Detached { key, why })
     }
 
-    /// Puts an untracked page where pages that may be taken are.
+    /// Puts an untracked page where pages that may be taken are, or aside if it is pinned.
     fn attach(&mut self, id: u32, placement: Placement, key: f32) {
+        if self.is_pinned(id) {
+            self.set_aside(Held {
+                id,
+                key,
+                placement,
+                why: Why::Pinned,
+            });
+            return;
+        }
         *self.stats.at(placement) += 1;
         match (placement, key > 0.0) {
             (Placement::Fast, true) => {

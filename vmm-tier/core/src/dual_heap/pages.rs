@@ -4,6 +4,8 @@
 //! memory only while a frame in it other than the first is tracked; a range that is untouched, or
 //! backed by huge pages, costs its 16-byte directory entry.
 
+use std::ops::Range;
+
 /// log2 of the frames in a chunk.
 const CHUNK_SHIFT: u32 = 9;
 const CHUNK: usize = 1 << CHUNK_SHIFT;
@@ -267,17 +269,25 @@ impl Pages {
 
     /// All tracked pages in rising order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Slot)> + '_ {
+        self.iter_in(0..self.pages)
+    }
+
+    /// The tracked pages among `ids` in rising order.
+    pub(super) fn iter_in(&self, ids: Range<u32>) -> impl Iterator<Item = (u32, Slot)> + '_ {
+        let first = (ids.start >> CHUNK_SHIFT) as usize;
+        let end = (ids.end as usize).div_ceil(CHUNK);
         self.chunks
             .iter()
             .enumerate()
+            .take(end)
+            .skip(first)
             .filter(|(_, chunk)| chunk.tracked > 0)
             .flat_map(|(number, chunk)| {
                 let first = (number * CHUNK) as u32;
                 let slots = chunk.words().iter().map(|&word| Slot::of(word));
-                (first..)
-                    .zip(slots)
-                    .filter(|&(_, slot)| slot != Slot::Untracked)
+                (first..).zip(slots)
             })
+            .filter(move |(id, slot)| ids.contains(id) && *slot != Slot::Untracked)
     }
 
     /// Puts every key in a `Fast` word through `change`; the pages whose key became 0 are set to

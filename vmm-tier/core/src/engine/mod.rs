@@ -10,9 +10,15 @@
 
 mod check;
 mod cost;
+mod drain;
 mod flights;
+mod history;
+mod notices;
+mod pinning;
+mod pins;
 mod placement;
 mod plan;
+mod policy;
 mod scan;
 mod snapshot;
 mod tally;
@@ -20,11 +26,22 @@ mod throttle;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+pub use drain::{DrainProgress, DrainStall};
+pub use notices::Notice;
+pub use pins::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
+pub use policy::{
+    MAX_HORIZON, MAX_RATE, MIN_HORIZON, MIN_RATE, PolicyChange, PolicyError, PolicySnapshot,
+};
 pub use scan::{Leftovers, ScanReport, ScanRequest};
 pub use snapshot::{Planned, Snapshot, TierSnapshot, VmState};
 
 use self::{
+    drain::Drain,
     flights::Flights,
+    history::History,
+    notices::Notices,
+    pins::Pins,
+    plan::Stall,
     scan::Scanner,
     tally::{MoveTotals, PlacedBytes, SampleTally},
     throttle::Throttle,
@@ -141,6 +158,12 @@ pub struct VmEngine {
     observed: Duration,
     /// Whether the last batch told hot from warm.
     settled: bool,
+    pins: Pins,
+    drain: Option<Drain>,
+    /// Why the limit could not be obeyed when that was tried last.
+    shrink_stall: Option<Stall>,
+    history: History,
+    notices: Notices,
 }
 
 impl VmEngine {
@@ -170,6 +193,11 @@ impl VmEngine {
             account: SampleAccount::default(),
             observed: Duration::ZERO,
             settled: false,
+            pins: Pins::default(),
+            drain: None,
+            shrink_stall: None,
+            history: History::default(),
+            notices: Notices::new(VmState::Starting),
         }
     }
 
@@ -229,7 +257,10 @@ impl VmEngine {
         self.carry_over(now, index, heap);
         self.scanner.reset(spans, now);
         self.flights.clear();
+        self.history.clear();
         self.map = Some(map);
+        self.apply_pins(now);
+        self.look_for_changes();
         Ok(())
     }
 
@@ -247,12 +278,16 @@ impl VmEngine {
             Event::Guest { stopped } => self.conditions.guest_stopped = stopped,
             Event::Monitor { attached } => self.conditions.attached = attached,
             Event::Pause(paused) => self.conditions.operator_paused = paused,
-            Event::Limit(limit) => self.settings.fast_limit_bytes = limit,
+            Event::Limit(limit) => {
+                self.settings.fast_limit_bytes = limit;
+                self.drain = None;
+            }
             Event::Tick => {}
         }
         self.heap.tick(now);
         actions.extend(self.scanner.next(now).map(Action::Scan));
         actions.extend(self.plan(now));
+        self.look_for_changes();
         actions
     }
 

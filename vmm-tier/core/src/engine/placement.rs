@@ -133,7 +133,9 @@ impl VmEngine {
             }
             let (count, placement) = (self.heap.count(id, now), self.heap.state(id).placement);
             self.place(id, Placement::Untracked);
-            for frame in self.index.unfold(head).into_iter().flatten() {
+            let frames = self.index.unfold(head);
+            self.refolded(head);
+            for frame in frames.into_iter().flatten() {
                 self.place(PageId(frame), placement);
                 self.heap.set_count(PageId(frame), count, now);
             }
@@ -160,6 +162,7 @@ impl VmEngine {
                 self.place(frame, Placement::Untracked);
             }
             self.index.fold(head);
+            self.refolded(head);
             self.place(id, placement);
             self.heap
                 .set_count(id, counts / frames.len().max(1) as f64, now);
@@ -189,6 +192,10 @@ impl VmEngine {
             results.push(result);
         }
         self.totals.add(flight.direction, &results, report.cpu_time);
+        self.notice_failures(flight.direction, &results);
+        for result in &results {
+            self.history.add(now, flight.direction, result);
+        }
         let any = |outcome| results.iter().any(|result| result.outcome == outcome);
         self.throttle.finished(now, any(Outcome::Moved));
         if any(Outcome::Gone) {
@@ -209,7 +216,11 @@ impl VmEngine {
         };
         let mut admitted = Vec::new();
         for (id, page) in waiting {
-            if page.bytes <= room {
+            let is_pinned_down = self
+                .pins
+                .of(id)
+                .is_some_and(|entry| entry.pin.tier == Tier::Slow);
+            if page.bytes <= room && !is_pinned_down {
                 room -= page.bytes;
                 admitted.push((id, page));
             } else {
@@ -239,7 +250,7 @@ impl VmEngine {
                 .retry_after()
                 .map(|wait| wait.max(self.settings.cooldown / 4)),
         };
-        self.bytes.replace(result.page.bytes, old, new);
+        self.count_place(id, result.page.bytes, old, new);
         self.heap.settle(id, new, rest.map(|rest| now + rest));
         match result.outcome {
             Outcome::Shared => {
@@ -256,7 +267,12 @@ impl VmEngine {
             return;
         };
         let old = self.heap.place(id, new);
-        self.bytes.replace(page.bytes, old, new);
+        self.count_place(id, page.bytes, old, new);
+    }
+
+    fn count_place(&mut self, id: PageId, bytes: u64, old: Placement, new: Placement) {
+        self.bytes.replace(bytes, old, new);
+        self.pins.replace(id, bytes, old, new);
     }
 
     fn tier_of(&self, node: NodeId) -> Option<Tier> {

@@ -18,25 +18,33 @@ use crate::{
 
 /// A page that was taken from a heap, and its count of observed accesses (decayed, a 4 KiB frame).
 #[derive(Clone, Copy, Debug)]
-struct Candidate {
-    id: PageId,
-    page: Page,
-    count: f64,
+pub(super) struct Candidate {
+    pub(super) id: PageId,
+    pub(super) page: Page,
+    pub(super) count: f64,
+}
+
+/// Why nothing could be demoted below the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stall {
+    NoSlowRoom,
+    /// No fast page may be taken.
+    NothingOffered,
 }
 
 /// The pages of the next step.
 #[derive(Debug, Default)]
-struct Draft {
-    demote: Vec<Candidate>,
+pub(super) struct Draft {
+    pub(super) demote: Vec<Candidate>,
     /// Promoted at once: there is room.
-    promote: Vec<Candidate>,
+    pub(super) promote: Vec<Candidate>,
     /// Promoted when the demotions have made room.
-    then_promote: Vec<Candidate>,
-    bytes: u64,
+    pub(super) then_promote: Vec<Candidate>,
+    pub(super) bytes: u64,
 }
 
 impl Draft {
-    fn add(&mut self, to: fn(&mut Self) -> &mut Vec<Candidate>, candidate: Candidate) {
+    pub(super) fn add(&mut self, to: fn(&mut Self) -> &mut Vec<Candidate>, candidate: Candidate) {
         self.bytes += candidate.page.bytes;
         to(self).push(candidate);
     }
@@ -53,8 +61,13 @@ impl VmEngine {
         };
         let mut draft = Draft::default();
         self.shrink_to_limit(now, budget, &mut draft);
-        if draft.demote.is_empty() && self.settled {
-            self.draft_exchange(now, budget, &mut draft);
+        if draft.demote.is_empty() {
+            let waits = self.draft_pins(now, budget, &mut draft);
+            if draft.bytes == 0 && self.settled {
+                // Room that a pinned page waits for is not filled by others.
+                let room = self.room().min(if waits { 0 } else { i64::MAX });
+                self.draft_exchange(now, budget, room, &mut draft);
+            }
         }
         if draft.bytes == 0 {
             return Vec::new();
@@ -66,6 +79,7 @@ impl VmEngine {
     /// Demotes what the guest holds above its limit, coldest first, whatever it costs: the limit is
     /// an order.
     fn shrink_to_limit(&mut self, now: Time, budget: u64, draft: &mut Draft) {
+        self.shrink_stall = None;
         let Some(limit) = self.settings.fast_limit_bytes else {
             return;
         };
@@ -73,18 +87,22 @@ impl VmEngine {
         let slow_room = self.slow_room();
         while draft.bytes < excess.min(budget) {
             let Some(cold) = self.take_coldest_fast(now) else {
-                return;
+                self.shrink_stall = Some(Stall::NothingOffered);
+                break;
             };
             if draft.bytes + cold.page.bytes > slow_room {
                 self.put_back(cold, Placement::Fast);
-                return;
+                self.shrink_stall = Some(Stall::NoSlowRoom);
+                break;
             }
             draft.add(|d| &mut d.demote, cold);
         }
+        if draft.bytes > 0 {
+            self.shrink_stall = None;
+        }
     }
 
-    fn draft_exchange(&mut self, now: Time, budget: u64, draft: &mut Draft) {
-        let mut room = self.room();
+    fn draft_exchange(&mut self, now: Time, budget: u64, mut room: i64, draft: &mut Draft) {
         let mut slow_room = self.slow_room();
         while draft.bytes < budget {
             let Some(hot) = self.take_hottest_slow(now) else {
@@ -182,7 +200,7 @@ impl VmEngine {
     }
 
     /// "Never sampled" reads as cold only where the source watches most of the guest.
-    fn knows_cold(&self, cold: Candidate) -> bool {
+    pub(super) fn knows_cold(&self, cold: Candidate) -> bool {
         cold.count > 0.0 || self.tally.coverage() >= 0.5
     }
 
@@ -219,7 +237,7 @@ impl VmEngine {
 
     /// Bytes that may be promoted now; negative where headroom is lacking. A batch goes to one node, so
     /// the room is that of the fast node that has the most.
-    fn room(&self) -> i64 {
+    pub(super) fn room(&self) -> i64 {
         let free = self
             .nodes_of(&self.tiers.fast)
             .map(|node| node.room_bytes(self.settings.headroom_bytes))
@@ -234,7 +252,7 @@ impl VmEngine {
 
     /// Bytes that may be demoted now: beyond them the kernel would reclaim memory of the slow node, which
     /// may be the guest's own.
-    fn slow_room(&self) -> u64 {
+    pub(super) fn slow_room(&self) -> u64 {
         let rooms = self
             .nodes_of(&self.tiers.slow)
             .map(|node| node.room_bytes(0));
@@ -261,17 +279,17 @@ impl VmEngine {
         self.candidate(id, count)
     }
 
-    fn take_coldest_fast(&mut self, now: Time) -> Option<Candidate> {
+    pub(super) fn take_coldest_fast(&mut self, now: Time) -> Option<Candidate> {
         let (id, count) = self.heap.take_coldest_fast(now)?;
         self.candidate(id, count)
     }
 
-    fn candidate(&self, id: PageId, count: f64) -> Option<Candidate> {
+    pub(super) fn candidate(&self, id: PageId, count: f64) -> Option<Candidate> {
         let page = self.index.page(id)?;
         Some(Candidate { id, page, count })
     }
 
-    fn put_back(&mut self, candidate: Candidate, placement: Placement) {
+    pub(super) fn put_back(&mut self, candidate: Candidate, placement: Placement) {
         self.heap.settle(candidate.id, placement, None);
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Conditions, VmEngine};
+use super::{Conditions, DrainProgress, PinsSnapshot, PolicySnapshot, VmEngine};
 use crate::{addr::NodeSet, moves::Outcome, sample::SampleAccount, settings::Tier};
 
 /// What the engine is doing, in one word.
@@ -83,6 +83,13 @@ pub struct Snapshot {
     pub move_cost_ns: BTreeMap<u64, u64>,
     /// The memory map's generation.
     pub map_generation: u64,
+    /// The policy in force.
+    #[serde(flatten)]
+    pub policy: PolicySnapshot,
+    /// What is pinned.
+    pub pins: PinsSnapshot,
+    /// How far the drain has come; `null` if none was asked for since the limit was set last.
+    pub drain: Option<DrainProgress>,
     /// Set when the engine only plans.
     pub dry_run: Option<Planned>,
 }
@@ -145,6 +152,9 @@ impl VmEngine {
             engine_memory_bytes: self.heap.memory_bytes() as u64,
             move_cost_ns: self.totals.costs.measured(),
             map_generation: self.map.as_ref().map_or(0, |map| map.generation()),
+            policy: self.policy(),
+            pins: self.pins.snapshot(),
+            drain: self.drain_progress(),
             dry_run: self.settings.dry_run.then_some(self.totals.planned),
         }
     }

@@ -138,6 +138,12 @@ impl SampleTally {
         self.coverage
     }
 
+    /// Changes the half-life from `now` on; all counts stay as they are.
+    pub(super) fn set_half_life(&mut self, half_life: Duration, now: Time) {
+        self.tick(now);
+        self.decay.set_half_life(half_life, now);
+    }
+
     /// Moves the landmark when it is due.
     pub(super) fn tick(&mut self, now: Time) {
         if let Some(halves) = self.decay.shift(now) {

@@ -34,6 +34,24 @@ impl Throttle {
         }
     }
 
+    /// Changes the rate from `now` on. What has gathered stays, so a higher rate starts without a burst;
+    /// what is owed is paid at the new rate.
+    pub(super) fn set_rate(&mut self, now: Time, rate_bytes_per_s: u64, burst_bytes: u64) {
+        if let Some(paid_at) = self.paid_at {
+            // What comes in while a debt is paid counts for nothing: it must not gather.
+            self.bucket.take_up_to(now, u64::MAX);
+            let rate = u128::from(self.bucket.rate_bytes_per_s());
+            let owed = paid_at.since(now).as_nanos() * rate / 1_000_000_000;
+            self.bucket.set_rate(now, rate_bytes_per_s, burst_bytes);
+            let owed = u64::try_from(owed).unwrap_or(u64::MAX);
+            self.paid_at = (owed > 0).then(|| now + self.time_for(owed));
+        } else {
+            self.bucket.set_rate(now, rate_bytes_per_s, burst_bytes);
+        }
+        // Whoever waited looks again when.
+        self.wakes_at = self.wakes_at.map(|_| now);
+    }
+
     /// The bytes that a batch may have now, or `None` if it is too early for one.
     ///
     /// Waits until half a batch has gathered: each kernel call has a price for the whole host (it
@@ -122,6 +140,35 @@ mod tests {
             assert_eq!(before.is_some(), wait_ms == 127_750);
         }
         assert_eq!(throttle.wakes_at(), None);
+    }
+
+    #[test]
+    fn rate_when_changed_gives_no_burst_and_debts_are_paid_at_the_new_rate() {
+        let mut throttle = throttle();
+        throttle.take(Time(0), 4 * MIB);
+        throttle.set_rate(Time(0), 64 * MIB, 4 * MIB);
+        assert_eq!(throttle.budget(Time(0)), None, "what was taken stays taken");
+        // Half a batch of 4 MiB at 64 MiB/s.
+        let half = Time(0) + Duration::from_micros(31_250);
+        assert_eq!(throttle.budget(Time(half.0 - 1000)), None);
+        assert_eq!(throttle.budget(half), Some(2 * MIB));
+        // 30 MiB beyond the 2 MiB that there are, at 64 MiB/s; a quarter second later 14 MiB are left, and
+        // at 7 MiB/s they take two seconds more.
+        throttle.take(half, 32 * MIB);
+        let later = half + Duration::from_millis(250);
+        throttle.set_rate(later, 7 * MIB, 4 * MIB);
+        assert_eq!(throttle.budget(later + Duration::from_millis(1999)), None);
+        // Then half a batch.
+        let ready = Duration::from_millis(2000) + Duration::from_secs(2) / 7;
+        assert_eq!(
+            throttle.budget(later + (ready - Duration::from_millis(1))),
+            None
+        );
+        assert!(
+            throttle
+                .budget(later + ready + Duration::from_millis(1))
+                .is_some()
+        );
     }
 
     #[test]

@@ -1,0 +1,408 @@
+//! Pinning and unpinning, and moving pinned pages to their tier.
+
+use std::ops::Range;
+
+use super::{
+    VmEngine,
+    pins::{MAX_PINS, Pin, PinError, PinReport, PinStatus, Way, WhenFull, hva_pieces},
+    plan::{Candidate, Draft},
+};
+use crate::{
+    addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva},
+    dual_heap::{PageId, Placement},
+    moves::Page,
+    pages::FOLD,
+    settings::Tier,
+    time::Time,
+};
+
+/// Ids that one plan looks at for pinned pages on the wrong tier, at most: some 100 µs.
+const LOOK_AT_MOST: u32 = 1 << 15;
+/// How long the search rests when none of them could be taken.
+const REST: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl VmEngine {
+    /// Pins a range to a tier: its pages are not moved for their heat any more, and those on the other
+    /// tier are moved to this one before any page that is not pinned, within rate and headroom. Pages
+    /// that become present later follow when they are seen. Pins outlive a change of the map.
+    ///
+    /// Whether the tier has room is a matter of now: with [`WhenFull::Refuse`] and
+    /// [`WhenFull::Demote`] the whole range must fit, absent pages too, but nothing is set aside for it.
+    ///
+    /// # Errors
+    /// See [`PinError`]; nothing has changed then.
+    pub fn pin(&mut self, now: Time, pin: Pin) -> Result<PinReport, PinError> {
+        self.check_pin(now, &pin)?;
+        self.pins.insert(pin);
+        self.apply_pins(now);
+        let made = self.pins.entries().find(|entry| entry.pin == pin);
+        Ok(PinReport {
+            pins: 1,
+            bytes: pin.bytes,
+            placed_bytes: made.map_or(0, |entry| entry.placed_bytes),
+            elsewhere_bytes: made.map_or(0, |entry| entry.elsewhere_bytes),
+        })
+    }
+
+    /// Removes the pins that lie wholly in the range. Their pages stay where they are and take part in
+    /// the exchange again.
+    ///
+    /// # Errors
+    /// If the range would cut a pin, has none, or is not whole pages; nothing has changed then.
+    pub fn unpin(&mut self, now: Time, start: Gpa, bytes: u64) -> Result<PinReport, PinError> {
+        let end = range_end(start, bytes)?;
+        let cut = [start.0, end - 1].into_iter().find_map(|at| {
+            let pin = self.pins.overlapping(at, at + 1)?;
+            (pin.start.0 < start.0 || pin.end() > end).then_some(pin)
+        });
+        if let Some(pin) = cut {
+            return Err(PinError::Cut {
+                start: pin.start.0,
+                bytes: pin.bytes,
+            });
+        }
+        let mut report = PinReport::default();
+        for entry in self.pins.remove(start.0, end) {
+            report.pins += 1;
+            report.bytes += entry.pin.bytes;
+            report.placed_bytes += entry.placed_bytes;
+            report.elsewhere_bytes += entry.elsewhere_bytes;
+        }
+        if report.pins == 0 {
+            return Err(PinError::NoPin {
+                start: start.0,
+                bytes,
+            });
+        }
+        self.apply_pins(now);
+        Ok(report)
+    }
+
+    /// All pins in rising order of address.
+    #[must_use]
+    pub fn pins(&self) -> Vec<PinStatus> {
+        self.pins.statuses()
+    }
+
+    fn check_pin(&self, now: Time, pin: &Pin) -> Result<(), PinError> {
+        let end = range_end(pin.start, pin.bytes)?;
+        let map = self.map.as_ref().ok_or(PinError::NoMap)?;
+        let mut at = pin.start.0;
+        while at < end {
+            let (_, range) = map.gpa_to_hva(Gpa(at)).ok_or(PinError::NotRam(at))?;
+            at = range.gpa_end();
+        }
+        let in_the_way = |other: &Pin| PinError::Overlaps {
+            start: other.start.0,
+            bytes: other.bytes,
+        };
+        if let Some(other) = self.pins.overlapping(pin.start.0, end) {
+            return Err(in_the_way(other));
+        }
+        // The guest may see the same memory at another address.
+        for (hva, len) in hva_pieces(map, pin.start.0, end) {
+            let other = self.pins.entries().find(|other| {
+                hva_pieces(map, other.pin.start.0, other.pin.end())
+                    .any(|(at, bytes)| at.0 < hva.0 + len && hva.0 < at.0 + bytes)
+            });
+            if let Some(other) = other {
+                return Err(in_the_way(&other.pin));
+            }
+        }
+        if self.pins.len() >= MAX_PINS {
+            return Err(PinError::TooMany);
+        }
+        self.check_room(now, pin, end)
+    }
+
+    /// Whether the tier can take what is not there yet, if the pin asks for that.
+    fn check_room(&self, now: Time, pin: &Pin, end: u64) -> Result<(), PinError> {
+        if pin.when_full == WhenFull::Fill {
+            return Ok(());
+        }
+        let mut placed_bytes = 0;
+        let wanted = placement_of(pin.tier);
+        for (hva, len) in self
+            .map
+            .iter()
+            .flat_map(|map| hva_pieces(map, pin.start.0, end))
+        {
+            for (_, page, placement) in self.pages_in(now, hva, len) {
+                placed_bytes += match placement == wanted {
+                    true => overlap(page, hva, len),
+                    false => 0,
+                };
+            }
+        }
+        let need_bytes = pin.bytes - placed_bytes.min(pin.bytes);
+        let free = self.capacity(pin.tier);
+        let room_bytes = match (pin.tier, pin.when_full) {
+            (Tier::Fast, WhenFull::Demote)
+                if need_bytes > free && self.slow_room() >= BASE_PAGE =>
+            {
+                // All that is not pinned may be demoted.
+                let kept = self.pinned_fast_bytes() + placed_bytes;
+                free.saturating_add(self.bytes.of(Tier::Fast).saturating_sub(kept))
+                    .min(self.limit_beyond(kept))
+            }
+            _ => free,
+        };
+        if need_bytes > room_bytes {
+            return Err(PinError::NoRoom {
+                tier: pin.tier,
+                need_bytes,
+                room_bytes,
+            });
+        }
+        Ok(())
+    }
+
+    /// Bytes that a tier can take now, apart from what pins have still to move there.
+    fn capacity(&self, tier: Tier) -> u64 {
+        let (nodes, margin) = match tier {
+            Tier::Fast => (&self.tiers.fast, self.settings.headroom_bytes),
+            Tier::Slow => (&self.tiers.slow, 0),
+        };
+        let free: u64 = self
+            .nodes_of(nodes)
+            .map(|node| u64::try_from(node.room_bytes(margin)).unwrap_or(0))
+            .fold(0, u64::saturating_add);
+        let ways: &[Way] = match tier {
+            Tier::Fast => &[Way::UpAtAnyPrice, Way::UpAsFits],
+            Tier::Slow => &[Way::Down],
+        };
+        let claimed: u64 = ways.iter().map(|&way| self.pins.misplaced_bytes(way)).sum();
+        let room = match tier {
+            Tier::Fast => free.min(self.limit_beyond(self.bytes.of(Tier::Fast))),
+            Tier::Slow => free,
+        };
+        room.saturating_sub(claimed)
+    }
+
+    fn limit_beyond(&self, bytes: u64) -> u64 {
+        let limit = self.settings.fast_limit_bytes;
+        limit.map_or(u64::MAX, |limit| limit.saturating_sub(bytes))
+    }
+
+    /// Bytes on the fast tier that pins keep there.
+    pub(super) fn pinned_fast_bytes(&self) -> u64 {
+        let fast = self.pins.entries().filter(|e| e.pin.tier == Tier::Fast);
+        fast.map(|entry| entry.placed_bytes).sum()
+    }
+
+    /// Finds anew what the pins stand for, and counts their bytes.
+    pub(super) fn apply_pins(&mut self, now: Time) {
+        self.pins.forget_counts();
+        self.resolve_pins();
+        let runs: Vec<Range<u32>> = self.pins.pieces().iter().map(|p| p.ids.clone()).collect();
+        for run in runs {
+            for (id, placement, _) in self.heap.iter_in(run, now) {
+                if let Some(page) = self.index.page(id) {
+                    self.pins
+                        .replace(id, page.bytes, Placement::Untracked, placement);
+                }
+            }
+        }
+    }
+
+    fn resolve_pins(&mut self) {
+        let ranges = match &self.map {
+            Some(map) => self.pins.resolve(map, &self.index),
+            None => Vec::new(),
+        };
+        self.heap.set_pinned(ranges);
+    }
+
+    /// Takes note that the huge page at `head` was folded or unfolded, while its pages are untracked:
+    /// what lies partly in a pin is pinned whole.
+    pub(super) fn refolded(&mut self, head: Hva) {
+        if self.pins.is_empty() {
+            return;
+        }
+        let pieces = self.index.touched(head, HUGE_PAGE);
+        let Some(first) = pieces.first().map(|ids| ids.start) else {
+            return;
+        };
+        let all = first..first + FOLD;
+        let touching = |ids: &Range<u32>| ids.start < all.end && all.start < ids.end;
+        let covers = |ids: &Range<u32>| ids.start <= all.start && all.end <= ids.end;
+        let mut touched = self.pins.pieces().iter().map(|piece| &piece.ids);
+        // Wholly in or wholly out: the ids mean the same as before.
+        if touched.any(|ids| touching(ids) && !covers(ids)) {
+            self.resolve_pins();
+        }
+    }
+
+    /// Drafts moves of pinned pages to their tier. Returns whether one waits for room on the fast tier.
+    pub(super) fn draft_pins(&mut self, now: Time, budget: u64, draft: &mut Draft) -> bool {
+        if self.pins.is_empty() {
+            return false;
+        }
+        let mut slow_room = self.slow_room();
+        while draft.bytes < budget {
+            let Some(page) = self.take_misplaced(now, Way::Down) else {
+                break;
+            };
+            if page.page.bytes > slow_room {
+                self.put_back(page, Placement::Fast);
+                break;
+            }
+            slow_room -= page.page.bytes;
+            draft.add(|d| &mut d.demote, page);
+        }
+        let mut room = self.room();
+        self.draft_up(now, budget, draft, &mut room, &mut slow_room)
+    }
+
+    fn draft_up(
+        &mut self,
+        now: Time,
+        budget: u64,
+        draft: &mut Draft,
+        room: &mut i64,
+        slow_room: &mut u64,
+    ) -> bool {
+        let mut waits = false;
+        // What victims of this draft free is there when they are gone: for those promoted then.
+        let mut freed = 0;
+        for way in [Way::UpAtAnyPrice, Way::UpAsFits] {
+            while draft.bytes < budget {
+                let Some(page) = self.take_misplaced(now, way) else {
+                    break;
+                };
+                let size = i64::try_from(page.page.bytes).unwrap_or(i64::MAX);
+                if *room >= size {
+                    *room -= size;
+                    draft.add(|d| &mut d.promote, page);
+                    continue;
+                }
+                if way == Way::UpAtAnyPrice && freed < size {
+                    // Headroom that lacks is owed first.
+                    let need = size.saturating_sub(freed).saturating_sub((*room).min(0));
+                    for cold in self.take_coldest(now, need, *slow_room) {
+                        *slow_room -= cold.page.bytes;
+                        freed += i64::try_from(cold.page.bytes).unwrap_or(i64::MAX);
+                        draft.add(|d| &mut d.demote, cold);
+                    }
+                    let owed = (-*room).clamp(0, freed);
+                    *room += owed;
+                    freed -= owed;
+                }
+                if freed >= size {
+                    freed -= size;
+                    draft.add(|d| &mut d.then_promote, page);
+                } else {
+                    self.put_back(page, Placement::Slow);
+                    waits = true;
+                    break;
+                }
+            }
+        }
+        waits
+    }
+
+    /// Takes the coldest fast pages until they hold `need` bytes, or a batch, or as much as the slow
+    /// tier has room for.
+    fn take_coldest(&mut self, now: Time, need: i64, slow_room: u64) -> Vec<Candidate> {
+        let need = u64::try_from(need).unwrap_or(0);
+        let need = need.min(self.settings.batch_bytes.max(HUGE_PAGE));
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while bytes < need {
+            let Some(cold) = self.take_coldest_fast(now) else {
+                break;
+            };
+            if bytes + cold.page.bytes > slow_room {
+                self.put_back(cold, Placement::Fast);
+                break;
+            }
+            bytes += cold.page.bytes;
+            taken.push(cold);
+        }
+        taken
+    }
+
+    /// Takes a pinned page that is on the wrong tier, going on where the last search ended.
+    fn take_misplaced(&mut self, now: Time, way: Way) -> Option<Candidate> {
+        if self.pins.misplaced_bytes(way) == 0 || now < self.pins.search(way).rest_until {
+            return None;
+        }
+        let from = match way {
+            Way::Down => Placement::Fast,
+            Way::UpAtAnyPrice | Way::UpAsFits => Placement::Slow,
+        };
+        let all: u64 = self.pins.pieces().iter().map(|p| p.ids.len() as u64).sum();
+        let mut left = LOOK_AT_MOST;
+        while left > 0 {
+            let search = *self.pins.search(way);
+            if search.fruitless > all {
+                let search = self.pins.search(way);
+                (search.fruitless, search.rest_until) = (0, now + REST);
+                return None;
+            }
+            let Some(piece) = self.pins.piece_after(way, search.cursor) else {
+                // Round the end, which counts as a look: there may be no piece at all.
+                let search = self.pins.search(way);
+                search.cursor = 0;
+                search.fruitless += 1;
+                left -= 1;
+                continue;
+            };
+            let start = piece.ids.start.max(search.cursor);
+            let ids = start..piece.ids.end.min(start.saturating_add(left));
+            let looked = ids.end - ids.start;
+            left -= looked;
+            if let Some(id) = self.heap.first_pinned(ids.clone(), from) {
+                let search = self.pins.search(way);
+                (search.cursor, search.fruitless) = (id.0, 0);
+                let count = self.heap.count(id, now);
+                self.heap.take_pinned(id)?;
+                return self.candidate(id, count);
+            }
+            let search = self.pins.search(way);
+            search.cursor = ids.end;
+            search.fruitless += u64::from(looked);
+        }
+        None
+    }
+
+    /// The tracked pages that `hva .. hva + len` touches.
+    pub(super) fn pages_in(
+        &self,
+        now: Time,
+        hva: Hva,
+        len: u64,
+    ) -> impl Iterator<Item = (PageId, Page, Placement)> + '_ {
+        self.index
+            .touched(hva, len)
+            .into_iter()
+            .flat_map(move |ids| self.heap.iter_in(ids, now))
+            .filter_map(|(id, placement, _)| Some((id, self.index.page(id)?, placement)))
+    }
+}
+
+pub(super) const fn placement_of(tier: Tier) -> Placement {
+    match tier {
+        Tier::Fast => Placement::Fast,
+        Tier::Slow => Placement::Slow,
+    }
+}
+
+/// Bytes of a page that lie in `hva .. hva + len`.
+fn overlap(page: Page, hva: Hva, len: u64) -> u64 {
+    let end = (page.hva.0 + page.bytes).min(hva.0 + len);
+    end.saturating_sub(page.hva.0.max(hva.0))
+}
+
+fn range_end(start: Gpa, bytes: u64) -> Result<u64, PinError> {
+    let is_whole =
+        bytes > 0 && start.0.is_multiple_of(BASE_PAGE) && bytes.is_multiple_of(BASE_PAGE);
+    start
+        .0
+        .checked_add(bytes)
+        .filter(|_| is_whole)
+        .ok_or(PinError::Unaligned {
+            start: start.0,
+            bytes,
+        })
+}

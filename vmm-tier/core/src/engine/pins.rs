@@ -1,0 +1,429 @@
+//! Pins: ranges of guest memory that stay on one tier, whatever their heat.
+//!
+//! A pin names guest-physical addresses. Which pages those are changes: with the map, and with huge
+//! pages that the kernel makes and splits. [`Pins`] keeps the *pieces* (runs of page ids) that every pin
+//! stands for now, and how many bytes of them lie where. A page that lies only partly in a pin belongs to
+//! it whole; a page that two pins share belongs to the lower one.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    addr::{Gpa, Hva, gpa_number},
+    dual_heap::{PageId, Placement},
+    map::GuestMemoryMap,
+    pages::PageIndex,
+    settings::Tier,
+    time::Time,
+};
+
+/// The most pins a VM may have.
+pub const MAX_PINS: usize = 1024;
+
+/// What to do when the tier has no room for a pinned range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    /// Refuse the pin.
+    Refuse,
+    /// Make room by demoting the coldest pages that are not pinned, whatever their heat.
+    Demote,
+    /// Move as much as fits; the rest stays where it is until there is room.
+    Fill,
+}
+
+/// A range of guest memory that is to stay on a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Pin {
+    /// The first guest-physical address, a multiple of 4 KiB.
+    #[serde(with = "gpa_number")]
+    pub start: Gpa,
+    /// The length, a multiple of 4 KiB.
+    pub bytes: u64,
+    /// Where the range is to be.
+    pub tier: Tier,
+    /// What to do when it does not fit there.
+    pub when_full: WhenFull,
+}
+
+/// What a call pinned or unpinned. Bytes are those of whole pages, also where a page lies partly in a pin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PinReport {
+    /// Pins made or removed.
+    pub pins: u64,
+    /// The length of their ranges.
+    pub bytes: u64,
+    /// Present pages on the tier that the pin names, in bytes.
+    pub placed_bytes: u64,
+    /// Present pages on the other tier, in bytes: after a pin, what is going to be moved.
+    pub elsewhere_bytes: u64,
+}
+
+/// A pin and how far it is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PinStatus {
+    /// The first guest-physical address.
+    #[serde(with = "gpa_number")]
+    pub start: Gpa,
+    /// The length.
+    pub bytes: u64,
+    /// Where the range is to be.
+    pub tier: Tier,
+    /// What is done when it does not fit there.
+    pub when_full: WhenFull,
+    /// Present pages on that tier, in bytes of whole pages.
+    pub placed_bytes: u64,
+    /// Present pages on the other tier.
+    pub elsewhere_bytes: u64,
+}
+
+/// All pins together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PinsSnapshot {
+    /// Pins.
+    pub count: u64,
+    /// Bytes of ranges pinned to the fast tier.
+    pub fast_bytes: u64,
+    /// Bytes of ranges pinned to the slow tier.
+    pub slow_bytes: u64,
+    /// Present pinned pages on the tier that they are pinned to, in bytes.
+    pub placed_bytes: u64,
+    /// Present pinned pages on the other tier, in bytes.
+    pub elsewhere_bytes: u64,
+}
+
+/// Why a range can't be pinned or unpinned. Nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinError {
+    /// No map yet.
+    #[error("the guest's memory map is not known yet; try again when the state is running")]
+    NoMap,
+    /// Start or length are not whole pages, or the range is empty or ends past the address space.
+    #[error("{bytes} bytes at {start:#x} are not one or more whole pages of 4096 bytes")]
+    Unaligned {
+        /// The first guest-physical address.
+        start: u64,
+        /// The length.
+        bytes: u64,
+    },
+    /// Part of the range is not guest RAM.
+    #[error("guest address {0:#x} is not guest RAM")]
+    NotRam(u64),
+    /// Another pin has a part of the range, or of the same memory at another address.
+    #[error("the range overlaps the pin of {bytes} bytes at {start:#x}; unpin that one first")]
+    Overlaps {
+        /// Where the other begins.
+        start: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// There are as many pins as there may be.
+    #[error("there are {MAX_PINS} pins already, which is the most; unpin a range first")]
+    TooMany,
+    /// The tier can't take the range now.
+    #[error(
+        "the {tier} tier can't take the range: {need_bytes} bytes are needed, {room_bytes} are to be \
+         had; demote, unpin or raise the limit first, or pin with fill"
+    )]
+    NoRoom {
+        /// The tier.
+        tier: Tier,
+        /// Bytes that are not there yet.
+        need_bytes: u64,
+        /// Bytes that the free memory, the limit and other pins leave.
+        room_bytes: u64,
+    },
+    /// Unpinning would cut a pin in two.
+    #[error("the range would cut the pin of {bytes} bytes at {start:#x}; unpin it whole")]
+    Cut {
+        /// Where that pin begins.
+        start: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// There is no pin in the range.
+    #[error("no pin lies in the {bytes} bytes at {start:#x}")]
+    NoPin {
+        /// The first guest-physical address.
+        start: u64,
+        /// The length.
+        bytes: u64,
+    },
+}
+
+/// A run of ids that belong to a pin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) ids: Range<u32>,
+    /// Where the pin begins: its name.
+    pub(super) pin: u64,
+}
+
+/// A pin and the bytes of its present pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) pin: Pin,
+    pub(super) placed_bytes: u64,
+    pub(super) elsewhere_bytes: u64,
+}
+
+/// The pins whose pages are moved in the same way. Each looks for its pages by itself, so that pages
+/// that wait for room keep none from moving that need none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To the slow tier.
+    Down,
+    /// To the fast tier, making room.
+    UpAtAnyPrice,
+    /// To the fast tier, as far as there is room.
+    UpAsFits,
+}
+
+/// Where the search for misplaced pages of one [`Way`] goes on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Search {
+    pub(super) cursor: u32,
+    /// Ids looked at since one was found.
+    pub(super) fruitless: u64,
+    /// Set when none of them could be taken.
+    pub(super) rest_until: Time,
+}
+
+/// All pins; see the [module](self).
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    entries: BTreeMap<u64, Entry>,
+    /// In rising order, disjoint.
+    pieces: Vec<Piece>,
+    searches: [Search; 3],
+}
+
+impl Way {
+    const fn of(pin: &Pin) -> Self {
+        match (pin.tier, pin.when_full) {
+            (Tier::Slow, _) => Self::Down,
+            (Tier::Fast, WhenFull::Demote) => Self::UpAtAnyPrice,
+            (Tier::Fast, WhenFull::Refuse | WhenFull::Fill) => Self::UpAsFits,
+        }
+    }
+}
+
+impl Pin {
+    /// The guest-physical address after the last; checked when the pin was made.
+    pub(super) const fn end(&self) -> u64 {
+        self.start.0.saturating_add(self.bytes)
+    }
+
+    const fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.start.0 < end && start < self.end()
+    }
+}
+
+impl Entry {
+    fn replace(&mut self, bytes: u64, old: Placement, new: Placement) {
+        let on_tier = |placement| match (self.pin.tier, placement) {
+            (_, Placement::Untracked) => None,
+            (Tier::Fast, Placement::Fast) | (Tier::Slow, Placement::Slow) => Some(true),
+            _ => Some(false),
+        };
+        let (old, new) = (on_tier(old), on_tier(new));
+        for (is_there, gains) in [(old, false), (new, true)] {
+            let count = match is_there {
+                Some(true) => &mut self.placed_bytes,
+                Some(false) => &mut self.elsewhere_bytes,
+                None => continue,
+            };
+            *count = match gains {
+                true => *count + bytes,
+                false => *count - bytes,
+            };
+        }
+    }
+
+    fn status(&self) -> PinStatus {
+        let Pin {
+            start,
+            bytes,
+            tier,
+            when_full,
+        } = self.pin;
+        PinStatus {
+            start,
+            bytes,
+            tier,
+            when_full,
+            placed_bytes: self.placed_bytes,
+            elsewhere_bytes: self.elsewhere_bytes,
+        }
+    }
+}
+
+impl Pins {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// In rising order of address.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    pub(super) fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// The pin that a page belongs to.
+    pub(super) fn of(&self, id: PageId) -> Option<&Entry> {
+        let after = self.pieces.partition_point(|piece| piece.ids.start <= id.0);
+        let piece = self.pieces.get(after.checked_sub(1)?)?;
+        (id.0 < piece.ids.end).then(|| self.entries.get(&piece.pin))?
+    }
+
+    /// The first pin that has a part of the guest-physical `start .. end`.
+    pub(super) fn overlapping(&self, start: u64, end: u64) -> Option<&Pin> {
+        let before = self.entries.range(..end).next_back();
+        // Pins do not overlap each other, so only the last of those that begin before the end can reach
+        // into the range from below; the first is wanted.
+        let inside = self.entries.range(start..end).next();
+        let below = self.entries.range(..start).next_back();
+        below
+            .into_iter()
+            .chain(inside)
+            .chain(before)
+            .map(|(_, entry)| &entry.pin)
+            .find(|pin| pin.overlaps(start, end))
+    }
+
+    pub(super) fn insert(&mut self, pin: Pin) {
+        let entry = Entry {
+            pin,
+            placed_bytes: 0,
+            elsewhere_bytes: 0,
+        };
+        self.entries.insert(pin.start.0, entry);
+    }
+
+    /// Removes the pins that begin in `start .. end`.
+    pub(super) fn remove(&mut self, start: u64, end: u64) -> Vec<Entry> {
+        let removed: Vec<Entry> = self.entries.range(start..end).map(|(_, e)| *e).collect();
+        for entry in &removed {
+            self.entries.remove(&entry.pin.start.0);
+        }
+        removed
+    }
+
+    /// Finds anew which pages the pins stand for; counts are left as they are. Returns their ids.
+    pub(super) fn resolve(&mut self, map: &GuestMemoryMap, index: &PageIndex) -> Vec<Range<u32>> {
+        let mut pieces = Vec::new();
+        for entry in self.entries.values() {
+            for (hva, len) in hva_pieces(map, entry.pin.start.0, entry.pin.end()) {
+                pieces.extend(index.touched(hva, len).into_iter().map(|ids| Piece {
+                    ids,
+                    pin: entry.pin.start.0,
+                }));
+            }
+        }
+        pieces.sort_by_key(|piece| (piece.ids.start, piece.pin));
+        let mut end = 0;
+        pieces.retain_mut(|piece| {
+            piece.ids.start = piece.ids.start.max(end);
+            end = end.max(piece.ids.end);
+            !piece.ids.is_empty()
+        });
+        self.pieces = pieces;
+        self.pieces.iter().map(|piece| piece.ids.clone()).collect()
+    }
+
+    /// Sets all counts back, to be counted anew by [`Self::replace`].
+    pub(super) fn forget_counts(&mut self) {
+        for entry in self.entries.values_mut() {
+            (entry.placed_bytes, entry.elsewhere_bytes) = (0, 0);
+        }
+        self.searches = Default::default();
+    }
+
+    /// A page of `bytes` bytes went from one placement to another.
+    pub(super) fn replace(&mut self, id: PageId, bytes: u64, old: Placement, new: Placement) {
+        if self.pieces.is_empty() || old == new {
+            return;
+        }
+        let Some(start) = self.of(id).map(|entry| entry.pin.start.0) else {
+            return;
+        };
+        if let Some(entry) = self.entries.get_mut(&start) {
+            entry.replace(bytes, old, new);
+            let way = Way::of(&entry.pin);
+            self.searches[way as usize].rest_until = Time(0);
+        }
+    }
+
+    /// Bytes that pages of this way have still to go.
+    pub(super) fn misplaced_bytes(&self, way: Way) -> u64 {
+        let entries = self
+            .entries
+            .values()
+            .filter(|entry| Way::of(&entry.pin) == way);
+        entries.map(|entry| entry.elsewhere_bytes).sum()
+    }
+
+    pub(super) fn search(&mut self, way: Way) -> &mut Search {
+        &mut self.searches[way as usize]
+    }
+
+    /// The first piece of this way that ends after `id`.
+    pub(super) fn piece_after(&self, way: Way, id: u32) -> Option<&Piece> {
+        let from = self.pieces.partition_point(|piece| piece.ids.end <= id);
+        self.pieces[from..].iter().find(|piece| {
+            self.entries
+                .get(&piece.pin)
+                .is_some_and(|entry| Way::of(&entry.pin) == way)
+        })
+    }
+
+    pub(super) fn statuses(&self) -> Vec<PinStatus> {
+        self.entries.values().map(Entry::status).collect()
+    }
+
+    pub(super) fn snapshot(&self) -> PinsSnapshot {
+        let mut all = PinsSnapshot {
+            count: self.entries.len() as u64,
+            ..PinsSnapshot::default()
+        };
+        for entry in self.entries.values() {
+            match entry.pin.tier {
+                Tier::Fast => all.fast_bytes += entry.pin.bytes,
+                Tier::Slow => all.slow_bytes += entry.pin.bytes,
+            }
+            all.placed_bytes += entry.placed_bytes;
+            all.elsewhere_bytes += entry.elsewhere_bytes;
+        }
+        all
+    }
+}
+
+/// Where QEMU maps the RAM in the guest-physical `start .. end`.
+pub(super) fn hva_pieces(
+    map: &GuestMemoryMap,
+    start: u64,
+    end: u64,
+) -> impl Iterator<Item = (Hva, u64)> {
+    let ranges = map.ranges();
+    let first = ranges.partition_point(move |range| range.gpa_end() <= start);
+    ranges[first..]
+        .iter()
+        .take_while(move |range| range.gpa.0 < end)
+        .map(move |range| {
+            let from = range.gpa.0.max(start);
+            let to = range.gpa_end().min(end);
+            (Hva(range.hva.0 + (from - range.gpa.0)), to - from)
+        })
+}
