@@ -158,12 +158,14 @@ fn gather(
     let (source, reporter, lines) = (source.to_owned(), reporter.clone(), Arc::clone(lines));
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
-            let mut lines = locked(&lines);
-            if lines.len() == LAST_LINES {
-                lines.pop_front();
+            // Debug lines are for the log: they would push out what a person is told.
+            if !line.contains(" DEBUG ") {
+                let mut lines = locked(&lines);
+                if lines.len() == LAST_LINES {
+                    lines.pop_front();
+                }
+                lines.push_back(line.clone());
             }
-            lines.push_back(line.clone());
-            drop(lines);
             reporter.log(&source, line);
         }
     })
