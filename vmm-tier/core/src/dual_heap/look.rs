@@ -88,6 +88,44 @@ impl DualHeap {
             .then(|| self.pages.iter().filter(|&page| hotter(page)).count() as u32)
     }
 
+    /// How many pages of the same tier would be taken before this one, and how many may be taken at all.
+    /// On the slow tier the hotter ones go first, on the fast tier the colder ones. `None` if it may not
+    /// be taken itself, or never was sampled on the slow tier. Looks at every page.
+    #[must_use]
+    pub fn standing(&self, id: PageId) -> Option<(u32, u32)> {
+        let own = self.pages.get(id.0);
+        let key = self.key(own);
+        let mut before = 0;
+        let mut all = 0;
+        for (_, slot) in self.pages.iter() {
+            let goes_first = match (own, slot) {
+                (Slot::Slow(_), Slot::Slow(index)) => self.slow.key(index) > key,
+                (Slot::Fast(_) | Slot::FastNever, Slot::Fast(other)) => other < key,
+                (Slot::Fast(_), Slot::FastNever) => true,
+                (Slot::FastNever, Slot::FastNever) => false,
+                _ => continue,
+            };
+            all += 1;
+            before += u32::from(goes_first);
+        }
+        matches!(own, Slot::Slow(_) | Slot::Fast(_) | Slot::FastNever).then_some((before, all))
+    }
+
+    /// What [`DualHeap::coldest_fast`] would say, without bringing the heap up to date. Looks at every
+    /// page.
+    #[must_use]
+    pub fn look_at_coldest_fast(&self, now: Time) -> Option<(PageId, f64)> {
+        if let Some(id) = self.pages.next_cold(self.cursor) {
+            return Some((PageId(id), 0.0));
+        }
+        let keyed = self.pages.iter().filter_map(|(id, slot)| match slot {
+            Slot::Fast(key) => Some((id, key)),
+            _ => None,
+        });
+        let (id, key) = keyed.min_by(|a, b| a.1.total_cmp(&b.1))?;
+        Some((PageId(id), self.decay.value(key, now)))
+    }
+
     /// The number of pages that lie there, whatever their state.
     #[must_use]
     pub fn len(&self, placement: Placement) -> u32 {

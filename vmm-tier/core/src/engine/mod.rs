@@ -11,8 +11,11 @@
 mod check;
 mod cost;
 mod drain;
+mod explain;
 mod flights;
+mod heatmap;
 mod history;
+mod judge;
 mod notices;
 mod pinning;
 mod pins;
@@ -27,6 +30,8 @@ mod throttle;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use drain::{DrainProgress, DrainStall};
+pub use explain::{ExplainError, Explanation, PageCondition, PastMoveNote};
+pub use heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS};
 pub use notices::Notice;
 pub use pins::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
 pub use policy::{

@@ -245,7 +245,7 @@ impl Entry {
         }
     }
 
-    fn status(&self) -> PinStatus {
+    pub(super) fn status(&self) -> PinStatus {
         let Pin {
             start,
             bytes,

@@ -10,7 +10,6 @@ use super::{
 use crate::{
     addr::{NodeId, NodeSet},
     dual_heap::{PageId, Placement},
-    exchange::{self, PayBack},
     moves::{Direction, MoveBatch, Page},
     settings::Tier,
     time::Time,
@@ -199,40 +198,9 @@ impl VmEngine {
         Some(victims)
     }
 
-    /// "Never sampled" reads as cold only where the source watches most of the guest.
-    pub(super) fn knows_cold(&self, cold: Candidate) -> bool {
-        cold.count > 0.0 || self.tally.coverage() >= 0.5
-    }
-
     /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
     fn pays(&self, now: Time, hot: Candidate, cold: &[Candidate]) -> bool {
-        let per_s = |c: &Candidate| self.tally.rate(c.count, c.page.bytes, now);
-        let costs = &self.totals.costs;
-        let rivals = if cold.is_empty() {
-            &[0.0][..]
-        } else {
-            &cold.iter().map(|c| c.count).collect::<Vec<_>>()
-        };
-        let payback = PayBack {
-            slow_latency_ns: self.tiers.slow_latency_ns,
-            fast_latency_ns: self.tiers.fast_latency_ns,
-            horizon_s: self.settings.horizon.as_secs_f64(),
-            move_cost_ns: costs.of(hot.page.bytes)
-                + cold.iter().map(|c| costs.of(c.page.bytes)).sum::<f64>(),
-        };
-        let least_z = self.least_z();
-        rivals
-            .iter()
-            .all(|&count| self.tally.significance(hot.count, count, now) >= least_z)
-            && payback.pays(per_s(&hot), cold.iter().map(per_s).sum(), 1)
-    }
-
-    /// The z that an exchange needs: what the operator asks for, and more than the extremes of so many
-    /// equally hot pages reach by chance.
-    fn least_z(&self) -> f64 {
-        let pages = |placement| u64::from(self.heap.len(placement));
-        let chance = exchange::chance_significance(pages(Placement::Slow), pages(Placement::Fast));
-        self.settings.min_z.max(chance)
+        self.judge(now, hot, cold).pays()
     }
 
     /// Bytes that may be promoted now; negative where headroom is lacking. A batch goes to one node, so
@@ -260,7 +228,7 @@ impl VmEngine {
     }
 
     /// Bytes of the guest in the fast tier; in a dry run, as if what was planned had happened.
-    fn fast_bytes(&self) -> u64 {
+    pub(super) fn fast_bytes(&self) -> u64 {
         let bytes = self.bytes.of(Tier::Fast);
         if !self.settings.dry_run {
             return bytes;

@@ -25,6 +25,21 @@ pub enum VmState {
     Detached,
 }
 
+impl VmState {
+    /// The word that clients see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::GuestStopped => "guest-stopped",
+            Self::Blind => "blind",
+            Self::Detached => "detached",
+        }
+    }
+}
+
 /// One tier's share of the VM.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
