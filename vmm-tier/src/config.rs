@@ -9,7 +9,11 @@ use std::{
 };
 
 use serde::Deserialize;
-use tier_core::{addr::NodeSet, settings::EngineSettings};
+use tier_core::{
+    addr::NodeSet,
+    engine::{MAX_RATE, MIN_RATE},
+    settings::EngineSettings,
+};
 
 use crate::{cli::RunArgs, size::Size};
 
@@ -322,7 +326,8 @@ fn engine_settings(
     let default = EngineSettings::default();
     let bytes = |key, size: Option<Size>, default: u64, min: u64, must| match size {
         None => Ok(default),
-        Some(Size::Bytes(bytes)) if bytes >= min => Ok(bytes),
+        // The highest rate there is, and more than any batch or headroom.
+        Some(Size::Bytes(bytes)) if (min..=MAX_RATE).contains(&bytes) => Ok(bytes),
         Some(size) => Err(ConfigError::OutOfRange {
             key,
             value: size.to_string(),
@@ -382,8 +387,8 @@ fn engine_settings(
             "moves.rate-per-s",
             moves.rate_per_s,
             default.rate_bytes_per_s,
-            4096,
-            "a size of at least 4K, such as 256M, and no share",
+            MIN_RATE,
+            "a size from 4K to 1T, such as 256M, and no share",
         )?,
         // A batch must hold a huge page, or a guest of huge pages would never be tiered.
         batch_bytes: bytes(
@@ -391,14 +396,14 @@ fn engine_settings(
             moves.batch,
             default.batch_bytes,
             2 << 20,
-            "a size of at least 2M, such as 4M, and no share",
+            "a size from 2M to 1T, such as 4M, and no share",
         )?,
         headroom_bytes: bytes(
             "tiers.headroom",
             headroom,
             default.headroom_bytes,
             0,
-            "a size such as 16M, and no share",
+            "a size up to 1T, such as 16M, and no share",
         )?,
         scan_cpu_share: number(
             "moves.scan-cpu-percent",

@@ -10,7 +10,11 @@
 
 mod complaint;
 mod control;
+mod herald;
+mod lifecycle;
 mod quiet;
+mod reports;
+mod saved;
 mod source;
 mod start;
 mod worker;
@@ -25,7 +29,6 @@ use std::{
 };
 
 use crossbeam::{channel::Receiver, select};
-use qmp::event::EventKind;
 use tier_core::{
     engine::{Action, Event, NodeMemory, VmEngine, VmState},
     settings::EngineSettings,
@@ -42,11 +45,13 @@ pub(crate) use start::run;
 use self::{
     complaint::Complaint,
     control::{Control, Request},
+    herald::Herald,
+    lifecycle::Migration,
     quiet::Quiet,
+    saved::{Saved, Wishes},
     source::{Report, SourceThread},
-    worker::{Done, Job, Worker},
+    worker::{Job, Worker},
 };
-use crate::discover::{self, Discovered};
 
 /// How often the agent looks around when nothing happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -54,13 +59,13 @@ const TICK: Duration = Duration::from_millis(100);
 const MAP_CHECK: Duration = Duration::from_secs(10);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
-/// How long the agent waits between attempts to reach a lost monitor.
-const RECONNECT: Duration = Duration::from_secs(1);
 
 /// The connection to QEMU's monitor.
 struct Monitor {
     client: qmp::Client,
     events: Receiver<qmp::Event>,
+    /// Events lost of which note was taken.
+    events_lost: u64,
 }
 
 /// See the [module](self).
@@ -86,6 +91,14 @@ struct Agent {
     look_up_trouble: Complaint,
     map_trouble: Complaint,
     quiet: Quiet,
+    migration: Migration,
+    herald: Herald,
+    /// What the command line and the configuration say.
+    base: EngineSettings,
+    /// What commands have set above that, and where it is kept.
+    wishes: Wishes,
+    saved: Saved,
+    pin_trouble: Complaint,
 }
 
 impl Agent {
@@ -126,7 +139,7 @@ impl Agent {
                     ),
                 },
                 recv(requests) -> request => match request {
-                    Ok(request) => self.on_request(&request),
+                    Ok(request) => self.on_request(request),
                     Err(_) => self.control = None,
                 },
                 default(self.wait(next_tick)) => self.on_idle(),
@@ -179,6 +192,10 @@ impl Agent {
         if before != after {
             tracing::info!(vm = self.name, "state {before:?} -> {after:?}");
         }
+        for notice in self.engine.take_notices() {
+            let paused_by = self.paused_by();
+            self.herald.notice(notice, &paused_by);
+        }
     }
 
     /// Returns why the agent ends, if it does.
@@ -189,16 +206,13 @@ impl Agent {
         if self.guest_has_ended() {
             return Some(End::GuestGone);
         }
-        if self.monitor.is_none() && Instant::now() >= self.next_reconnect {
-            self.reconnect();
-        }
-        if Instant::now() >= self.next_map_check {
-            self.refresh_map();
-        }
+        self.look_at_qemu(Instant::now());
         if Instant::now() >= self.next_nodes_read {
             self.read_nodes();
         }
         self.step(Event::Tick);
+        self.herald
+            .tell_failures(Instant::now(), self.refusal.now.as_deref());
         let at_work = self.engine.state() != VmState::Running;
         let quiet = self
             .quiet
@@ -234,174 +248,15 @@ impl Agent {
         self.step(Event::Nodes(memory));
     }
 
-    fn on_qemu_event(&mut self, event: &qmp::Event) {
-        tracing::debug!(vm = self.name, event = event.name, "from QEMU");
-        match event.kind() {
-            EventKind::Stop => self.step(Event::Guest { stopped: true }),
-            EventKind::Resume => self.step(Event::Guest { stopped: false }),
-            EventKind::Shutdown { guest, reason } => {
-                tracing::info!(vm = self.name, guest, reason, "the guest shuts down");
-            }
-            // Firmware and virtio-mem lay memory out anew.
-            EventKind::Reset { .. }
-            | EventKind::DeviceDeleted { .. }
-            | EventKind::MemoryDeviceSizeChange { .. } => self.next_map_check = Instant::now(),
-            _ => {}
-        }
-    }
-
-    fn on_monitor_lost(&mut self) {
-        self.monitor = None;
-        self.next_reconnect = Instant::now();
-        if !self.guest_has_ended() {
-            tracing::warn!(
-                vm = self.name,
-                "QEMU's monitor was lost; nothing is moved until it is back"
-            );
-        }
-        self.step(Event::Monitor { attached: false });
-    }
-
-    fn reconnect(&mut self) {
-        let connected = (self.connect)();
-        // Counted from the end: an attempt may take longer than the pause between two.
-        self.next_reconnect = Instant::now() + RECONNECT;
-        match connected {
-            Ok(monitor) if monitor.client.peer().pid == self.pid => {
-                tracing::info!(vm = self.name, "QEMU's monitor is back");
-                let stopped = guest_is_stopped(&monitor.client);
-                self.monitor = Some(monitor);
-                self.step(Event::Monitor { attached: true });
-                if let Some(stopped) = stopped {
-                    self.step(Event::Guest { stopped });
-                }
-                self.next_map_check = Instant::now();
-            }
-            Ok(monitor) => {
-                let pid = monitor.client.peer().pid;
-                tracing::debug!(vm = self.name, pid, "another QEMU serves the socket now");
-            }
-            Err(error) => tracing::debug!(vm = self.name, "not yet: {error:#}"),
-        }
-    }
-
-    fn refresh_map(&mut self) {
-        self.next_map_check = Instant::now() + MAP_CHECK;
-        let Some(monitor) = &self.monitor else { return };
-        let Some(old) = self.engine.map() else { return };
-        let found = discover::rediscover(&monitor.client, &self.root, old);
-        // Counted from the end: a monitor that hangs must not keep the agent from everything else.
-        self.next_map_check = Instant::now() + MAP_CHECK;
-        let map = match found {
-            Ok(Discovered { map, .. }) => map,
-            // The monitor of a QEMU that ends says anything.
-            Err(error) => {
-                let error = source::with_causes(&error);
-                if self.map_trouble.is_news(&error) && !self.guest_has_ended() {
-                    tracing::warn!(
-                        vm = self.name,
-                        "the memory map can't be read anew, the one known stays in force: {error}"
-                    );
-                }
-                return;
-            }
-        };
-        if self.map_trouble.end() {
-            tracing::info!(vm = self.name, "the memory map can be read again");
-        }
-        if old.generation() == map.generation() {
-            return;
-        }
-        let map = Arc::new(map);
-        let now = Self::now();
-        match self.engine.set_map(now, Arc::clone(&map)) {
-            Ok(()) => {
-                let mib = map.total_bytes() >> 20;
-                tracing::info!(
-                    vm = self.name,
-                    generation = map.generation(),
-                    mib,
-                    "the guest's layout changed"
-                );
-                if let Some(source) = &self.source {
-                    source.set_map(map);
-                }
-            }
-            Err(error) => {
-                let error = error.to_string();
-                if self.map_trouble.is_news(&error) {
-                    tracing::error!(
-                        vm = self.name,
-                        "the guest's new layout can't be tracked, the old one stays in force: {error}"
-                    );
-                }
-            }
-        }
-    }
-
-    fn on_source(&mut self, report: Report) {
-        match report {
-            Report::Up => {
-                tracing::info!(vm = self.name, source = self.source_kind, "samples flow");
-                self.blind.end();
-                self.step(Event::Source { up: true });
-            }
-            Report::Batch(batch) => self.step(Event::Samples(batch)),
-            Report::Down(reason) => {
-                // While QEMU ends, its sampler does too: no cause for alarm. The sampler tries again and
-                // again: what it meets is said once.
-                if self.blind.is_news(&reason) && !self.guest_has_ended() {
-                    tracing::warn!(vm = self.name, source = self.source_kind, "blind: {reason}");
-                }
-                self.step(Event::Source { up: false });
-            }
-        }
-    }
-
-    /// The sampler's thread ended by itself, which it never should.
-    fn on_source_lost(&mut self) {
-        let reason = "the sampler ended: start the agent again, and report what it printed";
-        self.blind.is_news(reason);
-        tracing::error!(vm = self.name, "blind: {reason}");
-        self.source = None;
-        self.step(Event::Source { up: false });
-    }
-
-    fn on_done(&mut self, done: Done) {
-        match done {
-            Done::Scanned(report) => {
-                self.look_up_trouble.end();
-                self.step(Event::Scanned(report));
-            }
-            Done::NotScanned(report, reason) => {
-                if self.look_up_trouble.is_news(&reason) && !self.guest_has_ended() {
-                    tracing::error!(vm = self.name, "pages can't be looked up: {reason}");
-                }
-                self.step(Event::Scanned(report));
-            }
-            Done::Moved(report) => {
-                self.refusal.end();
-                self.read_nodes();
-                self.step(Event::Moved(report));
-            }
-            Done::Refused(report, reason) => {
-                if self.refusal.is_news(&reason) {
-                    tracing::error!(vm = self.name, "pages can't be moved: {reason}");
-                }
-                self.step(Event::Moved(report));
-            }
-        }
-    }
-
-    fn on_request(&mut self, request: &Request) {
-        if let Some(event) = request.event() {
-            self.step(event);
-        }
-        request.reply(self.query_tier());
+    fn on_request(&mut self, request: Request) {
+        request.answer(|order| self.carry_out(order));
     }
 
     /// Leaves nothing behind and says why it ends.
-    fn end(self, end: End) -> ExitCode {
+    fn end(mut self, end: End) -> ExitCode {
+        if end == End::GuestGone {
+            self.saved.on_guest_gone();
+        }
         let vm = self.name.as_str();
         let snapshot = self.engine.snapshot();
         // The source first: with it the agent's traces leave the kernel.
@@ -427,12 +282,6 @@ impl Agent {
 enum End {
     GuestGone,
     Told,
-}
-
-/// Whether QEMU has stopped the guest's CPUs; `None` if it can't be asked.
-fn guest_is_stopped(client: &qmp::Client) -> Option<bool> {
-    let status = client.execute(&qmp::commands::QueryStatus {}).ok()?;
-    Some(!status.running)
 }
 
 /// The engine's settings for a guest of `guest_bytes` bytes.

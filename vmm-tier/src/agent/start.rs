@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 use tier_core::{
-    engine::{Event, VmEngine},
+    engine::VmEngine,
     map::GuestMemoryMap,
     tiers::{Division, Tiers},
 };
@@ -28,8 +28,11 @@ use super::{
     Agent, MAP_CHECK, Monitor,
     complaint::Complaint,
     control::Control,
-    engine_settings, guest_is_stopped,
+    engine_settings,
+    herald::Herald,
+    lifecycle::Migration,
     quiet::Quiet,
+    saved::Saved,
     source::{SourceSetup, SourceThread, with_causes},
     worker::Worker,
 };
@@ -65,19 +68,20 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     if terminate.load(Ordering::Relaxed) {
         return Ok(ExitCode::SUCCESS);
     }
-    let name = settings
-        .name
-        .clone()
-        .unwrap_or_else(|| vm_name(&monitor.client, pid));
+    let given_name = settings.name.clone().or_else(|| vm_name(&monitor.client));
+    let is_named = given_name.is_some();
+    let name = given_name.unwrap_or_else(|| format!("qemu-{pid}"));
     let map = Arc::new(map);
     let engine = engine(settings, tiers, &map, &name)?;
+    let base = engine.settings().clone();
     let control = settings
         .control
         .as_deref()
         .map(Control::serve)
         .transpose()?;
+    let herald = Herald::new(control.iter().map(Control::events).collect());
     let source = source(settings, &root, pid, map)?;
-    let stopped = guest_is_stopped(&monitor.client).unwrap_or(false);
+    let (saved, wishes) = Saved::open(&settings.run_dir, &root, &name, is_named, pid);
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
     let qmp_path = settings.qmp.clone();
     let mut agent = Agent {
@@ -102,8 +106,15 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         look_up_trouble: Complaint::default(),
         map_trouble: Complaint::default(),
         quiet: Quiet::new(Instant::now()),
+        migration: Migration::new(Instant::now()),
+        herald,
+        base,
+        wishes,
+        pin_trouble: Complaint::default(),
+        saved,
     };
-    agent.step(Event::Guest { stopped });
+    agent.restore();
+    agent.ask_qemu();
     agent.run()
 }
 
@@ -136,16 +147,17 @@ fn connect(path: &Path, greeting_timeout: Duration) -> anyhow::Result<Monitor> {
         ..qmp::client::Options::default()
     };
     let (client, events) = qmp::Client::connect(path, &options)?;
-    Ok(Monitor { client, events })
+    Ok(Monitor {
+        client,
+        events,
+        events_lost: 0,
+    })
 }
 
-/// What QEMU calls the guest, or its pid.
-fn vm_name(client: &qmp::Client, pid: u32) -> String {
-    let name = client
-        .execute(&qmp::commands::QueryName {})
-        .ok()
-        .and_then(|reply| reply.name);
-    name.unwrap_or_else(|| format!("qemu-{pid}"))
+/// What QEMU calls the guest, if it was given a name.
+fn vm_name(client: &qmp::Client) -> Option<String> {
+    let reply = client.execute(&qmp::commands::QueryName {}).ok()?;
+    reply.name
 }
 
 fn engine(

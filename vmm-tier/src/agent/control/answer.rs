@@ -1,0 +1,122 @@
+//! Carrying orders out, on the agent's thread.
+
+use qmp::QmpError;
+use serde::Serialize;
+use tier_core::engine::{Event, PolicyChange};
+
+use super::{Answer, order::Order};
+use crate::agent::{
+    Agent,
+    saved::{LimitWish, PolicyWish},
+};
+
+/// Who sets a limit by a command.
+const OPERATOR: &str = "operator";
+
+impl Agent {
+    pub(in crate::agent) fn carry_out(&mut self, order: Order) -> Answer {
+        match order {
+            Order::Query => {}
+            Order::SetPolicy(wish) => self.order_policy(wish)?,
+            Order::SetLimit(bytes) => {
+                self.set_limit(bytes, OPERATOR);
+                self.wishes.limit = Some(LimitWish { bytes });
+                self.saved.save(&self.wishes);
+            }
+            Order::Pause => self.order_pause(true),
+            Order::Resume => self.order_pause(false),
+            Order::Pin(pin) => return self.order_pin(pin),
+            Order::Unpin(range) => return self.order_unpin(range),
+            Order::Drain(bytes) => return self.order_drain(bytes),
+        }
+        Ok(self.query_tier())
+    }
+
+    fn order_policy(&mut self, wish: PolicyWish) -> Result<(), QmpError> {
+        let wish = match wish.is_empty() {
+            true => wish,
+            false => self.wishes.policy.clone().with(wish),
+        };
+        self.apply_policy(&wish)
+            .map_err(|error| QmpError::generic(sentence(&error)))?;
+        self.wishes.policy = wish;
+        self.saved.save(&self.wishes);
+        Ok(())
+    }
+
+    /// Puts the policy in force that the command line, the configuration and `wish` together make.
+    fn apply_policy(&mut self, wish: &PolicyWish) -> Result<(), String> {
+        let wish = wish.change()?;
+        let (base, now) = (&self.base, self.engine.settings());
+        let half_life = wish.half_life.unwrap_or(base.half_life);
+        let horizon = wish.horizon.unwrap_or(base.horizon);
+        let rate = wish.rate_bytes_per_s.unwrap_or(base.rate_bytes_per_s);
+        let change = PolicyChange {
+            half_life: Some(half_life).filter(|&new| new != now.half_life),
+            horizon: Some(horizon).filter(|&new| new != now.horizon),
+            rate_bytes_per_s: Some(rate).filter(|&new| new != now.rate_bytes_per_s),
+        };
+        if change == PolicyChange::default() {
+            return Ok(());
+        }
+        self.engine
+            .set_policy(Self::now(), &change)
+            .map_err(|error| error.to_string())?;
+        tracing::info!(vm = self.name, ?half_life, ?horizon, rate, "policy");
+        Ok(())
+    }
+
+    /// Sets the most bytes of the fast tier that the guest may hold, and tells who did.
+    fn set_limit(&mut self, bytes: Option<u64>, who: &str) {
+        let old = self.engine.settings().fast_limit_bytes;
+        tracing::info!(vm = self.name, ?old, new = ?bytes, who, "limit of the fast tier, in bytes");
+        self.herald.limit(old, bytes, who);
+        self.step(Event::Limit(bytes));
+    }
+
+    /// Puts in force what commands had set before the agent was started.
+    pub(in crate::agent) fn restore(&mut self) {
+        let wishes = self.wishes.clone();
+        if let Err(error) = self.apply_policy(&wishes.policy) {
+            tracing::warn!(
+                vm = self.name,
+                "the policy that was set before can't be: {error}"
+            );
+            self.wishes.policy = PolicyWish::default();
+        }
+        if let Some(LimitWish { bytes }) = wishes.limit {
+            self.set_limit(bytes, "state-file");
+        }
+        self.apply_pause();
+        self.pin_anew();
+    }
+
+    fn order_pause(&mut self, paused: bool) {
+        self.wishes.paused = paused;
+        self.apply_pause();
+        self.saved.save(&self.wishes);
+    }
+
+    fn order_drain(&mut self, bytes: u64) -> Answer {
+        let old = self.engine.settings().fast_limit_bytes;
+        self.herald.limit(old, Some(bytes), OPERATOR);
+        self.engine.drain(bytes);
+        // What is to be demoted is asked for by the next step.
+        self.step(Event::Tick);
+        self.wishes.limit = Some(LimitWish { bytes: Some(bytes) });
+        self.saved.save(&self.wishes);
+        value(self.engine.drain_progress())
+    }
+}
+
+/// An answer in JSON.
+pub(super) fn value(answer: impl Serialize) -> Answer {
+    serde_json::to_value(answer).map_err(|error| QmpError::generic(error.to_string()))
+}
+
+/// An error's text as QEMU begins its own.
+pub(super) fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(chars).collect()
+}

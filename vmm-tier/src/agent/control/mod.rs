@@ -1,0 +1,220 @@
+//! The control socket: the `tier-*` commands, spoken in QMP.
+//!
+//! A connection's thread checks a command's arguments and hands the agent an [`Order`]; the agent's
+//! thread carries it out between two events.
+
+mod answer;
+mod order;
+mod pins;
+mod query;
+mod spec;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use qmp::{
+    QmpError,
+    server::{CommandSpec, EventSender, Handler, Options, Server},
+};
+use serde_json::{Map, Value};
+
+pub(super) use self::order::Order;
+
+/// Requests that may wait for the agent.
+const QUEUE: usize = 64;
+/// How long a client waits for the agent: a map refresh may take a monitor's time-out.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a client gets.
+type Answer = Result<Value, QmpError>;
+
+/// What a client asks of the agent.
+#[derive(Debug)]
+pub(super) struct Request {
+    order: Order,
+    reply: Sender<Answer>,
+}
+
+impl Request {
+    /// Has the order carried out and sends what became of it; a client that has left gets nothing.
+    pub(super) fn answer(self, carry_out: impl FnOnce(Order) -> Answer) {
+        let _ = self.reply.try_send(carry_out(self.order));
+    }
+}
+
+/// The socket and its threads. Dropping it removes the socket.
+#[derive(Debug)]
+pub(super) struct Control {
+    /// Dropped first: clients that wait for an answer then get an error at once, and the server can
+    /// end its threads.
+    requests: Receiver<Request>,
+    server: Server,
+}
+
+impl Control {
+    /// Serves `path`.
+    pub(super) fn serve(path: &Path) -> anyhow::Result<Self> {
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(folder).with_context(|| {
+                format!(
+                    "the control socket's folder {} can't be made",
+                    folder.display()
+                )
+            })?;
+        }
+        let (sender, requests) = bounded(QUEUE);
+        // The server's error names the socket and says what to do.
+        let server = Server::bind(
+            path,
+            Arc::new(Commands { agent: sender }),
+            Options::default(),
+        )
+        .context("the control socket can't be served")?;
+        Ok(Self { requests, server })
+    }
+
+    /// Where requests arrive.
+    pub(super) const fn requests(&self) -> &Receiver<Request> {
+        &self.requests
+    }
+
+    /// Where events go out.
+    pub(super) fn events(&self) -> EventSender {
+        self.server.events()
+    }
+}
+
+/// The commands, as the server sees them.
+struct Commands {
+    agent: Sender<Request>,
+}
+
+impl Handler for Commands {
+    fn commands(&self) -> &[CommandSpec] {
+        spec::COMMANDS
+    }
+
+    fn handle(&self, name: &str, arguments: Map<String, Value>) -> Answer {
+        let order = Order::parse(name, arguments)?;
+        let (reply, answer) = bounded(1);
+        let late = || QmpError::generic("The agent is busy: try again");
+        let gone = || QmpError::generic("The agent ends");
+        self.agent
+            .send_timeout(Request { order, reply }, PATIENCE)
+            .map_err(|error| if error.is_timeout() { late() } else { gone() })?;
+        match answer.recv_timeout(PATIENCE) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => Err(late()),
+            Err(RecvTimeoutError::Disconnected) => Err(gone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use serde_json::json;
+    use tier_core::{
+        addr::Gpa,
+        engine::{Pin, WhenFull},
+        settings::Tier,
+    };
+
+    use super::*;
+
+    fn object(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(members) => members,
+            other => panic!("{other} is no object"),
+        }
+    }
+
+    /// What the agent would be asked, and an answer given to it.
+    fn ask(name: &str, arguments: Value, answer: Answer) -> (Option<Order>, Answer) {
+        let (sender, requests) = bounded::<Request>(1);
+        let commands = Commands { agent: sender };
+        let agent = thread::spawn(move || {
+            let request = requests.recv().ok()?;
+            let mut order = None;
+            request.answer(|asked| {
+                order = Some(asked);
+                answer
+            });
+            order
+        });
+        let reply = commands.handle(name, object(arguments));
+        drop(commands);
+        (agent.join().unwrap(), reply)
+    }
+
+    #[test]
+    fn request_when_carried_out_gives_its_client_the_answer() {
+        let pin = json!({"start": 0x10_0000, "bytes": 4096, "tier": "fast", "when-full": "demote"});
+        let (order, reply) = ask("tier-pin", pin, Ok(json!({"pins": 1})));
+        let expected = Pin {
+            start: Gpa(0x10_0000),
+            bytes: 4096,
+            tier: Tier::Fast,
+            when_full: WhenFull::Demote,
+        };
+        assert_eq!(order, Some(Order::Pin(expected)));
+        assert_eq!(reply, Ok(json!({"pins": 1})));
+    }
+
+    #[test]
+    fn request_when_refused_gives_its_client_the_error() {
+        let refusal = QmpError::generic("no room");
+        let (order, reply) = ask("tier-drain", json!({}), Err(refusal.clone()));
+        assert_eq!(order, Some(Order::Drain(0)));
+        assert_eq!(reply, Err(refusal));
+    }
+
+    #[test]
+    fn request_when_its_arguments_are_wrong_never_reaches_the_agent() {
+        for (name, arguments, says) in [
+            ("tier-set-policy", json!({"half-life": -1.0}), "half-life"),
+            ("tier-set-policy", json!({"half-life": 1e300}), "half-life"),
+            ("tier-set-policy", json!({"horizon": 0}), "horizon"),
+            ("tier-set-policy", json!({"rate": 0}), "rate"),
+            ("tier-unpin", json!({"start": 4096}), "'bytes'"),
+        ] {
+            let (order, reply) = ask(name, arguments.clone(), Ok(Value::Null));
+            assert_eq!(order, None, "{arguments}");
+            let error = reply.unwrap_err();
+            let text = error.desc.to_lowercase();
+            assert!(text.contains(says), "{arguments}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_command_when_asked_for_is_understood() {
+        // What each command must have, and nothing more.
+        let needed = |name: &str| match name {
+            "tier-pin" => json!({"start": 0, "bytes": 4096, "tier": "slow"}),
+            _ => json!({}),
+        };
+        for command in spec::COMMANDS {
+            let arguments = object(needed(command.name));
+            command.check(&arguments).unwrap();
+            assert!(
+                Order::parse(command.name, arguments).is_ok(),
+                "{}",
+                command.name
+            );
+        }
+    }
+
+    #[test]
+    fn agent_when_gone_leaves_no_client_waiting() {
+        let (sender, requests) = bounded::<Request>(1);
+        drop(requests);
+        let commands = Commands { agent: sender };
+        let error = commands.handle("query-tier", Map::new()).unwrap_err();
+        assert!(error.desc.contains("ends"), "{error}");
+    }
+}

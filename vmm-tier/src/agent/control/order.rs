@@ -1,0 +1,98 @@
+//! What a client asks of the agent, as the agent's thread carries it out.
+
+use qmp::QmpError;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+use tier_core::{
+    addr::Gpa,
+    engine::{Pin, WhenFull},
+    settings::Tier,
+};
+
+use super::answer::sentence;
+use crate::agent::saved::PolicyWish;
+
+/// A command, its arguments checked as far as they can be without the guest.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::agent) enum Order {
+    Query,
+    /// With nothing set, back to what the command line and the configuration say.
+    SetPolicy(PolicyWish),
+    SetLimit(Option<u64>),
+    Pause,
+    Resume,
+    Pin(Pin),
+    Unpin(UnpinArguments),
+    /// Leave the fast tier down to so many bytes.
+    Drain(u64),
+}
+
+#[derive(Deserialize)]
+struct LimitArguments {
+    bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct PinArguments {
+    start: u64,
+    bytes: u64,
+    tier: Tier,
+    when_full: Option<WhenFull>,
+}
+
+/// Which pins are to go; without either, all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(in crate::agent) struct UnpinArguments {
+    pub(in crate::agent) start: Option<u64>,
+    pub(in crate::agent) bytes: Option<u64>,
+}
+
+impl Order {
+    /// The order that a command gives. Its arguments have been checked against its specification.
+    pub(super) fn parse(name: &str, arguments: Map<String, Value>) -> Result<Self, QmpError> {
+        Ok(match name {
+            "query-tier" => Self::Query,
+            "tier-pause" => Self::Pause,
+            "tier-resume" => Self::Resume,
+            "tier-set-limit" => Self::SetLimit(typed::<LimitArguments>(arguments)?.bytes),
+            "tier-set-policy" => {
+                let wish: PolicyWish = typed(arguments)?;
+                wish.change()
+                    .map_err(|error| QmpError::generic(sentence(&error)))?;
+                Self::SetPolicy(wish)
+            }
+            "tier-pin" => {
+                let PinArguments {
+                    start,
+                    bytes,
+                    tier,
+                    when_full,
+                } = typed(arguments)?;
+                Self::Pin(Pin {
+                    start: Gpa(start),
+                    bytes,
+                    tier,
+                    when_full: when_full.unwrap_or(WhenFull::Refuse),
+                })
+            }
+            "tier-unpin" => {
+                let unpin: UnpinArguments = typed(arguments)?;
+                if unpin.start.is_some() != unpin.bytes.is_some() {
+                    return Err(QmpError::generic(
+                        "Parameters 'start' and 'bytes' go together: give both, or neither to unpin all",
+                    ));
+                }
+                Self::Unpin(unpin)
+            }
+            "tier-drain" => Self::Drain(typed::<LimitArguments>(arguments)?.bytes.unwrap_or(0)),
+            other => return Err(QmpError::command_not_found(other)),
+        })
+    }
+}
+
+/// Arguments as their type.
+fn typed<T: DeserializeOwned>(arguments: Map<String, Value>) -> Result<T, QmpError> {
+    serde_json::from_value(Value::Object(arguments))
+        .map_err(|error| QmpError::generic(format!("Invalid arguments: {error}")))
+}

@@ -1,0 +1,123 @@
+//! Pins: set and taken back by commands, kept, and set anew when the guest's memory changes.
+
+use qmp::QmpError;
+use serde_json::{Value, json};
+use tier_core::{
+    addr::Gpa,
+    engine::{Event, Pin, PinError, PinReport},
+};
+
+use super::{
+    Answer,
+    answer::{sentence, value},
+    order::UnpinArguments,
+};
+use crate::agent::Agent;
+
+impl Agent {
+    pub(super) fn order_pin(&mut self, pin: Pin) -> Answer {
+        // A pin that waits for its memory has a claim to it, too.
+        let overlaps = |other: &&Pin| {
+            let ends_after = |a: &Pin, b: &Pin| a.start.0.saturating_add(a.bytes) > b.start.0;
+            ends_after(other, &pin) && ends_after(&pin, other)
+        };
+        if let Some(other) = self.waiting_pins().iter().find(overlaps) {
+            return Err(refusal(&PinError::Overlaps {
+                start: other.start.0,
+                bytes: other.bytes,
+            }));
+        }
+        let report = self.engine.pin(Self::now(), pin);
+        let report = report.map_err(|error| refusal(&error))?;
+        tracing::info!(vm = self.name, ?pin, "pinned");
+        self.wishes.pins.push(pin);
+        self.saved.save(&self.wishes);
+        // What is to be moved is asked for by the next step.
+        self.step(Event::Tick);
+        value(report)
+    }
+
+    pub(super) fn order_unpin(&mut self, range: UnpinArguments) -> Answer {
+        let (start, bytes) = range.start.zip(range.bytes).unwrap_or((0, u64::MAX));
+        let end = start.saturating_add(bytes);
+        let is_in =
+            |pin: &Pin| pin.start.0 >= start && pin.start.0.saturating_add(pin.bytes) <= end;
+        let waiting = self.waiting_pins();
+        let waiting: Vec<&Pin> = waiting.iter().filter(|pin| is_in(pin)).collect();
+        let removed = match range.start {
+            Some(start) => self.engine.unpin(Self::now(), Gpa(start), bytes),
+            None => self.unpin_all(),
+        };
+        let mut report = match removed {
+            Err(PinError::NoPin { .. }) if !waiting.is_empty() => PinReport::default(),
+            removed => removed.map_err(|error| refusal(&error))?,
+        };
+        report.pins += waiting.len() as u64;
+        report.bytes += waiting.iter().map(|pin| pin.bytes).sum::<u64>();
+        tracing::info!(vm = self.name, start, bytes, pins = report.pins, "unpinned");
+        self.wishes.pins.retain(|pin| !is_in(pin));
+        self.saved.save(&self.wishes);
+        self.step(Event::Tick);
+        value(report)
+    }
+
+    fn unpin_all(&mut self) -> Result<PinReport, PinError> {
+        let mut all = PinReport::default();
+        for pin in self.engine.pins() {
+            let report = self.engine.unpin(Self::now(), pin.start, pin.bytes)?;
+            all.pins += report.pins;
+            all.bytes += report.bytes;
+            all.placed_bytes += report.placed_bytes;
+            all.elsewhere_bytes += report.elsewhere_bytes;
+        }
+        Ok(all)
+    }
+
+    /// Pins that were set and that the guest's memory, as it is now, has no place for.
+    fn waiting_pins(&self) -> Vec<Pin> {
+        let pinned = self.engine.pins();
+        let is_waiting = |pin: &&Pin| pinned.iter().all(|other| other.start != pin.start);
+        self.wishes
+            .pins
+            .iter()
+            .filter(is_waiting)
+            .copied()
+            .collect()
+    }
+
+    /// Tries once more to set the pins that wait.
+    pub(in crate::agent) fn pin_anew(&mut self) {
+        let mut trouble = None;
+        let waiting = self.waiting_pins();
+        for &pin in &waiting {
+            match self.engine.pin(Self::now(), pin) {
+                Ok(_) => tracing::info!(vm = self.name, ?pin, "pinned, as it was before"),
+                Err(error) => trouble = trouble.or(Some((pin, error))),
+            }
+        }
+        match trouble {
+            Some((pin, error)) => {
+                let (start, bytes) = (pin.start.0, pin.bytes);
+                let why = format!("{bytes} bytes at {start:#x}: {error}");
+                if self.pin_trouble.is_news(&why) {
+                    tracing::warn!(
+                        vm = self.name,
+                        "a pin that was set before can't be: {why}; it is tried again, until tier-unpin"
+                    );
+                }
+            }
+            None => {
+                self.pin_trouble.end();
+            }
+        }
+    }
+
+    /// The pins one by one, for `query-tier`.
+    pub(super) fn list_pins(&self) -> (Value, Value) {
+        (json!(self.engine.pins()), json!(self.waiting_pins()))
+    }
+}
+
+fn refusal(error: &PinError) -> QmpError {
+    QmpError::generic(sentence(&error.to_string()))
+}

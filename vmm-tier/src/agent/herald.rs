@@ -1,0 +1,182 @@
+//! What clients are told unasked: the `TIER_*` events.
+
+use std::time::{Duration, Instant};
+
+use qmp::{Event, server::EventSender};
+use serde_json::{Map, Value, json};
+use tier_core::{
+    addr::{Gpa, Hva},
+    engine::{DrainProgress, Notice, VmState},
+    moves::{Direction, Outcome},
+};
+
+/// How long after one failed move the next may be told.
+const FAILURES_APART: Duration = Duration::from_secs(1);
+
+/// Sends events to all clients; to nobody where nobody can connect.
+#[derive(Debug, Default)]
+pub(super) struct Herald {
+    to: Vec<EventSender>,
+    failures: Failures,
+}
+
+/// A page that did not move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failure {
+    gpa: Option<Gpa>,
+    hva: Hva,
+    bytes: u64,
+    direction: Direction,
+    outcome: Outcome,
+}
+
+/// Failed moves, of which at most one a second is told.
+#[derive(Debug, Default)]
+struct Failures {
+    told: Option<Instant>,
+    /// The newest that was not told.
+    waiting: Option<Failure>,
+    /// How many before it were not told either.
+    left_out: u64,
+}
+
+impl Failures {
+    fn add(&mut self, failure: Failure) {
+        if self.waiting.replace(failure).is_some() {
+            self.left_out += 1;
+        }
+    }
+
+    /// What may be told now, and how many were left out since the last time.
+    fn due(&mut self, now: Instant) -> Option<(Failure, u64)> {
+        let may_tell = self
+            .told
+            .is_none_or(|told| now.duration_since(told) >= FAILURES_APART);
+        let failure = self.waiting.take_if(|_| may_tell)?;
+        self.told = Some(now);
+        Some((failure, std::mem::take(&mut self.left_out)))
+    }
+}
+
+impl Herald {
+    pub(super) fn new(to: Vec<EventSender>) -> Self {
+        Self {
+            to,
+            failures: Failures::default(),
+        }
+    }
+
+    fn send(&self, name: &str, data: Value) {
+        let event = Event::now(name, data);
+        for sender in &self.to {
+            sender.send(&event);
+        }
+    }
+
+    /// Tells what the engine noticed. `refused` is why the kernel refuses all moves, if it does.
+    pub(super) fn notice(&mut self, notice: Notice, paused_by: &[&str]) {
+        match notice {
+            Notice::State { from, to } => self.state(from, to, paused_by),
+            Notice::Drain(progress) => self.drain(&progress),
+            Notice::MoveFailed {
+                gpa,
+                hva,
+                bytes,
+                direction,
+                outcome,
+            } => self.failures.add(Failure {
+                gpa,
+                hva,
+                bytes,
+                direction,
+                outcome,
+            }),
+        }
+    }
+
+    fn state(&self, from: VmState, to: VmState, paused_by: &[&str]) {
+        let mut data = json!({"from": from, "to": to});
+        if to == VmState::Paused {
+            data["paused-by"] = paused_by.into();
+        }
+        self.send("TIER_STATE", data);
+    }
+
+    fn drain(&self, progress: &DrainProgress) {
+        self.send("TIER_DRAIN", json!(progress));
+    }
+
+    /// Tells that the limit is another one; `None` is no limit.
+    pub(super) fn limit(&self, old: Option<u64>, new: Option<u64>, who: &str) {
+        if old != new {
+            self.send("TIER_LIMIT", json!({"old": old, "new": new, "who": who}));
+        }
+    }
+
+    /// Tells that a source delivers, or why it does not.
+    pub(super) fn source(&self, kind: &str, down: Option<&str>) {
+        let mut data = Map::new();
+        data.insert("kind".to_owned(), kind.into());
+        data.insert("up".to_owned(), down.is_none().into());
+        if let Some(reason) = down {
+            data.insert("reason".to_owned(), reason.into());
+        }
+        self.send("TIER_SOURCE", data.into());
+    }
+
+    /// Tells of a failed move when it is time to. `refused` is why the kernel refuses all, if it does.
+    pub(super) fn tell_failures(&mut self, now: Instant, refused: Option<&str>) {
+        let Some((failure, left_out)) = self.failures.due(now) else {
+            return;
+        };
+        let mut data = json!({
+            "host-address": failure.hva,
+            "size": failure.bytes,
+            "direction": failure.direction,
+            "class": failure.outcome,
+            "left-out": left_out,
+        });
+        if let Some(gpa) = failure.gpa {
+            data["gpa"] = gpa.0.into();
+        }
+        if let Some(reason) = refused {
+            data["reason"] = reason.into();
+        }
+        self.send("TIER_MOVE_FAILED", data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(page: u64) -> Failure {
+        Failure {
+            gpa: None,
+            hva: Hva(page * 4096),
+            bytes: 4096,
+            direction: Direction::Promote,
+            outcome: Outcome::Busy,
+        }
+    }
+
+    #[test]
+    fn failures_when_many_are_told_once_a_second_and_all_are_counted() {
+        let mut failures = Failures::default();
+        let start = Instant::now();
+        failures.add(failure(1));
+        assert_eq!(
+            failures.due(start),
+            Some((failure(1), 0)),
+            "the first at once"
+        );
+
+        for page in 2..=11 {
+            failures.add(failure(page));
+            assert_eq!(failures.due(start + FAILURES_APART / 2), None);
+        }
+        let later = start + FAILURES_APART;
+        assert_eq!(failures.due(later), Some((failure(11), 9)));
+        assert_eq!(failures.due(later + FAILURES_APART), None, "all were told");
+    }
+}

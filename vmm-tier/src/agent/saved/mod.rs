@@ -1,0 +1,224 @@
+//! What commands have set, kept over a restart of the agent.
+//!
+//! The command line and the configuration are the base; what a command has set stands above them until
+//! another command takes it back. It is kept in a [file](file) of the run directory, named for the VM. A
+//! file that can't be understood is put aside with a warning, and is never a reason to fail.
+
+mod file;
+#[cfg(test)]
+mod tests;
+mod wishes;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::{Value, json};
+use tier_sys::sysroot::SysRoot;
+
+use self::file::{Document, Identity, StateFileError, VERSION};
+pub(super) use self::wishes::{LimitWish, POLICY, PolicyWish, Wishes};
+use super::{complaint::Complaint, source::with_causes};
+
+/// One VM's state file.
+pub(super) struct Saved {
+    path: PathBuf,
+    vm: String,
+    /// Whether the VM has a name of its own: what belongs to a mere pid ends with the process.
+    is_named: bool,
+    qemu: Identity,
+    root: SysRoot,
+    /// Another QEMU of the same name, whose file this is while it runs.
+    rival: Option<Identity>,
+    /// Why nothing can be written.
+    trouble: Complaint,
+    /// Set when a file stands in the way that must not be replaced.
+    is_blocked: bool,
+    written: Option<u64>,
+    restored: Option<Restored>,
+}
+
+/// What the file said at the start.
+struct Restored {
+    what: Vec<&'static str>,
+    /// When it was written, in seconds since 1970.
+    written: u64,
+    /// Whether it was about this process of QEMU, or an earlier one of the same VM.
+    same_qemu: bool,
+}
+
+impl Saved {
+    /// Finds the VM's file and what it says; nothing is set if there is none.
+    pub(super) fn open(
+        run_dir: &Path,
+        root: &SysRoot,
+        vm: &str,
+        is_named: bool,
+        pid: u32,
+    ) -> (Self, Wishes) {
+        let mut saved = Self {
+            path: run_dir.join("state").join(file::name_of(vm)),
+            vm: vm.to_owned(),
+            is_named,
+            qemu: Identity::of(root, pid),
+            root: root.clone(),
+            rival: None,
+            trouble: Complaint::default(),
+            is_blocked: false,
+            written: None,
+            restored: None,
+        };
+        let wishes = match file::read(&saved.path, vm) {
+            Ok(Some(document)) => saved.take(document),
+            Ok(None) => Wishes::default(),
+            Err(error) => {
+                saved.put_aside(&error);
+                Wishes::default()
+            }
+        };
+        (saved, wishes)
+    }
+
+    fn take(&mut self, document: Document) -> Wishes {
+        let Document {
+            qemu, written, set, ..
+        } = document;
+        let same_qemu = qemu == self.qemu;
+        if !same_qemu && qemu.is_alive(&self.root) {
+            self.rival = Some(qemu);
+            self.has_rival();
+            return Wishes::default();
+        }
+        if !same_qemu && !self.is_named {
+            tracing::debug!(
+                vm = self.vm,
+                "the state file is about a process that is gone"
+            );
+            return Wishes::default();
+        }
+        let what = set.what();
+        tracing::info!(
+            vm = self.vm,
+            ?what,
+            written_s_ago = now().saturating_sub(written),
+            same_qemu,
+            "restored what commands had set: {}",
+            self.path.display()
+        );
+        self.written = Some(written);
+        self.restored = Some(Restored {
+            what,
+            written,
+            same_qemu,
+        });
+        set
+    }
+
+    fn put_aside(&mut self, error: &StateFileError) {
+        let why = with_causes(error);
+        match error.put_aside() {
+            Some(Ok(aside)) => tracing::warn!(
+                vm = self.vm,
+                "{why}; it is kept as {}, and the command line and the configuration are in force: \
+                 set anew by commands what is missing",
+                aside.display()
+            ),
+            Some(Err(source)) => {
+                self.is_blocked = true;
+                let why = format!("{why}; it can't be put aside ({source}): remove it");
+                self.complain(&why);
+            }
+            None => {
+                self.is_blocked = true;
+                self.complain(&why);
+            }
+        }
+    }
+
+    fn complain(&mut self, why: &str) {
+        if self.trouble.is_news(why) {
+            tracing::warn!(
+                vm = self.vm,
+                "what commands set is lost when the agent ends: {why}"
+            );
+        }
+    }
+
+    /// Whether another QEMU has the file, and complains if so.
+    fn has_rival(&mut self) -> bool {
+        let Some(rival) = self.rival.take_if(|rival| rival.is_alive(&self.root)) else {
+            self.rival = None;
+            return false;
+        };
+        let (vm, pid) = (&self.vm, rival.pid);
+        let why = format!(
+            "QEMU {pid} has the name '{vm}' too: give each VM a name of its own, with --name"
+        );
+        self.rival = Some(rival);
+        self.complain(&why);
+        true
+    }
+
+    /// Writes down what is set now.
+    pub(super) fn save(&mut self, wishes: &Wishes) {
+        if self.is_blocked || self.has_rival() {
+            return;
+        }
+        let written = now();
+        let done = if *wishes == Wishes::default() {
+            file::remove(&self.path)
+        } else {
+            file::write(
+                &self.path,
+                &Document {
+                    version: VERSION,
+                    vm: self.vm.clone(),
+                    qemu: self.qemu.clone(),
+                    written,
+                    set: wishes.clone(),
+                },
+            )
+        };
+        match done {
+            Ok(()) => {
+                self.written = (*wishes != Wishes::default()).then_some(written);
+                if self.trouble.end() {
+                    tracing::info!(vm = self.vm, "what commands set is kept again");
+                }
+            }
+            Err(error) => self.complain(&with_causes(&error)),
+        }
+    }
+
+    /// The guest has ended: what was about a VM without a name will never apply again.
+    pub(super) fn on_guest_gone(&mut self) {
+        if !self.is_named && self.written.take().is_some() {
+            // Nobody looks at it any more; it is a small file in a folder that is empty after a boot.
+            let _ = file::remove(&self.path);
+        }
+    }
+
+    /// The members `state-file` and `restored` of `query-tier`.
+    pub(super) fn report(&self) -> (Value, Value) {
+        let file = json!({
+            "path": self.path.display().to_string(),
+            "written": self.written,
+            "error": self.trouble.now,
+        });
+        let restored = self.restored.as_ref().map(|restored| {
+            json!({
+                "what": restored.what,
+                "written": restored.written,
+                "same-qemu": restored.same_qemu,
+            })
+        });
+        (file, restored.unwrap_or_default())
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or(Duration::ZERO).as_secs()
+}

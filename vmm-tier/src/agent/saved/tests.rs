@@ -1,0 +1,275 @@
+//! What is saved is restored; what can't be understood is put aside.
+
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
+
+use tempfile::TempDir;
+use tier_core::{
+    addr::Gpa,
+    engine::{Pin, WhenFull},
+    settings::Tier,
+};
+
+use super::*;
+
+/// This process plays QEMU.
+fn open(folder: &TempDir, vm: &str) -> (Saved, Wishes) {
+    Saved::open(
+        folder.path(),
+        &SysRoot::real(),
+        vm,
+        true,
+        std::process::id(),
+    )
+}
+
+fn wishes() -> Wishes {
+    Wishes {
+        paused: true,
+        limit: Some(LimitWish { bytes: None }),
+        policy: PolicyWish {
+            half_life: Some(2.5),
+            rate: Some(64 << 20),
+            ..PolicyWish::default()
+        },
+        pins: vec![Pin {
+            start: Gpa(1 << 20),
+            bytes: 2 << 20,
+            tier: Tier::Fast,
+            when_full: WhenFull::Demote,
+        }],
+    }
+}
+
+fn file(folder: &TempDir, vm: &str) -> PathBuf {
+    folder.path().join("state").join(file::name_of(vm))
+}
+
+fn names(folder: &TempDir) -> Vec<String> {
+    let entries = fs::read_dir(folder.path().join("state")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+/// Writes `text` as the VM's file and opens it.
+fn open_with(folder: &TempDir, text: &[u8]) -> (Saved, Wishes) {
+    let path = file(folder, "vm1");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+    open(folder, "vm1")
+}
+
+/// A file as this version writes it.
+fn written(folder: &TempDir) -> String {
+    open(folder, "vm1").0.save(&wishes());
+    fs::read_to_string(file(folder, "vm1")).unwrap()
+}
+
+#[test]
+fn wishes_when_saved_are_restored_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut saved, none) = open(&folder, "vm1");
+    assert_eq!(none, Wishes::default());
+    assert_eq!(saved.report().1, Value::Null, "nothing was restored");
+    saved.save(&wishes());
+    drop(saved);
+
+    let (saved, restored) = open(&folder, "vm1");
+
+    assert_eq!(restored, wishes());
+    let (file, restored) = saved.report();
+    assert_eq!(
+        restored["what"],
+        json!(["paused", "limit", "policy", "pins"])
+    );
+    assert_eq!(restored["same-qemu"], true);
+    assert!(restored["written"].as_u64().unwrap() > 0);
+    assert_eq!(file["error"], Value::Null);
+    let mode = fs::metadata(file["path"].as_str().unwrap())
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(names(&folder), ["vm1.json"], "nothing half-written stays");
+}
+
+#[test]
+fn wishes_when_all_are_taken_back_leave_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut saved, _) = open(&folder, "vm1");
+    saved.save(&wishes());
+    saved.save(&Wishes::default());
+    assert!(names(&folder).is_empty());
+    assert_eq!(saved.report().0["written"], Value::Null);
+}
+
+#[test]
+fn file_when_qemu_was_restarted_applies_by_name_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    // A process of an earlier boot can't be alive.
+    let text = written(&folder);
+    let mut document: Value = serde_json::from_str(&text).unwrap();
+    document["qemu"]["boot-id"] = "earlier".into();
+    let text = document.to_string();
+
+    let (saved, restored) = open_with(&folder, text.as_bytes());
+    assert_eq!(restored, wishes());
+    assert_eq!(saved.report().1["same-qemu"], false);
+
+    // Without a name of its own the VM is another one.
+    let root = SysRoot::real();
+    let (saved, restored) = Saved::open(folder.path(), &root, "vm1", false, std::process::id());
+    assert_eq!(restored, Wishes::default());
+    assert_eq!(saved.report().1, Value::Null);
+}
+
+#[test]
+fn file_when_another_vm_of_the_name_runs_is_left_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = written(&folder);
+    // Whatever process is another one: the parent of this one.
+    let root = SysRoot::real();
+    let other = std::os::unix::process::parent_id();
+
+    let (mut saved, restored) = Saved::open(folder.path(), &root, "vm1", true, other);
+    saved.save(&Wishes {
+        paused: true,
+        ..Wishes::default()
+    });
+
+    assert_eq!(restored, Wishes::default());
+    let (report, _) = saved.report();
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("--name"), "{error}");
+    assert_eq!(fs::read_to_string(file(&folder, "vm1")).unwrap(), text);
+}
+
+#[test]
+fn file_when_cut_short_anywhere_is_put_aside_and_replaced_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = written(&folder);
+    let text = text.trim_end();
+    for end in (0..text.len()).step_by(7) {
+        let (mut saved, restored) = open_with(&folder, &text.as_bytes()[..end]);
+        assert_eq!(restored, Wishes::default(), "{end} bytes of it");
+        assert_eq!(names(&folder), ["vm1.json.damaged"], "{end} bytes of it");
+        saved.save(&wishes());
+        assert_eq!(open(&folder, "vm1").1, wishes());
+    }
+}
+
+#[test]
+fn file_when_damaged_is_put_aside_whatever_is_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = written(&folder);
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from} is not in {text}");
+        text.replacen(from, to, 1).into_bytes()
+    };
+    let cases = [
+        with("\"version\": 1", "\"version\": 0"),
+        with("\"version\": 1", "\"version\": \"1\""),
+        with("\"vm\": \"vm1\"", "\"vm\": \"vm2\""),
+        with("2.5", "-2.5"),
+        with("2.5", "1e300"),
+        with("half-life", "half-live"),
+        with("\"paused\": true", "\"paused\": 1"),
+        vec![b'['; 100_000],
+        vec![0xff; 100],
+        vec![b' '; (1 << 20) + 1],
+    ];
+    for case in cases {
+        let (_, restored) = open_with(&folder, &case);
+        assert_eq!(restored, Wishes::default());
+        assert_eq!(names(&folder), ["vm1.json.damaged"]);
+        let kept = fs::read(folder.path().join("state/vm1.json.damaged")).unwrap();
+        assert_eq!(kept, case);
+    }
+}
+
+#[test]
+fn file_when_newer_is_put_aside_under_a_name_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let newer = br#"{"version": 2, "what": "nobody knows"}"#;
+    let (saved, restored) = open_with(&folder, newer);
+    assert_eq!(restored, Wishes::default());
+    assert_eq!(names(&folder), ["vm1.json.newer"]);
+    assert_eq!(
+        saved.report().0["error"],
+        Value::Null,
+        "the next one can be written"
+    );
+}
+
+#[test]
+fn file_when_it_can_not_be_written_is_told_and_nothing_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    // A file where the folder should be.
+    fs::write(folder.path().join("state"), "").unwrap();
+    let (mut saved, restored) = open(&folder, "vm1");
+    saved.save(&wishes());
+    assert_eq!(restored, Wishes::default());
+    let (report, _) = saved.report();
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("run-dir"), "{error}");
+
+    fs::remove_file(folder.path().join("state")).unwrap();
+    saved.save(&wishes());
+    assert_eq!(saved.report().0["error"], Value::Null, "it works again");
+}
+
+#[test]
+fn file_when_a_half_written_one_is_left_behind_is_written_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let half = format!("vm1.json.{}.new", std::process::id());
+    fs::create_dir(folder.path().join("state")).unwrap();
+    fs::write(folder.path().join("state").join(half), "{\"vers").unwrap();
+    let (mut saved, _) = open(&folder, "vm1");
+    saved.save(&wishes());
+    assert_eq!(names(&folder), ["vm1.json"]);
+}
+
+#[test]
+fn file_when_its_place_is_a_link_is_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = folder.path().join("elsewhere");
+    fs::write(&elsewhere, written(&folder)).unwrap();
+    let path = file(&folder, "vm1");
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+
+    let (saved, restored) = open(&folder, "vm1");
+
+    assert_eq!(restored, Wishes::default());
+    assert!(saved.report().0["error"].is_string());
+}
+
+#[test]
+fn guest_when_gone_takes_the_file_with_it_only_without_a_name() {
+    for is_named in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = SysRoot::real();
+        let pid = std::process::id();
+        let (mut saved, _) = Saved::open(folder.path(), &root, "qemu-1", is_named, pid);
+        saved.save(&wishes());
+        saved.on_guest_gone();
+        assert_eq!(file(&folder, "qemu-1").exists(), is_named);
+    }
+}
+
+#[test]
+fn names_of_files_when_vms_have_any_names_differ_and_stay_in_the_folder() {
+    let long = "x".repeat(4096);
+    let longer = "x".repeat(4097);
+    let vms = [
+        "vm1", "VM1", "vm/1", "vm%2f1", "..", ".", "../vm1", "a b", "ä", "vm1.json", "\n", "",
+        &long, &longer,
+    ];
+    let names: BTreeSet<String> = vms.iter().map(|vm| file::name_of(vm)).collect();
+    assert_eq!(names.len(), vms.len(), "{names:?}");
+    for name in names {
+        assert!(!name.contains('/') && !name.starts_with('.'), "{name}");
+        assert!(name.len() + ".4194304.new".len() <= 255, "{name}");
+    }
+}
