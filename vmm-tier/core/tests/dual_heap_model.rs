@@ -33,11 +33,16 @@ struct ModelPage {
 /// Tracked pages with counts that are multiplied down as time passes.
 struct Model {
     pages: BTreeMap<u32, ModelPage>,
+    pinned: Vec<Range<u32>>,
     now: Time,
     half_life: Duration,
 }
 
 impl Model {
+    fn is_pinned(&self, id: u32) -> bool {
+        self.pinned.iter().any(|run| run.contains(&id))
+    }
+
     fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
         let factor = (-time.as_secs_f64() / self.half_life.as_secs_f64()).exp2();
@@ -78,6 +83,7 @@ impl Model {
         self.pages
             .iter()
             .filter(move |(_, page)| page.placement == placement && page.hold == Hold::No)
+            .filter(|&(&id, _)| !self.is_pinned(id))
             .map(|(&id, page)| (id, page.count))
     }
 }
@@ -91,6 +97,9 @@ enum Op {
     SampleBatch(Vec<u32>, f32),
     SampleRun(Range<u32>, f32),
     Take(u32),
+    Pin(Vec<u32>),
+    TakePinned(u32),
+    FirstPinned(Range<u32>, Placement),
     TakeHottest,
     TakeColdest,
     Settle(u32, Placement, Option<Duration>),
@@ -140,6 +149,9 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(ids, w)| Op::SampleBatch(ids, w)),
         2 => (run(), weight()).prop_map(|(run, w)| Op::SampleRun(run, w)),
         2 => id().prop_map(Op::Take),
+        1 => proptest::collection::vec(id(), 0..12).prop_map(Op::Pin),
+        2 => id().prop_map(Op::TakePinned),
+        1 => (run(), placement()).prop_map(|(run, at)| Op::FirstPinned(run, at)),
         4 => Just(Op::TakeHottest),
         4 => Just(Op::TakeColdest),
         6 => (id(), placement(), proptest::option::of(span()))
@@ -201,14 +213,41 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
         }
         Op::Take(id) => {
             let taken = heap.take(PageId(id));
+            let is_pinned = model.is_pinned(id);
             let page = model
                 .pages
                 .get_mut(&id)
-                .filter(|page| page.hold == Hold::No);
+                .filter(|page| page.hold == Hold::No && !is_pinned);
             assert_eq!(taken, page.as_ref().map(|page| page.placement));
             if let Some(page) = page {
                 page.hold = Hold::Flight;
             }
+        }
+        Op::Pin(mut ends) => {
+            // Every second stretch between the ends.
+            ends.sort_unstable();
+            let pairs = ends.chunks_exact(2).filter(|pair| pair[0] < pair[1]);
+            model.pinned = pairs.map(|pair| pair[0]..pair[1]).collect();
+            heap.set_pinned(model.pinned.clone());
+        }
+        Op::TakePinned(id) => {
+            let taken = heap.take_pinned(PageId(id));
+            let is_pinned = model.is_pinned(id);
+            let page = model
+                .pages
+                .get_mut(&id)
+                .filter(|page| page.hold == Hold::No && is_pinned);
+            assert_eq!(taken, page.as_ref().map(|page| page.placement));
+            if let Some(page) = page {
+                page.hold = Hold::Flight;
+            }
+        }
+        Op::FirstPinned(run, at) => {
+            let expected = model.pages.range(run.clone()).find(|&(&id, page)| {
+                model.is_pinned(id) && page.hold == Hold::No && page.placement == at
+            });
+            let found = heap.first_pinned(run, at).map(|id| id.0);
+            assert_eq!(found, expected.map(|(&id, _)| id));
         }
         Op::TakeHottest => {
             check_answers(heap, model);
@@ -271,6 +310,37 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
     }
 }
 
+/// Whether a page's standing is what counting finds, and the cold look is the lazy one's.
+fn check_standing(heap: &mut DualHeap, model: &Model, id: u32) {
+    let now = model.now;
+    let seen = heap.look_at_coldest_fast(now).map(|(_, count)| count);
+    assert_eq!(seen, heap.coldest_fast(now).map(|(_, count)| count));
+    let Some((before, all)) = heap.standing(PageId(id)) else {
+        return;
+    };
+    let is_fast = heap.state(PageId(id)).placement == Placement::Fast;
+    let own = heap.count(PageId(id), now);
+    let rivals: Vec<f64> = heap
+        .iter(now)
+        .filter(|&(other, placement, _)| {
+            let state = heap.state(other);
+            let held =
+                state.in_flight || state.excluded || state.pinned || state.cooldown_until.is_some();
+            (placement == Placement::Fast) == is_fast && !held && (is_fast || state.sampled)
+        })
+        .map(|(_, _, count)| count)
+        .collect();
+    assert_eq!(all as usize, rivals.len());
+    let goes_first = |count: &&f64| {
+        if is_fast {
+            **count < own
+        } else {
+            **count > own
+        }
+    };
+    assert_eq!(before as usize, rivals.iter().filter(goes_first).count());
+}
+
 /// Whether both tops are what looking at every page finds.
 fn check_answers(heap: &mut DualHeap, model: &Model) {
     let now = model.now;
@@ -327,6 +397,7 @@ fn check_pages(heap: &DualHeap, model: &Model) {
         );
         let state = heap.state(id);
         assert_eq!(state.in_flight, page.hold == Hold::Flight);
+        assert_eq!(state.pinned, model.is_pinned(expected_id));
         assert_eq!(state.excluded, page.hold == Hold::Excluded);
         let cooling = matches!(page.hold, Hold::Cooling(_));
         assert_eq!(state.cooldown_until.is_some(), cooling);
@@ -350,7 +421,7 @@ proptest! {
     ) {
         let half_life = Duration::from_secs(2);
         let mut heap = DualHeap::new(PAGES, half_life).unwrap();
-        let mut model = Model { pages: BTreeMap::new(), now: Time(0), half_life };
+        let mut model = Model { pages: BTreeMap::new(), pinned: Vec::new(), now: Time(0), half_life };
         for (step, op) in ops.iter().enumerate() {
             apply(op, &mut heap, &mut model);
             if let Err(broken) = heap.check() {
@@ -359,6 +430,7 @@ proptest! {
             check_answers(&mut heap, &model);
             prop_assert!(heap.is_valid(), "after a look at the tops");
             check_pages(&heap, &model);
+            check_standing(&mut heap, &model, (step as u32 * 7) % 16);
         }
     }
 }

@@ -10,15 +10,18 @@ use std::{
 
 use proptest::prelude::*;
 use tier_core::{
-    addr::{BASE_PAGE, HUGE_PAGE, Hva, NodeId},
-    engine::{Action, Event, NodeMemory, ScanReport, VmEngine, VmState},
-    moves::{Direction, MoveBatch, MoveReport, Outcome},
+    addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId},
+    engine::{
+        Action, Event, NodeMemory, Pin, PinError, PinStatus, PolicyChange, ScanReport, VmEngine,
+        VmState, WhenFull,
+    },
+    moves::{Direction, MoveBatch, MoveReport, Outcome, Page},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch},
-    settings::EngineSettings,
+    settings::{EngineSettings, Tier},
     time::Time,
 };
 
-use common::{BASE, FAST, Kernel, SLOW, map, settings, tiers};
+use common::{BASE, FAST, GPA_BASE, Kernel, SLOW, map, settings, tiers};
 
 /// Four huge pages and a piece of a fifth.
 const FRAMES: u32 = 4 * 512 + 100;
@@ -48,6 +51,21 @@ enum Op {
     Attached(bool),
     Pause(bool),
     Limit(Option<u32>),
+    Drain(u32),
+    Policy {
+        half_life_s: u64,
+        rate: u64,
+    },
+    Pin {
+        first: u32,
+        count: u32,
+        tier: Tier,
+        when_full: WhenFull,
+    },
+    Unpin {
+        first: u32,
+        count: u32,
+    },
     Split(u32),
     Collapse(u32),
     /// Somebody else moves frames, or frees and allocates them.
@@ -86,6 +104,18 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(-1.0),
         1 => Just(0.0),
     ];
+    // Often at the borders of huge pages, so that pins meet, are cut and hold parts of them.
+    let place = prop_oneof![
+        2 => prop::sample::select(vec![0, 100, 512, 1000, 1536]),
+        1 => 0..FRAMES,
+    ];
+    let length = prop_oneof![2 => prop::sample::select(vec![0, 12, 412, 512]), 1 => 0..FRAMES];
+    let tier = prop_oneof![Just(Tier::Fast), Just(Tier::Slow)];
+    let when_full = prop_oneof![
+        1 => Just(WhenFull::Refuse),
+        1 => Just(WhenFull::Demote),
+        2 => Just(WhenFull::Fill),
+    ];
     prop_oneof![
         20 => mangle.prop_map(Op::Answer),
         1 => Just(Op::Unanswered),
@@ -96,6 +126,12 @@ fn op() -> impl Strategy<Value = Op> {
         1 => prop::bool::weighted(0.7).prop_map(Op::Attached),
         1 => prop::bool::weighted(0.3).prop_map(Op::Pause),
         1 => prop::option::of(0..FRAMES).prop_map(Op::Limit),
+        1 => (0..FRAMES).prop_map(Op::Drain),
+        1 => (0..100_u64, 0..1_u64 << 30)
+            .prop_map(|(half_life_s, rate)| Op::Policy { half_life_s, rate }),
+        3 => (place.clone(), length.clone(), tier, when_full)
+            .prop_map(|(first, count, tier, when_full)| Op::Pin { first, count, tier, when_full }),
+        2 => (place, length).prop_map(|(first, count)| Op::Unpin { first, count }),
         2 => (0..4_u32).prop_map(Op::Split),
         2 => (0..4_u32).prop_map(Op::Collapse),
         2 => (0..FRAMES, 1..600_u32, prop::option::of(0..3_u16))
@@ -109,6 +145,14 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(fast, slow)| Op::Nodes { fast, slow }),
         8 => (1..5000_u64).prop_map(Op::Wait),
     ]
+}
+
+fn gpa(frame: u32) -> Gpa {
+    Gpa(GPA_BASE + u64::from(frame) * BASE_PAGE)
+}
+
+fn hva(gpa: Gpa) -> u64 {
+    gpa.0 - GPA_BASE + BASE
 }
 
 /// An engine, a kernel, and a worker that has not yet done what it was asked for.
@@ -173,6 +217,26 @@ impl World {
         );
         assert!(!self.engine.settings().dry_run, "a move in a dry run");
         assert!(!batch.pages.is_empty());
+        // A pinned page moves to its pin's tier or not at all.
+        for pin in self.engine.pins() {
+            let (start, end) = (hva(pin.start), hva(pin.start) + pin.bytes);
+            let mut pages = batch.pages.iter();
+            let touched = pages.find(|p| p.hva.0 < end && start < p.hva.0 + p.bytes);
+            let is_shared = |page: &&Page| {
+                let others = self.engine.pins().into_iter().filter(|other| {
+                    let start = hva(other.start);
+                    page.hva.0 < start + other.bytes && start < page.hva.0 + page.bytes
+                });
+                others.count() > 1
+            };
+            if let Some(page) = touched.filter(|page| !is_shared(page)) {
+                let wanted = match pin.tier {
+                    Tier::Fast => Direction::Promote,
+                    Tier::Slow => Direction::Demote,
+                };
+                assert_eq!(batch.direction, wanted, "{page:?} is pinned by {pin:?}");
+            }
+        }
         let tier = match batch.direction {
             Direction::Promote => &self.engine.tiers().fast,
             Direction::Demote => &self.engine.tiers().slow,
@@ -222,6 +286,24 @@ impl World {
                 let bytes = frames.map(|frames| u64::from(frames) * BASE_PAGE);
                 self.step(Event::Limit(bytes));
             }
+            Op::Drain(frames) => {
+                self.engine.drain(u64::from(frames) * BASE_PAGE);
+                self.step(Event::Tick);
+                assert!(self.engine.drain_progress().is_some());
+            }
+            Op::Policy { half_life_s, rate } => self.policy(half_life_s, rate),
+            Op::Pin {
+                first,
+                count,
+                tier,
+                when_full,
+            } => self.pin(Pin {
+                start: gpa(first),
+                bytes: u64::from(count) * BASE_PAGE,
+                tier,
+                when_full,
+            }),
+            Op::Unpin { first, count } => self.unpin(first, count),
             Op::Split(i) => self.kernel.huge.retain(|&head| head != i * 512),
             Op::Collapse(i) => self.collapse(i * 512),
             Op::Elsewhere { first, count, node } => self.elsewhere(first, count, node),
@@ -288,6 +370,91 @@ impl World {
             samples,
             account: SampleAccount::default(),
         }));
+    }
+
+    fn policy(&mut self, half_life_s: u64, rate: u64) {
+        let change = PolicyChange {
+            half_life: Some(Duration::from_secs(half_life_s)),
+            rate_bytes_per_s: Some(rate),
+            ..PolicyChange::default()
+        };
+        let before = self.engine.policy();
+        let is_allowed = half_life_s > 0 && rate >= BASE_PAGE;
+        let set = self.engine.set_policy(self.now, &change);
+        assert_eq!(set.is_ok(), is_allowed);
+        if set.is_err() {
+            assert_eq!(self.engine.policy(), before);
+        }
+    }
+
+    fn pin(&mut self, pin: Pin) {
+        let before = self.engine.pins();
+        let overlaps = before.iter().any(|other| {
+            other.start < Gpa(pin.start.0 + pin.bytes) && pin.start.0 < other.start.0 + other.bytes
+        });
+        let end = gpa(self.frames).0;
+        let pinned = self.engine.pin(self.now, pin);
+        self.engine.check().unwrap();
+        match pinned {
+            Ok(report) => {
+                assert!(!overlaps && pin.start.0 + pin.bytes <= end && pin.bytes > 0);
+                let pins = self.engine.pins();
+                assert_eq!(pins.len(), before.len() + 1);
+                let made = pins.iter().find(|made| made.start == pin.start).unwrap();
+                assert_eq!(
+                    (report.placed_bytes, report.elsewhere_bytes),
+                    (made.placed_bytes, made.elsewhere_bytes)
+                );
+            }
+            Err(error) => {
+                assert_eq!(self.engine.pins(), before, "{error}");
+                match error {
+                    PinError::Overlaps { .. } => assert!(overlaps),
+                    PinError::NotRam(at) => assert_eq!(at, end.max(pin.start.0)),
+                    PinError::Unaligned { .. } => assert_eq!(pin.bytes, 0),
+                    PinError::NoRoom {
+                        need_bytes,
+                        room_bytes,
+                        ..
+                    } => assert!(pin.when_full != WhenFull::Fill && need_bytes > room_bytes),
+                    other => panic!("{other}"),
+                }
+            }
+        }
+    }
+
+    fn unpin(&mut self, first: u32, count: u32) {
+        let (start, bytes) = (gpa(first), u64::from(count) * BASE_PAGE);
+        let before = self.engine.pins();
+        let is_inside =
+            |pin: &&PinStatus| pin.start >= start && pin.start.0 + pin.bytes <= start.0 + bytes;
+        let inside = before.iter().filter(is_inside).count();
+        let unpinned = self.engine.unpin(self.now, start, bytes);
+        self.engine.check().unwrap();
+        let left = self.engine.pins().len();
+        match unpinned {
+            Ok(report) => assert_eq!(
+                (report.pins as usize, left),
+                (inside, before.len() - inside)
+            ),
+            Err(error) => {
+                assert_eq!(left, before.len());
+                let is_cut = matches!(error, PinError::Cut { .. });
+                assert!(is_cut || inside == 0, "{error}");
+            }
+        }
+    }
+
+    /// What can be asked at any time holds together.
+    fn ask(&self) {
+        let map = self.engine.heatmap(self.now, 3, 5).unwrap();
+        assert_eq!(map.cells.len(), 15);
+        assert!(map.cells.iter().all(|cell| cell.rate >= 0.0));
+        for frame in (0..self.frames).step_by(97) {
+            let told = self.engine.explain(self.now, gpa(frame)).unwrap();
+            assert!(!told.would_move_if.is_empty());
+            assert_eq!(told.rank.is_some(), told.heap_pages.is_some());
+        }
     }
 
     fn collapse(&mut self, head: u32) {
@@ -365,7 +532,9 @@ fn run(ops: &[Op], settings: EngineSettings) {
     let mut world = World::new(settings);
     for &op in ops {
         world.act(op);
+        assert!(world.engine.take_notices().len() <= 128);
     }
+    world.ask();
     world.settle();
 
     let snapshot = world.engine.snapshot();
