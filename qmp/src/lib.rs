@@ -6,8 +6,9 @@
 //! - [`client`] connects to a QEMU (or to anything else that speaks QMP), with [`commands`] typed
 //!   and others raw; its errors say what is wrong, where, and what to do.
 //! - [`server`] gives a program of yours a control socket that `qmp-shell`, libvirt's and other
-//!   clients can talk to: commands are described once ([`server::CommandSpec`]), and from that
-//!   their arguments are checked as QEMU checks them.
+//!   clients can talk to: commands are described once ([`server::CommandSpec`]); from that their
+//!   arguments are checked as QEMU checks them, introspection is answered and the reference is made
+//!   ([`server::reference`]).
 //! - [`codec`] is the wire under both: streaming, bounded, and back in step after any garbage.
 //! - [`hmp`] reads the few human-readable texts that QMP has no typed form of.
 //!
@@ -18,7 +19,7 @@
 //!
 //! use qmp::{
 //!     Client, QmpError, Server, client,
-//!     server::{self, ArgSpec, ArgType, CommandSpec, Handler},
+//!     server::{self, CommandSpec, Handler, MemberSpec, TypeSpec},
 //! };
 //! use serde_json::{Map, Value, json};
 //!
@@ -26,9 +27,15 @@
 //!
 //! impl Handler for Adder {
 //!     fn commands(&self) -> &[CommandSpec] {
-//!         const BY: ArgSpec =
-//!             ArgSpec { name: "to", kind: ArgType::Uint, optional: false, doc: "a number" };
-//!         &[CommandSpec { name: "add-one", doc: "Adds 1.", args: &[BY], returns: "the sum" }]
+//!         const TO: MemberSpec = MemberSpec::needed("to", TypeSpec::Uint, "a number");
+//!         const ADD_ONE: CommandSpec = CommandSpec {
+//!             name: "add-one",
+//!             doc: "Adds 1.",
+//!             args: &[TO],
+//!             returns: TypeSpec::Uint,
+//!             ..CommandSpec::PLAIN
+//!         };
+//!         &[ADD_ONE]
 //!     }
 //!
 //!     fn handle(&self, _name: &str, arguments: Map<String, Value>) -> Result<Value, QmpError> {

@@ -8,6 +8,8 @@ mod bind;
 mod connection;
 mod dispatch;
 mod queue;
+mod reference;
+mod schema;
 mod spec;
 
 use std::{
@@ -29,7 +31,8 @@ use tracing::{debug, warn};
 
 pub use self::{
     bind::BindError,
-    spec::{ArgSpec, ArgType, CommandSpec},
+    reference::reference,
+    spec::{CommandSpec, EventSpec, MemberSpec, ObjectSpec, TypeSpec},
 };
 use self::{bind::SocketFile, connection::Peer};
 use crate::{
@@ -41,9 +44,14 @@ use crate::{
 
 /// What the commands of a server do.
 pub trait Handler: Send + Sync {
-    /// The commands, `qmp_capabilities`, `query-commands` and `query-version` aside: these the
-    /// server has itself. It must give the same list at every call.
+    /// The commands, `qmp_capabilities`, `query-commands`, `query-qmp-schema` and `query-version`
+    /// aside: these the server has itself. It must give the same list at every call.
     fn commands(&self) -> &[CommandSpec];
+
+    /// The events that may be sent, for introspection and the reference.
+    fn events(&self) -> &[EventSpec] {
+        &[]
+    }
 
     /// Carries out a command. Its arguments have been checked against its [`CommandSpec`]; a
     /// result of `Null` is sent as `{}`.

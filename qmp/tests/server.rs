@@ -14,7 +14,7 @@ use qmp::{
     Client, Event, QmpError, Server,
     client::Options as ClientOptions,
     commands::QueryCommands,
-    server::{ArgSpec, ArgType, BindError, CommandSpec, Handler, Options},
+    server::{BindError, CommandSpec, Handler, MemberSpec, Options, TypeSpec},
 };
 use serde_json::{Map, Value, json};
 use support::{Raw, socket, wait_until};
@@ -23,37 +23,34 @@ const COMMANDS: &[CommandSpec] = &[
     CommandSpec {
         name: "echo",
         doc: "Gives its argument back.",
-        args: &[ArgSpec {
-            name: "text",
-            kind: ArgType::String,
-            optional: false,
-            doc: "what to give back",
-        }],
-        returns: "the text",
+        args: &[MemberSpec::needed(
+            "text",
+            TypeSpec::String,
+            "what to give back",
+        )],
+        returns: TypeSpec::String,
+        ..CommandSpec::PLAIN
     },
     CommandSpec {
         name: "void",
         doc: "Does nothing.",
-        args: &[],
-        returns: "nothing",
+        ..CommandSpec::PLAIN
     },
     CommandSpec {
         name: "fail",
         doc: "Fails.",
-        args: &[],
-        returns: "nothing",
+        ..CommandSpec::PLAIN
     },
     CommandSpec {
         name: "big",
         doc: "Returns 64 KiB.",
-        args: &[],
-        returns: "a text",
+        returns: TypeSpec::String,
+        ..CommandSpec::PLAIN
     },
     CommandSpec {
         name: "panic",
         doc: "Has a mistake in it.",
-        args: &[],
-        returns: "nothing",
+        ..CommandSpec::PLAIN
     },
 ];
 

@@ -3,34 +3,66 @@
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{ArgSpec, ArgType, CommandSpec, Handler};
+use super::{CommandSpec, Handler, MemberSpec, ObjectSpec, TypeSpec, schema};
 use crate::{ErrorClass, QmpError, codec::DecodeError, commands::VersionInfo};
 
 const NEGOTIATE: CommandSpec = CommandSpec {
     name: "qmp_capabilities",
     doc: "Ends the negotiation; the first command of a connection.",
-    args: &[ArgSpec {
-        name: "enable",
-        kind: ArgType::Array(&ArgType::Enum(&["oob"])),
-        optional: true,
-        doc: "the offered capabilities to switch on",
-    }],
-    returns: "nothing",
+    args: &[MemberSpec::optional(
+        "enable",
+        TypeSpec::Array(&TypeSpec::Enum(&["oob"])),
+        "the offered capabilities to switch on",
+    )],
+    ..CommandSpec::PLAIN
 };
 
 const QUERY_COMMANDS: CommandSpec = CommandSpec {
     name: "query-commands",
     doc: "Lists the commands.",
-    args: &[],
-    returns: "an array of objects with the member name",
+    returns: TypeSpec::Array(&TypeSpec::Object(&ObjectSpec {
+        name: "CommandInfo",
+        doc: "A command that there is.",
+        members: &[MemberSpec::needed("name", TypeSpec::String, "its name")],
+    })),
+    ..CommandSpec::PLAIN
 };
 
 const QUERY_VERSION: CommandSpec = CommandSpec {
     name: "query-version",
     doc: "Tells the version of this server.",
-    args: &[],
-    returns: "the same as version in the greeting",
+    returns: TypeSpec::Object(&ObjectSpec {
+        name: "VersionInfo",
+        doc: "A version, as in the greeting.",
+        members: &[
+            MemberSpec::needed(
+                "qemu",
+                TypeSpec::Object(&ObjectSpec {
+                    name: "VersionTriple",
+                    doc: "A version in three parts.",
+                    members: &[
+                        MemberSpec::needed("major", TypeSpec::Int, "the first part"),
+                        MemberSpec::needed("minor", TypeSpec::Int, "the second part"),
+                        MemberSpec::needed("micro", TypeSpec::Int, "the third part"),
+                    ],
+                }),
+                "the version",
+            ),
+            MemberSpec::needed("package", TypeSpec::String, "what the version is of"),
+        ],
+    }),
+    ..CommandSpec::PLAIN
 };
+
+const QUERY_SCHEMA: CommandSpec = CommandSpec {
+    name: "query-qmp-schema",
+    doc: "Describes all commands and events, in the format of QEMU's SchemaInfo.",
+    returns: TypeSpec::Array(&TypeSpec::Any),
+    ..CommandSpec::PLAIN
+};
+
+/// What every server has by itself.
+pub(super) const OWN: [CommandSpec; 4] = [NEGOTIATE, QUERY_COMMANDS, QUERY_SCHEMA, QUERY_VERSION];
 
 /// The dialogue with one client.
 pub(super) struct Session<'a> {
@@ -126,6 +158,10 @@ impl<'a> Session<'a> {
             QUERY_VERSION.check(&arguments)?;
             return Ok(json!(self.version));
         }
+        if name == QUERY_SCHEMA.name {
+            QUERY_SCHEMA.check(&arguments)?;
+            return Ok(schema::of(self.handler, &OWN).into());
+        }
         Err(QmpError::command_not_found(&name))
     }
 
@@ -152,9 +188,8 @@ impl<'a> Session<'a> {
 
     /// A handler's command of the same name stands for the server's own.
     fn names(&self) -> Value {
-        let own = [NEGOTIATE, QUERY_COMMANDS, QUERY_VERSION];
         let theirs = self.handler.commands();
-        let own = own
+        let own = OWN
             .iter()
             .filter(|own| theirs.iter().all(|spec| spec.name != own.name));
         theirs

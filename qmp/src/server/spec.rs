@@ -1,10 +1,23 @@
-//! Commands described once: what checks the arguments, lists the commands and documents them.
+//! Commands and events described once: what checks the arguments, answers introspection and makes
+//! the reference.
 
 use serde_json::{Map, Value};
 
 use crate::QmpError;
 
 /// A command of a server.
+///
+/// ```
+/// use qmp::server::{CommandSpec, MemberSpec, TypeSpec};
+///
+/// const RENAME: CommandSpec = CommandSpec {
+///     name: "set-name",
+///     doc: "Gives the guest a name.",
+///     args: &[MemberSpec::needed("name", TypeSpec::String, "the new name")],
+///     ..CommandSpec::PLAIN
+/// };
+/// assert_eq!(RENAME.returns, TypeSpec::NOTHING);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CommandSpec {
     /// The name on the wire.
@@ -12,28 +25,56 @@ pub struct CommandSpec {
     /// What it does, for people.
     pub doc: &'static str,
     /// Its arguments; others are refused.
-    pub args: &'static [ArgSpec],
-    /// What it returns, for people.
-    pub returns: &'static str,
+    pub args: &'static [MemberSpec],
+    /// What it returns.
+    pub returns: TypeSpec,
+    /// Whether `exec-oob` may run it beside a command under way. It then must be quick and wait
+    /// for nothing.
+    pub oob: bool,
+    /// Whether it takes the file descriptors that came with it.
+    pub fds: bool,
 }
 
-/// An argument of a command.
+/// An event of a server.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ArgSpec {
+pub struct EventSpec {
+    /// The name on the wire, upper case.
+    pub name: &'static str,
+    /// When it comes, for people.
+    pub doc: &'static str,
+    /// The members of its data.
+    pub data: &'static [MemberSpec],
+}
+
+/// A member of an object: of a command's arguments, of what it returns, of an event's data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MemberSpec {
     /// The member's name.
     pub name: &'static str,
     /// What it may hold.
-    pub kind: ArgType,
+    pub kind: TypeSpec,
     /// Whether it may be left out.
     pub optional: bool,
     /// What it means, with its unit.
     pub doc: &'static str,
 }
 
-/// What an argument may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An object whose members are known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ObjectSpec {
+    /// The name in the schema and the reference, `TierInfo`. One name stands for one description.
+    /// Empty, the name is made of where the object stands.
+    pub name: &'static str,
+    /// What it is, for people.
+    pub doc: &'static str,
+    /// Its members.
+    pub members: &'static [MemberSpec],
+}
+
+/// What a value may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum ArgType {
+pub enum TypeSpec {
     /// A string.
     String,
     /// A string out of a closed set.
@@ -48,10 +89,48 @@ pub enum ArgType {
     Number,
     /// An array of one type.
     Array(&'static Self),
-    /// An object; its members are the handler's to check.
-    Object,
+    /// An object with these members and no others.
+    Object(&'static ObjectSpec),
+    /// An object whose members have any names and one type, such as a count for each class.
+    Map(&'static Self),
     /// Anything.
     Any,
+}
+
+impl CommandSpec {
+    /// A command without arguments that returns nothing: what a description starts from.
+    pub const PLAIN: Self = Self {
+        name: "",
+        doc: "",
+        args: &[],
+        returns: TypeSpec::NOTHING,
+        oob: false,
+        fds: false,
+    };
+}
+
+impl MemberSpec {
+    /// A member that must be there.
+    #[must_use]
+    pub const fn needed(name: &'static str, kind: TypeSpec, doc: &'static str) -> Self {
+        Self {
+            name,
+            kind,
+            optional: false,
+            doc,
+        }
+    }
+
+    /// A member that may be left out.
+    #[must_use]
+    pub const fn optional(name: &'static str, kind: TypeSpec, doc: &'static str) -> Self {
+        Self {
+            name,
+            kind,
+            optional: true,
+            doc,
+        }
+    }
 }
 
 impl CommandSpec {
@@ -61,38 +140,50 @@ impl CommandSpec {
     /// # Errors
     /// For the first argument that is missing, of another type, or unexpected.
     pub fn check(&self, arguments: &Map<String, Value>) -> Result<(), QmpError> {
-        for arg in self.args {
-            match arguments.get(arg.name) {
-                Some(value) => arg.kind.check(arg.name, value)?,
-                None if arg.optional => {}
-                None => {
-                    return Err(QmpError::generic(format!(
-                        "Parameter '{}' is missing",
-                        arg.name
-                    )));
-                }
-            }
-        }
-        match arguments
-            .keys()
-            .find(|&key| self.args.iter().all(|arg| arg.name != key))
-        {
-            Some(key) => Err(QmpError::generic(format!(
-                "Parameter '{key}' is unexpected"
-            ))),
-            None => Ok(()),
-        }
+        check_members(self.args, "", arguments)
     }
 }
 
-impl ArgType {
+/// Checks an object's members; `path` stands before their names in an error.
+fn check_members(
+    members: &[MemberSpec],
+    path: &str,
+    object: &Map<String, Value>,
+) -> Result<(), QmpError> {
+    for member in members {
+        let name = || format!("{path}{}", member.name);
+        match object.get(member.name) {
+            Some(value) => member.kind.check(&name(), value)?,
+            None if member.optional => {}
+            None => {
+                let text = format!("Parameter '{}' is missing", name());
+                return Err(QmpError::generic(text));
+            }
+        }
+    }
+    let known = |key: &str| members.iter().any(|member| member.name == key);
+    match object.keys().find(|key| !known(key)) {
+        Some(key) => Err(QmpError::generic(format!(
+            "Parameter '{path}{key}' is unexpected"
+        ))),
+        None => Ok(()),
+    }
+}
+
+impl TypeSpec {
+    /// What a command returns that has nothing to tell.
+    pub const NOTHING: Self = Self::Object(&ObjectSpec {
+        name: "Nothing",
+        doc: "An object without members.",
+        members: &[],
+    });
+
     fn check(self, name: &str, value: &Value) -> Result<(), QmpError> {
         let fits = match (self, value) {
             (Self::Any, _)
             | (Self::Bool, Value::Bool(_))
             | (Self::Number, Value::Number(_))
-            | (Self::String, Value::String(_))
-            | (Self::Object, Value::Object(_)) => true,
+            | (Self::String, Value::String(_)) => true,
             (Self::Int, Value::Number(number)) => number.is_i64(),
             (Self::Uint, Value::Number(number)) => {
                 if number.is_i64() && !number.is_u64() {
@@ -115,6 +206,16 @@ impl ArgType {
                 }
                 true
             }
+            (Self::Object(spec), Value::Object(object)) => {
+                check_members(spec.members, &format!("{name}."), object)?;
+                true
+            }
+            (Self::Map(item), Value::Object(object)) => {
+                for (key, value) in object {
+                    item.check(&format!("{name}.{key}"), value)?;
+                }
+                true
+            }
             _ => false,
         };
         if fits {
@@ -133,7 +234,7 @@ impl ArgType {
             Self::Int | Self::Uint => "integer",
             Self::Number => "number",
             Self::Array(_) => "array",
-            Self::Object => "object",
+            Self::Object(_) | Self::Map(_) => "object",
             Self::Any => "any",
         }
     }
@@ -146,47 +247,22 @@ mod tests {
     use super::*;
 
     const SPEC: CommandSpec = CommandSpec {
-        name: "test",
-        doc: "",
         args: &[
-            ArgSpec {
-                name: "path",
-                kind: ArgType::String,
-                optional: false,
-                doc: "",
-            },
-            ArgSpec {
-                name: "size",
-                kind: ArgType::Uint,
-                optional: true,
-                doc: "",
-            },
-            ArgSpec {
-                name: "mode",
-                kind: ArgType::Enum(&["a", "b"]),
-                optional: true,
-                doc: "",
-            },
-            ArgSpec {
-                name: "nodes",
-                kind: ArgType::Array(&ArgType::Int),
-                optional: true,
-                doc: "",
-            },
-            ArgSpec {
-                name: "rate",
-                kind: ArgType::Number,
-                optional: true,
-                doc: "",
-            },
-            ArgSpec {
-                name: "force",
-                kind: ArgType::Bool,
-                optional: true,
-                doc: "",
-            },
+            MemberSpec::needed("path", TypeSpec::String, ""),
+            MemberSpec::optional("size", TypeSpec::Uint, ""),
+            MemberSpec::optional("mode", TypeSpec::Enum(&["a", "b"]), ""),
+            MemberSpec::optional("nodes", TypeSpec::Array(&TypeSpec::Int), ""),
+            MemberSpec::optional("rate", TypeSpec::Number, ""),
+            MemberSpec::optional("force", TypeSpec::Bool, ""),
+            MemberSpec::optional("range", TypeSpec::Object(&RANGE), ""),
+            MemberSpec::optional("weights", TypeSpec::Map(&TypeSpec::Uint), ""),
         ],
-        returns: "",
+        ..CommandSpec::PLAIN
+    };
+    const RANGE: ObjectSpec = ObjectSpec {
+        name: "Range",
+        doc: "",
+        members: &[MemberSpec::needed("start", TypeSpec::Uint, "")],
     };
 
     fn check(arguments: Value) -> Result<(), String> {
@@ -199,7 +275,8 @@ mod tests {
     #[test]
     fn arguments_pass_when_each_has_its_type() {
         let arguments = json!({
-            "path": "p", "size": u64::MAX, "mode": "b", "nodes": [0, -1], "rate": 0.5, "force": true
+            "path": "p", "size": u64::MAX, "mode": "b", "nodes": [0, -1], "rate": 0.5, "force": true,
+            "range": {"start": 1}, "weights": {"a": 1, "b": 2}
         });
 
         assert_eq!(check(arguments), Ok(()));
@@ -230,6 +307,18 @@ mod tests {
             (
                 json!({"path": "p", "nodes": [0, "1"]}),
                 "Invalid parameter type for 'nodes[1]', expected: integer",
+            ),
+            (
+                json!({"path": "p", "range": {}}),
+                "Parameter 'range.start' is missing",
+            ),
+            (
+                json!({"path": "p", "range": {"start": 1, "end": 2}}),
+                "Parameter 'range.end' is unexpected",
+            ),
+            (
+                json!({"path": "p", "weights": {"a": "b"}}),
+                "Invalid parameter type for 'weights.a', expected: integer",
             ),
             (
                 json!({"path": "p", "force": "on"}),
