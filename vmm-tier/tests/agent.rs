@@ -1,209 +1,22 @@
-//! `vmm-tier run` beside a process that plays QEMU. No guest is needed and nothing is moved: both tiers
-//! are node 0, in a dry run.
+//! `vmm-tier run` beside a process that plays QEMU: how it starts, follows the guest, and ends.
+
+mod played;
 
 use std::{
-    io::Read as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::Path,
+    process::{Command, Stdio},
+    sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
-use qmp::{
-    Client, QmpError, client,
-    server::{ArgSpec, ArgType, CommandSpec, Handler, Options, Server},
-};
-use serde_json::{Map, Value, json};
-use tempfile::TempDir;
+use qmp::{Client, client};
+use serde_json::{Value, json};
 
-const MIB: u64 = 1 << 20;
+use self::played::{Agent, FOR_EVER, MIB, Qemu, event};
+
 /// Set for the process that plays QEMU: where it serves its monitor.
 const PLAY: &str = "VMM_TIER_TEST_PLAYS_QEMU_AT";
-/// No test waits for long; this only ends one that would wait for ever.
-const FOR_EVER: Duration = Duration::from_secs(60);
-
-const COMMAND_LINE: &[ArgSpec] = &[ArgSpec {
-    name: "command-line",
-    kind: ArgType::String,
-    optional: false,
-    doc: "",
-}];
-
-const fn command(name: &'static str, args: &'static [ArgSpec]) -> CommandSpec {
-    CommandSpec {
-        name,
-        doc: "",
-        args,
-        returns: "",
-    }
-}
-
-const COMMANDS: &[CommandSpec] = &[
-    command("query-status", &[]),
-    command("query-name", &[]),
-    command("x-query-ramblock", &[]),
-    command("query-memory-devices", &[]),
-    command("human-monitor-command", COMMAND_LINE),
-];
-
-/// A QEMU whose guest has 32 MiB, which are this process's own.
-struct Qemu {
-    ram: Vec<u8>,
-    hangs: AtomicBool,
-}
-
-impl Qemu {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            ram: vec![1_u8; 40 << 20],
-            hangs: AtomicBool::new(false),
-        })
-    }
-
-    fn base(&self) -> u64 {
-        (self.ram.as_ptr() as u64).next_multiple_of(2 * MIB)
-    }
-
-    fn serve(self: &Arc<Self>, path: &Path) -> Server {
-        let handler = Arc::clone(self);
-        Server::bind(path, handler, Options::default()).unwrap()
-    }
-}
-
-impl Handler for Qemu {
-    fn commands(&self) -> &[CommandSpec] {
-        COMMANDS
-    }
-
-    fn handle(&self, name: &str, arguments: Map<String, Value>) -> Result<Value, QmpError> {
-        while self.hangs.load(Ordering::Relaxed) {
-            thread::sleep(Duration::from_millis(10));
-        }
-        let (base, len) = (self.base(), 32 * MIB);
-        Ok(match name {
-            "query-status" => json!({"status": "running", "running": true}),
-            "query-name" => json!({"name": "played"}),
-            "query-memory-devices" => json!([]),
-            "x-query-ramblock" => {
-                let head = "Block Name    PSize  Offset  Used  Total  HVA  RO";
-                let text = format!("{head}\npc.ram  4 KiB  0x0 {len:#x} {len:#x} {base:#x} rw\n");
-                json!({"human-readable-text": text})
-            }
-            _ => {
-                let line = arguments["command-line"].as_str().unwrap_or_default();
-                let gpa = line.strip_prefix("gpa2hva 0x").unwrap_or("0");
-                let gpa = u64::from_str_radix(gpa, 16).unwrap_or(u64::MAX);
-                match gpa < len {
-                    true => json!(format!(
-                        "Host virtual address for {gpa:#x} (pc.ram) is {:#x}\n",
-                        base + gpa
-                    )),
-                    false => json!(format!("No memory is mapped at address {gpa:#x}\n")),
-                }
-            }
-        })
-    }
-}
-
-/// A running `vmm-tier run`; killed if a test fails.
-struct Agent {
-    child: Child,
-    folder: TempDir,
-}
-
-impl Agent {
-    /// Starts beside the QEMU that serves `qmp` in `folder`.
-    fn start(folder: TempDir) -> Self {
-        let config = folder.path().join("config.toml");
-        let text = format!("run-dir = '{}'\n", folder.path().join("run").display());
-        std::fs::write(&config, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_vmm-tier"))
-            .args(["run", "--dry-run", "--fast", "0", "--slow", "0"])
-            .arg("--qmp")
-            .arg(folder.path().join("qmp"))
-            .arg("--control")
-            .arg(folder.path().join("control"))
-            .arg("--config")
-            .arg(&config)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Self { child, folder }
-    }
-
-    fn control(&self) -> PathBuf {
-        self.folder.path().join("control")
-    }
-
-    /// One command to the control socket, as soon as it is served.
-    fn ask(&mut self, name: &str, arguments: Option<Value>) -> Value {
-        let control = self.control();
-        let (client, _events) =
-            self.wait_for(|| Client::connect(&control, &client::Options::default()).ok());
-        client.execute_raw(name, arguments).unwrap()
-    }
-
-    /// Asks until the answer is as wanted.
-    fn ask_until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let control = self.control();
-        let (client, _events) =
-            self.wait_for(|| Client::connect(&control, &client::Options::default()).ok());
-        self.wait_for(|| {
-            let reply = client.execute_raw("query-tier", None).unwrap();
-            wanted(&reply).then_some(reply)
-        })
-    }
-
-    fn wait_for<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> T {
-        let started = Instant::now();
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the agent ended ({status}): {}", self.log());
-            }
-            assert!(started.elapsed() < FOR_EVER, "it never came");
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    }
-
-    fn ended(&mut self) -> ExitStatus {
-        let started = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(started.elapsed() < FOR_EVER, "the agent does not end");
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn log(&mut self) -> String {
-        let mut log = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            stderr.read_to_string(&mut log).unwrap();
-        }
-        log
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // Fails for one that has ended, as it should.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn query_tier_when_asked_keeps_the_contract() {
@@ -344,12 +157,8 @@ fn agent_when_the_monitor_hangs_in_mid_run_still_answers_and_ends() {
 
     qemu.hangs.store(true, Ordering::Relaxed);
     // The layout may have changed: the agent asks the monitor.
-    let event = json!({
-        "event": "RESET",
-        "data": {"guest": true, "reason": "guest-reset"},
-        "timestamp": {"seconds": 1, "microseconds": 0}
-    });
-    server.broadcast(&serde_json::from_value(event).unwrap());
+    let reset = json!({"guest": true, "reason": "guest-reset"});
+    server.broadcast(&event("RESET", reset));
     agent.ask("query-tier", None);
     agent.terminate();
     let status = agent.ended();
@@ -365,9 +174,8 @@ fn agent_when_the_guest_stops_and_runs_again_follows() {
     let mut agent = Agent::start(folder);
     agent.ask("query-tier", None);
 
-    for (event, is_stopped) in [("STOP", true), ("RESUME", false)] {
-        let event = json!({"event": event, "timestamp": {"seconds": 1, "microseconds": 0}});
-        server.broadcast(&serde_json::from_value(event).unwrap());
+    for (name, is_stopped) in [("STOP", true), ("RESUME", false)] {
+        server.broadcast(&event(name, Value::Null));
         agent.ask_until(|reply| (reply["state"] == "guest-stopped") == is_stopped);
     }
 }

@@ -103,14 +103,25 @@ impl Herald {
     }
 
     fn drain(&self, progress: &DrainProgress) {
-        self.send("TIER_DRAIN", json!(progress));
+        let mut data = json!(progress);
+        if let Some(members) = data.as_object_mut() {
+            members.retain(|_, value| !value.is_null());
+        }
+        self.send("TIER_DRAIN", data);
     }
 
     /// Tells that the limit is another one; `None` is no limit.
     pub(super) fn limit(&self, old: Option<u64>, new: Option<u64>, who: &str) {
-        if old != new {
-            self.send("TIER_LIMIT", json!({"old": old, "new": new, "who": who}));
+        if old == new {
+            return;
         }
+        let mut data = json!({"who": who});
+        for (name, bytes) in [("old", old), ("new", new)] {
+            if let Some(bytes) = bytes {
+                data[name] = bytes.into();
+            }
+        }
+        self.send("TIER_LIMIT", data);
     }
 
     /// Tells that a source delivers, or why it does not.
@@ -130,8 +141,8 @@ impl Herald {
             return;
         };
         let mut data = json!({
-            "host-address": failure.hva,
-            "size": failure.bytes,
+            "hva": failure.hva,
+            "bytes": failure.bytes,
             "direction": failure.direction,
             "class": failure.outcome,
             "left-out": left_out,

@@ -28,6 +28,14 @@ impl Agent {
             Order::Pin(pin) => return self.order_pin(pin),
             Order::Unpin(range) => return self.order_unpin(range),
             Order::Drain(bytes) => return self.order_drain(bytes),
+            Order::Explain(gpa) => {
+                let found = self.engine.explain(Self::now(), gpa);
+                return value(found.map_err(|error| refusal(&error))?);
+            }
+            Order::Heatmap { rows, columns } => {
+                let drawn = self.engine.heatmap(Self::now(), rows, columns);
+                return value(drawn.map_err(|error| refusal(&error))?);
+            }
         }
         Ok(self.query_tier())
     }
@@ -112,6 +120,11 @@ impl Agent {
 /// An answer in JSON.
 pub(super) fn value(answer: impl Serialize) -> Answer {
     serde_json::to_value(answer).map_err(|error| QmpError::generic(error.to_string()))
+}
+
+/// Why an order can't be carried out.
+pub(super) fn refusal(error: &dyn std::error::Error) -> QmpError {
+    QmpError::generic(sentence(&error.to_string()))
 }
 
 /// An error's text as QEMU begins its own.

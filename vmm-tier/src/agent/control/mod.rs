@@ -15,7 +15,7 @@ use anyhow::Context;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use qmp::{
     QmpError,
-    server::{CommandSpec, EventSender, Handler, Options, Server},
+    server::{CommandSpec, EventSender, EventSpec, Handler, Options, Server},
 };
 use serde_json::{Map, Value};
 
@@ -96,6 +96,10 @@ struct Commands {
 impl Handler for Commands {
     fn commands(&self) -> &[CommandSpec] {
         spec::COMMANDS
+    }
+
+    fn events(&self) -> &[EventSpec] {
+        spec::EVENTS
     }
 
     fn handle(&self, name: &str, arguments: Map<String, Value>) -> Answer {
@@ -182,6 +186,17 @@ mod tests {
             ("tier-set-policy", json!({"horizon": 0}), "horizon"),
             ("tier-set-policy", json!({"rate": 0}), "rate"),
             ("tier-unpin", json!({"start": 4096}), "'bytes'"),
+            ("query-tier-heatmap", json!({"rows": 0}), "'rows'"),
+            (
+                "query-tier-heatmap",
+                json!({"rows": u64::MAX, "columns": 2}),
+                "'columns'",
+            ),
+            (
+                "query-tier-heatmap",
+                json!({"rows": 129, "columns": 128}),
+                "16384",
+            ),
         ] {
             let (order, reply) = ask(name, arguments.clone(), Ok(Value::Null));
             assert_eq!(order, None, "{arguments}");
@@ -196,6 +211,7 @@ mod tests {
         // What each command must have, and nothing more.
         let needed = |name: &str| match name {
             "tier-pin" => json!({"start": 0, "bytes": 4096, "tier": "slow"}),
+            "tier-explain" => json!({"address": 4096}),
             _ => json!({}),
         };
         for command in spec::COMMANDS {

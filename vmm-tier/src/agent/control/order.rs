@@ -12,6 +12,9 @@ use tier_core::{
 use super::answer::sentence;
 use crate::agent::saved::PolicyWish;
 
+/// The most cells that a heat map may have: about a megabyte of JSON.
+const MAX_CELLS: u64 = 16_384;
+
 /// A command, its arguments checked as far as they can be without the guest.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::agent) enum Order {
@@ -25,6 +28,12 @@ pub(in crate::agent) enum Order {
     Unpin(UnpinArguments),
     /// Leave the fast tier down to so many bytes.
     Drain(u64),
+    /// Why a page lies where it lies.
+    Explain(Gpa),
+    Heatmap {
+        rows: u32,
+        columns: u32,
+    },
 }
 
 #[derive(Deserialize)]
@@ -46,6 +55,17 @@ struct PinArguments {
 pub(in crate::agent) struct UnpinArguments {
     pub(in crate::agent) start: Option<u64>,
     pub(in crate::agent) bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ExplainArguments {
+    address: u64,
+}
+
+#[derive(Deserialize)]
+struct HeatmapArguments {
+    rows: Option<u64>,
+    columns: Option<u64>,
 }
 
 impl Order {
@@ -86,8 +106,23 @@ impl Order {
                 Self::Unpin(unpin)
             }
             "tier-drain" => Self::Drain(typed::<LimitArguments>(arguments)?.bytes.unwrap_or(0)),
+            "tier-explain" => Self::Explain(Gpa(typed::<ExplainArguments>(arguments)?.address)),
+            "query-tier-heatmap" => heatmap(&typed(arguments)?)?,
             other => return Err(QmpError::command_not_found(other)),
         })
+    }
+}
+
+fn heatmap(size: &HeatmapArguments) -> Result<Order, QmpError> {
+    let (rows, columns) = (size.rows.unwrap_or(16), size.columns.unwrap_or(64));
+    let cells = rows.saturating_mul(columns);
+    match (u32::try_from(rows), u32::try_from(columns)) {
+        (Ok(rows), Ok(columns)) if (1..=MAX_CELLS).contains(&cells) => {
+            Ok(Order::Heatmap { rows, columns })
+        }
+        _ => Err(QmpError::generic(format!(
+            "Parameters 'rows' and 'columns' must be at least 1, and their product at most {MAX_CELLS}"
+        ))),
     }
 }
 

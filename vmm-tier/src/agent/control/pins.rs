@@ -1,6 +1,5 @@
 //! Pins: set and taken back by commands, kept, and set anew when the guest's memory changes.
 
-use qmp::QmpError;
 use serde_json::{Value, json};
 use tier_core::{
     addr::Gpa,
@@ -9,7 +8,7 @@ use tier_core::{
 
 use super::{
     Answer,
-    answer::{sentence, value},
+    answer::{refusal, value},
     order::UnpinArguments,
 };
 use crate::agent::Agent;
@@ -116,8 +115,4 @@ impl Agent {
     pub(super) fn list_pins(&self) -> (Value, Value) {
         (json!(self.engine.pins()), json!(self.waiting_pins()))
     }
-}
-
-fn refusal(error: &PinError) -> QmpError {
-    QmpError::generic(sentence(&error.to_string()))
 }

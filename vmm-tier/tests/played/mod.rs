@@ -1,0 +1,246 @@
+//! A process that plays QEMU, and `vmm-tier run` beside it. No guest is needed and nothing is moved: both
+//! tiers are node 0, in a dry run.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::Receiver;
+use qmp::{
+    Client, QmpError, client,
+    server::{CommandSpec, Handler, MemberSpec, Options, Server, TypeSpec},
+};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+pub const MIB: u64 = 1 << 20;
+/// No test waits for long; this only ends one that would wait for ever.
+pub const FOR_EVER: Duration = Duration::from_secs(60);
+
+const COMMAND_LINE: &[MemberSpec] = &[MemberSpec {
+    name: "command-line",
+    kind: TypeSpec::String,
+    optional: false,
+    doc: "",
+}];
+
+const fn command(name: &'static str, args: &'static [MemberSpec]) -> CommandSpec {
+    CommandSpec {
+        name,
+        doc: "",
+        args,
+        ..CommandSpec::PLAIN
+    }
+}
+
+const COMMANDS: &[CommandSpec] = &[
+    command("query-status", &[]),
+    command("query-name", &[]),
+    command("query-migrate", &[]),
+    command("x-query-ramblock", &[]),
+    command("query-memory-devices", &[]),
+    command("human-monitor-command", COMMAND_LINE),
+];
+
+/// A QEMU whose guest has 32 MiB, which are this process's own.
+pub struct Qemu {
+    pub ram: Vec<u8>,
+    pub hangs: AtomicBool,
+    /// What `query-status` tells.
+    pub status: Mutex<&'static str>,
+    /// What `query-migrate` tells.
+    pub migration: Mutex<Option<&'static str>>,
+}
+
+impl Qemu {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            ram: vec![1_u8; 40 << 20],
+            hangs: AtomicBool::new(false),
+            status: Mutex::new("running"),
+            migration: Mutex::new(None),
+        })
+    }
+
+    pub fn base(&self) -> u64 {
+        (self.ram.as_ptr() as u64).next_multiple_of(2 * MIB)
+    }
+
+    pub fn serve(self: &Arc<Self>, path: &Path) -> Server {
+        let handler = Arc::clone(self);
+        Server::bind(path, handler, Options::default()).unwrap()
+    }
+}
+
+impl Handler for Qemu {
+    fn commands(&self) -> &[CommandSpec] {
+        COMMANDS
+    }
+
+    fn handle(&self, name: &str, arguments: Map<String, Value>) -> Result<Value, QmpError> {
+        while self.hangs.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let (base, len) = (self.base(), 32 * MIB);
+        Ok(match name {
+            "query-status" => {
+                let status = *self.status.lock().unwrap();
+                json!({"status": status, "running": status == "running"})
+            }
+            "query-migrate" => match *self.migration.lock().unwrap() {
+                Some(status) => json!({"status": status}),
+                None => json!({}),
+            },
+            "query-name" => json!({"name": "played"}),
+            "query-memory-devices" => json!([]),
+            "x-query-ramblock" => {
+                let head = "Block Name    PSize  Offset  Used  Total  HVA  RO";
+                let text = format!("{head}\npc.ram  4 KiB  0x0 {len:#x} {len:#x} {base:#x} rw\n");
+                json!({"human-readable-text": text})
+            }
+            _ => {
+                let line = arguments["command-line"].as_str().unwrap_or_default();
+                let gpa = line.strip_prefix("gpa2hva 0x").unwrap_or("0");
+                let gpa = u64::from_str_radix(gpa, 16).unwrap_or(u64::MAX);
+                match gpa < len {
+                    true => json!(format!(
+                        "Host virtual address for {gpa:#x} (pc.ram) is {:#x}\n",
+                        base + gpa
+                    )),
+                    false => json!(format!("No memory is mapped at address {gpa:#x}\n")),
+                }
+            }
+        })
+    }
+}
+
+/// A running `vmm-tier run`; killed if a test fails.
+pub struct Agent {
+    child: Child,
+    pub folder: Arc<TempDir>,
+}
+
+impl Agent {
+    /// Starts beside the QEMU that serves `qmp` in `folder`.
+    pub fn start(folder: TempDir) -> Self {
+        Self::start_in(Arc::new(folder), "")
+    }
+
+    /// Starts with more in its configuration.
+    pub fn start_in(folder: Arc<TempDir>, more: &str) -> Self {
+        let config = folder.path().join("config.toml");
+        let run_dir = folder.path().join("run");
+        let text = format!("run-dir = '{}'\n{more}", run_dir.display());
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_vmm-tier"))
+            .args(["run", "--dry-run", "--fast", "0", "--slow", "0"])
+            .arg("--qmp")
+            .arg(folder.path().join("qmp"))
+            .arg("--control")
+            .arg(folder.path().join("control"))
+            .arg("--config")
+            .arg(&config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { child, folder }
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.folder.path().join("control")
+    }
+
+    /// A client of the control socket, as soon as it is served.
+    pub fn client(&mut self) -> (Client, Receiver<qmp::Event>) {
+        let control = self.control();
+        self.wait_for(|| Client::connect(&control, &client::Options::default()).ok())
+    }
+
+    /// One command to the control socket.
+    pub fn ask(&mut self, name: &str, arguments: Option<Value>) -> Value {
+        let (client, _events) = self.client();
+        client.execute_raw(name, arguments).unwrap()
+    }
+
+    /// A command that is refused, and how.
+    pub fn refused(&mut self, name: &str, arguments: Value) -> String {
+        let (client, _events) = self.client();
+        let refusal = client.execute_raw(name, Some(arguments));
+        refusal.unwrap_err().to_string()
+    }
+
+    /// Asks until the answer is as wanted.
+    pub fn ask_until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let (client, _events) = self.client();
+        self.wait_for(|| {
+            let reply = client.execute_raw("query-tier", None).unwrap();
+            wanted(&reply).then_some(reply)
+        })
+    }
+
+    pub fn wait_for<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> T {
+        let started = Instant::now();
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the agent ended ({status}): {}", self.log());
+            }
+            assert!(started.elapsed() < FOR_EVER, "it never came");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it without a warning.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    pub fn ended(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < FOR_EVER, "the agent does not end");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log(&mut self) -> String {
+        let mut log = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut log).unwrap();
+        }
+        log
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Fails for one that has ended, as it should.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An event as QEMU sends it.
+pub fn event(name: &str, data: Value) -> qmp::Event {
+    qmp::Event::now(name, data)
+}
