@@ -12,6 +12,7 @@ pub mod event;
 pub mod host;
 pub mod image;
 pub mod inside;
+pub mod layouts;
 pub mod result;
 pub mod scenario;
 pub mod show;

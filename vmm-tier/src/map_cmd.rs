@@ -60,8 +60,12 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 
 /// What `map` shows. The JSON is a contract: names and units stay.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
 struct Report {
     pid: u32,
+    /// Addresses that QEMU translated, and how long finding the map took.
+    translations: u32,
+    elapsed_us: u64,
     ranges: Vec<RangeReport>,
     #[serde(skip)]
     heading: String,
@@ -111,6 +115,8 @@ impl Report {
         };
         Ok(Self {
             pid: found.pid,
+            translations: found.probes,
+            elapsed_us: u64::try_from(found.elapsed.as_micros()).unwrap_or(u64::MAX),
             ranges: ranges.collect::<Result<_, E>>()?,
             heading: format!(
                 "QEMU process {}: {} in {} from 1 MiB up, found with {} address translations in {:.0?}{again}",
