@@ -135,18 +135,22 @@ impl VmEngine {
             }
         }
         let need_bytes = pin.bytes - placed_bytes.min(pin.bytes);
-        let free = self.capacity(pin.tier);
-        let room_bytes = match (pin.tier, pin.when_full) {
-            (Tier::Fast, WhenFull::Demote)
-                if need_bytes > free && self.slow_room() >= BASE_PAGE =>
-            {
-                // All that is not pinned may be demoted.
-                let kept = self.pinned_fast_bytes() + placed_bytes;
-                free.saturating_add(self.bytes.of(Tier::Fast).saturating_sub(kept))
-                    .min(self.limit_beyond(kept))
-            }
-            _ => free,
+        let free = self.free_bytes(pin.tier);
+        let fast = self.bytes.of(Tier::Fast);
+        let room = match pin.tier {
+            Tier::Slow => free,
+            Tier::Fast => free.min(self.limit_beyond(fast)),
         };
+        let mut room_bytes = room.saturating_sub(self.claimed_bytes(pin.tier));
+        let may_demote = pin.tier == Tier::Fast && pin.when_full == WhenFull::Demote;
+        if need_bytes > room_bytes && may_demote && self.slow_room() >= BASE_PAGE {
+            // All that is not pinned may be demoted.
+            let kept = self.pinned_fast_bytes() + placed_bytes;
+            room_bytes = free
+                .saturating_add(fast.saturating_sub(kept))
+                .min(self.limit_beyond(kept))
+                .saturating_sub(self.claimed_bytes(pin.tier));
+        }
         if need_bytes > room_bytes {
             return Err(PinError::NoRoom {
                 tier: pin.tier,
@@ -157,26 +161,24 @@ impl VmEngine {
         Ok(())
     }
 
-    /// Bytes that a tier can take now, apart from what pins have still to move there.
-    fn capacity(&self, tier: Tier) -> u64 {
+    /// Free bytes of a tier, beyond watermarks and headroom.
+    fn free_bytes(&self, tier: Tier) -> u64 {
         let (nodes, margin) = match tier {
             Tier::Fast => (&self.tiers.fast, self.settings.headroom_bytes),
             Tier::Slow => (&self.tiers.slow, 0),
         };
-        let free: u64 = self
-            .nodes_of(nodes)
+        self.nodes_of(nodes)
             .map(|node| u64::try_from(node.room_bytes(margin)).unwrap_or(0))
-            .fold(0, u64::saturating_add);
+            .fold(0, u64::saturating_add)
+    }
+
+    /// What pins have still to move to a tier.
+    fn claimed_bytes(&self, tier: Tier) -> u64 {
         let ways: &[Way] = match tier {
             Tier::Fast => &[Way::UpAtAnyPrice, Way::UpAsFits],
             Tier::Slow => &[Way::Down],
         };
-        let claimed: u64 = ways.iter().map(|&way| self.pins.misplaced_bytes(way)).sum();
-        let room = match tier {
-            Tier::Fast => free.min(self.limit_beyond(self.bytes.of(Tier::Fast))),
-            Tier::Slow => free,
-        };
-        room.saturating_sub(claimed)
+        ways.iter().map(|&way| self.pins.misplaced_bytes(way)).sum()
     }
 
     fn limit_beyond(&self, bytes: u64) -> u64 {
