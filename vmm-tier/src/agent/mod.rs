@@ -191,6 +191,10 @@ impl Agent {
         let after = self.engine.state();
         if before != after {
             tracing::info!(vm = self.name, "state {before:?} -> {after:?}");
+            // Only now it is known where all pages lie, and what room there is for pins.
+            if before == VmState::Starting {
+                self.pin_anew();
+            }
         }
         for notice in self.engine.take_notices() {
             let paused_by = self.paused_by();

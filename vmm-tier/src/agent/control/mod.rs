@@ -7,6 +7,8 @@ mod answer;
 mod order;
 mod pins;
 mod query;
+#[cfg(test)]
+mod reference;
 mod spec;
 
 use std::{path::Path, sync::Arc, time::Duration};

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tier_core::{
     addr::Gpa,
-    engine::{Event, Pin, PinError, PinReport},
+    engine::{Event, Pin, PinError, PinReport, VmState},
 };
 
 use super::{
@@ -98,7 +98,8 @@ impl Agent {
             Some((pin, error)) => {
                 let (start, bytes) = (pin.start.0, pin.bytes);
                 let why = format!("{bytes} bytes at {start:#x}: {error}");
-                if self.pin_trouble.is_news(&why) {
+                // Whether there is room is not known before all pages were looked up.
+                if self.engine.state() != VmState::Starting && self.pin_trouble.is_news(&why) {
                     tracing::warn!(
                         vm = self.name,
                         "a pin that was set before can't be: {why}; it is tried again, until tier-unpin"
