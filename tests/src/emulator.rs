@@ -41,6 +41,8 @@ pub struct Files {
     pub events: PathBuf,
     /// The emulator's own messages.
     pub messages: PathBuf,
+    /// A socket that leads to the agent in the emulated host, for scenarios with a bridge.
+    pub bridge: Option<PathBuf>,
 }
 
 /// Time of the emulated CPUs' threads, as schedstat counts it.
@@ -199,12 +201,19 @@ pub fn arguments(root: &Path, kernel: &Path, host: &Host, files: &Files) -> Vec<
     with_path("-initrd", "", &files.initramfs);
     with_path("-serial", "file:", &files.console);
     with_path("-chardev", "file,id=events,path=", &files.events);
+    if let Some(bridge) = &files.bridge {
+        let listening = "socket,id=bridge,server=on,wait=off,path=";
+        with_path("-chardev", listening, bridge);
+    }
     let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
     add(&["-device", "virtio-serial-pci"]);
     add(&[
         "-device",
         &format!("virtserialport,chardev=events,name={PORT}"),
     ]);
+    if files.bridge.is_some() {
+        add(&["-device", "virtserialport,chardev=bridge,name=bridge"]);
+    }
     // panic=-1 with -no-reboot: a crashed emulated host ends the emulator.
     add(&["-append", "console=ttyS0 quiet mitigations=off panic=-1"]);
     list
@@ -236,6 +245,7 @@ mod tests {
             console: "c".into(),
             events: "e".into(),
             messages: "m".into(),
+            bridge: None,
         };
 
         let list = arguments(Path::new("/root"), Path::new("k"), &Host::default(), &files);

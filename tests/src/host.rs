@@ -75,6 +75,7 @@ pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioRes
         console: folder.join("console.log"),
         events: folder.join("events.jsonl"),
         messages: folder.join("emulator.log"),
+        bridge: has_bridge(scenario).then(|| folder.join("qmp.sock")),
     };
     concatenate(&[&base, &overlay], &files.initramfs)?;
     let _ = fs::remove_file(&files.events);
@@ -194,6 +195,11 @@ fn listen(
         screen.tick();
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+fn has_bridge(scenario: &Scenario) -> bool {
+    let mut steps = scenario.runs.iter().flat_map(|run| &run.steps);
+    steps.any(|step| matches!(step, Step::Bridge { .. }))
 }
 
 /// Whether a scenario starts the agent.

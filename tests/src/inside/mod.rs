@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod attempt;
 pub mod boot;
+mod bridge;
 pub mod guest;
 pub mod measure;
 pub mod monitor;

@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::{Value, json};
 
 use super::measure::{self, Board, Sampler};
-use super::{AGENT, Reporter, agent, attempt, guest, locked};
+use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked};
 use crate::event::{Event, GuestEvent, Look, Mark};
 use crate::scenario::{Knobs, Run, Scenario, Signal, Step};
 
@@ -187,7 +187,12 @@ impl Runner<'_> {
                 guest,
                 execute,
                 arguments,
-            } => self.ctl(guest, execute, arguments),
+                note,
+            } => {
+                let note = if note.is_empty() { execute } else { note };
+                self.ctl(guest, execute, arguments, note)
+            }
+            Step::Bridge { guest } => bridge::start(&agent::control_socket(&self.name(guest)?)),
             Step::Ask { name, args } => {
                 let monitor = guest::agent_monitor(self.run.guest("").map_or("none", |g| &g.name));
                 let monitor = monitor.to_string_lossy();
@@ -347,14 +352,20 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn ctl(&mut self, guest: &str, execute: &str, arguments: &str) -> anyhow::Result<()> {
+    fn ctl(
+        &mut self,
+        guest: &str,
+        execute: &str,
+        arguments: &str,
+        note: &str,
+    ) -> anyhow::Result<()> {
         let socket = agent::control_socket(&self.name(guest)?);
         let mut command = Command::new(AGENT);
         command.arg("ctl").arg(socket).arg(execute);
         if !arguments.is_empty() {
             command.arg(arguments);
         }
-        self.ask(execute, command)
+        self.ask(note, command)
     }
 
     fn ask(&self, name: &str, mut command: Command) -> anyhow::Result<()> {

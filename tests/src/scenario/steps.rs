@@ -102,6 +102,16 @@ pub enum Step {
         /// Its arguments as JSON text.
         #[serde(default)]
         arguments: String,
+        /// The name of the note that keeps the reply; without one, the command's.
+        #[serde(default)]
+        note: String,
+    },
+    /// Lets clients on the developer's machine reach the agent's control socket, through `qmp.sock` in the
+    /// folder of the logs.
+    Bridge {
+        /// Which agent.
+        #[serde(default)]
+        guest: String,
     },
     /// Runs another command of `vmm-tier` and keeps its answer as a note.
     Ask {
