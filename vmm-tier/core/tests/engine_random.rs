@@ -11,9 +11,10 @@ use std::{
 use proptest::prelude::*;
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId},
+    dual_heap::Placement,
     engine::{
-        Action, Event, NodeMemory, Pin, PinError, PinStatus, PolicyChange, ScanReport, VmEngine,
-        VmState, WhenFull,
+        Action, Event, NodeMemory, PageCondition, Pin, PinError, PinStatus, PolicyChange,
+        ScanReport, VmEngine, VmState, WhenFull,
     },
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch},
@@ -513,6 +514,63 @@ impl World {
     }
 }
 
+impl World {
+    /// Clears all trouble away, makes room for everything, and lets the engine run.
+    fn heal(&mut self) {
+        self.act(Op::Heal);
+        self.kernel.fast_capacity = u64::from(2 * FRAMES) * BASE_PAGE;
+        self.step(self.kernel.nodes());
+        let policy = PolicyChange {
+            rate_bytes_per_s: Some(1 << 30),
+            ..PolicyChange::default()
+        };
+        self.engine.set_policy(self.now, &policy).unwrap();
+        for op in [
+            Op::Limit(None),
+            Op::Source(true),
+            Op::Stopped(false),
+            Op::Attached(true),
+            Op::Pause(false),
+        ] {
+            self.act(op);
+        }
+        // Longer than the longest wait after a failure, 60 s.
+        for _ in 0..15 {
+            self.sample(0, 1.0, false);
+            while !self.jobs.is_empty() {
+                self.answer(Mangle::Nothing);
+            }
+            self.act(Op::Wait(5000));
+        }
+        while !self.jobs.is_empty() {
+            self.answer(Mangle::Nothing);
+        }
+    }
+
+    /// Every pinned page is where it is to be, apart from those that are known not to move.
+    fn assert_pins_are_kept(&self) {
+        let pins = self.engine.pins();
+        let frames = pins.iter().flat_map(|pin| {
+            let first = u32::try_from((pin.start.0 - GPA_BASE) / BASE_PAGE).unwrap();
+            let count = u32::try_from(pin.bytes / BASE_PAGE).unwrap();
+            first..(first + count).min(self.frames)
+        });
+        for frame in frames {
+            let told = self.engine.explain(self.now, gpa(frame)).unwrap();
+            let Some(pin) = told.pin else { continue };
+            let wanted = match pin.tier {
+                Tier::Fast => Placement::Fast,
+                Tier::Slow => Placement::Slow,
+            };
+            let may_stay = matches!(
+                told.state,
+                PageCondition::Untracked | PageCondition::Excluded
+            );
+            assert!(told.placement == wanted || may_stay, "{told:#?}");
+        }
+    }
+}
+
 impl Mangle {
     fn apply(self, report: &mut MoveReport) {
         let results = &mut report.results;
@@ -559,6 +617,12 @@ fn run(ops: &[Op], settings: EngineSettings) {
     let present = on(FAST) + on(SLOW);
     let size = |bytes| snapshot.page_sizes.get(&bytes).copied().unwrap_or(0);
     assert_eq!((size(HUGE_PAGE), size(BASE_PAGE)), (huge, present - huge));
+
+    world.heal();
+    assert_eq!(world.engine.state(), VmState::Running);
+    if !world.engine.settings().dry_run {
+        world.assert_pins_are_kept();
+    }
 }
 
 proptest! {

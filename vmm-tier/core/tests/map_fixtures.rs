@@ -95,6 +95,7 @@ fn read_devices(path: &Path) -> Vec<MemoryDevice> {
         .map(|data| MemoryDevice {
             gpa: number(data, ["addr", "memaddr"]),
             len: number(data, ["max-size", "size"]),
+            has_holes: false,
         })
         .collect()
 }

@@ -106,7 +106,7 @@ prop_compose! {
             let len = (pages - labels.unwrap_or(0).min(pages - 1)) * PAGE;
             top += hole * 2 * MIB;
             guest.pieces.push((top, len, block, 0));
-            guest.devices.push(MemoryDevice { gpa: top, len });
+            guest.devices.push(MemoryDevice { gpa: top, len, has_holes: false });
             top += len;
         }
         // Firmware at the top of 4 GiB and a backend that is not plugged.
@@ -165,13 +165,13 @@ proptest! {
         guest in guests(),
         answers in prop::collection::vec((0_u8..6, any::<u64>(), any::<bool>()), 1..64),
         junk_rows in prop::collection::vec(any::<(u64, u64, u64, Option<u64>)>(), 0..4),
-        junk_devices in prop::collection::vec(any::<(u64, u64)>(), 0..4),
+        junk_devices in prop::collection::vec(any::<(u64, u64, bool)>(), 0..4),
     ) {
         let mut inputs = guest.inputs();
         inputs.blocks.extend(junk_rows.into_iter().map(|(page_size, used, total, hva)| BlockRow {
             name: String::new(), page_size, used, total, hva: hva.map(Hva), read_only: false,
         }));
-        inputs.devices.extend(junk_devices.into_iter().map(|(gpa, len)| MemoryDevice { gpa, len }));
+        inputs.devices.extend(junk_devices.into_iter().map(|(gpa, len, has_holes)| MemoryDevice { gpa, len, has_holes }));
         let mut liar = Liar { guest, answers, asked: 0 };
 
         let outcome = discover(&inputs, 0, &mut liar);
@@ -291,4 +291,96 @@ fn discovery_when_the_block_list_is_older_than_the_layout_says_so() {
         matches!(error, DiscoverError::UnknownMemory { gpa: MIB, .. }),
         "unexpected: {error}"
     );
+}
+
+/// A guest of 512 MiB with a block of its own for each further piece: gpa, length, offset.
+fn guest_with(name: &str, len: u64, pieces: &[(u64, u64, u64)], with_hva: bool) -> Guest {
+    let mut guest = Guest {
+        blocks: Vec::new(),
+        pieces: Vec::new(),
+        devices: Vec::new(),
+        vmas: Vec::new(),
+        starts: Vec::new(),
+        asked: 0,
+    };
+    let ram = guest.add_block(512 * MIB / PAGE, 0, with_hva);
+    guest.pieces.push((0, 512 * MIB, ram, 0));
+    let block = guest.add_block(len / PAGE, 0, with_hva);
+    guest.blocks[block].name = name.to_owned();
+    for &(gpa, len, offset) in pieces {
+        guest.pieces.push((gpa, len, block, offset));
+    }
+    guest
+}
+
+fn ranges(guest: &mut Guest) -> Vec<(u64, u64)> {
+    let found = discover(&guest.inputs(), 1, guest).unwrap();
+    let ranges = found.map.ranges().iter();
+    ranges.map(|range| (range.gpa.0, range.len)).collect()
+}
+
+#[test]
+fn ram_of_a_device_when_it_begins_where_the_guests_ram_ends_is_left_out() {
+    // ivshmem-plain on PCI, and a BAR of a passed-through device.
+    for name in ["0000:00:04.0/shmem0", ""] {
+        for with_hva in [true, false] {
+            for gpa in [512 * MIB, 4 << 30, 1 << 40] {
+                let mut guest = guest_with(name, 64 * MIB, &[(gpa, 64 * MIB, 0)], with_hva);
+
+                let found = ranges(&mut guest);
+
+                assert_eq!(found, [(MIB, 511 * MIB)], "'{name}' at {gpa:#x}");
+            }
+        }
+    }
+    let mut second_node = guest_with("/objects/m1", 64 * MIB, &[(512 * MIB, 64 * MIB, 0)], true);
+    assert_eq!(ranges(&mut second_node).len(), 2);
+}
+
+#[test]
+fn memslots_when_some_are_plugged_are_found_and_the_holes_left_out() {
+    let start: u64 = 4 << 30;
+    // The slots' size is a multiple of the device's blocks, not of 1 GiB; the last is shorter.
+    let (slot, len) = (1100 * MIB, 10 * 1100 * MIB + 300 * MIB);
+    for (plugged, expected) in [
+        (vec![], vec![]),
+        (vec![0], vec![(0, slot)]),
+        (vec![1], vec![(slot, slot)]),
+        (vec![0, 1, 3], vec![(0, 2 * slot), (3 * slot, slot)]),
+        (
+            vec![2, 4, 6, 8],
+            vec![
+                (2 * slot, slot),
+                (4 * slot, slot),
+                (6 * slot, slot),
+                (8 * slot, slot),
+            ],
+        ),
+        (vec![10], vec![(10 * slot, 300 * MIB)]),
+        (vec![0, 10], vec![(0, slot), (10 * slot, 300 * MIB)]),
+        ((0..11).collect(), vec![(0, len)]),
+    ] {
+        for with_hva in [true, false] {
+            let pieces: Vec<_> = plugged
+                .iter()
+                .map(|n| (start + n * slot, slot.min(len - n * slot), n * slot))
+                .collect();
+            let mut guest = guest_with("0000:00:05.0/vmem0", len, &pieces, with_hva);
+            guest.devices.push(MemoryDevice {
+                gpa: start,
+                len,
+                has_holes: true,
+            });
+
+            let found = ranges(&mut guest);
+
+            let device: Vec<_> = expected
+                .iter()
+                .map(|&(at, len)| (start + at, len))
+                .collect();
+            assert_eq!(found[1..], device, "{plugged:?}");
+            // A few for the RAM, one a slot, and two bisections over 2^18 pages a run.
+            assert!(guest.asked < 20 + 12 + 40 * (1 + expected.len() as u32));
+        }
+    }
 }

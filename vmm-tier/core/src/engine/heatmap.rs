@@ -125,6 +125,9 @@ impl VmEngine {
     fn sum_cells(&self, now: Time, map: &GuestMemoryMap, cut: &Cut) -> Vec<Sum> {
         let mut sums = vec![Sum::default(); usize::try_from(cut.cells).unwrap_or(0)];
         let mut ram_before = 0;
+        // The cell that was looked at last: the next page is nearly always in it, too.
+        let (mut cell, mut bounds) = (0, 0..0);
+        let rate = self.tally.rates(now);
         for range in map.ranges() {
             let touched = self.index.touched(range.hva, range.len);
             let pages = touched
@@ -137,15 +140,18 @@ impl VmEngine {
                 let from = page.hva.0.max(range.hva.0);
                 let to = (page.hva.0 + page.bytes).min(range.hva.0 + range.len);
                 let per_byte = match count > 0.0 {
-                    true => self.tally.rate(count, page.bytes, now) / page.bytes as f64,
+                    true => rate(count, page.bytes) / page.bytes as f64,
                     false => 0.0,
                 };
                 // A large page may lie in several cells.
                 let mut at = ram_before + (from - range.hva.0);
                 let end = ram_before + to.saturating_sub(range.hva.0);
                 while at < end {
-                    let cell = cut.cell_at(at);
-                    let next = cut.start(cell + 1).clamp(at + 1, end);
+                    if !bounds.contains(&at) {
+                        cell = cut.cell_at(at);
+                        bounds = cut.start(cell)..cut.start(cell + 1);
+                    }
+                    let next = bounds.end.clamp(at + 1, end);
                     let Some(sum) = usize::try_from(cell).ok().and_then(|i| sums.get_mut(i)) else {
                         break;
                     };

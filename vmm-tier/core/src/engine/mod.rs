@@ -2,7 +2,8 @@
 //!
 //! [`VmEngine::step`] takes what happened (a new map, samples, the kernel's answers, the operator's
 //! wishes) and returns what is to be done. It never waits, reads no clock and talks to nobody, so the
-//! same events always give the same actions.
+//! same events always give the same actions. Orders that can be refused (pins, the policy) are methods with
+//! errors; what they set going comes out of the next step. So does a drain's first move.
 //!
 //! ```text
 //!   Starting ──all pages looked up, source warm──► Running ◄──► Paused | GuestStopped | Blind | Detached

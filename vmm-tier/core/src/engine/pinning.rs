@@ -325,7 +325,7 @@ impl VmEngine {
     }
 
     /// Takes a pinned page that is on the wrong tier, going on where the last search ended.
-    fn take_misplaced(&mut self, now: Time, way: Way) -> Option<Candidate> {
+    pub(super) fn take_misplaced(&mut self, now: Time, way: Way) -> Option<Candidate> {
         if self.pins.misplaced_bytes(way) == 0 || now < self.pins.search(way).rest_until {
             return None;
         }

@@ -6,6 +6,7 @@
 use super::{
     Action, Planned, VmEngine, VmState,
     flights::{Exchange, FlyingPage},
+    pins::Way,
 };
 use crate::{
     addr::{NodeId, NodeSet},
@@ -85,7 +86,9 @@ impl VmEngine {
         let excess = self.fast_bytes().saturating_sub(limit);
         let slow_room = self.slow_room();
         while draft.bytes < excess.min(budget) {
-            let Some(cold) = self.take_coldest_fast(now) else {
+            // Pages pinned to the slow tier leave anyway.
+            let next = self.take_misplaced(now, Way::Down);
+            let Some(cold) = next.or_else(|| self.take_coldest_fast(now)) else {
                 self.shrink_stall = Some(Stall::NothingOffered);
                 break;
             };

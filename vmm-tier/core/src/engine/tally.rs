@@ -112,16 +112,23 @@ impl SampleTally {
     /// looks finds one, hence λ = −ln(1 − p). With p estimated as count / (n + 1), a page found used at
     /// every look has λ = ln(n + 1): it was used at least so often that none of n looks missed it.
     pub(super) fn rate(&self, count: f64, bytes: u64, now: Time) -> f64 {
+        self.rates(now)(count, bytes)
+    }
+
+    /// [`Self::rate`] for many pages at the same time.
+    pub(super) fn rates(&self, now: Time) -> impl Fn(f64, u64) -> f64 {
         let unboost = self.decay.boost(now);
         let (looks, seconds) = (self.looks / unboost, self.seconds / unboost);
-        if seconds <= 0.0 {
-            return 0.0;
+        move |count, bytes| {
+            if seconds <= 0.0 {
+                return 0.0;
+            }
+            if looks <= 0.0 {
+                return count * (bytes / BASE_PAGE).max(1) as f64 / seconds;
+            }
+            let share = count.min(looks) / (looks + 1.0);
+            -(-share).ln_1p() * looks / seconds
         }
-        if looks <= 0.0 {
-            return count * (bytes / BASE_PAGE).max(1) as f64 / seconds;
-        }
-        let share = count.min(looks) / (looks + 1.0);
-        -(-share).ln_1p() * looks / seconds
     }
 
     /// How many standard deviations one page's decayed count lies above another's.

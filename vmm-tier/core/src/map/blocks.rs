@@ -27,6 +27,8 @@ pub struct MemoryDevice {
     /// Bytes of guest-physical addresses that the device covers (for virtio-mem its whole region,
     /// not what is plugged).
     pub len: u64,
+    /// Whether parts of it may be unmapped: virtio-mem with dynamic memslots.
+    pub has_holes: bool,
 }
 
 /// A mapping of the QEMU process (`/proc/PID/maps`).
@@ -53,6 +55,14 @@ impl BlockRow {
     /// Whether the block can hold guest RAM at all.
     pub(super) fn is_candidate(&self) -> bool {
         !self.read_only && self.used > 0 && !is_excluded_name(&self.name)
+    }
+
+    /// Whether a device owns the block. QEMU puts the device's address before the name
+    /// (`0000:00:04.0/shmem0`); the BARs of passed-through devices have no name at all. The machine's
+    /// own RAM has a plain name, or a backend's path (`/objects/ram0`).
+    pub(super) fn is_of_device(&self) -> bool {
+        let name = self.name.strip_prefix("/objects/").unwrap_or(&self.name);
+        name.is_empty() || name.contains('/')
     }
 }
 

@@ -8,8 +8,13 @@
 //! bisecting, on "same region and same distance between host and guest address".
 //!
 //! QEMU splits a backend into consecutive pieces, so a hole *within* a range of constant distance does
-//! not occur above 1 MiB, except between the plugged parts of a virtio-mem device with dynamic memslots;
-//! there the range covers the hole, whose pages are simply never present.
+//! not occur above 1 MiB, except between the plugged parts of a virtio-mem device with dynamic memslots,
+//! which is looked through slot by slot.
+//!
+//! A PCI BAR can hold RAM too (ivshmem, a passed-through device) and begin where the guest's RAM ends. So
+//! outside memory devices only blocks that belong to no device are taken.
+
+mod slots;
 
 use std::collections::VecDeque;
 
@@ -219,22 +224,38 @@ impl<'a, P: GpaProbe> Search<'a, P> {
             .chain([4 << 30, 1 << 40])
             .collect();
         while let Some(gpa) = candidates.pop_front() {
-            if gpa < LOWEST_GPA
-                || self
-                    .ranges
-                    .iter()
-                    .any(|range| (range.gpa.0..range.gpa_end()).contains(&gpa))
-            {
+            if gpa < LOWEST_GPA || self.range_of(gpa).is_some() {
                 continue;
             }
-            if self.unmapped.iter().all(|&bytes| bytes == 0) {
+            if self.is_complete() {
                 break;
             }
             if let Some(end) = self.try_range(gpa)? {
                 candidates.push_front(end);
             }
         }
+        let inputs = self.inputs;
+        for device in inputs.devices.iter().filter(|device| device.has_holes) {
+            self.scan(*device)?;
+        }
         Ok(())
+    }
+
+    /// Whether all that can be guest RAM was found.
+    fn is_complete(&self) -> bool {
+        self.unmapped.iter().all(|&bytes| bytes == 0)
+    }
+
+    /// The range found that holds `gpa`.
+    fn range_of(&self, gpa: u64) -> Option<&MapRange> {
+        let mut ranges = self.ranges.iter();
+        ranges.find(|range| (range.gpa.0..range.gpa_end()).contains(&gpa))
+    }
+
+    /// The memory device that covers `gpa`.
+    fn device_of(&self, gpa: u64) -> Option<&MemoryDevice> {
+        let covers = |device: &&MemoryDevice| gpa >= device.gpa && gpa - device.gpa < device.len;
+        self.inputs.devices.iter().find(covers)
     }
 
     /// Finds the range that begins at `gpa`; returns its end.
@@ -259,6 +280,9 @@ impl<'a, P: GpaProbe> Search<'a, P> {
                 });
             }
         };
+        if self.device_of(gpa).is_none() && self.inputs.blocks[row].is_of_device() {
+            return Ok(None);
+        }
         let error = |what| DiscoverError::Map(MapError::Range { gpa, what });
         if !gpa.is_multiple_of(BASE_PAGE) || !hva.0.is_multiple_of(BASE_PAGE) {
             return Err(error("it is not aligned to 4096"));
@@ -323,13 +347,15 @@ impl<'a, P: GpaProbe> Search<'a, P> {
     ) -> Result<u64, DiscoverError<P::Error>> {
         // The page before `inside` belongs to the range, the page before `outside` does not.
         let mut inside = BASE_PAGE;
-        let mut outside = HUGE_PAGE.min(limit);
+        let holed = self.device_of(gpa).filter(|device| device.has_holes);
+        let stride = holed.map(|device| slots::stride(device.len));
+        let mut outside = stride.unwrap_or(HUGE_PAGE).min(limit);
         while self.continues(gpa, hva, region, outside - BASE_PAGE)? {
             if outside == limit {
                 return Ok(limit);
             }
             inside = outside;
-            outside = outside.saturating_mul(2).min(limit);
+            outside = outside.saturating_add(stride.unwrap_or(outside)).min(limit);
         }
         // A device may cover less than its block (nvdimm keeps labels at the end).
         let device = self
