@@ -4,33 +4,35 @@ mod connect;
 mod error;
 mod peer;
 mod reader;
+mod reconnect;
+mod request;
 
 use std::{
-    io::Write,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
-use crossbeam::channel::{self, Receiver, RecvTimeoutError};
-use serde::Serialize;
+use crossbeam::channel::{self, Receiver};
 use serde_json::Value;
 
 use self::reader::{Pending, Shared};
+pub(crate) use self::request::Sink;
 pub use self::{
     connect::Greeting,
     error::{Closed, ConnectError, ExecuteError},
     peer::PeerCredentials,
+    reconnect::{Reconnecting, Resync},
+    request::{InFlight, Request},
 };
 use crate::{
-    codec::{Limits, encode_line},
+    QmpError,
+    codec::Limits,
     commands::{Command, HumanMonitorCommand, VersionInfo},
     event::Event,
+    fds,
 };
 
 /// Time-outs and bounds of a client.
@@ -47,6 +49,8 @@ pub struct Options {
     pub event_capacity: usize,
     /// Bounds on what QEMU may send.
     pub limits: Limits,
+    /// Whether to switch on out-of-band commands where the server offers them.
+    pub oob: bool,
 }
 
 impl Default for Options {
@@ -57,6 +61,7 @@ impl Default for Options {
             command_timeout: Duration::from_secs(10),
             event_capacity: 1024,
             limits: Limits::REPLIES,
+            oob: false,
         }
     }
 }
@@ -71,21 +76,27 @@ pub struct Client {
     options: Options,
     greeting: Greeting,
     peer: PeerCredentials,
-    writer: Mutex<UnixStream>,
-    next_id: AtomicU64,
+    writer: Mutex<Writer>,
+    oob: bool,
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
 }
 
-/// A command that was sent and whose reply is still to come.
-///
-/// Dropping it gives the reply up; the command is carried out all the same.
+/// The sending end. Ids are given in the order of sending.
 #[derive(Debug)]
-pub struct InFlight<'a> {
-    client: &'a Client,
-    id: u64,
-    command: String,
-    reply: Receiver<Result<Value, crate::QmpError>>,
+struct Writer {
+    stream: UnixStream,
+    next_id: u64,
+}
+
+/// Sees what comes, in the reader's thread: before the receiver of events gets it, and in order
+/// with the replies. It must not wait for anything.
+pub trait Observer: Send + Sync {
+    /// An event came.
+    fn event(&self, event: &Event);
+
+    /// The connection ended; nothing more will come.
+    fn closed(&self);
 }
 
 impl Client {
@@ -144,42 +155,99 @@ impl Client {
     /// # Errors
     /// When the command can't be sent.
     pub fn send(&self, name: &str, arguments: Option<Value>) -> Result<InFlight<'_>, ExecuteError> {
-        #[derive(Serialize)]
-        struct Request<'a> {
-            execute: &'a str,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            arguments: Option<Value>,
-            id: u64,
-        }
+        self.send_request(&Request::new(name).arguments(arguments))
+    }
 
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let request = Request {
-            execute: name,
-            arguments,
-            id,
-        };
-        let mut line = encode_line(&request).map_err(|error| self.bad(name, error))?;
-        line.push(b'\n');
+    /// Sends a command as [`send`](Self::send) does, out of band or with file descriptors.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and when out-of-band commands were not negotiated or there are too
+    /// many file descriptors.
+    pub fn send_request(&self, request: &Request<'_>) -> Result<InFlight<'_>, ExecuteError> {
         let (sender, reply) = channel::bounded(1);
-        match &mut *self.shared.pending() {
-            Pending::Open(waiting) => waiting.insert(id, sender),
-            Pending::Closed(reason) => return Err(self.lost(name, reason.clone())),
-        };
-        let in_flight = InFlight {
+        // The waiting side may have timed out this very moment.
+        let sink = Box::new(move |result| sender.send(result).is_ok());
+        let id = self.post(request, self.encode(request)?, sink)?;
+        Ok(InFlight {
             client: self,
             id,
-            command: name.to_owned(),
+            command: request.name.to_owned(),
             reply,
+        })
+    }
+
+    /// Sends a command whose reply goes to `reply`, in the reader's thread and in order with other
+    /// replies and [observed](Self::observe) events; so it must not wait for anything. It is
+    /// dropped without a call when the connection is lost.
+    ///
+    /// # Errors
+    /// As [`send_request`](Self::send_request).
+    pub fn submit(
+        &self,
+        request: &Request<'_>,
+        reply: impl FnOnce(Result<Value, QmpError>) + Send + 'static,
+    ) -> Result<(), ExecuteError> {
+        let sink = Box::new(move |result| {
+            reply(result);
+            true
+        });
+        self.post(request, self.encode(request)?, sink).map(drop)
+    }
+
+    fn encode(&self, request: &Request<'_>) -> Result<Vec<u8>, ExecuteError> {
+        let encoded = request.encode();
+        encoded.map_err(|error| self.bad(request.name, error))
+    }
+
+    /// Adds the id to the encoded request and sends it; the id.
+    pub(crate) fn post(
+        &self,
+        request: &Request<'_>,
+        mut line: Vec<u8>,
+        sink: Sink,
+    ) -> Result<u64, ExecuteError> {
+        let unsendable = |why| ExecuteError::Unsendable {
+            path: self.path.clone(),
+            command: request.name.to_owned(),
+            why,
         };
-        let written = lock(&self.writer).write_all(&line);
-        if let Err(error) = written {
+        if request.oob && !self.oob {
+            return Err(unsendable(
+                "out-of-band commands were not negotiated on this connection",
+            ));
+        }
+        if request.fds.len() > fds::MAX_FDS {
+            return Err(unsendable("it has too many file descriptors"));
+        }
+        let mut writer = lock(&self.writer);
+        let id = writer.next_id;
+        writer.next_id += 1;
+        line.extend_from_slice(format!(",\"id\":{id}}}\n").as_bytes());
+        match &mut *self.shared.pending() {
+            Pending::Open(waiting) => waiting.insert(id, request.oob, sink),
+            Pending::Closed(reason) => return Err(self.lost(request.name, reason.clone())),
+        }
+        if let Err(error) = fds::write_all(&writer.stream, &line, request.fds) {
             // Half a command may be out: nothing after it would be understood.
             let reason = Closed::Write { kind: error.kind() };
+            let _ = writer.stream.shutdown(std::net::Shutdown::Both);
+            drop(writer);
             self.shared.close(reason.clone());
-            self.hang_up();
-            return Err(self.lost(name, reason));
+            return Err(self.lost(request.name, reason));
         }
-        Ok(in_flight)
+        Ok(id)
+    }
+
+    /// Tells `observer` of events and of the end from now on; a connection has one observer, the
+    /// last.
+    pub fn observe(&self, observer: Weak<dyn Observer>) {
+        *lock(&self.shared.observer) = Some(observer);
+    }
+
+    /// Whether out-of-band commands are switched on.
+    #[must_use]
+    pub fn is_oob(&self) -> bool {
+        self.oob
     }
 
     /// The path that this client is connected to.
@@ -249,7 +317,7 @@ impl Client {
 
     fn hang_up(&self) {
         // It fails only when the other end is gone already.
-        let _ = lock(&self.writer).shutdown(std::net::Shutdown::Both);
+        let _ = lock(&self.writer).stream.shutdown(std::net::Shutdown::Both);
     }
 }
 
@@ -257,45 +325,12 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.shared.close(Closed::Dropped);
         self.hang_up();
-        if let Some(reader) = self.reader.take() {
+        let reader = self.reader.take();
+        // What the reader calls may hold the last handle.
+        if let Some(reader) = reader.filter(|reader| reader.thread().id() != thread::current().id())
+        {
             // The reader has no panic to tell of; were there one, its message is out already.
             let _ = reader.join();
-        }
-    }
-}
-
-impl InFlight<'_> {
-    /// Waits for the reply.
-    ///
-    /// # Errors
-    /// When QEMU refuses the command, doesn't answer within `timeout`, or the connection is lost.
-    pub fn wait(self, timeout: Duration) -> Result<Value, ExecuteError> {
-        let client = self.client;
-        let begin = Instant::now();
-        match self.reply.recv_timeout(timeout) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(ExecuteError::Refused {
-                path: client.path.clone(),
-                command: self.command.clone(),
-                error,
-            }),
-            Err(RecvTimeoutError::Timeout) => Err(ExecuteError::TimedOut {
-                path: client.path.clone(),
-                command: self.command.clone(),
-                after: begin.elapsed(),
-            }),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(client.lost(&self.command, client.closed().unwrap_or(Closed::Dropped)))
-            }
-        }
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        // The reader counts a reply without an entry as late.
-        if let Pending::Open(waiting) = &mut *self.client.shared.pending() {
-            waiting.remove(&self.id);
         }
     }
 }

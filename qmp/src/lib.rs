@@ -9,6 +9,7 @@
 //!   clients can talk to: commands are described once ([`server::CommandSpec`]); from that their
 //!   arguments are checked as QEMU checks them, introspection is answered and the reference is made
 //!   ([`server::reference`]).
+//! - [`proxy`] lets many clients share one QEMU monitor, with commands of yours added.
 //! - [`codec`] is the wire under both: streaming, bounded, and back in step after any garbage.
 //! - [`hmp`] reads the few human-readable texts that QMP has no typed form of.
 //!
@@ -65,14 +66,18 @@ pub mod codec;
 pub mod commands;
 mod error;
 pub mod event;
+mod fds;
 pub mod hmp;
 mod message;
+pub mod proxy;
 pub mod server;
 mod text;
 
 pub use client::Client;
 pub use error::{ErrorClass, QmpError};
 pub use event::{Event, EventKind};
+pub use fds::MAX_FDS;
+pub use proxy::Proxy;
 pub use server::Server;
 
 /// The longest path of a unix socket, in bytes (`sun_path` less its closing NUL).

@@ -1,31 +1,34 @@
 //! The server's side: a control socket that speaks QMP to the clients people already have.
 //!
 //! One thread accepts; each client has a thread that reads and dispatches and one that writes from
-//! a bounded queue. So a client that is slow, silent or hostile delays nobody else: when its queue
-//! is full or a write gets nowhere, it is disconnected and counted.
+//! a bounded queue what doesn't go out at once. So a client that is slow, silent or hostile delays
+//! nobody else: when its queue is full or a write gets nowhere, it is disconnected and counted.
 
 mod bind;
 mod connection;
 mod dispatch;
+mod flight;
+mod peer;
 mod queue;
 mod reference;
+mod relay;
 mod schema;
 mod spec;
 
 use std::{
     collections::HashMap,
     io,
-    net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use rustix::fd::OwnedFd;
 use serde_json::{Map, Value};
 use tracing::{debug, warn};
 
@@ -34,13 +37,24 @@ pub use self::{
     reference::reference,
     spec::{CommandSpec, EventSpec, MemberSpec, ObjectSpec, TypeSpec},
 };
-use self::{bind::SocketFile, connection::Peer};
+use self::{
+    bind::SocketFile,
+    peer::{Counters, Peer},
+};
+pub(crate) use self::{
+    peer::Back,
+    relay::{Call, Relay},
+    schema::of as schema_of,
+};
 use crate::{
     QmpError,
     codec::{Limits, encode_crlf},
     commands::{VersionInfo, VersionTriple},
     event::Event,
 };
+
+/// How long clients may take for what waits for them when the server ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the commands of a server do.
 pub trait Handler: Send + Sync {
@@ -62,6 +76,21 @@ pub trait Handler: Send + Sync {
     /// # Errors
     /// What the client gets as the reply's `error`.
     fn handle(&self, name: &str, arguments: Map<String, Value>) -> Result<Value, QmpError>;
+
+    /// Carries out a command that takes file descriptors ([`CommandSpec::fds`]), with those that
+    /// came, at most [`MAX_FDS`](crate::MAX_FDS). What isn't kept is closed.
+    ///
+    /// # Errors
+    /// As [`handle`](Self::handle).
+    fn handle_with_fds(
+        &self,
+        name: &str,
+        arguments: Map<String, Value>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Value, QmpError> {
+        drop(fds);
+        self.handle(name, arguments)
+    }
 }
 
 /// Bounds of a server, and how it names itself.
@@ -79,6 +108,12 @@ pub struct Options {
     pub queue_bytes: usize,
     /// How long a client may take to receive one message.
     pub write_timeout: Duration,
+    /// The most commands of one client that wait while others are carried out; a client that sends
+    /// more is not read until there is room.
+    pub commands_under_way: usize,
+    /// Whether out-of-band commands are offered: those whose [`CommandSpec::oob`] says so. A proxy
+    /// offers what its upstream has.
+    pub oob: bool,
 }
 
 impl Default for Options {
@@ -98,6 +133,9 @@ impl Default for Options {
             queue_messages: 1024,
             queue_bytes: 4 << 20,
             write_timeout: Duration::from_secs(10),
+            // As QEMU (QMP_REQ_QUEUE_LEN_MAX in monitor/qmp.c).
+            commands_under_way: 8,
+            oob: false,
         }
     }
 }
@@ -120,9 +158,6 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Server {
     hub: Arc<Hub>,
-    /// Shares the accepting thread's socket, to wake it.
-    listener: UnixListener,
-    file: SocketFile,
     acceptor: Option<JoinHandle<()>>,
 }
 
@@ -131,14 +166,16 @@ pub struct Server {
 pub struct EventSender(Arc<Hub>);
 
 /// What the threads of a server share.
-struct Hub {
+pub(crate) struct Hub {
     handler: Arc<dyn Handler>,
+    /// Who answers what the handler doesn't have.
+    relay: Option<Arc<dyn Relay>>,
     options: Options,
+    listener: UnixListener,
+    file: SocketFile,
     stop: AtomicBool,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
-    accepted: AtomicU64,
-    rejected: AtomicU64,
-    too_slow: AtomicU64,
+    counters: Arc<Counters>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -162,41 +199,52 @@ impl Server {
         handler: Arc<dyn Handler>,
         options: Options,
     ) -> Result<Self, BindError> {
-        let (listener, file) = bind::listen(path.as_ref())?;
-        let io = |source| BindError::Io {
-            path: file.path().into(),
-            action: "serve",
-            source,
-        };
+        Self::bind_with(path.as_ref(), handler, None, options)
+    }
+
+    /// As [`bind`](Self::bind), with another server behind this one.
+    pub(crate) fn bind_with(
+        path: &Path,
+        handler: Arc<dyn Handler>,
+        relay: Option<Arc<dyn Relay>>,
+        options: Options,
+    ) -> Result<Self, BindError> {
+        let (listener, file) = bind::listen(path)?;
         let hub = Arc::new(Hub {
             handler,
+            relay,
             options,
+            listener,
+            file,
             stop: AtomicBool::new(false),
             peers: Mutex::default(),
-            accepted: AtomicU64::new(0),
-            rejected: AtomicU64::new(0),
-            too_slow: AtomicU64::new(0),
+            counters: Arc::default(),
         });
-        let accepting = listener.try_clone().map_err(io)?;
         let acceptor = thread::Builder::new()
             .name("qmp-accept".to_owned())
             .spawn({
                 let hub = Arc::clone(&hub);
-                move || accept(&accepting, &hub)
+                move || accept(&hub)
             })
-            .map_err(io)?;
+            .map_err(|source| BindError::Io {
+                path: owned(path),
+                action: "serve",
+                source,
+            })?;
         Ok(Self {
             hub,
-            listener,
-            file,
             acceptor: Some(acceptor),
         })
+    }
+
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
     }
 
     /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.hub.file.path()
     }
 
     /// Sends an event to every negotiated client. It never waits: a client whose queue is full is
@@ -216,9 +264,9 @@ impl Server {
     pub fn stats(&self) -> Stats {
         Stats {
             clients: self.hub.peers().len(),
-            accepted: self.hub.accepted.load(Ordering::Relaxed),
-            rejected: self.hub.rejected.load(Ordering::Relaxed),
-            too_slow: self.hub.too_slow.load(Ordering::Relaxed),
+            accepted: self.hub.counters.accepted.load(Ordering::Relaxed),
+            rejected: self.hub.counters.rejected.load(Ordering::Relaxed),
+            too_slow: self.hub.counters.too_slow.load(Ordering::Relaxed),
         }
     }
 }
@@ -232,14 +280,7 @@ impl EventSender {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.hub.stop.store(true, Ordering::Release);
-        // While the listener lives its inode can't be given to another file, so this is the
-        // moment to compare and remove.
-        self.file.remove();
-        // On Linux this wakes a thread that waits in accept(2).
-        if let Err(error) = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both) {
-            warn!(%error, "can't wake the accepting thread");
-        }
+        self.hub.close();
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
@@ -251,7 +292,13 @@ impl Hub {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn broadcast(&self, event: &Event) {
+    fn offers_oob(&self) -> bool {
+        self.relay
+            .as_deref()
+            .map_or(self.options.oob, Relay::is_oob)
+    }
+
+    pub(crate) fn broadcast(&self, event: &Event) {
         let line: Arc<[u8]> = match encode_crlf(event) {
             Ok(line) => line.into(),
             Err(error) => {
@@ -260,29 +307,37 @@ impl Hub {
             }
         };
         for peer in self.peers().values().filter(|peer| peer.is_negotiated()) {
-            if !peer.offer(Arc::clone(&line)) {
-                self.drop_slow(peer);
-            }
+            peer.offer(Arc::clone(&line));
         }
     }
 
-    /// Disconnects a client that doesn't read; counted once.
-    fn drop_slow(&self, peer: &Peer) {
-        if peer.abort() {
-            self.too_slow.fetch_add(1, Ordering::Relaxed);
-            warn!(
-                client = peer.number(),
-                "disconnected a client that does not read"
-            );
+    /// Begins the end, without waiting: the socket file goes, no more commands are taken, what is
+    /// queued goes out, the clients are disconnected. The accepting thread sees to the rest.
+    pub(crate) fn close(&self) {
+        if self.stop.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // While the listener lives its inode can't be given to another file, so this is the
+        // moment to compare and remove.
+        self.file.remove();
+        // On Linux this wakes a thread that waits in accept(2).
+        if let Err(error) = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both) {
+            warn!(%error, "can't wake the accepting thread");
+        }
+        if let Some(relay) = &self.relay {
+            relay.close();
+        }
+        for peer in self.peers().values() {
+            peer.retire();
         }
     }
 }
 
 /// The accepting thread: takes clients until the server stops, then sees them off.
-fn accept(listener: &UnixListener, hub: &Arc<Hub>) {
+fn accept(hub: &Arc<Hub>) {
     let mut threads: Vec<JoinHandle<()>> = Vec::new();
     for number in 0.. {
-        let stream = match listener.accept() {
+        let stream = match hub.listener.accept() {
             Ok((stream, _)) if !hub.stop.load(Ordering::Acquire) => stream,
             _ if hub.stop.load(Ordering::Acquire) => break,
             Ok(_) => continue,
@@ -296,7 +351,7 @@ fn accept(listener: &UnixListener, hub: &Arc<Hub>) {
         };
         threads.retain(|thread| !thread.is_finished());
         if hub.peers().len() >= hub.options.max_clients {
-            hub.rejected.fetch_add(1, Ordering::Relaxed);
+            hub.counters.rejected.fetch_add(1, Ordering::Relaxed);
             warn!(
                 limit = hub.options.max_clients,
                 "turned a client away: too many"
@@ -308,6 +363,14 @@ fn accept(listener: &UnixListener, hub: &Arc<Hub>) {
             Err(error) => warn!(%error, "can't serve a client"),
         }
     }
+    // Also one that came while the server was told to end.
+    for peer in hub.peers().values() {
+        peer.retire();
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < FAREWELL && !threads.iter().all(JoinHandle::is_finished) {
+        thread::sleep(Duration::from_millis(1));
+    }
     for peer in hub.peers().values() {
         peer.abort();
     }
@@ -318,9 +381,11 @@ fn accept(listener: &UnixListener, hub: &Arc<Hub>) {
 
 /// Registers a client and starts its thread.
 fn serve(number: u64, stream: UnixStream, hub: &Arc<Hub>) -> io::Result<JoinHandle<()>> {
-    let peer = Arc::new(Peer::new(number, stream.try_clone()?, &hub.options));
+    let counters = Arc::clone(&hub.counters);
+    let peer = Peer::new(number, stream.try_clone()?, &hub.options, counters);
+    let peer = Arc::new(peer);
     hub.peers().insert(number, Arc::clone(&peer));
-    hub.accepted.fetch_add(1, Ordering::Relaxed);
+    hub.counters.accepted.fetch_add(1, Ordering::Relaxed);
     debug!(client = number, "client connected");
     let spawned = thread::Builder::new()
         .name(format!("qmp-client-{number}"))
@@ -353,11 +418,6 @@ impl Drop for Leave<'_> {
         self.peer.abort();
         debug!(client = self.peer.number(), "client left");
     }
-}
-
-/// Ends both directions; it fails only when the other end is gone already.
-fn hang_up(stream: &UnixStream) {
-    let _ = stream.shutdown(Shutdown::Both);
 }
 
 /// A path, owned, for an error.

@@ -4,7 +4,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     os::unix::{fs::FileTypeExt, net::UnixStream},
     path::Path,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -14,15 +14,15 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    Client, Closed, ConnectError, Options, PeerCredentials,
+    Client, Closed, ConnectError, Options, PeerCredentials, Writer,
     reader::{self, Events, Shared},
 };
 use crate::{
     codec::{Decoder, encode_line},
-    commands::{Capability, VersionInfo},
+    commands::{Capability, Command as _, QmpCapabilities, VersionInfo},
     event::Event,
     message::FromServer,
 };
@@ -33,7 +33,7 @@ const RETRY: Duration = Duration::from_millis(10);
 const SHOWN: usize = 48;
 
 /// What a server says first.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// The server's version.
     pub version: VersionInfo,
@@ -63,7 +63,8 @@ pub(super) fn connect(
 
     let mut handshake = Handshake::new(path, &stream, options);
     let greeting = handshake.greeting()?;
-    handshake.negotiate(&events, &shared)?;
+    let oob = options.oob && greeting.capabilities.contains(&Capability::Oob);
+    handshake.negotiate(oob, &events, &shared)?;
     let decoder = handshake.decoder;
 
     stream.set_read_timeout(None).map_err(io("set up"))?;
@@ -83,8 +84,8 @@ pub(super) fn connect(
         options: options.clone(),
         greeting,
         peer,
-        writer: Mutex::new(stream),
-        next_id: AtomicU64::new(1),
+        writer: Mutex::new(Writer { stream, next_id: 1 }),
+        oob,
         shared,
         reader: Some(reader),
     };
@@ -197,11 +198,20 @@ impl<'a> Handshake<'a> {
         }
     }
 
-    fn negotiate(&mut self, events: &Events, shared: &Shared) -> Result<(), ConnectError> {
+    fn negotiate(
+        &mut self,
+        oob: bool,
+        events: &Events,
+        shared: &Shared,
+    ) -> Result<(), ConnectError> {
         let path = || self.path.to_owned();
         let after = self.options.command_timeout;
         let deadline = Instant::now() + after;
-        let request = serde_json::json!({"execute": "qmp_capabilities", "id": 0});
+        let mut request = serde_json::json!({"execute": QmpCapabilities::NAME, "id": 0});
+        if oob {
+            let enable = vec![Capability::Oob];
+            request["arguments"] = serde_json::json!(QmpCapabilities { enable });
+        }
         let sent = encode_line(&request)
             .map_err(std::io::Error::from)
             .and_then(|mut line| {

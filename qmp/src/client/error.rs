@@ -201,6 +201,16 @@ pub enum ExecuteError {
         /// What was wrong.
         source: serde_json::Error,
     },
+    /// The connection can't carry the command.
+    #[error("'{command}' can't be sent to {path}: {why}", path = path.display())]
+    Unsendable {
+        /// The socket.
+        path: PathBuf,
+        /// The command.
+        command: String,
+        /// Why not.
+        why: &'static str,
+    },
     /// QEMU answered with an error.
     #[error("'{command}' was refused by {path}: {error}", path = path.display())]
     Refused {

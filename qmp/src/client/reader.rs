@@ -1,22 +1,19 @@
 //! The reader thread: bytes to replies and events.
 
 use std::{
-    collections::HashMap,
     io::{ErrorKind, Read},
     os::unix::net::UnixStream,
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use crossbeam::channel::{Receiver, Sender, TrySendError};
-use serde_json::Value;
 use tracing::{debug, warn};
 
-use super::{Closed, lock};
+use super::{Closed, Observer, lock, request::Waiting};
 use crate::{
-    QmpError,
     codec::Decoder,
     event::Event,
     message::{FromServer, Reply},
@@ -26,24 +23,33 @@ use crate::{
 const CHUNK: usize = 64 << 10;
 
 /// What the client's handle and its reader thread share.
-#[derive(Debug)]
 pub(super) struct Shared {
     pending: Mutex<Pending>,
+    pub(super) observer: Mutex<Option<Weak<dyn Observer>>>,
     pub(super) events_lost: AtomicU64,
     pub(super) late_replies: AtomicU64,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("pending", &*self.pending())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Commands that wait for a reply.
 #[derive(Debug)]
 pub(super) enum Pending {
-    Open(HashMap<u64, Sender<Result<Value, QmpError>>>),
+    Open(Waiting),
     Closed(Closed),
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
         Self {
-            pending: Mutex::new(Pending::Open(HashMap::new())),
+            pending: Mutex::new(Pending::Open(Waiting::default())),
+            observer: Mutex::default(),
             events_lost: AtomicU64::new(0),
             late_replies: AtomicU64::new(0),
         }
@@ -57,34 +63,26 @@ impl Shared {
     pub(super) fn close(&self, reason: Closed) {
         let mut pending = self.pending();
         if let Pending::Open(_) = *pending {
-            *pending = Pending::Closed(reason);
+            let waiting = std::mem::replace(&mut *pending, Pending::Closed(reason));
+            // What sinks do when they are dropped may ask for the lock.
+            drop(pending);
+            drop(waiting);
         }
     }
 
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        lock(&self.observer).as_ref().and_then(Weak::upgrade)
+    }
+
     fn deliver(&self, reply: Reply) {
-        let waiting = match &mut *self.pending() {
+        let sink = match &mut *self.pending() {
             Pending::Closed(_) => return,
-            Pending::Open(waiting) => match reply.id {
-                Some(id) => id.as_u64().and_then(|id| waiting.remove(&id)),
-                // An error in parsing a command carries no id. It is ours to settle only when
-                // there is no choice.
-                None => {
-                    let only = (waiting.len() == 1).then(|| waiting.keys().next().copied());
-                    only.flatten().and_then(|id| waiting.remove(&id))
-                }
-            },
+            Pending::Open(waiting) => waiting.settle(reply.id.as_ref()),
         };
-        match waiting {
-            // The waiting side may have timed out this very moment.
-            Some(sender) => {
-                if sender.send(reply.result).is_err() {
-                    self.late_replies.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            None => {
-                self.late_replies.fetch_add(1, Ordering::Relaxed);
-                debug!("dropped a reply that nobody waits for");
-            }
+        let taken = sink.is_some_and(|sink| sink(reply.result));
+        if !taken {
+            self.late_replies.fetch_add(1, Ordering::Relaxed);
+            debug!("dropped a reply that nobody waits for");
         }
     }
 }
@@ -126,7 +124,7 @@ pub(super) fn run(
     mut stream: UnixStream,
     mut decoder: Decoder,
     events: Events,
-    shared: std::sync::Arc<Shared>,
+    shared: Arc<Shared>,
 ) {
     let mut chunk = vec![0; CHUNK];
     let reason = loop {
@@ -149,6 +147,9 @@ pub(super) fn run(
     };
     debug!(%reason, "connection ended");
     shared.close(reason);
+    if let Some(observer) = shared.observer() {
+        observer.closed();
+    }
     // No more commands can be answered: let a writer know at once.
     let _ = stream.shutdown(std::net::Shutdown::Both);
 }
@@ -156,7 +157,12 @@ pub(super) fn run(
 fn drain(decoder: &mut Decoder, events: &Events, shared: &Shared) -> Result<(), Closed> {
     while let Some(message) = decoder.next_message() {
         match FromServer::parse(message.map_err(Closed::Garbled)?) {
-            FromServer::Event(event) => events.offer(event, shared),
+            FromServer::Event(event) => {
+                if let Some(observer) = shared.observer() {
+                    observer.event(&event);
+                }
+                events.offer(event, shared);
+            }
             FromServer::Reply(reply) => shared.deliver(reply),
             FromServer::Greeting(_) | FromServer::Unknown => {
                 warn!("passed over a message that is neither reply nor event");

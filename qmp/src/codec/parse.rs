@@ -156,6 +156,9 @@ impl<'a> Parser<'a> {
                 .ok_or(CUT)?;
             let plain = str::from_utf8(&rest[..len])
                 .map_err(|_| DecodeError::Syntax("invalid UTF-8 sequence in string"))?;
+            if !plain.is_ascii() && plain.chars().any(is_noncharacter) {
+                return Err(DecodeError::Syntax("invalid UTF-8 sequence in string"));
+            }
             text.push_str(plain);
             self.at += len + 1;
             if rest[len] == quote {
@@ -194,7 +197,9 @@ impl<'a> Parser<'a> {
             }
             code => code,
         };
-        char::from_u32(code).ok_or(LONE)
+        char::from_u32(code)
+            .filter(|&code| !is_noncharacter(code))
+            .ok_or(LONE)
     }
 
     fn hex4(&mut self) -> Result<u32, DecodeError> {
@@ -206,4 +211,11 @@ impl<'a> Parser<'a> {
             Ok(code << 4 | digit)
         })
     }
+}
+
+/// Code points that Unicode keeps free for ever; QEMU refuses them (`util/unicode.c`), so a proxy
+/// must not pass them on.
+fn is_noncharacter(code: char) -> bool {
+    let code = u32::from(code);
+    (0xFDD0..0xFDF0).contains(&code) || code & 0xFFFE == 0xFFFE
 }

@@ -1,68 +1,29 @@
-//! One client of a server: its reading and its writing thread.
+//! The threads of one client: one reads and dispatches, one writes what had to wait, and with
+//! out-of-band commands one carries out what came in band.
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, Write},
     os::unix::net::UnixStream,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    sync::Arc,
+    thread::{self, Scope},
     time::{Duration, Instant},
 };
 
+use crossbeam::channel::{Receiver, Sender, bounded};
 use tracing::debug;
 
-use super::{Hub, Options, dispatch::Session, hang_up, queue::Queue};
-use crate::codec::{Decoder, encode_crlf};
+use super::{
+    Hub,
+    dispatch::{Request, Session},
+    peer::Peer,
+};
+use crate::{codec::Decoder, fds};
 
 /// How many bytes one read takes.
 const CHUNK: usize = 16 << 10;
 
-/// A connected client, as others see it.
-#[derive(Debug)]
-pub(super) struct Peer {
-    number: u64,
-    stream: UnixStream,
-    queue: Queue,
-    negotiated: AtomicBool,
-}
-
-impl Peer {
-    pub(super) fn new(number: u64, stream: UnixStream, options: &Options) -> Self {
-        let queue = Queue::new(options.queue_messages, options.queue_bytes);
-        Self {
-            number,
-            stream,
-            queue,
-            negotiated: AtomicBool::new(false),
-        }
-    }
-
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Whether it gets events.
-    pub(super) fn is_negotiated(&self) -> bool {
-        self.negotiated.load(Ordering::Acquire)
-    }
-
-    /// Queues a message when there is room; whether there was.
-    pub(super) fn offer(&self, line: Arc<[u8]>) -> bool {
-        self.queue.offer(line)
-    }
-
-    /// Disconnects it at once; whether it was connected.
-    pub(super) fn abort(&self) -> bool {
-        let first = self.queue.abort();
-        hang_up(&self.stream);
-        first
-    }
-}
-
 /// Lets the writing thread finish, whichever way the reading one ends.
-struct Finish<'a>(&'a Queue);
+struct Finish<'a>(&'a Peer);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
@@ -70,72 +31,112 @@ impl Drop for Finish<'_> {
     }
 }
 
+/// Ends the connection when a handler panics in a thread beside the reading one.
+struct AbortOnPanic<'a>(&'a Peer);
+
+impl Drop for AbortOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.abort();
+        }
+    }
+}
+
 /// Serves a client until it leaves.
-pub(super) fn run(stream: &UnixStream, peer: &Peer, hub: &Hub) {
+pub(super) fn run(stream: &UnixStream, peer: &Arc<Peer>, hub: &Hub) {
     thread::scope(|scope| {
-        let writer = thread::Builder::new().name(format!("qmp-writer-{}", peer.number));
+        let writer = thread::Builder::new().name(format!("qmp-writer-{}", peer.number()));
         if let Err(error) = writer.spawn_scoped(scope, || write(stream, peer, hub)) {
             debug!(%error, "can't start a writer");
             return;
         }
-        let _finish = Finish(&peer.queue);
-        read(stream, peer, hub);
+        let _finish = Finish(peer);
+        let session = Session::new(hub, peer);
+        if peer.push(&session.greeting()) {
+            thread::scope(|scope| read(scope, stream, &session, hub));
+        }
+        peer.wait_for_replies(hub.options.write_timeout);
     });
 }
 
-fn read(mut stream: &UnixStream, peer: &Peer, hub: &Hub) {
-    let mut session = Session::new(&*hub.handler, &hub.options.version);
+fn read<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    stream: &UnixStream,
+    session: &'scope Session<'_>,
+    hub: &Hub,
+) {
+    let peer = session.peer();
     let mut decoder = Decoder::new(hub.options.limits);
     let mut chunk = vec![0; CHUNK];
-    if !send(peer, &session.greeting()) {
-        return;
-    }
+    let mut fds = Vec::new();
+    // In-band commands go to a thread of their own as soon as others may overtake them.
+    let mut in_band: Option<Sender<Request>> = None;
     loop {
         while let Some(message) = decoder.next_message() {
-            let reply = session.reply(message);
-            if !send(peer, &reply) {
+            let request = session.parse(message, &mut fds);
+            let goes_on = match &in_band {
+                Some(in_band) if !request.is_oob() => in_band.send(request).is_ok(),
+                _ => session.serve(request),
+            };
+            if !goes_on || peer.is_retired() {
                 return;
             }
-            // After the reply is queued: no event may come before it.
-            peer.negotiated
-                .store(session.is_negotiated(), Ordering::Release);
+            if in_band.is_none() && peer.is_oob() {
+                match start_in_band(scope, session, hub) {
+                    Ok(sender) => in_band = Some(sender),
+                    Err(error) => return debug!(%error, "can't start a thread"),
+                }
+            }
         }
-        match stream.read(&mut chunk) {
+        match fds::read(stream, &mut chunk, &mut fds) {
             Ok(0) => return,
             Ok(len) => decoder.push(&chunk[..len]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => {
-                debug!(%error, client = peer.number, "reading ended");
-                return;
+                return debug!(%error, client = peer.number(), "reading ended");
             }
         }
     }
 }
 
-fn send(peer: &Peer, message: &impl serde::Serialize) -> bool {
-    match encode_crlf(message) {
-        Ok(line) => peer.queue.push(line.into()),
-        Err(error) => {
-            debug!(%error, client = peer.number, "can't encode a reply");
-            false
+/// Starts the thread that carries out in-band commands.
+fn start_in_band<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    session: &'scope Session<'_>,
+    hub: &Hub,
+) -> io::Result<Sender<Request>> {
+    let (sender, requests) = bounded(hub.options.commands_under_way.max(1));
+    let name = format!("qmp-in-band-{}", session.peer().number());
+    let run = move || serve_in_band(session, &requests);
+    thread::Builder::new().name(name).spawn_scoped(scope, run)?;
+    Ok(sender)
+}
+
+fn serve_in_band(session: &Session<'_>, requests: &Receiver<Request>) {
+    let _abort = AbortOnPanic(session.peer());
+    for request in requests {
+        if !session.serve(request) {
+            // The reading thread waits for bytes or for us.
+            session.peer().retire();
+            return;
         }
     }
 }
 
 fn write(stream: &UnixStream, peer: &Peer, hub: &Hub) {
-    while let Some(line) = peer.queue.pop() {
-        match write_within(stream, &line, hub.options.write_timeout) {
+    while let Some(rest) = peer.next_message() {
+        match write_within(stream, rest.bytes(), hub.options.write_timeout) {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::TimedOut => return hub.drop_slow(peer),
+            Err(error) if error.kind() == ErrorKind::TimedOut => return peer.drop_slow(),
             Err(error) => {
-                debug!(%error, client = peer.number, "writing ended");
+                debug!(%error, client = peer.number(), "writing ended");
                 peer.abort();
                 return;
             }
         }
     }
     // Everything is out: the reader ended, and so does the connection.
-    hang_up(stream);
+    peer.hang_up();
 }
 
 /// Writes all of `bytes` within `timeout`, however slowly the client takes them.

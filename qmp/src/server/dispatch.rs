@@ -1,9 +1,17 @@
 //! From a request to its reply, by the rules of QEMU's `qmp_dispatch` and monitor.
 
+use std::sync::Arc;
+
+use rustix::fd::OwnedFd;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{CommandSpec, Handler, MemberSpec, ObjectSpec, TypeSpec, schema};
+use super::{
+    CommandSpec, Hub, MemberSpec, ObjectSpec, TypeSpec,
+    peer::{Back, Peer},
+    relay::Call,
+    schema,
+};
 use crate::{ErrorClass, QmpError, codec::DecodeError, commands::VersionInfo};
 
 const NEGOTIATE: CommandSpec = CommandSpec {
@@ -66,9 +74,23 @@ pub(super) const OWN: [CommandSpec; 4] = [NEGOTIATE, QUERY_COMMANDS, QUERY_SCHEM
 
 /// The dialogue with one client.
 pub(super) struct Session<'a> {
-    handler: &'a dyn Handler,
-    version: &'a VersionInfo,
-    negotiated: bool,
+    hub: &'a Hub,
+    peer: &'a Arc<Peer>,
+}
+
+/// A message from a client, looked at.
+#[derive(Debug)]
+pub(super) struct Request {
+    id: Option<Value>,
+    /// It asks to overtake what is under way.
+    oob: bool,
+    call: Result<Call, QmpError>,
+}
+
+impl Request {
+    pub(super) fn is_oob(&self) -> bool {
+        self.oob
+    }
 }
 
 /// A reply on the wire.
@@ -100,113 +122,181 @@ impl Serialize for Reply {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(handler: &'a dyn Handler, version: &'a VersionInfo) -> Self {
-        Self {
-            handler,
-            version,
-            negotiated: false,
-        }
+    pub(super) fn new(hub: &'a Hub, peer: &'a Arc<Peer>) -> Self {
+        Self { hub, peer }
+    }
+
+    pub(super) fn peer(&self) -> &'a Arc<Peer> {
+        self.peer
     }
 
     pub(super) fn greeting(&self) -> Value {
-        json!({"QMP": {"version": self.version, "capabilities": []}})
+        let relay = self.hub.relay.as_deref();
+        let mut capabilities = Vec::new();
+        if self.hub.offers_oob() {
+            capabilities.push("oob");
+        }
+        json!({"QMP": {"version": relay.map_or(self.version(), |relay| &relay.greeting().version),
+                       "capabilities": capabilities}})
     }
 
-    pub(super) fn is_negotiated(&self) -> bool {
-        self.negotiated
+    fn version(&self) -> &VersionInfo {
+        &self.hub.options.version
     }
 
-    /// Every message and every error of the decoder has exactly one reply.
-    pub(super) fn reply(&mut self, message: Result<Value, DecodeError>) -> Reply {
+    /// Looks at a message. File descriptors that came before its end go with it if it is a command
+    /// that takes some.
+    pub(super) fn parse(
+        &self,
+        message: Result<Value, DecodeError>,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Request {
         let mut request = match message {
             Ok(Value::Object(request)) => request,
-            Ok(_) => return Reply::error("QMP input must be a JSON object"),
-            Err(error) => return Reply::error(&error.to_string()),
+            Ok(_) => return Request::bad("QMP input must be a JSON object"),
+            Err(error) => return Request::bad(&error.to_string()),
         };
         let id = request.remove("id");
-        let result = self.run(request).map(|value| match value {
+        let oob = request.contains_key("exec-oob") && !request.contains_key("execute");
+        let mut call = split(request, self.peer.is_oob());
+        if let Ok(call) = &mut call
+            && !fds.is_empty()
+            && self.takes_fds(&call.name)
+        {
+            call.fds = std::mem::take(fds);
+        }
+        Request { id, oob, call }
+    }
+
+    fn takes_fds(&self, name: &str) -> bool {
+        match self.spec(name) {
+            Some(spec) => spec.fds,
+            None => {
+                let relay = self.hub.relay.as_deref();
+                relay.is_some_and(|relay| relay.takes_fds(name))
+            }
+        }
+    }
+
+    fn spec(&self, name: &str) -> Option<&'a CommandSpec> {
+        let commands = self.hub.handler.commands();
+        commands.iter().find(|spec| spec.name == name)
+    }
+
+    /// Carries a request out; every one has exactly one reply. `false` ends the connection.
+    pub(super) fn serve(&self, request: Request) -> bool {
+        let Request { id, oob, call } = request;
+        let call = match call {
+            Ok(call) if self.is_relayed(&call.name) => return self.forward(call, id),
+            call => call,
+        };
+        // Replies come in order: first those of commands that were sent on.
+        if !oob && self.hub.relay.is_some() && !self.peer.flight(false).wait_idle() {
+            return false;
+        }
+        let mut negotiated = None;
+        let result = call.and_then(|call| self.run(call, &mut negotiated));
+        let result = result.map(|value| match value {
             Value::Null => json!({}),
             value => value,
         });
-        Reply { result, id }
+        let sent = self.peer.push(&Reply { result, id });
+        if let Some(oob) = negotiated {
+            self.peer.set_negotiated(oob);
+        }
+        sent
     }
 
-    fn run(&mut self, request: Map<String, Value>) -> Result<Value, QmpError> {
-        let (name, arguments) = split(request)?;
-        if name == NEGOTIATE.name {
-            return self.negotiate(&arguments);
-        }
-        if !self.negotiated {
+    /// Whether the server behind this one has to answer.
+    fn is_relayed(&self, name: &str) -> bool {
+        self.hub.relay.is_some()
+            && self.peer.is_negotiated()
+            && name != NEGOTIATE.name
+            && self.spec(name).is_none()
+    }
+
+    fn forward(&self, call: Call, id: Option<Value>) -> bool {
+        let Some(relay) = &self.hub.relay else {
+            return false;
+        };
+        let most = self.hub.options.commands_under_way;
+        // Who doesn't read its replies is not read either.
+        self.peer.wait_until_it_reads()
+            && Back::begin(self.peer, id, call.oob, most)
+                .is_some_and(|back| relay.forward(call, back))
+    }
+
+    fn run(&self, call: Call, negotiated: &mut Option<bool>) -> Result<Value, QmpError> {
+        let Call {
+            name,
+            arguments,
+            oob,
+            fds,
+        } = call;
+        if !self.peer.is_negotiated() && name != NEGOTIATE.name {
             return Err(not_found(
                 "Expecting capabilities negotiation with 'qmp_capabilities'".to_owned(),
             ));
         }
-        if let Some(spec) = self
-            .handler
-            .commands()
-            .iter()
-            .find(|spec| spec.name == name)
-        {
-            spec.check(&arguments)?;
-            return self.handler.handle(&name, arguments);
+        let theirs = self.spec(&name);
+        let spec = theirs.or_else(|| OWN.iter().find(|own| own.name == name));
+        let spec = spec.ok_or_else(|| QmpError::command_not_found(&name))?;
+        if oob && !spec.oob {
+            let text = format!("The command {name} does not support OOB");
+            return Err(QmpError::generic(text));
         }
-        if name == QUERY_COMMANDS.name {
-            QUERY_COMMANDS.check(&arguments)?;
-            return Ok(self.names());
+        spec.check(&arguments)?;
+        if theirs.is_some() && name != NEGOTIATE.name {
+            return match spec.fds {
+                true => self.hub.handler.handle_with_fds(&name, arguments, fds),
+                false => self.hub.handler.handle(&name, arguments),
+            };
         }
-        if name == QUERY_VERSION.name {
-            QUERY_VERSION.check(&arguments)?;
-            return Ok(json!(self.version));
+        match name.as_str() {
+            "qmp_capabilities" => {
+                *negotiated = Some(self.negotiate(&arguments)?);
+                Ok(json!({}))
+            }
+            "query-commands" => {
+                let commands = schema::with_own(&*self.hub.handler, &OWN);
+                Ok(commands.map(|spec| json!({"name": spec.name})).collect())
+            }
+            "query-qmp-schema" => Ok(schema::of(&*self.hub.handler, &OWN).into()),
+            _ => Ok(json!(self.version())),
         }
-        if name == QUERY_SCHEMA.name {
-            QUERY_SCHEMA.check(&arguments)?;
-            return Ok(schema::of(self.handler, &OWN).into());
-        }
-        Err(QmpError::command_not_found(&name))
     }
 
-    fn negotiate(&mut self, arguments: &Map<String, Value>) -> Result<Value, QmpError> {
-        NEGOTIATE.check(arguments)?;
-        if self.negotiated {
+    /// Whether out-of-band commands are to be switched on.
+    fn negotiate(&self, arguments: &Map<String, Value>) -> Result<bool, QmpError> {
+        if self.peer.is_negotiated() {
             return Err(not_found(
                 "Capabilities negotiation is already complete, command ignored".to_owned(),
             ));
         }
         let enable = arguments.get("enable").and_then(Value::as_array);
-        let unavailable: Vec<&str> = enable
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        if !unavailable.is_empty() {
-            let text = format!("Capability {} not available", unavailable.join(", "));
-            return Err(QmpError::generic(text));
+        // The check has let nothing but "oob" pass.
+        let oob = enable.is_some_and(|enable| !enable.is_empty());
+        if oob && !self.hub.offers_oob() {
+            return Err(QmpError::generic("Capability oob not available"));
         }
-        self.negotiated = true;
-        Ok(json!({}))
+        Ok(oob)
     }
+}
 
-    /// A handler's command of the same name stands for the server's own.
-    fn names(&self) -> Value {
-        let theirs = self.handler.commands();
-        let own = OWN
-            .iter()
-            .filter(|own| theirs.iter().all(|spec| spec.name != own.name));
-        theirs
-            .iter()
-            .chain(own)
-            .map(|spec| json!({"name": spec.name}))
-            .collect()
+impl Request {
+    /// One that can't be understood; the error has no id.
+    fn bad(desc: &str) -> Self {
+        Self {
+            id: None,
+            oob: false,
+            call: Err(QmpError::generic(desc)),
+        }
     }
 }
 
 impl Reply {
-    /// An error without id.
-    fn error(desc: &str) -> Self {
-        Self {
-            result: Err(QmpError::generic(desc)),
-            id: None,
-        }
+    pub(super) fn new(result: Result<Value, QmpError>, id: Option<Value>) -> Self {
+        Self { result, id }
     }
 }
 
@@ -218,29 +308,34 @@ fn not_found(desc: String) -> QmpError {
 }
 
 /// Checks a request's members and takes command and arguments out (`qmp_dispatch_check_obj`).
-fn split(request: Map<String, Value>) -> Result<(String, Map<String, Value>), QmpError> {
-    let (mut name, mut arguments) = (None, Map::new());
+fn split(request: Map<String, Value>, allow_oob: bool) -> Result<Call, QmpError> {
+    let input = |text: String| QmpError::generic(format!("QMP input {text}"));
+    let (mut command, mut arguments) = (None::<(String, bool)>, Map::new());
     for (key, value) in request {
+        let oob = key == "exec-oob";
         match (key.as_str(), value) {
-            ("execute", Value::String(value)) => name = Some(value),
-            ("execute", _) => {
-                return Err(QmpError::generic(
-                    "QMP input member 'execute' must be a string",
-                ));
+            ("execute", value) | ("exec-oob", value) if !oob || allow_oob => {
+                let Value::String(name) = value else {
+                    return Err(input(format!("member '{key}' must be a string")));
+                };
+                if let Some((_, other)) = command {
+                    let other = if other { "exec-oob" } else { "execute" };
+                    return Err(input(format!("member '{key}' clashes with '{other}'")));
+                }
+                command = Some((name, oob));
             }
             ("arguments", Value::Object(value)) => arguments = value,
             ("arguments", _) => {
-                return Err(QmpError::generic(
-                    "QMP input member 'arguments' must be an object",
-                ));
+                return Err(input("member 'arguments' must be an object".to_owned()));
             }
-            _ => {
-                return Err(QmpError::generic(format!(
-                    "QMP input member '{key}' is unexpected"
-                )));
-            }
+            _ => return Err(input(format!("member '{key}' is unexpected"))),
         }
     }
-    let name = name.ok_or_else(|| QmpError::generic("QMP input lacks member 'execute'"))?;
-    Ok((name, arguments))
+    let (name, oob) = command.ok_or_else(|| input("lacks member 'execute'".to_owned()))?;
+    Ok(Call {
+        name,
+        arguments,
+        oob,
+        fds: Vec::new(),
+    })
 }

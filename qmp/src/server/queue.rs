@@ -16,9 +16,24 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct Inner {
-    messages: VecDeque<Arc<[u8]>>,
+    messages: VecDeque<Rest>,
     bytes: usize,
+    /// The writing thread has taken a message and may still be at it.
+    writing: bool,
     end: End,
+}
+
+/// A message, or what is left of it.
+#[derive(Debug)]
+pub(super) struct Rest {
+    message: Arc<[u8]>,
+    written: usize,
+}
+
+impl Rest {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.message[self.written..]
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,50 +59,58 @@ impl Queue {
 
     /// Appends a message when there is room; whether it did. An empty queue takes a message of
     /// any size.
-    pub(super) fn offer(&self, message: Arc<[u8]>) -> bool {
+    ///
+    /// A message that need not wait is given to `now`, which writes what goes out at once and says
+    /// how many bytes that was: so most messages need no other thread.
+    pub(super) fn offer(&self, message: Arc<[u8]>, now: impl FnOnce(&[u8]) -> usize) -> bool {
         let mut inner = self.lock();
         let room = self.has_room(&inner, message.len());
-        if room && inner.end == End::Open {
-            inner.push(message);
+        if room && inner.end == End::Open && inner.push(message, now) {
             self.changed.notify_all();
         }
         room
     }
 
-    /// Appends a message, waiting for room; `false` when the queue has ended.
-    pub(super) fn push(&self, message: Arc<[u8]>) -> bool {
-        let mut inner = self.lock();
-        while inner.end == End::Open && !self.has_room(&inner, message.len()) {
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Appends a message as [`offer`](Self::offer) does, waiting for room; `false` when the queue
+    /// has ended.
+    pub(super) fn push(&self, message: Arc<[u8]>, now: impl FnOnce(&[u8]) -> usize) -> bool {
+        let mut inner = self.wait_while(|inner| !self.has_room(inner, message.len()));
         let open = inner.end == End::Open;
-        if open {
-            inner.push(message);
+        if open && inner.push(message, now) {
             self.changed.notify_all();
         }
         open
     }
 
+    /// Waits until at least half of the queue is free; `false` when it has ended.
+    pub(super) fn wait_half_free(&self) -> bool {
+        let inner = self.wait_while(|inner| {
+            inner.messages.len() > self.max_messages / 2 || inner.bytes > self.max_bytes / 2
+        });
+        inner.end == End::Open
+    }
+
     /// Takes the next message, waiting for one; `None` when the queue has ended.
-    pub(super) fn pop(&self) -> Option<Arc<[u8]>> {
+    pub(super) fn pop(&self) -> Option<Rest> {
         let mut inner = self.lock();
-        loop {
-            if let Some(message) = inner.messages.pop_front() {
-                inner.bytes -= message.len();
-                self.changed.notify_all();
-                return Some(message);
-            }
-            if inner.end != End::Open {
-                return None;
-            }
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        inner.writing = false;
+        inner = self
+            .changed
+            .wait_while(inner, |inner| {
+                inner.messages.is_empty() && inner.end == End::Open
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let rest = inner.messages.pop_front()?;
+        inner.bytes -= rest.message.len();
+        inner.writing = true;
+        self.changed.notify_all();
+        Some(rest)
+    }
+
+    fn wait_while(&self, full: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
+        self.changed
+            .wait_while(self.lock(), |inner| inner.end == End::Open && full(inner))
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets what is there go out and takes no more.
@@ -122,9 +145,18 @@ impl Queue {
 }
 
 impl Inner {
-    fn push(&mut self, message: Arc<[u8]>) {
+    /// Whether the writing thread has something to do.
+    fn push(&mut self, message: Arc<[u8]>, now: impl FnOnce(&[u8]) -> usize) -> bool {
+        let mut written = 0;
+        if self.messages.is_empty() && !self.writing {
+            written = now(&message);
+            if written >= message.len() {
+                return false;
+            }
+        }
         self.bytes += message.len();
-        self.messages.push_back(message);
+        self.messages.push_back(Rest { message, written });
+        true
     }
 }
 
@@ -136,31 +168,50 @@ mod tests {
         vec![b'x'; len].into()
     }
 
+    /// Nothing goes out at once.
+    fn later(_: &[u8]) -> usize {
+        0
+    }
+
     #[test]
     fn message_is_refused_when_the_queue_is_full_in_number_or_bytes() {
         let queue = Queue::new(2, 100);
 
-        assert!(queue.offer(message(60)));
-        assert!(!queue.offer(message(60)), "60 + 60 > 100 bytes");
-        assert!(queue.offer(message(40)));
-        assert!(!queue.offer(message(0)), "3 > 2 messages");
+        assert!(queue.offer(message(60), later));
+        assert!(!queue.offer(message(60), later), "60 + 60 > 100 bytes");
+        assert!(queue.offer(message(40), later));
+        assert!(!queue.offer(message(0), later), "3 > 2 messages");
     }
 
     #[test]
     fn oversized_message_is_taken_when_the_queue_is_empty() {
         let queue = Queue::new(2, 100);
 
-        assert!(queue.offer(message(1000)));
+        assert!(queue.offer(message(1000), later));
 
-        assert_eq!(queue.pop().map(|message| message.len()), Some(1000));
+        assert_eq!(queue.pop().map(|rest| rest.bytes().len()), Some(1000));
+    }
+
+    #[test]
+    fn only_the_rest_waits_when_a_part_went_out_at_once() {
+        let queue = Queue::new(2, 100);
+
+        assert!(queue.offer(message(10), <[u8]>::len));
+        assert!(queue.offer(message(10), |_| 4));
+        assert!(queue.offer(message(3), |_| panic!("it must wait its turn")));
+
+        let lens = [queue.pop(), queue.pop()].map(|rest| rest.map(|rest| rest.bytes().len()));
+        assert_eq!(lens, [Some(6), Some(3)]);
+        // The second is being written.
+        assert!(queue.offer(message(1), |_| panic!("it must wait its turn")));
     }
 
     #[test]
     fn rest_goes_out_when_finished_and_is_dropped_when_aborted() {
         let finished = Queue::new(8, 100);
         let aborted = Queue::new(8, 100);
-        finished.offer(message(1));
-        aborted.offer(message(1));
+        finished.offer(message(1), later);
+        aborted.offer(message(1), later);
 
         finished.finish();
         let first = aborted.abort();
@@ -168,6 +219,7 @@ mod tests {
         assert!(finished.pop().is_some() && finished.pop().is_none());
         assert!(aborted.pop().is_none());
         assert!(first && !aborted.abort());
-        assert!(!finished.push(message(1)) && !aborted.push(message(1)));
+        assert!(!finished.push(message(1), later) && !aborted.push(message(1), later));
+        assert!(!finished.wait_half_free() && !aborted.wait_half_free());
     }
 }

@@ -1,0 +1,154 @@
+//! How much may be under way to QEMU at a time, given out in turn.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+/// Bounds the commands under way in number and bytes. Who waits gets a place in the order of
+/// asking, so one client that asks for much leaves the others their share.
+#[derive(Debug)]
+pub(super) struct Window {
+    most: usize,
+    most_bytes: usize,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    used: usize,
+    bytes: usize,
+    /// Numbers of those who wait.
+    waiting: VecDeque<u64>,
+    next: u64,
+    closed: bool,
+}
+
+/// A place in the window; free again when it is dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    window: Arc<Window>,
+    bytes: usize,
+}
+
+impl Window {
+    pub(super) fn new(most: usize, most_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            most_bytes,
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Waits for a place for a message of so many bytes; an empty window takes any. `None` when the
+    /// window was closed.
+    pub(super) fn enter(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        let mut inner = self.lock();
+        let number = inner.next;
+        inner.next += 1;
+        inner.waiting.push_back(number);
+        let must_wait = |inner: &mut Inner| {
+            let room = inner.used == 0
+                || (inner.used < self.most && inner.bytes + bytes <= self.most_bytes);
+            !inner.closed && (!room || inner.waiting.front() != Some(&number))
+        };
+        let mut inner = self
+            .changed
+            .wait_while(inner, must_wait)
+            .unwrap_or_else(PoisonError::into_inner);
+        if inner.closed {
+            return None;
+        }
+        inner.waiting.pop_front();
+        inner.used += 1;
+        inner.bytes += bytes;
+        if !inner.waiting.is_empty() {
+            // The next may have room too.
+            self.changed.notify_all();
+        }
+        let window = Arc::clone(self);
+        Some(Permit { window, bytes })
+    }
+
+    /// Lets everybody go who waits, now and later.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut inner = self.window.lock();
+        inner.used -= 1;
+        inner.bytes -= self.bytes;
+        if !inner.waiting.is_empty() {
+            self.window.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::*;
+
+    fn wait_for(window: &Window, waiting: usize) {
+        while window.lock().waiting.len() < waiting {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn places_are_given_in_the_order_of_asking_when_the_window_is_full() {
+        let window = Window::new(1, 100);
+        let first = window.enter(10).unwrap();
+        let (sender, order) = mpsc::channel();
+        thread::scope(|scope| {
+            for number in 0..3 {
+                let (sender, window) = (sender.clone(), &window);
+                scope.spawn(move || {
+                    let permit = window.enter(10).unwrap();
+                    sender.send(number).unwrap();
+                    drop(permit);
+                });
+                wait_for(window, number + 1);
+            }
+            drop(first);
+        });
+
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn message_waits_when_bytes_are_used_up_and_any_goes_when_nothing_is_under_way() {
+        let window = Window::new(8, 100);
+        let huge = window.enter(1000).unwrap();
+        thread::scope(|scope| {
+            let small = scope.spawn(|| window.enter(1));
+            wait_for(&window, 1);
+            drop(huge);
+            assert!(small.join().unwrap().is_some());
+        });
+        assert_eq!(window.lock().bytes, 0);
+    }
+
+    #[test]
+    fn nobody_waits_when_the_window_is_closed() {
+        let window = Window::new(1, 100);
+        let _first = window.enter(1);
+        thread::scope(|scope| {
+            let second = scope.spawn(|| window.enter(1));
+            wait_for(&window, 1);
+            window.close();
+            assert!(second.join().unwrap().is_none());
+        });
+    }
+}
