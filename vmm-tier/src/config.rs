@@ -468,6 +468,7 @@ mod tests {
                 "source.aggregation-interval-ms",
             ),
             ("[moves]\nbatch = '4K'", "moves.batch is 4 KiB"),
+            ("[moves]\nrate-per-s = '2T'", "moves.rate-per-s is 2 TiB"),
             ("[tiers]\nheadroom = '20%'", "tiers.headroom is 20%"),
             ("[tiers]\nfast = '0'", "go together"),
             ("[tiers]\nfast = '0'\nslow = '0-1'", "dry run"),

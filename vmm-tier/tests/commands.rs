@@ -2,12 +2,15 @@
 
 mod played;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use qmp::Event;
 use serde_json::{Value, json};
 
-use self::played::{Agent, FOR_EVER, MIB, Qemu};
+use self::played::{Agent, FOR_EVER, MIB, Qemu, event};
 
 /// What was set by commands in the tests of restarts.
 fn set_all(agent: &mut Agent) {
@@ -104,19 +107,16 @@ fn state_file_when_damaged_is_kept_aside_and_the_agent_runs() {
 }
 
 #[test]
-fn pin_when_its_memory_is_not_there_yet_waits_and_can_be_taken_back() {
+fn pin_when_its_memory_is_gone_waits_until_it_is_back_or_the_pin_is_taken_back() {
     let folder = tempfile::tempdir().unwrap();
-    let _server = Qemu::new().serve(&folder.path().join("qmp"));
+    let qemu = Qemu::new();
+    qemu.has_dimm.store(true, Ordering::Relaxed);
+    let server = qemu.serve(&folder.path().join("qmp"));
     let mut agent = Agent::start(folder);
-    let pin = json!({"start": 2 * MIB, "bytes": MIB, "tier": "slow"});
-    agent.ask("tier-pin", Some(pin));
+    let dimm = json!({"start": 4096 * MIB, "bytes": MIB, "tier": "slow", "when-full": "fill"});
+    agent.ask("tier-pin", Some(dimm));
     agent.kill();
-    // As if the guest had had a DIMM at 4 GiB before.
-    let file = agent.folder.path().join("run/state/played.json");
-    let text = std::fs::read_to_string(&file).unwrap();
-    let mut document: Value = serde_json::from_str(&text).unwrap();
-    document["set"]["pins"][0]["start"] = json!(4096 * MIB);
-    std::fs::write(&file, document.to_string()).unwrap();
+    qemu.has_dimm.store(false, Ordering::Relaxed);
     let mut agent = Agent::start_in(Arc::clone(&agent.folder), "");
 
     let reply = agent.ask("query-tier", None);
@@ -126,10 +126,23 @@ fn pin_when_its_memory_is_not_there_yet_waits_and_can_be_taken_back() {
     let refusal = agent.refused("tier-pin", over_it);
     assert!(refusal.contains("overlaps"), "{refusal}");
 
+    qemu.has_dimm.store(true, Ordering::Relaxed);
+    server.broadcast(&event(
+        "RESET",
+        json!({"guest": false, "reason": "host-qmp-system-reset"}),
+    ));
+    let reply = agent.ask_until(|reply| reply["pins"]["count"] == 1);
+    assert_eq!(reply["pins"]["waiting"], json!([]));
+    assert_eq!(reply["map-generation"], 2);
+
+    agent.kill();
+    qemu.has_dimm.store(false, Ordering::Relaxed);
+    let mut agent = Agent::start_in(Arc::clone(&agent.folder), "");
     let range = json!({"start": 4096 * MIB, "bytes": MIB});
     assert_eq!(agent.ask("tier-unpin", Some(range))["pins"], 1);
     let reply = agent.ask("query-tier", None);
     assert_eq!(reply["pins"]["waiting"], json!([]));
+    let file = agent.folder.path().join("run/state/played.json");
     assert!(!file.exists(), "nothing is set any more");
 }
 

@@ -73,7 +73,7 @@ impl Herald {
         }
     }
 
-    /// Tells what the engine noticed. `refused` is why the kernel refuses all moves, if it does.
+    /// Tells what the engine noticed; `paused_by` is who wants moves to pause now.
     pub(super) fn notice(&mut self, notice: Notice, paused_by: &[&str]) {
         match notice {
             Notice::State { from, to } => self.state(from, to, paused_by),
@@ -159,7 +159,27 @@ impl Herald {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use qmp::{
+        Client, QmpError, Server, client,
+        server::{CommandSpec, Handler, Options},
+    };
+
     use super::*;
+
+    /// Nobody is asked anything here.
+    struct Mute;
+
+    impl Handler for Mute {
+        fn commands(&self) -> &[CommandSpec] {
+            &[]
+        }
+
+        fn handle(&self, name: &str, _: Map<String, Value>) -> Result<Value, QmpError> {
+            Err(QmpError::command_not_found(name))
+        }
+    }
 
     fn failure(page: u64) -> Failure {
         Failure {
@@ -189,5 +209,43 @@ mod tests {
         let later = start + FAILURES_APART;
         assert_eq!(failures.due(later), Some((failure(11), 9)));
         assert_eq!(failures.due(later + FAILURES_APART), None, "all were told");
+    }
+
+    #[test]
+    fn failures_when_told_say_which_page_where_to_and_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qmp");
+        let server = Server::bind(&path, Arc::new(Mute), Options::default()).unwrap();
+        let (_client, events) = Client::connect(&path, &client::Options::default()).unwrap();
+        let mut herald = Herald::new(vec![server.events()]);
+        let start = Instant::now();
+
+        for gpa in [None, Some(Gpa(1 << 20))] {
+            herald.notice(
+                Notice::MoveFailed {
+                    gpa,
+                    hva: Hva(0x7f00_0000_0000),
+                    bytes: 4096,
+                    direction: Direction::Demote,
+                    outcome: Outcome::NoMemory,
+                },
+                &[],
+            );
+        }
+        herald.tell_failures(start, Some("not permitted"));
+        herald.tell_failures(start + FAILURES_APART, None);
+        herald.source("damon", Some("no DAMON"));
+
+        let event = events.recv().unwrap();
+        assert_eq!(event.name, "TIER_MOVE_FAILED");
+        let expected = json!({
+            "gpa": 1 << 20, "hva": 0x7f00_0000_0000_u64, "bytes": 4096, "direction": "demote",
+            "class": "no-memory", "reason": "not permitted", "left-out": 1,
+        });
+        assert_eq!(event.data, expected);
+        let event = events.recv().unwrap();
+        assert_eq!(event.name, "TIER_SOURCE", "the failures were told");
+        let expected = json!({"kind": "damon", "up": false, "reason": "no DAMON"});
+        assert_eq!(event.data, expected);
     }
 }

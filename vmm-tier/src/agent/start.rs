@@ -115,6 +115,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     };
     agent.restore();
     agent.ask_qemu();
+    // It was read a moment ago.
+    agent.next_map_check = Instant::now() + MAP_CHECK;
     agent.run()
 }
 

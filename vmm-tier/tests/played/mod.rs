@@ -59,6 +59,8 @@ pub struct Qemu {
     pub status: Mutex<&'static str>,
     /// What `query-migrate` tells.
     pub migration: Mutex<Option<&'static str>>,
+    /// A DIMM of 4 MiB at 4 GiB is plugged.
+    pub has_dimm: AtomicBool,
 }
 
 impl Qemu {
@@ -68,11 +70,22 @@ impl Qemu {
             hangs: AtomicBool::new(false),
             status: Mutex::new("running"),
             migration: Mutex::new(None),
+            has_dimm: AtomicBool::new(false),
         })
     }
 
     pub fn base(&self) -> u64 {
         (self.ram.as_ptr() as u64).next_multiple_of(2 * MIB)
+    }
+
+    /// First address in the guest, first address here, length and name of each block.
+    fn blocks(&self) -> Vec<(u64, u64, u64, &'static str)> {
+        let base = self.base();
+        let mut blocks = vec![(0, base, 32 * MIB, "pc.ram")];
+        if self.has_dimm.load(Ordering::Relaxed) {
+            blocks.push((4096 * MIB, base + 32 * MIB, 4 * MIB, "dimm0"));
+        }
+        blocks
     }
 
     pub fn serve(self: &Arc<Self>, path: &Path) -> Server {
@@ -90,7 +103,7 @@ impl Handler for Qemu {
         while self.hangs.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(10));
         }
-        let (base, len) = (self.base(), 32 * MIB);
+        let blocks = self.blocks();
         Ok(match name {
             "query-status" => {
                 let status = *self.status.lock().unwrap();
@@ -101,22 +114,36 @@ impl Handler for Qemu {
                 None => json!({}),
             },
             "query-name" => json!({"name": "played"}),
-            "query-memory-devices" => json!([]),
+            "query-memory-devices" => blocks[1..]
+                .iter()
+                .map(|&(addr, _, size, id)| {
+                    let memdev = format!("/objects/{id}");
+                    json!({"type": "dimm", "data": {
+                        "id": id, "addr": addr, "size": size, "slot": 0, "node": 0,
+                        "memdev": memdev, "hotplugged": true, "hotpluggable": true,
+                    }})
+                })
+                .collect(),
             "x-query-ramblock" => {
-                let head = "Block Name    PSize  Offset  Used  Total  HVA  RO";
-                let text = format!("{head}\npc.ram  4 KiB  0x0 {len:#x} {len:#x} {base:#x} rw\n");
+                let mut text = "Block Name    PSize  Offset  Used  Total  HVA  RO\n".to_owned();
+                for (gpa, hva, len, id) in blocks {
+                    text += &format!("{id}  4 KiB  {gpa:#x} {len:#x} {len:#x} {hva:#x} rw\n");
+                }
                 json!({"human-readable-text": text})
             }
             _ => {
                 let line = arguments["command-line"].as_str().unwrap_or_default();
                 let gpa = line.strip_prefix("gpa2hva 0x").unwrap_or("0");
                 let gpa = u64::from_str_radix(gpa, 16).unwrap_or(u64::MAX);
-                match gpa < len {
-                    true => json!(format!(
-                        "Host virtual address for {gpa:#x} (pc.ram) is {:#x}\n",
-                        base + gpa
+                let block = blocks
+                    .into_iter()
+                    .find(|(start, _, len, _)| (*start..start + len).contains(&gpa));
+                match block {
+                    Some((start, hva, _, id)) => json!(format!(
+                        "Host virtual address for {gpa:#x} ({id}) is {:#x}\n",
+                        hva + (gpa - start)
                     )),
-                    false => json!(format!("No memory is mapped at address {gpa:#x}\n")),
+                    None => json!(format!("No memory is mapped at address {gpa:#x}\n")),
                 }
             }
         })

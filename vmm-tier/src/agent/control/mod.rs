@@ -108,13 +108,18 @@ impl Handler for Commands {
         let order = Order::parse(name, arguments)?;
         let (reply, answer) = bounded(1);
         let late = || QmpError::generic("The agent is busy: try again");
+        let later = || {
+            QmpError::generic(
+                "The agent is busy, and may carry this out yet: ask query-tier for the state",
+            )
+        };
         let gone = || QmpError::generic("The agent ends");
         self.agent
             .send_timeout(Request { order, reply }, PATIENCE)
             .map_err(|error| if error.is_timeout() { late() } else { gone() })?;
         match answer.recv_timeout(PATIENCE) {
             Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => Err(late()),
+            Err(RecvTimeoutError::Timeout) => Err(later()),
             Err(RecvTimeoutError::Disconnected) => Err(gone()),
         }
     }

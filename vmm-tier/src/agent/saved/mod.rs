@@ -147,15 +147,14 @@ impl Saved {
 
     /// Whether another QEMU has the file, and complains if so.
     fn has_rival(&mut self) -> bool {
-        let Some(rival) = self.rival.take_if(|rival| rival.is_alive(&self.root)) else {
-            self.rival = None;
+        self.rival.take_if(|rival| !rival.is_alive(&self.root));
+        let Some(Identity { pid, .. }) = self.rival else {
             return false;
         };
-        let (vm, pid) = (&self.vm, rival.pid);
+        let vm = &self.vm;
         let why = format!(
             "QEMU {pid} has the name '{vm}' too: give each VM a name of its own, with --name"
         );
-        self.rival = Some(rival);
         self.complain(&why);
         true
     }

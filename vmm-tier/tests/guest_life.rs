@@ -1,10 +1,12 @@
-//! An agent whose guest migrates away, or arrives; QEMU is played.
+//! An agent whose guest migrates away, arrives, or gets and loses memory; QEMU is played.
 
 mod played;
 
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value, json};
 
-use self::played::{Agent, Qemu, event};
+use self::played::{Agent, MIB, Qemu, event};
 
 #[test]
 fn moves_when_the_guest_migrates_pause_until_that_fails() {
@@ -90,4 +92,23 @@ fn moves_when_the_guest_is_yet_to_arrive_wait_until_it_runs() {
 
     let reply = agent.ask_until(|reply| reply["state"] != "guest-stopped");
     assert_ne!(reply["state"], "paused", "{reply}");
+}
+
+#[test]
+fn map_when_memory_comes_and_goes_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let qemu = Qemu::new();
+    let server = qemu.serve(&folder.path().join("qmp"));
+    let mut agent = Agent::start(folder);
+    agent.ask_until(|reply| reply["tiers"][0]["bytes"] == 31 * MIB);
+
+    // Plugging a DIMM emits no event: the next look finds it.
+    qemu.has_dimm.store(true, Ordering::Relaxed);
+    agent.ask_until(|reply| reply["tiers"][0]["bytes"] == 35 * MIB);
+
+    qemu.has_dimm.store(false, Ordering::Relaxed);
+    let gone = json!({"device": "dimm0", "path": "/machine/peripheral/dimm0"});
+    server.broadcast(&event("DEVICE_DELETED", gone));
+    let reply = agent.ask_until(|reply| reply["tiers"][0]["bytes"] == 31 * MIB);
+    assert_eq!(reply["map-generation"], 3);
 }
