@@ -16,7 +16,7 @@ use std::{
 use qmp::{
     Client,
     client::ExecuteError,
-    commands::{QueryMemoryDevices, QueryRamblock},
+    commands::{self, QomGet, QueryMemoryDevices, QueryRamblock},
     hmp::{self, Gpa2Hva, ParseGpa2HvaError, ParseRamBlocksError},
 };
 use tier_core::{
@@ -197,9 +197,8 @@ fn of_probing(error: ProbingError<DiscoverError>) -> DiscoverError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Layout {
     blocks: Vec<hmp::RamBlock>,
-    /// First address and length of each device. Not the plugged size of a virtio-mem device: that
-    /// changes all the time and moves nothing.
-    devices: Vec<(u64, u64)>,
+    /// Not the plugged size of a virtio-mem device: that changes all the time and moves nothing.
+    devices: Vec<MemoryDevice>,
 }
 
 impl Layout {
@@ -213,10 +212,12 @@ impl Layout {
             Err(error) => return Err(error.into()),
         };
         let devices = match client.execute(&QueryMemoryDevices) {
-            Ok(devices) => devices
-                .iter()
-                .filter_map(qmp::commands::MemoryDevice::range)
-                .collect(),
+            Ok(devices) => {
+                let devices = devices.iter().map(|device| memory_device(client, device));
+                devices
+                    .filter_map(Result::transpose)
+                    .collect::<Result<_, _>>()?
+            }
             // Machines without memory devices may lack the command.
             Err(ref error) if is_unknown_command(error) => Vec::new(),
             Err(error) => return Err(error.into()),
@@ -247,13 +248,43 @@ impl Layout {
         };
         Ok(Inputs {
             blocks: self.blocks.iter().map(row).collect(),
-            devices: self
-                .devices
-                .iter()
-                .map(|&(gpa, len)| MemoryDevice { gpa, len })
-                .collect(),
+            devices: self.devices.clone(),
             vmas,
         })
+    }
+}
+
+/// A device that adds RAM; `None` for one without an address.
+fn memory_device(
+    client: &Client,
+    device: &commands::MemoryDevice,
+) -> Result<Option<MemoryDevice>, DiscoverError> {
+    let Some((gpa, len)) = device.range() else {
+        return Ok(None);
+    };
+    let has_holes = match device {
+        commands::MemoryDevice::VirtioMem(device) => has_holes(client, device.id.as_deref())?,
+        _ => false,
+    };
+    Ok(Some(MemoryDevice {
+        gpa,
+        len,
+        has_holes,
+    }))
+}
+
+/// Whether a virtio-mem device has dynamic memslots.
+fn has_holes(client: &Client, id: Option<&str>) -> Result<bool, DiscoverError> {
+    // Without an id it can't be asked for; looking for holes that are not there costs a little time.
+    let Some(id) = id else {
+        return Ok(true);
+    };
+    let path = format!("/machine/peripheral/{id}");
+    match client.execute(&QomGet::new(path, "dynamic-memslots")) {
+        Ok(value) => Ok(value.as_bool().unwrap_or(true)),
+        // Before QEMU 8.2 there is no such property.
+        Err(error) if error.refusal().is_some() => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
