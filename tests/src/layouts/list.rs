@@ -69,7 +69,7 @@ fn machines() -> Vec<Layout> {
         Layout::new("microvm, 5 GiB, split", "-M microvm -m 5G").base("microvm.ram", 5 * GIB),
         Layout::new(
             "microvm, PCI, ACPI",
-            "-M microvm,pcie=on,acpi=on,rtc=on,max-ram-below-4g=1G -m 2G",
+            "-M microvm,pcie=on,acpi=on,rtc=on -m 2G",
         )
         .base("microvm.ram", 2 * GIB),
     ]
@@ -207,8 +207,8 @@ fn huge_pages() -> Vec<Layout> {
             "file,mem-path={huge2m},share=on",
         ),
         small(
-            "hugetlb 2 MiB, file, prealloc, reserve off",
-            "file,mem-path={huge2m},share=on,prealloc=on,reserve=off",
+            "hugetlb 2 MiB, file, private, prealloc",
+            "file,mem-path={huge2m},share=off,prealloc=on",
         ),
         Layout::new(
             "hugetlb 2 MiB, -mem-path, prealloc",
@@ -328,19 +328,20 @@ fn dimms() -> Vec<Layout> {
 }
 
 fn virtio() -> Vec<Layout> {
-    // 2 GiB for virtio-mem in a guest of 512 MiB; `more` are properties of the device. Only as much of the
-    // region as is requested, and 256 MiB, can be plugged.
-    let guest = |name, requested: &str, more: &str| {
+    // Only as much of the region as is requested, and 256 MiB, can be plugged.
+    let guest = |name, requested: &str, gib: u64, more: &str| {
         Layout::new(
             name,
             format!(
-                "-M q35 -m 512,maxmem=8G -object memory-backend-memfd,id=vmem0,size=2G,share=on \
-                 -device virtio-mem-pci,id=vm0,memdev=vmem0,requested-size={requested},\
+                "-M q35 -m 512,maxmem=16G -object memory-backend-memfd,id=vmem0,size={gib}G,share=on,\
+                 reserve=off -device virtio-mem-pci,id=vm0,memdev=vmem0,requested-size={requested},\
                  bus=pcie.0,addr={VIRTIO}{more}"
             ),
         )
         .base("pc.ram", 512 * MIB)
     };
+    let memslots = |name, requested| guest(name, requested, 8, ",dynamic-memslots=on").since(8, 2);
+    let guest = |name, requested| guest(name, requested, 2, "");
     let drive = |requests, size| Step::VirtioMem {
         slot: VIRTIO,
         device: "vm0",
@@ -357,38 +358,33 @@ fn virtio() -> Vec<Layout> {
     // Blocks of the device's 1024: whether plugged, first, count.
     const GROW: &[(bool, u64, u16)] = &[(true, 0, 64), (true, 100, 4), (true, 1023, 1)];
     const SHRINK: &[(bool, u64, u16)] = &[(false, 0, 32), (false, 1023, 1)];
-    const BOTH_ENDS: &[(bool, u64, u16)] = &[(true, 0, 8), (true, 1016, 8)];
+    // Blocks of the device's 4096, 512 in each of its eight slots.
+    const BOTH_ENDS: &[(bool, u64, u16)] = &[(true, 0, 8), (true, 4088, 8)];
     const FIRST_GIVEN_BACK: &[(bool, u64, u16)] = &[(false, 0, 8)];
+    const MIDDLE: &[(bool, u64, u16)] = &[(true, 1100, 4), (true, 2559, 2)];
     vec![
-        guest("virtio-mem, size 0", "0", "").ram("vmem0", 2 * GIB),
-        guest("virtio-mem, requested", "512M", "").ram("vmem0", 2 * GIB),
-        guest("virtio-mem, grown", "2G", "")
+        guest("virtio-mem, size 0", "0").ram("vmem0", 2 * GIB),
+        guest("virtio-mem, requested", "512M").ram("vmem0", 2 * GIB),
+        guest("virtio-mem, grown", "2G")
             .step(drive(GROW, 69 * BLOCK))
             .ram("vmem0", 2 * GIB),
-        guest("virtio-mem, grown and shrunk", "2G", "")
+        guest("virtio-mem, grown and shrunk", "2G")
             .step(drive(GROW, 69 * BLOCK))
             .step(request(16))
             .step(drive(SHRINK, 36 * BLOCK))
             .ram("vmem0", 2 * GIB),
-        guest("virtio-mem, memslots, size 0", "0", ",dynamic-memslots=on").since(8, 2),
-        guest(
-            "virtio-mem, memslots, both ends",
-            "2G",
-            ",dynamic-memslots=on",
-        )
-        .step(drive(BOTH_ENDS, 16 * BLOCK))
-        .ram("vmem0", 0)
-        .since(8, 2),
-        guest(
-            "virtio-mem, memslots, start given back",
-            "2G",
-            ",dynamic-memslots=on",
-        )
-        .step(drive(BOTH_ENDS, 16 * BLOCK))
-        .step(request(16))
-        .step(drive(FIRST_GIVEN_BACK, 8 * BLOCK))
-        .ram("vmem0", 0)
-        .since(8, 2),
+        memslots("virtio-mem, memslots, size 0", "0"),
+        memslots("virtio-mem, memslots, both ends", "8G")
+            .step(drive(BOTH_ENDS, 16 * BLOCK))
+            .ram("vmem0", 2 * GIB),
+        memslots("virtio-mem, memslots, start given back", "8G")
+            .step(drive(BOTH_ENDS, 16 * BLOCK))
+            .step(request(16))
+            .step(drive(FIRST_GIVEN_BACK, 8 * BLOCK))
+            .ram("vmem0", GIB),
+        memslots("virtio-mem, memslots, in the middle", "8G")
+            .step(drive(MIDDLE, 6 * BLOCK))
+            .ram("vmem0", 3 * GIB),
         Layout::new(
             "virtio-mem beside a DIMM, 5 GiB",
             "-M q35 -m 5G,slots=2,maxmem=16G -object memory-backend-ram,id=d0,size=512M \
@@ -516,7 +512,8 @@ fn no_ram() -> Vec<Layout> {
         .base("m0", GIB)
         .ram("m1", 4 * GIB)
         .ram("d0", 512 * MIB)
-        .ram("nv0", 256 * MIB - 128 * KIB)
+        // Huge pages may back it, so what the labels leave is cut to a multiple of 2 MiB.
+        .ram("nv0", 254 * MIB)
         .ram("vmem0", GIB)
         .other("vga.vram")
         .other("system.flash0")
