@@ -10,6 +10,7 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva},
     engine::{Event, MAX_PINS, Pin, PinError, PinsSnapshot, VmEngine, WhenFull},
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
+    moves::Outcome,
     settings::{EngineSettings, Tier},
     time::Time,
 };
@@ -173,6 +174,28 @@ fn pinned_page_when_it_appears_later_follows() {
     );
     observe(&mut lab, 5);
     lab.kernel.frames[1000..1010].fill(Some(SLOW));
+    observe(&mut lab, 30);
+    assert_eq!(on_fast(&lab, 1000..1010), 10);
+}
+
+#[test]
+fn pinned_page_when_its_moves_fail_is_tried_again_and_keeps_none_from_moving() {
+    let mut lab = lab();
+    for frame in 1000..1005 {
+        let busy = BASE + frame * BASE_PAGE;
+        lab.kernel.fails.insert(busy, Outcome::Busy);
+    }
+    lab.engine
+        .pin(lab.now, pin(1000..1010, Tier::Fast, WhenFull::Demote))
+        .unwrap();
+    observe(&mut lab, 60);
+    assert_eq!(on_fast(&lab, 1000..1010), 5);
+    assert!(
+        on_fast(&lab, 1536..2048) > 400,
+        "hot pages go on being promoted"
+    );
+    assert!(lab.engine.snapshot().failed[&Outcome::Busy] > 5);
+    lab.kernel.fails.clear();
     observe(&mut lab, 30);
     assert_eq!(on_fast(&lab, 1000..1010), 10);
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    VmEngine, VmState, history::PastMove, judge::Verdict, pins::PinStatus, plan::Candidate,
+    VmEngine, VmState, history::PastMove, judge::Verdict, pin::PinStatus, plan::Candidate,
 };
 use crate::{
     addr::{Gpa, Hva, NodeId, gpa_number},

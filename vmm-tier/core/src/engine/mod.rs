@@ -18,6 +18,8 @@ mod heatmap;
 mod history;
 mod judge;
 mod notices;
+mod pin;
+mod pin_moves;
 mod pinning;
 mod pins;
 mod placement;
@@ -34,7 +36,7 @@ pub use drain::{DrainProgress, DrainStall};
 pub use explain::{ExplainError, Explanation, PageCondition, PastMoveNote};
 pub use heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS};
 pub use notices::Notice;
-pub use pins::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
+pub use pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
 pub use policy::{
     MAX_HORIZON, MAX_RATE, MIN_HORIZON, MIN_RATE, PolicyChange, PolicyError, PolicySnapshot,
 };
