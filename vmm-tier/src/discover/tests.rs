@@ -35,6 +35,10 @@ impl Machine {
         let devices = self.blocks.iter().filter(|(.., gpa)| *gpa != 0);
         devices
             .map(|(name, _, len, gpa)| {
+                if let Some(id) = name.strip_prefix("0000:00:05.0/") {
+                    return json!({"type": "virtio-mem", "data": {"id": id, "memaddr": gpa, "requested-size": 0,
+                        "size": 0, "max-size": len, "block-size": 2 * MIB, "node": 0, "memdev": "/objects/m"}});
+                }
                 json!({"type": "dimm", "data": {"addr": gpa, "size": len, "slot": 0, "node": 0, "memdev": name}})
             })
             .collect()
@@ -119,6 +123,13 @@ impl Player {
                 }
                 json!({"return": machine.devices()})
             }
+            ("qom-get", _) => match request["arguments"]["path"].as_str().unwrap() {
+                "/machine/peripheral/slots" => json!({"return": true}),
+                "/machine/peripheral/whole" => json!({"return": false}),
+                _ => {
+                    json!({"error": {"class": "GenericError", "desc": "Property 'virtio-mem-pci.dynamic-memslots' not found"}})
+                }
+            },
             ("human-monitor-command", line) if line.starts_with("gpa2hva ") => {
                 let gpa = u64::from_str_radix(line.trim_start_matches("gpa2hva 0x"), 16).unwrap();
                 json!({"return": machine.gpa2hva(self.base, gpa)})
@@ -195,6 +206,35 @@ fn discover_when_the_layout_is_steady_needs_one_attempt_and_harmless_commands() 
             harmless.iter().any(|start| command.starts_with(start)),
             "{command}"
         );
+    }
+}
+
+#[test]
+fn discover_when_a_virtio_mem_device_is_there_asks_whether_it_has_memslots() {
+    let (_buffer, base) = buffer();
+    for (name, has_holes) in [
+        ("0000:00:05.0/slots", true),
+        ("0000:00:05.0/whole", false),
+        // QEMU before 8.2.
+        ("0000:00:05.0/old", false),
+    ] {
+        let blocks = vec![
+            ("pc.ram", 0, 32 * MIB, 0),
+            (name, 32 * MIB, 16 * MIB, 4 << 30),
+        ];
+        let player = Player {
+            layouts: vec![Machine { blocks }],
+            is_old: false,
+            base,
+        };
+
+        let ((layout, found), _) = play(player, |client| {
+            let layout = Layout::read(client).unwrap();
+            (layout, discover(client, &SysRoot::real()).unwrap())
+        });
+
+        assert_eq!(layout.devices[0].has_holes, has_holes, "{name}");
+        assert_eq!(places(&found.map), [(MIB, 31 * MIB), (4 << 30, 16 * MIB)]);
     }
 }
 
