@@ -1,4 +1,5 @@
-//! The clients that people use: qemu.qmp, its library and its `qmp-shell`, against a server of ours.
+//! The clients that people use: qemu.qmp, its library and its `qmp-shell`, against a server of ours, and
+//! against a live QEMU through the proxy.
 //!
 //! `scripts/setup` unpacks qemu.qmp into the cache folder. Without it, or without Python, the tests say
 //! `SKIPPED:` and why.
@@ -9,7 +10,7 @@ use std::{
     env,
     io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,11 +20,11 @@ use std::{
 };
 
 use qmp::{
-    Event, QmpError, Server,
+    Client, Event, Proxy, QmpError, Server, client, proxy,
     server::{CommandSpec, Handler, MemberSpec, Options, TypeSpec},
 };
 use serde_json::{Map, Value, json};
-use support::socket;
+use support::{socket, wait_until};
 
 const COMMANDS: &[CommandSpec] = &[
     CommandSpec {
@@ -55,8 +56,8 @@ impl Handler for Echo {
     }
 }
 
-/// Python with qemu.qmp; `None`, said aloud, if it can't be had here.
-fn python() -> Option<Command> {
+/// What `scripts/setup` unpacked under this name.
+fn unpacked(name: &str) -> Option<PathBuf> {
     let cache = env::var_os("VMM_TIER_CACHE")
         .map(PathBuf::from)
         .or_else(|| {
@@ -64,7 +65,53 @@ fn python() -> Option<Command> {
             let home = || Some(Path::new(&env::var_os("HOME")?).join(".cache"));
             Some(base.or_else(home)?.join("vmm-tier"))
         });
-    let clients = cache?.join("clients");
+    Some(cache?.join(name)).filter(|folder| folder.join(".complete").exists())
+}
+
+/// A QEMU without a machine; killed when dropped.
+struct Qemu {
+    child: Child,
+    monitor: PathBuf,
+}
+
+impl Qemu {
+    /// `None`, said aloud, if there is none to start.
+    fn start(folder: &Path) -> Option<Self> {
+        let Some(root) = unpacked("qemu-inner") else {
+            println!("SKIPPED: no QEMU in the cache folder (scripts/setup brings it)");
+            return None;
+        };
+        let monitor = folder.join("qemu");
+        let child = Command::new(root.join("usr/bin/qemu-system-x86_64"))
+            .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
+            .args([
+                "-machine",
+                "none",
+                "-nodefaults",
+                "-display",
+                "none",
+                "-qmp",
+            ])
+            .arg(format!("unix:{},server=on,wait=off", monitor.display()))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let qemu = Self { child, monitor };
+        wait_until("QEMU's monitor", || qemu.monitor.exists());
+        Some(qemu)
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Python with qemu.qmp; `None`, said aloud, if it can't be had here.
+fn python() -> Option<Command> {
+    let clients = unpacked("clients").unwrap_or_default();
     let mut command = Command::new("python3");
     command.env("PYTHONPATH", &clients);
     let works = Command::new("python3")
@@ -78,6 +125,35 @@ fn python() -> Option<Command> {
     works.then_some(command)
 }
 
+/// Has the library carry out commands on a socket: one answer each.
+fn session(mut python: Command, path: &Path, commands: &[Value]) -> Vec<Value> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/clients/session.py");
+    let commands = commands.iter().map(Value::to_string);
+    let output = python.arg(script).arg(path).args(commands).output();
+    said(&output.unwrap())
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Types lines into qmp-shell.
+fn shell(mut python: Command, path: &Path, lines: &str) -> String {
+    let home = tempfile::tempdir().unwrap();
+    let mut shell = python
+        .args(["-m", "qemu.qmp.qmp_shell", "-p"])
+        .arg(path)
+        .env("HOME", home.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut keyboard = shell.stdin.take().unwrap();
+    keyboard.write_all(lines.as_bytes()).unwrap();
+    drop(keyboard);
+    said(&shell.wait_with_output().unwrap())
+}
+
 fn said(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -87,7 +163,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn qemu_qmp_when_it_drives_a_server_gets_returns_errors_and_events() {
-    let Some(mut python) = python() else { return };
+    let Some(python) = python() else { return };
     let (_folder, path) = socket();
     let server = Server::bind(&path, Arc::new(Echo), Options::default()).unwrap();
     let events = server.events();
@@ -102,26 +178,23 @@ fn qemu_qmp_when_it_drives_a_server_gets_returns_errors_and_events() {
             }
         }
     });
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/clients/session.py");
 
-    let output = python
-        .arg(script)
-        .arg(&path)
-        .arg(json!(["tier-echo", {"bytes": u64::MAX}]).to_string())
-        .arg(json!(["tier-fail", null]).to_string())
-        .arg(json!(["no-such", null]).to_string())
-        .arg(json!(["tier-echo", {"bytes": -1}]).to_string())
-        .arg(json!(["query-commands", null]).to_string())
-        .arg(json!(["query-qmp-schema", null]).to_string())
-        .arg(json!(["wait", "TIER_TICK"]).to_string())
-        .output();
+    let answers = session(
+        python,
+        &path,
+        &[
+            json!(["tier-echo", {"bytes": u64::MAX}]),
+            json!(["tier-fail", null]),
+            json!(["no-such", null]),
+            json!(["tier-echo", {"bytes": -1}]),
+            json!(["query-commands", null]),
+            json!(["query-qmp-schema", null]),
+            json!(["wait", "TIER_TICK"]),
+        ],
+    );
+
     heard.store(true, Ordering::Relaxed);
     ticking.join().unwrap();
-
-    let answers: Vec<Value> = said(&output.unwrap())
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
     assert_eq!(answers[0], json!({"return": u64::MAX}));
     assert_eq!(
         answers[1],
@@ -142,26 +215,71 @@ fn qemu_qmp_when_it_drives_a_server_gets_returns_errors_and_events() {
 
 #[test]
 fn qmp_shell_when_a_person_types_shows_the_replies() {
-    let Some(mut python) = python() else { return };
-    let (folder, path) = socket();
+    let Some(python) = python() else { return };
+    let (_folder, path) = socket();
     let _server = Server::bind(&path, Arc::new(Echo), Options::default()).unwrap();
-    let mut shell = python
-        .args(["-m", "qemu.qmp.qmp_shell", "-p"])
-        .arg(&path)
-        .env("HOME", folder.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
 
-    let mut keyboard = shell.stdin.take().unwrap();
-    keyboard
-        .write_all(b"tier-echo bytes=4096\ntier-fail\n")
-        .unwrap();
-    drop(keyboard);
-    let text = said(&shell.wait_with_output().unwrap());
+    let text = shell(python, &path, "tier-echo bytes=4096\ntier-fail\n");
 
     assert!(text.contains("\"return\": 4096"), "{text}");
     assert!(text.contains("it failed"), "{text}");
+}
+
+#[test]
+fn qemu_qmp_when_it_drives_a_live_qemu_through_the_proxy_sees_both() {
+    let Some(python) = python() else { return };
+    let (folder, path) = socket();
+    let Some(qemu) = Qemu::start(folder.path()) else {
+        return;
+    };
+    let (client, _events) = Client::connect(&qemu.monitor, &client::Options::default()).unwrap();
+    let client = Arc::new(client);
+    let _proxy = Proxy::bind(&path, Arc::clone(&client), Arc::new(Echo), proxy::options()).unwrap();
+
+    let answers = session(
+        python,
+        &path,
+        &[
+            json!(["query-version", null]),
+            json!(["tier-echo", {"bytes": 1}]),
+            json!(["device_add", {"driver": "no-such"}]),
+            json!(["query-commands", null]),
+            json!(["query-qmp-schema", null]),
+            json!(["query-status", null]),
+            json!(["stop", null]),
+            json!(["cont", null]),
+        ],
+    );
+
+    let version = &client.version().qemu;
+    assert_eq!(answers[0]["return"]["qemu"]["major"], version.major);
+    assert_eq!(answers[1], json!({"return": 1}));
+    assert_eq!(answers[2]["error"]["class"], "GenericError");
+    let has = |answer: &Value, name: &str| {
+        let list = answer["return"].as_array().unwrap();
+        list.iter().any(|entity| entity["name"] == name)
+    };
+    for list in [&answers[3], &answers[4]] {
+        assert!(has(list, "tier-echo") && has(list, "query-memory-devices"));
+    }
+    assert_eq!(answers[5]["return"]["running"], true);
+    assert_eq!(answers[7], json!({"return": {}}));
+}
+
+#[test]
+fn qmp_shell_when_it_ends_qemu_through_the_proxy_is_told() {
+    let Some(python) = python() else { return };
+    let (folder, path) = socket();
+    let Some(mut qemu) = Qemu::start(folder.path()) else {
+        return;
+    };
+    let (client, _events) = Client::connect(&qemu.monitor, &client::Options::default()).unwrap();
+    let _proxy = Proxy::bind(&path, Arc::new(client), Arc::new(Echo), proxy::options()).unwrap();
+
+    let text = shell(python, &path, "query-status\ntier-echo bytes=7\nquit\n");
+
+    assert!(text.contains("\"running\": true"), "{text}");
+    assert!(text.contains("\"return\": 7"), "{text}");
+    assert!(qemu.child.wait().unwrap().success());
+    wait_until("the proxy's socket to go", || !path.exists());
 }
