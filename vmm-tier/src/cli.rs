@@ -80,6 +80,9 @@ pub(crate) struct RunArgs {
     /// Listen for QMP commands here
     #[arg(long, value_name = "SOCKET")]
     pub(crate) control: Option<PathBuf>,
+    /// Serve QEMU's monitor to many clients here, with the tier commands and events beside QEMU's
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) proxy: Option<PathBuf>,
     /// A configuration file; see examples/vmm-tier.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

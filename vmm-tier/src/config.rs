@@ -27,6 +27,7 @@ pub(crate) struct Config {
     qmp: Option<PathBuf>,
     name: Option<String>,
     control: Option<PathBuf>,
+    proxy: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     tiers: TierConfig,
     policy: PolicyConfig,
@@ -97,6 +98,7 @@ pub(crate) struct Settings {
     pub(crate) qmp: PathBuf,
     pub(crate) name: Option<String>,
     pub(crate) control: Option<PathBuf>,
+    pub(crate) proxy: Option<PathBuf>,
     pub(crate) run_dir: PathBuf,
     pub(crate) fast: Option<NodeSet>,
     pub(crate) slow: Option<NodeSet>,
@@ -165,6 +167,7 @@ impl Settings {
             qmp,
             name,
             control,
+            proxy,
             run_dir,
             tiers,
             policy,
@@ -191,6 +194,7 @@ impl Settings {
             qmp: args.qmp.or(qmp).ok_or(ConfigError::NoQmp)?,
             name: args.name.or(name),
             control: args.control.or(control),
+            proxy: args.proxy.or(proxy),
             run_dir: run_dir.unwrap_or_else(|| PathBuf::from("/run/vmm-tier")),
             fast,
             slow,
@@ -441,6 +445,7 @@ mod tests {
         // What has no default stands in the example as an example.
         example.qmp.clone_from(&defaults.qmp);
         example.control = None;
+        example.proxy = None;
         assert_eq!(example, defaults);
     }
 

@@ -66,6 +66,11 @@ impl Herald {
         }
     }
 
+    /// Sends events to these from now on.
+    pub(super) fn tell(&mut self, to: Vec<EventSender>) {
+        self.to = to;
+    }
+
     fn send(&self, name: &str, data: Value) {
         let event = Event::now(name, data);
         for sender in &self.to {

@@ -18,7 +18,7 @@ use qmp::{
 };
 use tier_core::engine::Event;
 
-use super::{Agent, MAP_CHECK, source::with_causes};
+use super::{Agent, MAP_CHECK, control::Control, source::with_causes};
 use crate::discover::{self, Discovered};
 
 /// How long the agent waits between attempts to reach a lost monitor.
@@ -92,6 +92,7 @@ impl Agent {
     }
 
     pub(super) fn on_monitor_lost(&mut self) {
+        self.end_proxy();
         self.monitor = None;
         self.next_reconnect = Instant::now();
         if !self.guest_has_ended() {
@@ -132,6 +133,9 @@ impl Agent {
                 self.monitor = Some(monitor);
                 self.step(Event::Monitor { attached: true });
                 self.ask_qemu();
+                if let Err(error) = self.serve_proxy() {
+                    self.on_proxy_trouble(&error);
+                }
             }
             // The old guest ends, and this agent with it.
             Ok(monitor) => {
@@ -140,6 +144,38 @@ impl Agent {
             }
             Err(error) => tracing::debug!(vm = self.name, "not yet: {error:#}"),
         }
+    }
+
+    /// Serves QEMU's monitor to other clients, if that is asked for.
+    pub(super) fn serve_proxy(&mut self) -> anyhow::Result<()> {
+        if let (Some(path), Some(monitor)) = (&self.proxy_path, &self.monitor) {
+            self.proxy = Some(Control::proxy(path, Arc::clone(&monitor.client))?);
+            self.tell_all();
+        }
+        Ok(())
+    }
+
+    pub(super) fn end_proxy(&mut self) {
+        if let Some(proxy) = self.proxy.take() {
+            self.tell_all();
+            drop(proxy);
+        }
+    }
+
+    fn on_proxy_trouble(&mut self, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        if self.proxy_trouble.is_news(&error) {
+            tracing::error!(
+                vm = self.name,
+                "{error}; it is tried again when QEMU's monitor was lost and is back"
+            );
+        }
+    }
+
+    /// Events go to the clients of all sockets that there are.
+    fn tell_all(&mut self) {
+        let sockets = self.control.iter().chain(&self.proxy);
+        self.herald.tell(sockets.map(Control::events).collect());
     }
 
     /// Asks for everything that events would have told.

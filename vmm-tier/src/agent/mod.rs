@@ -20,6 +20,7 @@ mod start;
 mod worker;
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc,
@@ -28,7 +29,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam::{channel::Receiver, select};
+use crossbeam::{
+    channel::{Receiver, never},
+    select,
+};
 use tier_core::{
     engine::{Action, Event, NodeMemory, VmEngine, VmState},
     settings::EngineSettings,
@@ -50,7 +54,7 @@ use self::{
     quiet::Quiet,
     saved::{Saved, Wishes},
     source::{Report, SourceThread},
-    worker::{Job, Worker},
+    worker::{Done, Job, Worker},
 };
 
 /// How often the agent looks around when nothing happens.
@@ -62,10 +66,21 @@ const NODES_CHECK: Duration = Duration::from_millis(500);
 
 /// The connection to QEMU's monitor.
 struct Monitor {
-    client: qmp::Client,
+    client: Arc<qmp::Client>,
     events: Receiver<qmp::Event>,
     /// Events lost of which note was taken.
     events_lost: u64,
+}
+
+/// What the agent waits for. `None` where the other end is gone.
+enum News {
+    Qemu(Option<qmp::Event>),
+    Source(Option<Report>),
+    Worker(Option<Done>),
+    Control(Option<Request>),
+    Proxy(Option<Request>),
+    /// Time passed.
+    None,
 }
 
 /// See the [module](self).
@@ -83,6 +98,10 @@ struct Agent {
     source_kind: &'static str,
     blind: Complaint,
     control: Option<Control>,
+    /// QEMU's monitor for other clients, and where it is served. It comes and goes with the monitor.
+    proxy: Option<Control>,
+    proxy_path: Option<PathBuf>,
+    proxy_trouble: Complaint,
     terminate: Arc<AtomicBool>,
     next_map_check: Instant,
     next_nodes_read: Instant,
@@ -104,54 +123,53 @@ struct Agent {
 impl Agent {
     /// Runs until the guest ends or the agent is told to; either is a success.
     fn run(mut self) -> anyhow::Result<ExitCode> {
-        let never_request = crossbeam::channel::never::<Request>();
-        let never_report = crossbeam::channel::never::<Report>();
-        let never_event = crossbeam::channel::never::<qmp::Event>();
         let mut next_tick = Instant::now();
-        // Left before the end begins: a receiver that lives on here would keep senders waiting.
-        let end = loop {
-            let events = self
-                .monitor
-                .as_ref()
-                .map_or(never_event.clone(), |m| m.events.clone());
-            let reports = self
-                .source
-                .as_ref()
-                .map_or(never_report.clone(), |s| s.reports().clone());
-            let requests = self
-                .control
-                .as_ref()
-                .map_or(never_request.clone(), |c| c.requests().clone());
-            select! {
-                recv(events) -> event => match event {
-                    Ok(event) => self.on_qemu_event(&event),
-                    Err(_) => self.on_monitor_lost(),
-                },
-                recv(reports) -> report => match report {
-                    Ok(report) => self.on_source(report),
-                    Err(_) => self.on_source_lost(),
-                },
-                recv(self.worker.done()) -> done => match done {
-                    Ok(done) => self.on_done(done),
-                    Err(_) => anyhow::bail!(
-                        "the thread that looks up and moves pages ended: start the agent again, and \
-                         report what it printed"
-                    ),
-                },
-                recv(requests) -> request => match request {
-                    Ok(request) => self.on_request(request),
-                    Err(_) => self.control = None,
-                },
-                default(self.wait(next_tick)) => self.on_idle(),
+        loop {
+            match self.wait_for_news(self.wait(next_tick)) {
+                News::Qemu(Some(event)) => self.on_qemu_event(&event),
+                News::Qemu(None) => self.on_monitor_lost(),
+                News::Source(Some(report)) => self.on_source(report),
+                News::Source(None) => self.on_source_lost(),
+                News::Worker(Some(done)) => self.on_done(done),
+                News::Worker(None) => anyhow::bail!(
+                    "the thread that looks up and moves pages ended: start the agent again, and \
+                     report what it printed"
+                ),
+                News::Control(Some(request)) | News::Proxy(Some(request)) => {
+                    request.answer(|order| self.carry_out(order));
+                }
+                News::Control(None) => self.control = None,
+                News::Proxy(None) => self.end_proxy(),
+                News::None => self.on_idle(),
             }
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
                 if let Some(end) = self.on_tick() {
-                    break end;
+                    return Ok(self.end(end));
                 }
             }
-        };
-        Ok(self.end(end))
+        }
+    }
+
+    /// Waits until something happens. Holds no end of a channel afterwards: one that lived on while a
+    /// socket or a thread is seen off would keep the others waiting.
+    fn wait_for_news(&self, timeout: Duration) -> News {
+        let (no_event, no_report, no_request) = (never(), never(), never());
+        let events = self.monitor.as_ref().map_or(&no_event, |m| &m.events);
+        let reports = self
+            .source
+            .as_ref()
+            .map_or(&no_report, SourceThread::reports);
+        let asked = self.control.as_ref().map_or(&no_request, Control::requests);
+        let asked_by_proxy = self.proxy.as_ref().map_or(&no_request, Control::requests);
+        select! {
+            recv(events) -> event => News::Qemu(event.ok()),
+            recv(reports) -> report => News::Source(report.ok()),
+            recv(self.worker.done()) -> done => News::Worker(done.ok()),
+            recv(asked) -> asked => News::Control(asked.ok()),
+            recv(asked_by_proxy) -> asked => News::Proxy(asked.ok()),
+            default(timeout) => News::None,
+        }
     }
 
     /// How long nothing needs to be done if nothing happens: until the next tick, or until moves that
@@ -252,10 +270,6 @@ impl Agent {
         self.step(Event::Nodes(memory));
     }
 
-    fn on_request(&mut self, request: Request) {
-        request.answer(|order| self.carry_out(order));
-    }
-
     /// Leaves nothing behind and says why it ends.
     fn end(mut self, end: End) -> ExitCode {
         if end == End::GuestGone {
@@ -266,6 +280,7 @@ impl Agent {
         // The source first: with it the agent's traces leave the kernel.
         drop(self.source);
         drop(self.worker);
+        drop(self.proxy);
         drop(self.control);
         tracing::info!(
             vm,

@@ -56,10 +56,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
     check_source(settings, &root)?;
     let tiers = tiers(settings, &root)?;
-    let monitor = connect(
-        &settings.qmp,
-        qmp::client::Options::default().greeting_timeout,
-    )?;
+    let oob = settings.proxy.is_some();
+    let greeting_timeout = qmp::client::Options::default().greeting_timeout;
+    let monitor = connect(&settings.qmp, greeting_timeout, oob)?;
     let pid = monitor.client.peer().pid;
     let process = ProcessHandle::open(pid)
         .with_context(|| format!("QEMU's process {pid} can't be watched"))?;
@@ -92,12 +91,15 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         started: Instant::now(),
         engine,
         monitor: Some(monitor),
-        connect: Box::new(move || connect(&qmp_path, PATIENCE)),
+        connect: Box::new(move || connect(&qmp_path, PATIENCE, oob)),
         worker,
         source: Some(source),
         source_kind: "damon",
         blind: Complaint::default(),
         control,
+        proxy: None,
+        proxy_path: settings.proxy.clone(),
+        proxy_trouble: Complaint::default(),
         terminate,
         next_map_check: Instant::now() + MAP_CHECK,
         next_nodes_read: Instant::now(),
@@ -113,6 +115,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         pin_trouble: Complaint::default(),
         saved,
     };
+    agent.serve_proxy()?;
     agent.restore();
     agent.ask_qemu();
     // It was read a moment ago.
@@ -141,16 +144,18 @@ fn tiers(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
     Ok(division.tiers)
 }
 
-fn connect(path: &Path, greeting_timeout: Duration) -> anyhow::Result<Monitor> {
+/// Connects to QEMU's monitor, with out-of-band commands for other clients if `oob` is set.
+fn connect(path: &Path, greeting_timeout: Duration, oob: bool) -> anyhow::Result<Monitor> {
     let options = qmp::client::Options {
         connect_timeout: PATIENCE,
         greeting_timeout,
         command_timeout: PATIENCE,
+        oob,
         ..qmp::client::Options::default()
     };
     let (client, events) = qmp::Client::connect(path, &options)?;
     Ok(Monitor {
-        client,
+        client: Arc::new(client),
         events,
         events_lost: 0,
     })

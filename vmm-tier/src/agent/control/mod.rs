@@ -1,4 +1,4 @@
-//! The control socket: the `tier-*` commands, spoken in QMP.
+//! The control socket and the proxy of QEMU's monitor: the `tier-*` commands, spoken in QMP.
 //!
 //! A connection's thread checks a command's arguments and hands the agent an [`Order`]; the agent's
 //! thread carries it out between two events.
@@ -16,7 +16,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use qmp::{
-    QmpError,
+    Client, Proxy, QmpError, proxy,
     server::{CommandSpec, EventSender, EventSpec, Handler, Options, Server},
 };
 use serde_json::{Map, Value};
@@ -45,38 +45,43 @@ impl Request {
     }
 }
 
-/// The socket and its threads. Dropping it removes the socket.
+/// A socket on which commands arrive, and its threads. Dropping it removes the socket.
 #[derive(Debug)]
 pub(super) struct Control {
-    /// Dropped first: clients that wait for an answer then get an error at once, and the server can
-    /// end its threads.
+    /// Dropped first: clients that wait for an answer then get an error at once, and the threads can
+    /// end. So each socket has a queue of its own.
     requests: Receiver<Request>,
-    server: Server,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    /// The agent's own.
+    Own(Server),
+    /// QEMU's monitor, with the agent's commands added.
+    Proxy(Proxy),
 }
 
 impl Control {
-    /// Serves `path`.
+    /// Serves the agent's own commands at `path`.
     pub(super) fn serve(path: &Path) -> anyhow::Result<Self> {
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-        {
-            std::fs::create_dir_all(folder).with_context(|| {
-                format!(
-                    "the control socket's folder {} can't be made",
-                    folder.display()
-                )
-            })?;
-        }
-        let (sender, requests) = bounded(QUEUE);
+        make_folder_of(path)?;
+        let (commands, requests) = Commands::new();
         // The server's error names the socket and says what to do.
-        let server = Server::bind(
-            path,
-            Arc::new(Commands { agent: sender }),
-            Options::default(),
-        )
-        .context("the control socket can't be served")?;
-        Ok(Self { requests, server })
+        let server = Server::bind(path, commands, Options::default())
+            .context("the control socket can't be served")?;
+        let socket = Socket::Own(server);
+        Ok(Self { requests, socket })
+    }
+
+    /// Serves QEMU's monitor at `path` to many clients, with the agent's commands beside QEMU's.
+    pub(super) fn proxy(path: &Path, monitor: Arc<Client>) -> anyhow::Result<Self> {
+        make_folder_of(path)?;
+        let (commands, requests) = Commands::new();
+        let proxy = Proxy::bind(path, monitor, commands, proxy::options())
+            .context("the proxy of QEMU's monitor can't be served")?;
+        let socket = Socket::Proxy(proxy);
+        Ok(Self { requests, socket })
     }
 
     /// Where requests arrive.
@@ -86,13 +91,32 @@ impl Control {
 
     /// Where events go out.
     pub(super) fn events(&self) -> EventSender {
-        self.server.events()
+        match &self.socket {
+            Socket::Own(server) => server.events(),
+            Socket::Proxy(proxy) => proxy.events(),
+        }
+    }
+}
+
+fn make_folder_of(socket: &Path) -> anyhow::Result<()> {
+    match socket.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => std::fs::create_dir_all(folder)
+            .with_context(|| format!("the socket's folder {} can't be made", folder.display())),
+        _ => Ok(()),
     }
 }
 
 /// The commands, as the server sees them.
 struct Commands {
     agent: Sender<Request>,
+}
+
+impl Commands {
+    /// The commands, and where what they ask arrives.
+    fn new() -> (Arc<Self>, Receiver<Request>) {
+        let (agent, requests) = bounded(QUEUE);
+        (Arc::new(Self { agent }), requests)
+    }
 }
 
 impl Handler for Commands {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crossbeam::channel::bounded;
 use qmp::server;
 
 use super::Commands;
@@ -15,8 +14,8 @@ const MARK: &str = "<!-- Below this line the page is made by a test: VMM_TIER_WR
 /// The page with its part below the mark made anew.
 fn regenerated(page: &str) -> String {
     let by_hand = page.split_once(MARK).map_or(page, |(by_hand, _)| by_hand);
-    let (agent, _) = bounded(1);
-    let reference = server::reference(&Commands { agent });
+    let (commands, _) = Commands::new();
+    let reference = server::reference(&*commands);
     format!("{by_hand}{MARK}\n{reference}")
 }
 
