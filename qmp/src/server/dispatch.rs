@@ -200,11 +200,11 @@ impl<'a> Session<'a> {
             Value::Null => json!({}),
             value => value,
         });
-        let sent = self.peer.push(&Reply { result, id });
-        if let Some(oob) = negotiated {
-            self.peer.set_negotiated(oob);
+        let reply = Reply { result, id };
+        match negotiated {
+            Some(oob) => self.peer.push_negotiated(oob, &reply),
+            None => self.peer.push(&reply),
         }
-        sent
     }
 
     /// Whether the server behind this one has to answer.

@@ -77,13 +77,6 @@ impl Peer {
         self.oob.load(Ordering::Acquire)
     }
 
-    /// Events may come from now on. To be called after the reply is queued: no event may come
-    /// before it.
-    pub(super) fn set_negotiated(&self, oob: bool) {
-        self.oob.store(oob, Ordering::Release);
-        self.negotiated.store(true, Ordering::Release);
-    }
-
     /// Sends a message without waiting; a client that has no room for it is disconnected.
     pub(super) fn offer(&self, line: Arc<[u8]>) {
         if !self.queue.offer(line, |bytes| self.write_now(bytes)) {
@@ -93,8 +86,21 @@ impl Peer {
 
     /// Sends a message, waiting for room; `false` when the connection ended.
     pub(super) fn push(&self, message: &impl serde::Serialize) -> bool {
+        self.push_after(|| {}, message)
+    }
+
+    /// Sends the reply to the negotiation; events come after it, from now on.
+    pub(super) fn push_negotiated(&self, oob: bool, message: &impl serde::Serialize) -> bool {
+        let negotiated = || {
+            self.oob.store(oob, Ordering::Release);
+            self.negotiated.store(true, Ordering::Release);
+        };
+        self.push_after(negotiated, message)
+    }
+
+    fn push_after(&self, first: impl FnOnce(), message: &impl serde::Serialize) -> bool {
         self.encode(message)
-            .is_some_and(|line| self.queue.push(line, |bytes| self.write_now(bytes)))
+            .is_some_and(|line| self.queue.push(line, first, |bytes| self.write_now(bytes)))
     }
 
     fn encode(&self, message: &impl serde::Serialize) -> Option<Arc<[u8]>> {

@@ -72,12 +72,20 @@ impl Queue {
     }
 
     /// Appends a message as [`offer`](Self::offer) does, waiting for room; `false` when the queue
-    /// has ended.
-    pub(super) fn push(&self, message: Arc<[u8]>, now: impl FnOnce(&[u8]) -> usize) -> bool {
+    /// has ended. What others append after `first` was called comes after this message.
+    pub(super) fn push(
+        &self,
+        message: Arc<[u8]>,
+        first: impl FnOnce(),
+        now: impl FnOnce(&[u8]) -> usize,
+    ) -> bool {
         let mut inner = self.wait_while(|inner| !self.has_room(inner, message.len()));
         let open = inner.end == End::Open;
-        if open && inner.push(message, now) {
-            self.changed.notify_all();
+        if open {
+            first();
+            if inner.push(message, now) {
+                self.changed.notify_all();
+            }
         }
         open
     }
@@ -219,7 +227,8 @@ mod tests {
         assert!(finished.pop().is_some() && finished.pop().is_none());
         assert!(aborted.pop().is_none());
         assert!(first && !aborted.abort());
-        assert!(!finished.push(message(1), later) && !aborted.push(message(1), later));
+        assert!(!finished.push(message(1), || {}, later));
+        assert!(!aborted.push(message(1), || {}, later));
         assert!(!finished.wait_half_free() && !aborted.wait_half_free());
     }
 }

@@ -1,14 +1,24 @@
 //! Helpers of the socket tests.
 #![allow(dead_code, reason = "each test file uses some")]
 
+pub(crate) mod qemu;
+
 use std::{
-    io::{Read, Write},
+    io::{IoSlice, IoSliceMut, Read, Write},
+    mem::MaybeUninit,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use qmp::codec::{Decoder, Limits};
+use rustix::{
+    fd::{BorrowedFd, OwnedFd},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -79,4 +89,30 @@ impl Raw {
         self.send(bytes);
         self.message()
     }
+}
+
+/// Sends bytes with file descriptors beside the first of them.
+pub(crate) fn send_fds(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(qmp::MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+    let bytes = [IoSlice::new(bytes)];
+    sendmsg(stream, &bytes, &mut control, SendFlags::empty()).unwrap();
+}
+
+/// Receives bytes and the file descriptors beside them.
+pub(crate) fn receive_fds(stream: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
+    let mut bytes = vec![0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(qmp::MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let read = recvmsg(stream, &mut parts, &mut control, RecvFlags::empty()).unwrap();
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    bytes.truncate(read.bytes);
+    (bytes, fds)
 }
