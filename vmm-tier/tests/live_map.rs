@@ -1,203 +1,53 @@
 //! `vmm-tier map` on live guests: every range, and nothing else, is where QEMU says it is.
 //!
-//! Needs a QEMU: `VMM_TIER_QEMU`, those that `scripts/setup` unpacked, or `qemu-system-x86_64` in PATH.
+//! Needs a QEMU; see [`live`].
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+mod live;
 
-use qmp::{
-    Client,
-    client::Options,
-    hmp::{Gpa2Hva, parse_gpa2hva},
-};
+use std::{fs, process::Command};
+
+use qmp::hmp::{Gpa2Hva, parse_gpa2hva};
 use serde_json::Value;
+
+use self::live::{Guest, on_each_qemu};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// A QEMU to test with.
-struct Emulator {
-    program: PathBuf,
-    /// Where it was unpacked, if it is not installed.
-    root: Option<PathBuf>,
-}
-
-fn emulators() -> Vec<Emulator> {
-    if let Some(program) = env::var_os("VMM_TIER_QEMU") {
-        return vec![Emulator {
-            program: program.into(),
-            root: None,
-        }];
-    }
-    let cache = env::var_os("VMM_TIER_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| {
-            let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            Some(
-                base.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")))?
-                    .join("vmm-tier"),
-            )
-        });
-    let unpacked = ["qemu-inner", "qemu-outer"].iter().filter_map(|name| {
-        let root = cache.as_ref()?.join(name);
-        let program = root.join("usr/bin/qemu-system-x86_64");
-        // The set-up writes this file last.
-        (root.join(".complete").exists() && program.exists()).then_some(Emulator {
-            program,
-            root: Some(root),
-        })
-    });
-    let mut found: Vec<_> = unpacked.collect();
-    if found.is_empty() {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let programs = env::split_paths(&path).map(|folder| folder.join("qemu-system-x86_64"));
-        found.extend(
-            programs
-                .filter(|file| file.exists())
-                .take(1)
-                .map(|program| Emulator {
-                    program,
-                    root: None,
-                }),
-        );
-    }
-    found
-}
-
-impl Emulator {
-    /// Starts the program with what was unpacked beside it: its libraries, and its loader if it has one.
-    fn command(&self) -> Command {
-        let Some(root) = &self.root else {
-            return Command::new(&self.program);
-        };
-        let libraries = root.join("usr/lib/x86_64-linux-gnu");
-        let loader = libraries.join("ld-linux-x86-64.so.2");
-        if !loader.exists() {
-            let mut command = Command::new(&self.program);
-            command.env("LD_LIBRARY_PATH", libraries);
-            return command;
-        }
-        let mut command = Command::new(loader);
-        command
-            .arg("--library-path")
-            .arg(libraries)
-            .arg(&self.program);
-        command
-    }
-}
-
-/// A guest that never runs (`-S`); killed when dropped.
-struct Guest {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Guest {
-    fn start(emulator: &Emulator, arguments: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = emulator.command();
-        if let Some(root) = &emulator.root {
-            command.arg("-L").arg(root.join("usr/share/qemu"));
-            command.arg("-L").arg(root.join("usr/share/seabios"));
-        }
-        command.args([
-            "-accel",
-            "tcg",
-            "-S",
-            "-display",
-            "none",
-            "-nodefaults",
-            "-serial",
-            "none",
-            "-monitor",
-            "none",
-        ]);
-        for name in ["a", "b"] {
-            command.arg("-qmp").arg(format!(
-                "unix:{},server=on,wait=off",
-                folder.path().join(name).display()
-            ));
-        }
-        command
-            .args(arguments.split(' '))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let errors = folder.path().join("errors");
-        command.stderr(fs::File::create(&errors).unwrap());
-        let mut guest = Self {
-            child: command.spawn().unwrap(),
-            folder,
-        };
-        let begin = Instant::now();
-        while !guest.socket("b").exists() {
-            assert!(
-                begin.elapsed() < Duration::from_secs(30)
-                    && guest.child.try_wait().unwrap().is_none(),
-                "{}",
-                fs::read_to_string(&errors).unwrap()
-            );
-            thread::sleep(Duration::from_millis(10));
-        }
-        guest
-    }
-
-    fn socket(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(self.socket("b"), &Options::default())
+/// What `vmm-tier map --json` says; the ranges as (gpa, len, block, hva).
+fn map(guest: &Guest) -> Vec<(u64, u64, String, u64)> {
+    let output = vmm_tier()
+        .arg("map")
+        .arg("--qmp")
+        .arg(guest.socket("a"))
+        .arg("--json")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["pid"], guest.child.id());
+    let ranges = value["ranges"].as_array().unwrap().iter().map(|range| {
+        let number = |key: &str| range[key].as_u64().unwrap();
+        let present: u64 = range["nodes"]
+            .as_object()
             .unwrap()
-            .0
-    }
-
-    /// What `vmm-tier map --json` says; the ranges as (gpa, len, block, hva).
-    fn map(&self) -> Vec<(u64, u64, String, u64)> {
-        let output = vmm_tier()
-            .arg("map")
-            .arg("--qmp")
-            .arg(self.socket("a"))
-            .arg("--json")
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(value["pid"], self.child.id());
-        let ranges = value["ranges"].as_array().unwrap().iter().map(|range| {
-            let number = |key: &str| range[key].as_u64().unwrap();
-            let present: u64 = range["nodes"]
-                .as_object()
-                .unwrap()
-                .values()
-                .map(|bytes| bytes.as_u64().unwrap())
-                .sum();
-            assert!(present <= number("len"));
-            assert_eq!(number("page-size"), 4096);
-            (
-                number("gpa"),
-                number("len"),
-                range["block"].as_str().unwrap().to_owned(),
-                number("hva"),
-            )
-        });
-        ranges.collect()
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+            .values()
+            .map(|bytes| bytes.as_u64().unwrap())
+            .sum();
+        assert!(present <= number("len"));
+        assert_eq!(number("page-size"), 4096);
+        (
+            number("gpa"),
+            number("len"),
+            range["block"].as_str().unwrap().to_owned(),
+            number("hva"),
+        )
+    });
+    ranges.collect()
 }
 
 fn vmm_tier() -> Command {
@@ -244,23 +94,12 @@ fn check_against_qemu(guest: &Guest, map: &[(u64, u64, String, u64)], label: &st
     }
 }
 
-/// Runs `check` for each QEMU there is.
-fn on_each_qemu(check: impl Fn(&Emulator, &str)) {
-    let emulators = emulators();
-    if emulators.is_empty() {
-        println!("SKIPPED: no QEMU: run scripts/setup, or name one in VMM_TIER_QEMU");
-    }
-    for emulator in &emulators {
-        check(emulator, &emulator.program.display().to_string());
-    }
-}
-
 /// Starts a guest, checks its map against QEMU and its ranges against `expected` (gpa, len, block).
 fn check_shape(arguments: &str, expected: &[(u64, u64, &str)]) {
     on_each_qemu(|emulator, label| {
         let guest = Guest::start(emulator, arguments);
 
-        let map = guest.map();
+        let map = map(&guest);
 
         let shape: Vec<_> = map
             .iter()
@@ -333,7 +172,7 @@ fn map_of_a_virtio_mem_device_is_its_whole_region() {
              -device virtio-mem-pci,memdev=v0,requested-size=0",
         );
 
-        let map = guest.map();
+        let map = map(&guest);
 
         let shape: Vec<_> = map.iter().map(|(gpa, len, ..)| (*gpa, *len)).collect();
         assert_eq!(shape, [(MIB, 255 * MIB), (4 * GIB, 512 * MIB)], "{label}");
@@ -352,7 +191,7 @@ fn map_of_a_microvm_guest_leaves_its_firmware_out() {
 fn map_when_a_dimm_is_plugged_and_unplugged_follows() {
     on_each_qemu(|emulator, label| {
         let guest = Guest::start(emulator, "-M q35 -m 256,slots=2,maxmem=4G");
-        let ranges = || guest.map().len();
+        let ranges = || map(&guest).len();
         assert_eq!(ranges(), 1, "{label}");
 
         let client = guest.client();

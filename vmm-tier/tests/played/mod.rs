@@ -164,6 +164,12 @@ impl Agent {
 
     /// Starts with more in its configuration.
     pub fn start_in(folder: Arc<TempDir>, more: &str) -> Self {
+        let qmp = folder.path().join("qmp");
+        Self::start_beside(&qmp, folder, more)
+    }
+
+    /// Starts beside the QEMU that serves `qmp`, with its own files in `folder`.
+    pub fn start_beside(qmp: &Path, folder: Arc<TempDir>, more: &str) -> Self {
         let config = folder.path().join("config.toml");
         let run_dir = folder.path().join("run");
         let text = format!("run-dir = '{}'\n{more}", run_dir.display());
@@ -171,7 +177,7 @@ impl Agent {
         let child = Command::new(env!("CARGO_BIN_EXE_vmm-tier"))
             .args(["run", "--dry-run", "--fast", "0", "--slow", "0"])
             .arg("--qmp")
-            .arg(folder.path().join("qmp"))
+            .arg(qmp)
             .arg("--control")
             .arg(folder.path().join("control"))
             .arg("--config")

@@ -5,9 +5,12 @@ use serde::Serialize;
 use tier_core::engine::{Event, PolicyChange};
 
 use super::{Answer, order::Order};
-use crate::agent::{
-    Agent,
-    saved::{LimitWish, PolicyWish},
+use crate::{
+    agent::{
+        Agent,
+        saved::{LimitWish, PolicyWish},
+    },
+    size,
 };
 
 /// Who sets a limit by a command.
@@ -77,7 +80,14 @@ impl Agent {
     /// Sets the most bytes of the fast tier that the guest may hold, and tells who did.
     fn set_limit(&mut self, bytes: Option<u64>, who: &str) {
         let old = self.engine.settings().fast_limit_bytes;
-        tracing::info!(vm = self.name, ?old, new = ?bytes, who, "limit of the fast tier, in bytes");
+        let words = |bytes: Option<u64>| bytes.map_or("none".to_owned(), size::human);
+        tracing::info!(
+            vm = self.name,
+            old = words(old),
+            new = words(bytes),
+            who,
+            "limit of the fast tier"
+        );
         self.herald.limit(old, bytes, who);
         self.step(Event::Limit(bytes));
     }
