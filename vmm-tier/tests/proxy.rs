@@ -51,7 +51,12 @@ fn clients_when_on_the_proxy_have_qemu_and_the_agent() {
         }
     }
     // The control socket is as it was.
-    assert_eq!(agent.ask("query-tier", None)["state"], "paused");
+    let reply = agent.ask("query-tier", None);
+    assert_eq!(reply["state"], "paused");
+    let sockets = &reply["sockets"];
+    assert_eq!(sockets[0]["kind"], "control", "{sockets}");
+    assert_eq!(sockets[1]["path"], path.display().to_string());
+    assert_eq!(sockets[1]["clients"], 2);
 }
 
 #[test]

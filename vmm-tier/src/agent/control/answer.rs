@@ -117,6 +117,11 @@ impl Agent {
 
     fn order_drain(&mut self, bytes: u64) -> Answer {
         let old = self.engine.settings().fast_limit_bytes;
+        tracing::info!(
+            vm = self.name,
+            to = size::human(bytes),
+            "drain of the fast tier"
+        );
         self.herald.limit(old, Some(bytes), OPERATOR);
         self.engine.drain(bytes);
         // What is to be demoted is asked for by the next step.

@@ -19,7 +19,7 @@ use qmp::{
     Client, Proxy, QmpError, proxy,
     server::{CommandSpec, EventSender, EventSpec, Handler, Options, Server},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 pub(super) use self::order::Order;
 
@@ -96,6 +96,22 @@ impl Control {
             Socket::Proxy(proxy) => proxy.events(),
         }
     }
+
+    /// The socket and its clients, for `query-tier`.
+    fn report(&self) -> Value {
+        let (kind, path, stats) = match &self.socket {
+            Socket::Own(server) => ("control", server.path(), server.stats()),
+            Socket::Proxy(proxy) => ("proxy", proxy.path(), proxy.stats()),
+        };
+        json!({
+            "kind": kind,
+            "path": path.display().to_string(),
+            "clients": stats.clients,
+            "accepted": stats.accepted,
+            "rejected": stats.rejected,
+            "too-slow": stats.too_slow,
+        })
+    }
 }
 
 fn make_folder_of(socket: &Path) -> anyhow::Result<()> {
@@ -153,7 +169,6 @@ impl Handler for Commands {
 mod tests {
     use std::thread;
 
-    use serde_json::json;
     use tier_core::{
         addr::Gpa,
         engine::{Pin, WhenFull},

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Control;
 use crate::agent::{Agent, saved::POLICY};
 
 impl Agent {
@@ -24,6 +25,8 @@ impl Agent {
             .or(self.look_up_trouble.now.as_ref());
         let migration = self.migration.under_way().map(ToString::to_string);
         let (state_file, restored) = self.saved.report();
+        let sockets = self.control.iter().chain(&self.proxy);
+        let sockets: Value = sockets.map(Control::report).collect();
         let mut reply = match serde_json::to_value(&snapshot) {
             Ok(Value::Object(members)) => members,
             _ => Map::new(),
@@ -43,6 +46,7 @@ impl Agent {
         insert("refused", refused.cloned().into());
         insert("policy", POLICY.into());
         insert("source", source);
+        insert("sockets", sockets);
         insert("restored", restored);
         insert("state-file", state_file);
         reply.into()

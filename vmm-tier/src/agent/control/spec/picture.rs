@@ -98,6 +98,11 @@ pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
             Object(&PLANNED),
             "what would have been moved, in a dry run",
         ),
+        needed(
+            "sockets",
+            Array(&Object(&SOCKET)),
+            "where the agent is asked, and by how many",
+        ),
         optional(
             "restored",
             Object(&RESTORED),
@@ -240,6 +245,31 @@ const PLANNED: ObjectSpec = ObjectSpec {
     members: &[
         needed("promote-bytes", Uint, "would have been promoted"),
         needed("demote-bytes", Uint, "would have been demoted"),
+    ],
+};
+
+const SOCKET: ObjectSpec = ObjectSpec {
+    name: "TierSocket",
+    doc: "A socket that the agent serves.",
+    members: &[
+        needed(
+            "kind",
+            Enum(&["control", "proxy"]),
+            "the agent's own, or QEMU's monitor with the agent's commands added",
+        ),
+        needed("path", String, "where it is"),
+        needed("clients", Uint, "clients connected now"),
+        needed("accepted", Uint, "clients taken since it is served"),
+        needed(
+            "rejected",
+            Uint,
+            "clients turned away because there were too many",
+        ),
+        needed(
+            "too-slow",
+            Uint,
+            "clients disconnected because they did not read",
+        ),
     ],
 };
 
