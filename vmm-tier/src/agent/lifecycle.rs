@@ -244,6 +244,7 @@ impl Agent {
     }
 
     fn refresh_map(&mut self) {
+        self.take_over();
         self.next_map_check = Instant::now() + MAP_CHECK;
         let Some(monitor) = &self.monitor else { return };
         let Some(old) = self.engine.map() else { return };

@@ -8,7 +8,7 @@ use super::{Answer, order::Order};
 use crate::{
     agent::{
         Agent,
-        saved::{LimitWish, PolicyWish},
+        saved::{LimitWish, PolicyWish, Wishes},
     },
     size,
 };
@@ -107,6 +107,20 @@ impl Agent {
         }
         self.apply_pause();
         self.pin_anew();
+    }
+
+    /// Takes over what was set for a QEMU of the same name that ran when the agent was started, unless
+    /// something was set for this one meanwhile.
+    pub(in crate::agent) fn take_over(&mut self) {
+        let Some(wishes) = self.saved.take_over() else {
+            return;
+        };
+        if self.wishes == Wishes::default() {
+            self.wishes = wishes;
+            self.restore();
+        } else {
+            self.saved.save(&self.wishes);
+        }
     }
 
     fn order_pause(&mut self, paused: bool) {

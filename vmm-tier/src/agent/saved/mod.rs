@@ -1,7 +1,7 @@
 //! What commands have set, kept over a restart of the agent.
 //!
 //! The command line and the configuration are the base; what a command has set stands above them until
-//! another command takes it back. It is kept in a [file](file) of the run directory, named for the VM. A
+//! another command takes it back. It is kept in a file of the run directory, named for the VM. A
 //! file that can't be understood is put aside with a warning, and is never a reason to fail.
 
 mod file;
@@ -69,15 +69,30 @@ impl Saved {
             written: None,
             restored: None,
         };
-        let wishes = match file::read(&saved.path, vm) {
-            Ok(Some(document)) => saved.take(document),
+        let wishes = saved.read();
+        (saved, wishes)
+    }
+
+    fn read(&mut self) -> Wishes {
+        match file::read(&self.path, &self.vm) {
+            Ok(Some(document)) => self.take(document),
             Ok(None) => Wishes::default(),
             Err(error) => {
-                saved.put_aside(&error);
+                self.put_aside(&error);
                 Wishes::default()
             }
-        };
-        (saved, wishes)
+        }
+    }
+
+    /// What the file says once the other QEMU that had it is gone: it migrated to this one, or was slow
+    /// to end. `None` if there is none, or it still runs.
+    pub(super) fn take_over(&mut self) -> Option<Wishes> {
+        self.rival.as_ref()?;
+        if self.has_rival() {
+            return None;
+        }
+        self.trouble.end();
+        Some(self.read())
     }
 
     fn take(&mut self, document: Document) -> Wishes {

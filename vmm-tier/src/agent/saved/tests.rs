@@ -1,6 +1,11 @@
 //! What is saved is restored; what can't be understood is put aside.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
+};
 
 use tempfile::TempDir;
 use tier_core::{
@@ -143,6 +148,27 @@ fn file_when_another_vm_of_the_name_runs_is_left_to_it() {
     let error = report["error"].as_str().unwrap();
     assert!(error.contains("--name"), "{error}");
     assert_eq!(fs::read_to_string(file(&folder, "vm1")).unwrap(), text);
+}
+
+#[test]
+fn file_when_the_other_vm_of_the_name_has_ended_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+    let root = SysRoot::real();
+    let (mut others, _) = Saved::open(folder.path(), &root, "vm1", true, other.id());
+    others.save(&wishes());
+    let (mut saved, restored) = open(&folder, "vm1");
+    assert_eq!(restored, Wishes::default());
+    assert_eq!(saved.take_over(), None, "it still runs");
+
+    other.kill().unwrap();
+    other.wait().unwrap();
+
+    assert_eq!(saved.take_over(), Some(wishes()));
+    let (report, restored) = saved.report();
+    assert_eq!(report["error"], Value::Null);
+    assert_eq!(restored["same-qemu"], false);
+    assert_eq!(saved.take_over(), None, "once");
 }
 
 #[test]
