@@ -308,6 +308,31 @@ fn commands_are_listed_when_asked_for() {
 }
 
 #[test]
+fn schema_describes_every_command_that_is_listed() {
+    let (_folder, path) = socket();
+    let _server = bind(&path);
+    let mut raw = negotiated(&path);
+
+    let commands = raw.ask("{'execute':'query-commands'}");
+    let schema = raw.ask("{'execute':'query-qmp-schema'}");
+
+    let schema = schema["return"].as_array().unwrap();
+    let find = |name: &Value| schema.iter().find(|entry| entry["name"] == *name);
+    for command in commands["return"].as_array().unwrap() {
+        let entry = find(&command["name"]).unwrap();
+        assert_eq!(entry["meta-type"], "command");
+        for side in ["arg-type", "ret-type"] {
+            assert!(find(&entry[side]).is_some(), "{side} of {entry}");
+        }
+    }
+    let echo = find(&json!("echo.arguments")).unwrap();
+    let text = json!([{"name": "text", "type": "str"}]);
+    assert_eq!(echo["members"], text);
+    let error = raw.ask("{'execute':'query-qmp-schema','arguments':{'x':1}}");
+    assert_eq!(error["error"]["desc"], "Parameter 'x' is unexpected");
+}
+
+#[test]
 fn event_reaches_negotiated_clients_and_no_others() {
     let (_folder, path) = socket();
     let server = bind(&path);

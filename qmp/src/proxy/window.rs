@@ -2,25 +2,28 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, Thread},
 };
 
 /// Bounds the commands under way in number and bytes. Who waits gets a place in the order of
 /// asking, so one client that asks for much leaves the others their share.
+///
+/// Only the one whose turn it is is woken: with many clients, waking all for each place would cost
+/// more than the commands.
 #[derive(Debug)]
 pub(super) struct Window {
     most: usize,
     most_bytes: usize,
     inner: Mutex<Inner>,
-    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     used: usize,
     bytes: usize,
-    /// Numbers of those who wait.
-    waiting: VecDeque<u64>,
+    /// Those who wait, by number.
+    waiting: VecDeque<(u64, Thread)>,
     next: u64,
     closed: bool,
 }
@@ -38,7 +41,6 @@ impl Window {
             most,
             most_bytes,
             inner: Mutex::default(),
-            changed: Condvar::new(),
         })
     }
 
@@ -46,40 +48,56 @@ impl Window {
     /// window was closed.
     pub(super) fn enter(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
         let mut inner = self.lock();
-        let number = inner.next;
-        inner.next += 1;
-        inner.waiting.push_back(number);
-        let must_wait = |inner: &mut Inner| {
-            let room = inner.used == 0
-                || (inner.used < self.most && inner.bytes + bytes <= self.most_bytes);
-            !inner.closed && (!room || inner.waiting.front() != Some(&number))
-        };
-        let mut inner = self
-            .changed
-            .wait_while(inner, must_wait)
-            .unwrap_or_else(PoisonError::into_inner);
+        if !inner.waiting.is_empty() || !self.has_room(&inner, bytes) {
+            let number = inner.next;
+            inner.next += 1;
+            inner.waiting.push_back((number, thread::current()));
+            let must_wait = |inner: &Inner| {
+                let is_first = inner.waiting.front().is_some_and(|at| at.0 == number);
+                !is_first || !self.has_room(inner, bytes)
+            };
+            while !inner.closed && must_wait(&inner) {
+                drop(inner);
+                // Whoever frees a place after we let go of the lock has set our token.
+                thread::park();
+                inner = self.lock();
+            }
+            inner.waiting.retain(|at| at.0 != number);
+        }
         if inner.closed {
             return None;
         }
-        inner.waiting.pop_front();
         inner.used += 1;
         inner.bytes += bytes;
-        if !inner.waiting.is_empty() {
-            // The next may have room too.
-            self.changed.notify_all();
-        }
+        // The next may have room too.
+        inner.wake_first();
         let window = Arc::clone(self);
         Some(Permit { window, bytes })
     }
 
+    fn has_room(&self, inner: &Inner, bytes: usize) -> bool {
+        inner.used == 0 || (inner.used < self.most && inner.bytes + bytes <= self.most_bytes)
+    }
+
     /// Lets everybody go who waits, now and later.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
+        let mut inner = self.lock();
+        inner.closed = true;
+        for (_, thread) in &inner.waiting {
+            thread.unpark();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn wake_first(&self) {
+        if let Some((_, thread)) = self.waiting.front() {
+            thread.unpark();
+        }
     }
 }
 
@@ -88,9 +106,7 @@ impl Drop for Permit {
         let mut inner = self.window.lock();
         inner.used -= 1;
         inner.bytes -= self.bytes;
-        if !inner.waiting.is_empty() {
-            self.window.changed.notify_all();
-        }
+        inner.wake_first();
     }
 }
 
