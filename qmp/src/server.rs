@@ -8,6 +8,7 @@ mod bind;
 mod connection;
 mod dispatch;
 mod flight;
+mod hub;
 mod peer;
 mod queue;
 mod reference;
@@ -16,45 +17,32 @@ mod schema;
 mod spec;
 
 use std::{
-    collections::HashMap,
-    io,
-    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
 };
 
 use rustix::fd::OwnedFd;
 use serde_json::{Map, Value};
-use tracing::{debug, warn};
 
 pub use self::{
     bind::BindError,
     reference::reference,
     spec::{CommandSpec, EventSpec, MemberSpec, ObjectSpec, TypeSpec},
 };
-use self::{
-    bind::SocketFile,
-    peer::{Counters, Peer},
-};
 pub(crate) use self::{
+    hub::Hub,
     peer::Back,
     relay::{Call, Relay},
     schema::of as schema_of,
 };
 use crate::{
     QmpError,
-    codec::{Limits, encode_crlf},
+    codec::Limits,
     commands::{VersionInfo, VersionTriple},
     event::Event,
 };
-
-/// How long clients may take for what waits for them when the server ends.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the commands of a server do.
 pub trait Handler: Send + Sync {
@@ -165,27 +153,6 @@ pub struct Server {
 #[derive(Clone, Debug)]
 pub struct EventSender(Arc<Hub>);
 
-/// What the threads of a server share.
-pub(crate) struct Hub {
-    handler: Arc<dyn Handler>,
-    /// Who answers what the handler doesn't have.
-    relay: Option<Arc<dyn Relay>>,
-    options: Options,
-    listener: UnixListener,
-    file: SocketFile,
-    stop: AtomicBool,
-    peers: Mutex<HashMap<u64, Arc<Peer>>>,
-    counters: Arc<Counters>,
-}
-
-impl std::fmt::Debug for Hub {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Server {
     /// Binds the socket at `path`, for its owner only (mode 0600), and serves it.
     ///
@@ -209,28 +176,13 @@ impl Server {
         relay: Option<Arc<dyn Relay>>,
         options: Options,
     ) -> Result<Self, BindError> {
-        let (listener, file) = bind::listen(path)?;
-        let hub = Arc::new(Hub {
-            handler,
-            relay,
-            options,
-            listener,
-            file,
-            stop: AtomicBool::new(false),
-            peers: Mutex::default(),
-            counters: Arc::default(),
-        });
-        let acceptor = thread::Builder::new()
-            .name("qmp-accept".to_owned())
-            .spawn({
-                let hub = Arc::clone(&hub);
-                move || accept(&hub)
-            })
-            .map_err(|source| BindError::Io {
-                path: owned(path),
-                action: "serve",
-                source,
-            })?;
+        let socket = bind::listen(path)?;
+        let hub = Arc::new(Hub::new(handler, relay, options, socket));
+        let acceptor = hub.start().map_err(|source| BindError::Io {
+            path: owned(path),
+            action: "serve",
+            source,
+        })?;
         Ok(Self {
             hub,
             acceptor: Some(acceptor),
@@ -244,7 +196,7 @@ impl Server {
     /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.hub.file.path()
+        self.hub.path()
     }
 
     /// Sends an event to every negotiated client. It never waits: a client whose queue is full is
@@ -262,12 +214,7 @@ impl Server {
     /// What the server has seen.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats {
-            clients: self.hub.peers().len(),
-            accepted: self.hub.counters.accepted.load(Ordering::Relaxed),
-            rejected: self.hub.counters.rejected.load(Ordering::Relaxed),
-            too_slow: self.hub.counters.too_slow.load(Ordering::Relaxed),
-        }
+        self.hub.stats()
     }
 }
 
@@ -284,139 +231,6 @@ impl Drop for Server {
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-    }
-}
-
-impl Hub {
-    fn peers(&self) -> MutexGuard<'_, HashMap<u64, Arc<Peer>>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn offers_oob(&self) -> bool {
-        self.relay
-            .as_deref()
-            .map_or(self.options.oob, Relay::is_oob)
-    }
-
-    pub(crate) fn broadcast(&self, event: &Event) {
-        let line: Arc<[u8]> = match encode_crlf(event) {
-            Ok(line) => line.into(),
-            Err(error) => {
-                warn!(%error, event = event.name, "can't encode an event");
-                return;
-            }
-        };
-        for peer in self.peers().values().filter(|peer| peer.is_negotiated()) {
-            peer.offer(Arc::clone(&line));
-        }
-    }
-
-    /// Begins the end, without waiting: the socket file goes, no more commands are taken, what is
-    /// queued goes out, the clients are disconnected. The accepting thread sees to the rest.
-    pub(crate) fn close(&self) {
-        if self.stop.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        // While the listener lives its inode can't be given to another file, so this is the
-        // moment to compare and remove.
-        self.file.remove();
-        // On Linux this wakes a thread that waits in accept(2).
-        if let Err(error) = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both) {
-            warn!(%error, "can't wake the accepting thread");
-        }
-        if let Some(relay) = &self.relay {
-            relay.close();
-        }
-        for peer in self.peers().values() {
-            peer.retire();
-        }
-    }
-}
-
-/// The accepting thread: takes clients until the server stops, then sees them off.
-fn accept(hub: &Arc<Hub>) {
-    let mut threads: Vec<JoinHandle<()>> = Vec::new();
-    for number in 0.. {
-        let stream = match hub.listener.accept() {
-            Ok((stream, _)) if !hub.stop.load(Ordering::Acquire) => stream,
-            _ if hub.stop.load(Ordering::Acquire) => break,
-            Ok(_) => continue,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                // Out of file descriptors, most likely: it may pass, and trying at once would spin.
-                warn!(%error, "can't accept a client");
-                thread::sleep(Duration::from_millis(50));
-                continue;
-            }
-        };
-        threads.retain(|thread| !thread.is_finished());
-        if hub.peers().len() >= hub.options.max_clients {
-            hub.counters.rejected.fetch_add(1, Ordering::Relaxed);
-            warn!(
-                limit = hub.options.max_clients,
-                "turned a client away: too many"
-            );
-            continue;
-        }
-        match serve(number, stream, hub) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => warn!(%error, "can't serve a client"),
-        }
-    }
-    // Also one that came while the server was told to end.
-    for peer in hub.peers().values() {
-        peer.retire();
-    }
-    let begin = Instant::now();
-    while begin.elapsed() < FAREWELL && !threads.iter().all(JoinHandle::is_finished) {
-        thread::sleep(Duration::from_millis(1));
-    }
-    for peer in hub.peers().values() {
-        peer.abort();
-    }
-    for thread in threads {
-        let _ = thread.join();
-    }
-}
-
-/// Registers a client and starts its thread.
-fn serve(number: u64, stream: UnixStream, hub: &Arc<Hub>) -> io::Result<JoinHandle<()>> {
-    let counters = Arc::clone(&hub.counters);
-    let peer = Peer::new(number, stream.try_clone()?, &hub.options, counters);
-    let peer = Arc::new(peer);
-    hub.peers().insert(number, Arc::clone(&peer));
-    hub.counters.accepted.fetch_add(1, Ordering::Relaxed);
-    debug!(client = number, "client connected");
-    let spawned = thread::Builder::new()
-        .name(format!("qmp-client-{number}"))
-        .spawn({
-            let hub = Arc::clone(hub);
-            move || {
-                // Also when a handler panics the client must go and its place become free.
-                let _leave = Leave {
-                    hub: &hub,
-                    peer: &peer,
-                };
-                connection::run(&stream, &peer, &hub);
-            }
-        });
-    if spawned.is_err() {
-        hub.peers().remove(&number);
-    }
-    spawned
-}
-
-/// Takes a client off the list when its thread ends.
-struct Leave<'a> {
-    hub: &'a Hub,
-    peer: &'a Peer,
-}
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.hub.peers().remove(&self.peer.number());
-        self.peer.abort();
-        debug!(client = self.peer.number(), "client left");
     }
 }
 
