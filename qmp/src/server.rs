@@ -58,8 +58,9 @@ pub trait Handler: Send + Sync {
     /// Carries out a command. Its arguments have been checked against its [`CommandSpec`]; a
     /// result of `Null` is sent as `{}`.
     ///
-    /// It is called in the thread of the client that asked, so calls run side by side. Dropping
-    /// the server waits for calls under way.
+    /// It is called in a thread of the client that asked, so calls of several clients run side by
+    /// side, and out-of-band ones beside those in band. Dropping the server waits for calls under
+    /// way.
     ///
     /// # Errors
     /// What the client gets as the reply's `error`.

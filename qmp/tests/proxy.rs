@@ -253,6 +253,32 @@ fn out_of_band_command_overtakes_when_client_and_qemu_negotiated_it() {
     assert_eq!(raw.message(), json!({"return": "dram", "id": 2}));
 }
 
+#[test]
+fn out_of_band_command_overtakes_when_other_clients_have_all_places() {
+    let (rig, mut qemu) = rig(true, proxy::options());
+    let mut greedy = rig.negotiated();
+    let mut raw = rig.out_of_band();
+    greedy.send("{'execute':'slow'}".repeat(100));
+    let first = qemu.request();
+    raw.send("{'execute':'waits-its-turn','id':1}");
+
+    raw.send("{'exec-oob':'urgent','id':2}");
+
+    // Whatever of the greedy one stands before it: no more than QEMU itself takes before it stops
+    // to read (8).
+    let before = (0..100).find(|_| {
+        let request = qemu.request();
+        let urgent = request.get("exec-oob").is_some();
+        if urgent {
+            qemu.reply(&request, &json!("at once"));
+        }
+        urgent
+    });
+    assert!(before.is_some_and(|before| before < 8), "{before:?}");
+    assert_eq!(raw.message(), json!({"return": "at once", "id": 2}));
+    qemu.reply(&first, &json!({}));
+}
+
 /// A pipe whose writing end is to be passed on.
 fn pipe_ends() -> (PipeReader, PipeWriter) {
     pipe().unwrap()
