@@ -127,7 +127,8 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             let lines = BufReader::new(stream.try_clone().unwrap()).lines();
             let mut log = Vec::new();
-            for (line, answer) in lines.zip(answers) {
+            // Answers first: no line is waited for after the last.
+            for (answer, line) in answers.iter().zip(lines) {
                 log.push(line.unwrap());
                 writeln!(stream, "{answer}").unwrap();
             }
