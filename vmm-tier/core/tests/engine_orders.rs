@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa},
-    engine::{DrainStall, Event, Notice, Pin, PolicyChange, VmState, WhenFull},
+    engine::{DrainStall, Event, Notice, Pin, PolicyChange, VmEngine, VmState, WhenFull},
     moves::{Direction, Outcome},
     settings::{EngineSettings, Tier},
+    time::Time,
 };
 
 use common::{BASE, GPA_BASE, settings};
@@ -186,6 +187,40 @@ fn drain_when_asked_for_goes_down_tells_how_far_and_stays() {
 
     lab.step(Event::Limit(None));
     assert_eq!(lab.engine.drain_progress(), None, "another limit ends it");
+}
+
+#[test]
+fn drain_when_not_all_pages_were_looked_up_is_not_done_before_they_are() {
+    let settings = EngineSettings {
+        dry_run: true,
+        ..settings()
+    };
+    // No look-up is carried out: the engine only asks for one.
+    let mut engine = VmEngine::new(settings.clone(), common::tiers(), Time(0));
+    engine.set_map(Time(0), common::map(1, 2048)).unwrap();
+    engine.drain(100 * BASE_PAGE);
+    engine.step(Time(0), Event::Tick);
+    let progress = engine.drain_progress().unwrap();
+    assert!(!progress.done && !progress.stuck, "{progress:?}");
+    assert_eq!(engine.take_notices(), []);
+
+    // The same order, and then the first look at the guest.
+    let kernel = gups(2048, 512);
+    let mut lab = Lab {
+        kernel,
+        engine,
+        now: Time(0),
+    };
+    let actions = lab.engine.step(Time(0), Event::Tick);
+    assert_eq!(actions, [], "the look-up is under way already");
+    lab.engine.set_map(Time(0), common::map(2, 2047)).unwrap();
+    lab.step(Event::Tick);
+    let progress = lab.engine.drain_progress().unwrap();
+    assert!(!progress.done, "{progress:?}");
+    assert_eq!(progress.start_bytes, 512 * BASE_PAGE);
+    lab.engine.drain(512 * BASE_PAGE);
+    let told = drains(&mut lab);
+    assert_eq!(told.iter().filter(|progress| progress.done).count(), 1);
 }
 
 #[test]

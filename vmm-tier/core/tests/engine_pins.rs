@@ -93,6 +93,35 @@ fn hot_pages_when_pinned_to_the_slow_tier_leave_and_stay_away() {
 }
 
 #[test]
+fn pins_when_set_again_before_the_first_look_hold_what_lies_in_their_place() {
+    // The fast node is full, the limit lower than what the guest has of it: cold pages leave at once.
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    let again = [
+        pin(0..100, Tier::Fast, WhenFull::Refuse),
+        pin(200..300, Tier::Fast, WhenFull::Refuse),
+        pin(250..260, Tier::Fast, WhenFull::Fill),
+        pin(4000..4001, Tier::Slow, WhenFull::Fill),
+    ];
+    let mut engine = VmEngine::new(settings(), tiers(), Time(0));
+    engine.set_map(Time(0), map(1, 2048)).unwrap();
+    lab.engine = engine;
+    let results = lab.engine.pin_again(lab.now, &again);
+    assert_eq!(results[..2], [Ok(()), Ok(())], "nothing was looked at yet");
+    assert!(matches!(results[2], Err(PinError::Overlaps { .. })));
+    assert!(matches!(results[3], Err(PinError::NotRam(_))));
+    lab.step(Event::Limit(Some(210 * BASE_PAGE)));
+    lab.step(Event::Source { up: true });
+    observe(&mut lab, 40);
+    assert_eq!((on_fast(&lab, 0..100), on_fast(&lab, 200..300)), (100, 100));
+    assert!(on_fast(&lab, 0..2048) <= 210);
+
+    let gone = lab.engine.unpin_all(lab.now);
+    assert_eq!((gone.pins, gone.bytes), (2, 200 * BASE_PAGE));
+    assert_eq!(lab.engine.unpin_all(lab.now).pins, 0);
+    lab.engine.check().unwrap();
+}
+
+#[test]
 fn pin_when_the_tier_is_full_is_refused_if_it_asks_for_that() {
     let mut lab = lab();
     let limit = Some(450 * BASE_PAGE);

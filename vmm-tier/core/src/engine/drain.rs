@@ -23,7 +23,7 @@ pub enum DrainStall {
 pub struct DrainProgress {
     /// What is to be left on the fast tier at most.
     pub target_bytes: u64,
-    /// What was there when the drain began.
+    /// What was there when the drain began; if the guest was not looked at by then, when it was.
     pub start_bytes: u64,
     /// What is there now.
     pub fast_bytes: u64,
@@ -41,7 +41,8 @@ pub struct DrainProgress {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Drain {
     target_bytes: u64,
-    start_bytes: u64,
+    /// Not known before all pages were looked up once.
+    start_bytes: Option<u64>,
     done: bool,
     /// What was told last; `None` before anything was.
     told: Option<DrainProgress>,
@@ -55,7 +56,7 @@ impl VmEngine {
         self.settings.fast_limit_bytes = Some(bytes);
         self.drain = Some(Drain {
             target_bytes: bytes,
-            start_bytes: self.bytes.of(Tier::Fast),
+            start_bytes: self.fast_bytes_if_known(),
             done: false,
             told: None,
         });
@@ -67,17 +68,28 @@ impl VmEngine {
     pub fn drain_progress(&self) -> Option<DrainProgress> {
         let drain = self.drain?;
         let fast_bytes = self.bytes.of(Tier::Fast);
-        let done = drain.done || fast_bytes <= drain.target_bytes;
+        // What was not looked at yet, or is on its way up, may be too much still.
+        let is_low = self.fast_bytes_if_known().is_some_and(|bytes| {
+            bytes.saturating_add(self.flights.promoting_bytes()) <= drain.target_bytes
+        });
+        let done = drain.done || is_low;
         let stuck_because = self.drain_stall(&drain).filter(|_| !done);
         Some(DrainProgress {
             target_bytes: drain.target_bytes,
-            start_bytes: drain.start_bytes,
+            start_bytes: drain.start_bytes.unwrap_or(fast_bytes),
             fast_bytes,
             pinned_bytes: self.pinned_fast_bytes(),
             done,
             stuck: stuck_because.is_some(),
             stuck_because,
         })
+    }
+
+    /// Bytes on the fast tier; `None` before all pages were looked up once.
+    fn fast_bytes_if_known(&self) -> Option<u64> {
+        self.scanner
+            .has_seen_all()
+            .then(|| self.bytes.of(Tier::Fast))
     }
 
     fn drain_stall(&self, drain: &Drain) -> Option<DrainStall> {
@@ -101,8 +113,11 @@ impl VmEngine {
 
     /// The progress, if it differs from what was told last by a hundredth of the way or in kind.
     pub(super) fn drain_news(&mut self) -> Option<DrainProgress> {
+        // While pages are looked up, what is found says nothing of the drain.
+        let fast_bytes = self.fast_bytes_if_known()?;
         let progress = self.drain_progress()?;
         let drain = self.drain.as_mut()?;
+        drain.start_bytes.get_or_insert(fast_bytes);
         drain.done = progress.done;
         let (told_bytes, told_kind) = drain
             .told

@@ -27,7 +27,8 @@ impl VmEngine {
     /// # Errors
     /// See [`PinError`]; nothing has changed then.
     pub fn pin(&mut self, now: Time, pin: Pin) -> Result<PinReport, PinError> {
-        self.check_pin(now, &pin)?;
+        self.check_place(&pin)?;
+        self.check_room(now, &pin)?;
         self.pins.insert(pin);
         self.apply_pins(now);
         let made = self.pins.entries().find(|entry| entry.pin == pin);
@@ -37,6 +38,29 @@ impl VmEngine {
             placed_bytes: made.map_or(0, |entry| entry.placed_bytes),
             elsewhere_bytes: made.map_or(0, |entry| entry.elsewhere_bytes),
         })
+    }
+
+    /// Sets pins that were set before, as if they had never gone: whether there is room was asked then, and
+    /// what is in its place must not leave because the rest lacks room now. Says for each why not.
+    pub fn pin_again(&mut self, now: Time, pins: &[Pin]) -> Vec<Result<(), PinError>> {
+        let results: Vec<_> = pins
+            .iter()
+            .map(|&pin| {
+                self.check_place(&pin)?;
+                self.pins.insert(pin);
+                Ok(())
+            })
+            .collect();
+        // Once for all: each time looks at every pinned page.
+        if results.iter().any(Result::is_ok) {
+            self.apply_pins(now);
+        }
+        results
+    }
+
+    /// Removes all pins.
+    pub fn unpin_all(&mut self, now: Time) -> PinReport {
+        self.remove_pins(now, 0, u64::MAX)
     }
 
     /// Removes the pins that lie wholly in the range. Their pages stay where they are and take part in
@@ -56,21 +80,29 @@ impl VmEngine {
                 bytes: pin.bytes,
             });
         }
-        let mut report = PinReport::default();
-        for entry in self.pins.remove(start.0, end) {
-            report.pins += 1;
-            report.bytes += entry.pin.bytes;
-            report.placed_bytes += entry.placed_bytes;
-            report.elsewhere_bytes += entry.elsewhere_bytes;
-        }
+        let report = self.remove_pins(now, start.0, end);
         if report.pins == 0 {
             return Err(PinError::NoPin {
                 start: start.0,
                 bytes,
             });
         }
-        self.apply_pins(now);
         Ok(report)
+    }
+
+    /// Removes the pins that begin in `start .. end`.
+    fn remove_pins(&mut self, now: Time, start: u64, end: u64) -> PinReport {
+        let mut report = PinReport::default();
+        for entry in self.pins.remove(start, end) {
+            report.pins += 1;
+            report.bytes += entry.pin.bytes;
+            report.placed_bytes += entry.placed_bytes;
+            report.elsewhere_bytes += entry.elsewhere_bytes;
+        }
+        if report.pins > 0 {
+            self.apply_pins(now);
+        }
+        report
     }
 
     /// All pins in rising order of address.
@@ -79,7 +111,8 @@ impl VmEngine {
         self.pins.statuses()
     }
 
-    fn check_pin(&self, now: Time, pin: &Pin) -> Result<(), PinError> {
+    /// Whether the range is guest RAM that no pin has.
+    fn check_place(&self, pin: &Pin) -> Result<(), PinError> {
         let end = range_end(pin.start, pin.bytes)?;
         let map = self.map.as_ref().ok_or(PinError::NoMap)?;
         let mut at = pin.start.0;
@@ -107,11 +140,11 @@ impl VmEngine {
         if self.pins.len() >= MAX_PINS {
             return Err(PinError::TooMany);
         }
-        self.check_room(now, pin, end)
+        Ok(())
     }
 
     /// Whether the tier can take what is not there yet, if the pin asks for that.
-    fn check_room(&self, now: Time, pin: &Pin, end: u64) -> Result<(), PinError> {
+    fn check_room(&self, now: Time, pin: &Pin) -> Result<(), PinError> {
         if pin.when_full == WhenFull::Fill {
             return Ok(());
         }
@@ -120,7 +153,7 @@ impl VmEngine {
         for (hva, len) in self
             .map
             .iter()
-            .flat_map(|map| hva_pieces(map, pin.start.0, end))
+            .flat_map(|map| hva_pieces(map, pin.start.0, pin.end()))
         {
             for (_, page, placement) in self.pages_in(now, hva, len) {
                 placed_bytes += match placement == wanted {
