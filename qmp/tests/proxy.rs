@@ -444,6 +444,34 @@ fn client_gets_its_turn_when_another_sends_without_end() {
 }
 
 #[test]
+fn place_of_a_client_is_free_when_it_leaves_while_qemu_hangs() {
+    let (rig, mut qemu) = plain_rig();
+    let mut stays = rig.negotiated();
+
+    for _ in 0..10 {
+        let mut leaves = rig.negotiated();
+        leaves.send("{'execute':'hangs'}".repeat(20));
+    }
+
+    wait_until("their places to be free", || rig.proxy.stats().clients == 1);
+    assert_eq!(
+        stays.ask("{'execute':'tier-name'}"),
+        json!({"return": "dram"})
+    );
+    // What QEMU had got by then is answered to nobody, and then it is the next one's turn.
+    stays.send("{'execute':'query-status','id':1}");
+    let status = loop {
+        let request = qemu.request();
+        if request["execute"] == "query-status" {
+            break request;
+        }
+        qemu.reply(&request, &json!({}));
+    };
+    qemu.reply(&status, &json!("running"));
+    assert_eq!(stays.message(), json!({"return": "running", "id": 1}));
+}
+
+#[test]
 fn error_without_id_goes_to_the_oldest_command() {
     let (rig, mut qemu) = plain_rig();
     let (mut first, mut second) = (rig.negotiated(), rig.negotiated());

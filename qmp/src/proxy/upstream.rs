@@ -62,7 +62,7 @@ impl Upstream {
         let line = request.encode().ok()?;
         // First the rarer place: nobody waits for it who holds one that others need.
         let fd_place = match FD_COMMANDS.contains(&name.as_str()) {
-            true => Some(self.with_fds.enter(0)?),
+            true => Some(self.with_fds.enter(0, || back.is_given_up())?),
             false => None,
         };
         let window = if oob {
@@ -70,7 +70,7 @@ impl Upstream {
         } else {
             &self.in_band
         };
-        let place = window.enter(line.len())?;
+        let place = window.enter(line.len(), || back.is_given_up())?;
         let merge = Merge::of(&name).map(|merge| (merge, Arc::clone(&self.extension)));
         let reply = move |mut result| {
             if let (Some((merge, extension)), Ok(value)) = (merge, &mut result) {

@@ -4,7 +4,11 @@ use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, Thread},
+    time::Duration,
 };
+
+/// How often one who waits looks whether it is still worth it.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 /// Bounds the commands under way in number and bytes. Who waits gets a place in the order of
 /// asking, so one client that asks for much leaves the others their share.
@@ -45,8 +49,12 @@ impl Window {
     }
 
     /// Waits for a place for a message of so many bytes; an empty window takes any. `None` when the
-    /// window was closed.
-    pub(super) fn enter(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+    /// window was closed or the wait `is_given_up`.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        bytes: usize,
+        is_given_up: impl Fn() -> bool,
+    ) -> Option<Permit> {
         let mut inner = self.lock();
         if !inner.waiting.is_empty() || !self.has_room(&inner, bytes) {
             let number = inner.next;
@@ -56,13 +64,20 @@ impl Window {
                 let is_first = inner.waiting.front().is_some_and(|at| at.0 == number);
                 !is_first || !self.has_room(inner, bytes)
             };
-            while !inner.closed && must_wait(&inner) {
+            let mut given_up = false;
+            while !inner.closed && !given_up && must_wait(&inner) {
                 drop(inner);
                 // Whoever frees a place after we let go of the lock has set our token.
-                thread::park();
+                thread::park_timeout(LOOK_AROUND);
+                given_up = is_given_up();
                 inner = self.lock();
             }
             inner.waiting.retain(|at| at.0 != number);
+            if given_up {
+                // It may have been our turn.
+                inner.wake_first();
+                return None;
+            }
         }
         if inner.closed {
             return None;
@@ -116,6 +131,10 @@ mod tests {
 
     use super::*;
 
+    fn never() -> bool {
+        false
+    }
+
     fn wait_for(window: &Window, waiting: usize) {
         while window.lock().waiting.len() < waiting {
             thread::sleep(Duration::from_millis(1));
@@ -125,13 +144,13 @@ mod tests {
     #[test]
     fn places_are_given_in_the_order_of_asking_when_the_window_is_full() {
         let window = Window::new(1, 100);
-        let first = window.enter(10).unwrap();
+        let first = window.enter(10, never).unwrap();
         let (sender, order) = mpsc::channel();
         thread::scope(|scope| {
             for number in 0..3 {
                 let (sender, window) = (sender.clone(), &window);
                 scope.spawn(move || {
-                    let permit = window.enter(10).unwrap();
+                    let permit = window.enter(10, never).unwrap();
                     sender.send(number).unwrap();
                     drop(permit);
                 });
@@ -146,9 +165,9 @@ mod tests {
     #[test]
     fn message_waits_when_bytes_are_used_up_and_any_goes_when_nothing_is_under_way() {
         let window = Window::new(8, 100);
-        let huge = window.enter(1000).unwrap();
+        let huge = window.enter(1000, never).unwrap();
         thread::scope(|scope| {
-            let small = scope.spawn(|| window.enter(1));
+            let small = scope.spawn(|| window.enter(1, never));
             wait_for(&window, 1);
             drop(huge);
             assert!(small.join().unwrap().is_some());
@@ -159,12 +178,26 @@ mod tests {
     #[test]
     fn nobody_waits_when_the_window_is_closed() {
         let window = Window::new(1, 100);
-        let _first = window.enter(1);
+        let _first = window.enter(1, never);
         thread::scope(|scope| {
-            let second = scope.spawn(|| window.enter(1));
+            let second = scope.spawn(|| window.enter(1, never));
             wait_for(&window, 1);
             window.close();
             assert!(second.join().unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn next_one_gets_the_place_when_the_first_in_line_gives_up() {
+        let window = Window::new(1, 100);
+        let first = window.enter(1, never);
+        thread::scope(|scope| {
+            let gone = scope.spawn(|| window.enter(1, || true));
+            assert!(gone.join().unwrap().is_none());
+            let next = scope.spawn(|| window.enter(1, never));
+            wait_for(&window, 1);
+            drop(first);
+            assert!(next.join().unwrap().is_some());
         });
     }
 }

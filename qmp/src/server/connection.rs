@@ -16,11 +16,15 @@ use super::{
     Hub,
     dispatch::{Request, Session},
     peer::Peer,
+    queue::Next,
 };
 use crate::{codec::Decoder, fds};
 
 /// How many bytes one read takes.
 const CHUNK: usize = 16 << 10;
+
+/// How often a client that nothing is sent to is looked at.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 /// Lets the writing thread finish, whichever way the reading one ends.
 struct Finish<'a>(&'a Peer);
@@ -124,7 +128,16 @@ fn serve_in_band(session: &Session<'_>, requests: &Receiver<Request>) {
 }
 
 fn write(stream: &UnixStream, peer: &Peer, hub: &Hub) {
-    while let Some(rest) = peer.next_message() {
+    loop {
+        let rest = match peer.next_message(LOOK_AROUND) {
+            Next::Message(rest) => rest,
+            // The reading thread may wait for a reply, and sees nothing of the client meanwhile.
+            Next::NoneYet => {
+                peer.abort_if_gone();
+                continue;
+            }
+            Next::End => break,
+        };
         match write_within(stream, rest.bytes(), hub.options.write_timeout) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::TimedOut => return peer.drop_slow(),

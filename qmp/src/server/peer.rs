@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use tracing::{debug, warn};
 
@@ -17,7 +18,7 @@ use super::{
     Options,
     dispatch::Reply,
     flight::Flight,
-    queue::{Queue, Rest},
+    queue::{Next, Queue},
 };
 use crate::{QmpError, codec::encode_crlf, fds};
 
@@ -118,9 +119,19 @@ impl Peer {
         })
     }
 
-    /// The next message that waits; `None` when there will be none.
-    pub(super) fn next_message(&self) -> Option<Rest> {
-        self.queue.pop()
+    /// The next message that waits.
+    pub(super) fn next_message(&self, timeout: Duration) -> Next {
+        self.queue.pop(timeout)
+    }
+
+    /// Disconnects it if the other end has closed both directions: nobody takes the replies of
+    /// what it asked for. One that only sends no more still reads.
+    pub(super) fn abort_if_gone(&self) {
+        let mut polled = [PollFd::new(&self.stream, PollFlags::empty())];
+        let found = poll(&mut polled, Some(&Timespec::default()));
+        if found.is_ok() && polled[0].revents().contains(PollFlags::HUP) {
+            self.abort();
+        }
     }
 
     /// Lets what is queued go out, and nothing more.
@@ -205,6 +216,11 @@ impl Back {
         let began = peer.flight(oob).begin(most);
         let peer = Arc::clone(peer);
         began.then_some(Self { peer, id, oob })
+    }
+
+    /// Whether the client is gone.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.peer.queue.is_aborted()
     }
 
     /// Sends the reply without waiting.

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// Messages out, bounded in number and bytes.
@@ -28,6 +29,15 @@ struct Inner {
 pub(super) struct Rest {
     message: Arc<[u8]>,
     written: usize,
+}
+
+/// What the writing thread finds.
+#[derive(Debug)]
+pub(super) enum Next {
+    Message(Rest),
+    NoneYet,
+    /// There will be none.
+    End,
 }
 
 impl Rest {
@@ -98,21 +108,30 @@ impl Queue {
         inner.end == End::Open
     }
 
-    /// Takes the next message, waiting for one; `None` when the queue has ended.
-    pub(super) fn pop(&self) -> Option<Rest> {
+    /// Takes the next message, waiting for one no longer than `timeout`.
+    pub(super) fn pop(&self, timeout: Duration) -> Next {
         let mut inner = self.lock();
         inner.writing = false;
-        inner = self
+        let idle = |inner: &mut Inner| inner.messages.is_empty() && inner.end == End::Open;
+        (inner, _) = self
             .changed
-            .wait_while(inner, |inner| {
-                inner.messages.is_empty() && inner.end == End::Open
-            })
+            .wait_timeout_while(inner, timeout, idle)
             .unwrap_or_else(PoisonError::into_inner);
-        let rest = inner.messages.pop_front()?;
+        let Some(rest) = inner.messages.pop_front() else {
+            return match inner.end {
+                End::Open => Next::NoneYet,
+                _ => Next::End,
+            };
+        };
         inner.bytes -= rest.message.len();
         inner.writing = true;
         self.changed.notify_all();
-        Some(rest)
+        Next::Message(rest)
+    }
+
+    /// Whether what is there was dropped.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.lock().end == End::Aborted
     }
 
     fn wait_while(&self, full: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
@@ -176,6 +195,14 @@ mod tests {
         vec![b'x'; len].into()
     }
 
+    /// The length of the next message that is there.
+    fn next(queue: &Queue) -> Option<usize> {
+        match queue.pop(Duration::ZERO) {
+            Next::Message(rest) => Some(rest.bytes().len()),
+            Next::NoneYet | Next::End => None,
+        }
+    }
+
     /// Nothing goes out at once.
     fn later(_: &[u8]) -> usize {
         0
@@ -197,7 +224,7 @@ mod tests {
 
         assert!(queue.offer(message(1000), later));
 
-        assert_eq!(queue.pop().map(|rest| rest.bytes().len()), Some(1000));
+        assert_eq!(next(&queue), Some(1000));
     }
 
     #[test]
@@ -208,8 +235,7 @@ mod tests {
         assert!(queue.offer(message(10), |_| 4));
         assert!(queue.offer(message(3), |_| panic!("it must wait its turn")));
 
-        let lens = [queue.pop(), queue.pop()].map(|rest| rest.map(|rest| rest.bytes().len()));
-        assert_eq!(lens, [Some(6), Some(3)]);
+        assert_eq!([next(&queue), next(&queue)], [Some(6), Some(3)]);
         // The second is being written.
         assert!(queue.offer(message(1), |_| panic!("it must wait its turn")));
     }
@@ -224,8 +250,9 @@ mod tests {
         finished.finish();
         let first = aborted.abort();
 
-        assert!(finished.pop().is_some() && finished.pop().is_none());
-        assert!(aborted.pop().is_none());
+        assert_eq!([next(&finished), next(&finished)], [Some(1), None]);
+        assert_eq!(next(&aborted), None);
+        assert!(aborted.is_aborted() && !finished.is_aborted());
         assert!(first && !aborted.abort());
         assert!(!finished.push(message(1), || {}, later));
         assert!(!aborted.push(message(1), || {}, later));
