@@ -10,7 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmp::{Client, client};
+use crossbeam::channel::Receiver;
+use qmp::{Client, Event, client};
 use serde_json::{Value, json};
 
 use self::played::{Agent, FOR_EVER, MIB, Qemu, event};
@@ -107,6 +108,44 @@ fn agent_when_the_monitor_is_lost_says_so_and_takes_it_up_again() {
 
     agent.terminate();
     assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+}
+
+/// The next states that the agent tells of.
+fn states(events: &Receiver<Event>, count: usize) -> Vec<String> {
+    let mut states = Vec::new();
+    while states.len() < count {
+        let event = events.recv_timeout(FOR_EVER).unwrap();
+        if event.name == "TIER_STATE" {
+            states.push(event.data["to"].as_str().unwrap().to_owned());
+        }
+    }
+    states
+}
+
+#[test]
+fn agent_when_the_guest_migrates_while_the_monitor_is_lost_knows_before_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp");
+    let qemu = Qemu::new();
+    let server = qemu.serve(&path);
+    let mut agent = Agent::start(folder);
+    agent.ask_until(|reply| reply["tiers"][0]["bytes"] == 31 * MIB);
+    let (_client, events) = agent.client();
+    agent.ask("tier-pause", None);
+    agent.ask("tier-resume", None);
+    while states(&events, 1) != ["paused"] {}
+    states(&events, 1);
+
+    drop(server);
+    assert_eq!(states(&events, 1), ["detached"]);
+    *qemu.migration.lock().unwrap() = Some("active");
+    let _server = qemu.serve(&path);
+
+    // At no time may pages move.
+    assert_eq!(states(&events, 1), ["paused"]);
+    *qemu.status.lock().unwrap() = "postmigrate";
+    *qemu.migration.lock().unwrap() = Some("completed");
+    assert_eq!(states(&events, 1), ["guest-stopped"], "also without STOP");
 }
 
 #[test]

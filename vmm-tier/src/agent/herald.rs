@@ -18,6 +18,8 @@ const FAILURES_APART: Duration = Duration::from_secs(1);
 pub(super) struct Herald {
     to: Vec<EventSender>,
     failures: Failures,
+    /// Notices that the engine had dropped when it was asked last.
+    dropped: u64,
 }
 
 /// A page that did not move.
@@ -63,6 +65,7 @@ impl Herald {
         Self {
             to,
             failures: Failures::default(),
+            dropped: 0,
         }
     }
 
@@ -97,6 +100,13 @@ impl Herald {
                 outcome,
             }),
         }
+    }
+
+    /// Takes note of how many notices the engine has dropped since the start: where whole batches fail it
+    /// keeps the last failures only.
+    pub(super) fn dropped(&mut self, total: u64) {
+        let before = std::mem::replace(&mut self.dropped, total);
+        self.failures.left_out += total.saturating_sub(before);
     }
 
     fn state(&self, from: VmState, to: VmState, paused_by: &[&str]) {
@@ -237,6 +247,8 @@ mod tests {
                 &[],
             );
         }
+        herald.dropped(960);
+        herald.dropped(960);
         herald.tell_failures(start, Some("not permitted"));
         herald.tell_failures(start + FAILURES_APART, None);
         herald.source("damon", Some("no DAMON"));
@@ -245,7 +257,7 @@ mod tests {
         assert_eq!(event.name, "TIER_MOVE_FAILED");
         let expected = json!({
             "gpa": 1 << 20, "hva": 0x7f00_0000_0000_u64, "bytes": 4096, "direction": "demote",
-            "class": "no-memory", "reason": "not permitted", "left-out": 1,
+            "class": "no-memory", "reason": "not permitted", "left-out": 961,
         });
         assert_eq!(event.data, expected);
         let event = events.recv().unwrap();

@@ -116,6 +116,8 @@ impl Agent {
         if std::mem::replace(&mut monitor.events_lost, events_lost) != events_lost {
             tracing::debug!(vm = self.name, events_lost, "events were missed");
             self.ask_qemu();
+        } else if self.next_status_look.is_some_and(|at| now >= at) {
+            self.ask_status();
         } else if now >= self.migration.next_look {
             self.look_at_migration();
         } else if now >= self.next_map_check {
@@ -131,8 +133,10 @@ impl Agent {
             Ok(monitor) if monitor.client.peer().pid == self.pid => {
                 tracing::info!(vm = self.name, "QEMU's monitor is back");
                 self.monitor = Some(monitor);
-                self.step(Event::Monitor { attached: true });
+                // Before anything moves: meanwhile the guest may have stopped, or begun to migrate.
                 self.ask_qemu();
+                self.look_at_migration();
+                self.step(Event::Monitor { attached: true });
                 if let Err(error) = self.serve_proxy() {
                     self.on_proxy_trouble(&error);
                 }
@@ -180,19 +184,33 @@ impl Agent {
 
     /// Asks for everything that events would have told.
     pub(super) fn ask_qemu(&mut self) {
-        let Some(monitor) = &self.monitor else { return };
-        if let Ok(status) = monitor.client.execute(&QueryStatus {}) {
-            if status.status == RunState::Inmigrate {
-                tracing::info!(
-                    vm = self.name,
-                    "the guest is yet to arrive by migration; tiering starts when it runs"
-                );
-            }
-            let stopped = !status.running;
-            self.step(Event::Guest { stopped });
-        }
+        self.ask_status();
         self.migration.next_look = Instant::now();
         self.next_map_check = self.next_map_check.min(Instant::now());
+    }
+
+    /// Asks whether the guest runs; again later, if QEMU does not say.
+    fn ask_status(&mut self) {
+        self.next_status_look = None;
+        let Some(monitor) = &self.monitor else { return };
+        match monitor.client.execute(&QueryStatus {}) {
+            Ok(status) => {
+                if status.status == RunState::Inmigrate {
+                    tracing::info!(
+                        vm = self.name,
+                        "the guest is yet to arrive by migration; tiering starts when it runs"
+                    );
+                }
+                let stopped = !status.running;
+                self.step(Event::Guest { stopped });
+            }
+            Err(error) => {
+                // Counted from the end, as for the map.
+                self.next_status_look = Some(Instant::now() + MIGRATION_RETRY);
+                let error = with_causes(&error);
+                tracing::debug!(vm = self.name, "no word on whether the guest runs: {error}");
+            }
+        }
     }
 
     fn look_at_migration(&mut self) {
@@ -229,7 +247,9 @@ impl Agent {
                 let status = self.migration.status.as_ref();
                 let status = status.map(ToString::to_string);
                 tracing::info!(vm = self.name, status, "the migration has ended");
-                // Whether the guest runs on here is known from STOP and RESUME; what it has may differ.
+                // The guest was stopped at the end if it left; STOP may wait behind this answer. What it has
+                // may differ.
+                self.ask_status();
                 self.next_map_check = Instant::now();
                 self.apply_pause();
             }
@@ -245,6 +265,7 @@ impl Agent {
 
     fn refresh_map(&mut self) {
         self.take_over();
+        self.saved.try_again(&self.wishes);
         self.next_map_check = Instant::now() + MAP_CHECK;
         let Some(monitor) = &self.monitor else { return };
         let Some(old) = self.engine.map() else { return };

@@ -104,6 +104,8 @@ struct Agent {
     proxy_trouble: Complaint,
     terminate: Arc<AtomicBool>,
     next_map_check: Instant,
+    /// When QEMU is asked again whether the guest runs, if it could not say.
+    next_status_look: Option<Instant>,
     next_nodes_read: Instant,
     next_reconnect: Instant,
     refusal: Complaint,
@@ -209,15 +211,12 @@ impl Agent {
         let after = self.engine.state();
         if before != after {
             tracing::info!(vm = self.name, "state {before:?} -> {after:?}");
-            // Only now it is known where all pages lie, and what room there is for pins.
-            if before == VmState::Starting {
-                self.pin_anew();
-            }
         }
         for notice in self.engine.take_notices() {
             let paused_by = self.paused_by();
             self.herald.notice(notice, &paused_by);
         }
+        self.herald.dropped(self.engine.notices_dropped());
     }
 
     /// Returns why the agent ends, if it does.

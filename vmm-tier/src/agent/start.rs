@@ -102,6 +102,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         proxy_trouble: Complaint::default(),
         terminate,
         next_map_check: Instant::now() + MAP_CHECK,
+        next_status_look: None,
         next_nodes_read: Instant::now(),
         next_reconnect: Instant::now(),
         refusal: Complaint::default(),

@@ -35,6 +35,8 @@ pub(super) struct Saved {
     trouble: Complaint,
     /// Set when a file stands in the way that must not be replaced.
     is_blocked: bool,
+    /// Set when what is set could not be written.
+    is_unsaved: bool,
     written: Option<u64>,
     restored: Option<Restored>,
 }
@@ -66,6 +68,7 @@ impl Saved {
             rival: None,
             trouble: Complaint::default(),
             is_blocked: false,
+            is_unsaved: false,
             written: None,
             restored: None,
         };
@@ -176,6 +179,8 @@ impl Saved {
 
     /// Writes down what is set now.
     pub(super) fn save(&mut self, wishes: &Wishes) {
+        self.is_unsaved = false;
+        self.look_for_rival();
         if self.is_blocked || self.has_rival() {
             return;
         }
@@ -201,7 +206,30 @@ impl Saved {
                     tracing::info!(vm = self.vm, "what commands set is kept again");
                 }
             }
-            Err(error) => self.complain(&with_causes(&error)),
+            Err(error) => {
+                self.is_unsaved = true;
+                self.complain(&with_causes(&error));
+            }
+        }
+    }
+
+    /// Writes down what is set if that failed the last time: a folder that was full may have room.
+    pub(super) fn try_again(&mut self, wishes: &Wishes) {
+        if self.is_unsaved {
+            self.save(wishes);
+        }
+    }
+
+    /// Two QEMUs of one name may have started before either had a file: the first to write one has it.
+    fn look_for_rival(&mut self) {
+        if self.rival.is_some() {
+            return;
+        }
+        let Ok(Some(Document { qemu, .. })) = file::read(&self.path, &self.vm) else {
+            return;
+        };
+        if qemu != self.qemu && qemu.is_alive(&self.root) {
+            self.rival = Some(qemu);
         }
     }
 

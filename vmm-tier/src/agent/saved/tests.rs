@@ -151,6 +151,53 @@ fn file_when_another_vm_of_the_name_runs_is_left_to_it() {
 }
 
 #[test]
+fn file_when_another_vm_of_the_name_wrote_it_first_is_left_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+    let root = SysRoot::real();
+    let (mut others, _) = Saved::open(folder.path(), &root, "vm1", true, other.id());
+    // Neither has a file yet.
+    let (mut saved, _) = open(&folder, "vm1");
+    others.save(&wishes());
+    let paused = Wishes {
+        paused: true,
+        ..Wishes::default()
+    };
+    let before = fs::read_to_string(file(&folder, "vm1")).unwrap();
+
+    for mine in [paused, Wishes::default()] {
+        saved.save(&mine);
+        assert_eq!(
+            fs::read_to_string(file(&folder, "vm1")).unwrap(),
+            before,
+            "neither replaced nor removed"
+        );
+    }
+
+    let (report, _) = saved.report();
+    assert!(report["error"].as_str().unwrap().contains("--name"));
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(saved.take_over(), Some(wishes()));
+}
+
+#[test]
+fn file_when_its_folder_can_be_written_again_is_written_without_an_order() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("state"), "").unwrap();
+    let (mut saved, _) = open(&folder, "vm1");
+    saved.save(&wishes());
+    saved.try_again(&wishes());
+    assert!(saved.report().0["error"].is_string());
+    fs::remove_file(folder.path().join("state")).unwrap();
+
+    saved.try_again(&wishes());
+
+    assert_eq!(saved.report().0["error"], Value::Null);
+    assert_eq!(open(&folder, "vm1").1, wishes());
+}
+
+#[test]
 fn file_when_the_other_vm_of_the_name_has_ended_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
