@@ -147,6 +147,43 @@ fn pin_when_its_memory_is_gone_waits_until_it_is_back_or_the_pin_is_taken_back()
 }
 
 #[test]
+fn pins_when_as_many_as_there_may_be_wait_leave_no_place_for_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let _server = Qemu::new().serve(&folder.path().join("qmp"));
+    let mut agent = Agent::start(folder);
+    agent.ask("tier-pause", None);
+    agent.kill();
+    let file = agent.folder.path().join("run/state/played.json");
+    let mut document: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    // One as long as can be written: sums of lengths must bear it.
+    let waiting = |n: u64| {
+        let bytes = if n < 2 { u64::MAX } else { 4096 };
+        json!({"start": 4096 * MIB + n * 4096, "bytes": bytes, "tier": "slow", "when-full": "fill"})
+    };
+    document["set"]["pins"] = (0..1024).map(waiting).collect();
+    std::fs::write(&file, document.to_string()).unwrap();
+    let mut agent = Agent::start_in(Arc::clone(&agent.folder), "");
+    let reply = agent.ask("query-tier", None);
+    assert_eq!(reply["pins"]["waiting"].as_array().unwrap().len(), 1024);
+
+    let one_more = json!({"start": MIB, "bytes": 4096, "tier": "slow", "when-full": "fill"});
+    let refusal = agent.refused("tier-pin", one_more.clone());
+
+    assert!(refusal.contains("1024 pins already"), "{refusal}");
+    let gone = agent.ask("tier-unpin", None);
+    assert_eq!(
+        (&gone["pins"], &gone["bytes"]),
+        (&json!(1024), &json!(u64::MAX))
+    );
+    agent.ask("tier-pin", Some(one_more));
+    agent.kill();
+    let mut agent = Agent::start_in(Arc::clone(&agent.folder), "");
+    let reply = agent.ask("query-tier", None);
+    assert_eq!(reply["restored"]["what"], json!(["paused", "pins"]));
+    assert_eq!(reply["pins"]["count"], 1, "in force at once");
+}
+
+#[test]
 fn commands_when_they_can_not_be_carried_out_say_why() {
     let folder = tempfile::tempdir().unwrap();
     let _server = Qemu::new().serve(&folder.path().join("qmp"));

@@ -18,6 +18,8 @@ const OPERATOR: &str = "operator";
 
 impl Agent {
     pub(in crate::agent) fn carry_out(&mut self, order: Order) -> Answer {
+        // What was set for the other QEMU of the name must not be lost to the first order for this one.
+        self.take_over();
         match order {
             Order::Query => {}
             Order::SetPolicy(wish) => self.order_policy(wish)?,
@@ -95,6 +97,8 @@ impl Agent {
     /// Puts in force what commands had set before the agent was started.
     pub(in crate::agent) fn restore(&mut self) {
         let wishes = self.wishes.clone();
+        // The pause and the pins first: a limit makes pages leave at once.
+        self.apply_pause();
         if let Err(error) = self.apply_policy(&wishes.policy) {
             tracing::warn!(
                 vm = self.name,
@@ -102,11 +106,10 @@ impl Agent {
             );
             self.wishes.policy = PolicyWish::default();
         }
+        self.pin_anew();
         if let Some(LimitWish { bytes }) = wishes.limit {
             self.set_limit(bytes, "state-file");
         }
-        self.apply_pause();
-        self.pin_anew();
     }
 
     /// Takes over what was set for a QEMU of the same name that ran when the agent was started, unless

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tier_core::{
     addr::Gpa,
-    engine::{Event, Pin, PinError, PinReport, VmState},
+    engine::{Event, MAX_PINS, Pin, PinError, PinReport},
 };
 
 use super::{
@@ -26,6 +26,10 @@ impl Agent {
                 bytes: other.bytes,
             }));
         }
+        // So do they count: a file with more would not be read again.
+        if self.wishes.pins.len() >= MAX_PINS {
+            return Err(refusal(&PinError::TooMany));
+        }
         let report = self.engine.pin(Self::now(), pin);
         let report = report.map_err(|error| refusal(&error))?;
         tracing::info!(vm = self.name, ?pin, "pinned");
@@ -45,31 +49,22 @@ impl Agent {
         let waiting: Vec<&Pin> = waiting.iter().filter(|pin| is_in(pin)).collect();
         let removed = match range.start {
             Some(start) => self.engine.unpin(Self::now(), Gpa(start), bytes),
-            None => self.unpin_all(),
+            None => Ok(self.engine.unpin_all(Self::now())),
         };
         let mut report = match removed {
             Err(PinError::NoPin { .. }) if !waiting.is_empty() => PinReport::default(),
             removed => removed.map_err(|error| refusal(&error))?,
         };
         report.pins += waiting.len() as u64;
-        report.bytes += waiting.iter().map(|pin| pin.bytes).sum::<u64>();
+        // Each is one that a command or a file may have made as long as it likes.
+        for pin in &waiting {
+            report.bytes = report.bytes.saturating_add(pin.bytes);
+        }
         tracing::info!(vm = self.name, start, bytes, pins = report.pins, "unpinned");
         self.wishes.pins.retain(|pin| !is_in(pin));
         self.saved.save(&self.wishes);
         self.step(Event::Tick);
         value(report)
-    }
-
-    fn unpin_all(&mut self) -> Result<PinReport, PinError> {
-        let mut all = PinReport::default();
-        for pin in self.engine.pins() {
-            let report = self.engine.unpin(Self::now(), pin.start, pin.bytes)?;
-            all.pins += report.pins;
-            all.bytes += report.bytes;
-            all.placed_bytes += report.placed_bytes;
-            all.elsewhere_bytes += report.elsewhere_bytes;
-        }
-        Ok(all)
     }
 
     /// Pins that were set and that the guest's memory, as it is now, has no place for.
@@ -88,9 +83,10 @@ impl Agent {
     pub(in crate::agent) fn pin_anew(&mut self) {
         let mut trouble = None;
         let waiting = self.waiting_pins();
-        for &pin in &waiting {
-            match self.engine.pin(Self::now(), pin) {
-                Ok(_) => tracing::info!(vm = self.name, ?pin, "pinned, as it was before"),
+        let results = self.engine.pin_again(Self::now(), &waiting);
+        for (pin, result) in waiting.into_iter().zip(results) {
+            match result {
+                Ok(()) => tracing::info!(vm = self.name, ?pin, "pinned, as it was before"),
                 Err(error) => trouble = trouble.or(Some((pin, error))),
             }
         }
@@ -98,8 +94,7 @@ impl Agent {
             Some((pin, error)) => {
                 let (start, bytes) = (pin.start.0, pin.bytes);
                 let why = format!("{bytes} bytes at {start:#x}: {error}");
-                // Whether there is room is not known before all pages were looked up.
-                if self.engine.state() != VmState::Starting && self.pin_trouble.is_news(&why) {
+                if self.pin_trouble.is_news(&why) {
                     tracing::warn!(
                         vm = self.name,
                         "a pin that was set before can't be: {why}; it is tried again, until tier-unpin"

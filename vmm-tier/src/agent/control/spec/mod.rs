@@ -131,7 +131,8 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         name: "tier-pin",
         doc: "Keeps a range of guest memory on one tier, whatever its heat. Its pages that lie \
               elsewhere are moved there first of all, within rate and headroom. Kept over a restart \
-              of the agent; where the guest then has no such memory, or no room, the pin waits.",
+              of the agent: what is in its place then stays, what is not goes there as room allows. \
+              Where the guest has no such memory then, the pin waits.",
         args: &[
             needed("start", Uint, START),
             needed("bytes", Uint, BYTES),

@@ -175,7 +175,7 @@ const PINS: ObjectSpec = ObjectSpec {
         needed(
             "waiting",
             Array(&Object(&PIN)),
-            "pins that were set and that the guest has no memory or the tier no room for now",
+            "pins that were set and that the guest has no memory for now",
         ),
     ],
 };
@@ -221,7 +221,11 @@ pub(super) const DRAIN_PROGRESS: ObjectSpec = ObjectSpec {
     doc: "How far a drain has come, in bytes.",
     members: &[
         needed("target-bytes", Uint, "what may stay in the fast tier"),
-        needed("start-bytes", Uint, "what was there when it began"),
+        needed(
+            "start-bytes",
+            Uint,
+            "what was there when it began, or when all pages had been looked up",
+        ),
         needed("fast-bytes", Uint, "what is there now"),
         needed(
             "pinned-bytes",
