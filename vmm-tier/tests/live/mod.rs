@@ -3,6 +3,7 @@
 
 use std::{
     env, fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -133,7 +134,8 @@ impl Guest {
             folder,
         };
         let begin = Instant::now();
-        while !guest.socket("b").exists() {
+        // The file is there a moment before QEMU listens.
+        while UnixStream::connect(guest.socket("b")).is_err() {
             assert!(
                 begin.elapsed() < Duration::from_secs(30)
                     && guest.child.try_wait().unwrap().is_none(),
