@@ -1,6 +1,7 @@
 //! The state file: its format, its name, and how it is read and replaced.
 
 use std::{
+    ffi::OsStr,
     fs::{DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -242,6 +243,26 @@ fn replace(path: &Path, fresh: &Path, document: &Document) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(fresh, path)?;
     File::open(folder)?.sync_all()
+}
+
+/// Removes what agents that were killed left half-written of the file.
+pub(super) fn remove_leftovers(root: &SysRoot, path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str))
+    else {
+        return;
+    };
+    // Where there is no folder, nothing was left.
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let left = entry.file_name();
+        let writer = left.to_str().and_then(|left| {
+            let rest = left.strip_prefix(name)?.strip_prefix('.')?;
+            rest.strip_suffix(".new")?.parse::<u32>().ok()
+        });
+        if writer.is_some_and(|pid| process::stat(root, pid).is_err()) {
+            // The next start tries again.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Removes the file, if there is one.

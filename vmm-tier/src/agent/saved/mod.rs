@@ -72,6 +72,7 @@ impl Saved {
             written: None,
             restored: None,
         };
+        file::remove_leftovers(root, &saved.path);
         let wishes = saved.read();
         (saved, wishes)
     }
@@ -179,7 +180,9 @@ impl Saved {
 
     /// Writes down what is set now.
     pub(super) fn save(&mut self, wishes: &Wishes) {
-        self.is_unsaved = false;
+        // It stands in the way until it is removed.
+        self.is_blocked &= !matches!(file::read(&self.path, &self.vm), Ok(None));
+        self.is_unsaved = self.is_blocked;
         self.look_for_rival();
         if self.is_blocked || self.has_rival() {
             return;
@@ -213,7 +216,8 @@ impl Saved {
         }
     }
 
-    /// Writes down what is set if that failed the last time: a folder that was full may have room.
+    /// Writes down what is set if that failed the last time: a folder that was full may have room, a file
+    /// in the way be gone.
     pub(super) fn try_again(&mut self, wishes: &Wishes) {
         if self.is_unsaved {
             self.save(wishes);

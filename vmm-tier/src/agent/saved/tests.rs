@@ -304,6 +304,26 @@ fn file_when_a_half_written_one_is_left_behind_is_written_all_the_same() {
 }
 
 #[test]
+fn half_written_files_when_their_agents_are_gone_are_removed_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut gone = Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let of = |vm: &str, pid: u32| format!("{vm}.json.{pid}.new");
+    let other = std::os::unix::process::parent_id();
+    let kept = [of("vm1", other), of("vm2", gone.id())];
+    fs::create_dir(folder.path().join("state")).unwrap();
+    for name in kept.iter().chain([&of("vm1", gone.id())]) {
+        fs::write(folder.path().join("state").join(name), "{\"vers").unwrap();
+    }
+    open(&folder, "vm1");
+    assert_eq!(
+        names(&folder),
+        kept,
+        "only what this VM's dead agent left goes"
+    );
+}
+
+#[test]
 fn file_when_its_place_is_a_link_is_not_followed() {
     let folder = tempfile::tempdir().unwrap();
     let elsewhere = folder.path().join("elsewhere");
@@ -312,10 +332,21 @@ fn file_when_its_place_is_a_link_is_not_followed() {
     fs::remove_file(&path).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
 
-    let (saved, restored) = open(&folder, "vm1");
+    let (mut saved, restored) = open(&folder, "vm1");
+    saved.save(&Wishes::default());
+    saved.save(&wishes());
 
     assert_eq!(restored, Wishes::default());
     assert!(saved.report().0["error"].is_string());
+    assert!(path.is_symlink(), "neither replaced nor removed");
+    fs::remove_file(&path).unwrap();
+    saved.try_again(&wishes());
+    assert_eq!(
+        saved.report().0["error"],
+        Value::Null,
+        "nothing is in the way"
+    );
+    assert_eq!(open(&folder, "vm1").1, wishes());
 }
 
 #[test]
