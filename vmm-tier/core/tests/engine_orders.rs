@@ -130,6 +130,38 @@ fn rate_when_lowered_binds_from_then_on() {
     );
 }
 
+#[test]
+fn moves_that_wait_for_their_rate_when_paused_wake_nobody() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    let slowly = PolicyChange {
+        rate_bytes_per_s: Some(4096),
+        ..PolicyChange::default()
+    };
+    lab.engine.set_policy(lab.now, &slowly).unwrap();
+    observe(&mut lab, 60);
+    let due = lab.engine.wakes_at().unwrap();
+    assert!(due > lab.now);
+    for (pauses, goes_on) in [
+        (Event::Pause(true), Event::Pause(false)),
+        (
+            Event::Guest { stopped: true },
+            Event::Guest { stopped: false },
+        ),
+        (
+            Event::Monitor { attached: false },
+            Event::Monitor { attached: true },
+        ),
+    ] {
+        lab.step(pauses);
+        // Due or not: whoever waited until then would wake again and again.
+        assert_eq!(lab.engine.wakes_at(), None);
+        lab.engine.set_policy(lab.now, &slowly).unwrap();
+        assert_eq!(lab.engine.wakes_at(), None);
+        lab.step(goes_on);
+        assert!(lab.engine.wakes_at().is_some_and(|at| at > lab.now));
+    }
+}
+
 fn drains(lab: &mut Lab) -> Vec<tier_core::engine::DrainProgress> {
     let drain = |notice| match notice {
         Notice::Drain(progress) => Some(progress),

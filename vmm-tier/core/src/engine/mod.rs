@@ -228,10 +228,11 @@ impl VmEngine {
     }
 
     /// When to give the next [`Event::Tick`] at the latest because moves wait for their rate; `None`
-    /// if none do.
+    /// if none do. While nothing is planned (moves pause, or a batch is under way) time alone changes
+    /// nothing.
     #[must_use]
-    pub const fn wakes_at(&self) -> Option<Time> {
-        self.throttle.wakes_at()
+    pub fn wakes_at(&self) -> Option<Time> {
+        self.throttle.wakes_at().filter(|_| self.may_plan())
     }
 
     /// The memory map in force.

@@ -51,9 +51,14 @@ impl Draft {
 }
 
 impl VmEngine {
+    /// Whether moves may be planned: tiering runs, and nothing is under way.
+    pub(super) fn may_plan(&self) -> bool {
+        self.flights.is_empty() && self.state() == VmState::Running
+    }
+
     /// Plans one step if nothing is under way.
     pub(super) fn plan(&mut self, now: Time) -> Vec<Action> {
-        if !self.flights.is_empty() || self.state() != VmState::Running {
+        if !self.may_plan() {
             return Vec::new();
         }
         let Some(budget) = self.throttle.budget(now) else {
