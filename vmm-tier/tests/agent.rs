@@ -131,13 +131,10 @@ fn agent_when_the_guest_migrates_while_the_monitor_is_lost_knows_before_it_goes_
     let mut agent = Agent::start(folder);
     agent.ask_until(|reply| reply["tiers"][0]["bytes"] == 31 * MIB);
     let (_client, events) = agent.client();
-    agent.ask("tier-pause", None);
-    agent.ask("tier-resume", None);
-    while states(&events, 1) != ["paused"] {}
-    states(&events, 1);
 
     drop(server);
-    assert_eq!(states(&events, 1), ["detached"]);
+    // What it was before hangs on the host: whether there is a source.
+    while states(&events, 1) != ["detached"] {}
     *qemu.migration.lock().unwrap() = Some("active");
     let _server = qemu.serve(&path);
 

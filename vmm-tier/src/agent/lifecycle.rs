@@ -248,7 +248,10 @@ impl Agent {
                 let status = status.map(ToString::to_string);
                 tracing::info!(vm = self.name, status, "the migration has ended");
                 // The guest was stopped at the end if it left; STOP may wait behind this answer. What it has
-                // may differ.
+                // may differ. If QEMU can't say now, one that has left is taken for stopped until it can.
+                if self.migration.status == Some(MigrationStatus::Completed) {
+                    self.step(Event::Guest { stopped: true });
+                }
                 self.ask_status();
                 self.next_map_check = Instant::now();
                 self.apply_pause();
