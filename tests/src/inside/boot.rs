@@ -10,8 +10,12 @@ use anyhow::{Context, bail};
 use rustix::mount::MountFlags;
 use rustix::system::{RebootCommand, finit_module, reboot};
 
+use tier_sys::perf::event::{Event, EventSpec, Target};
+use tier_sys::perf::tracepoint::Tracepoint;
+use tier_sys::sysroot::SysRoot;
+
 use super::{Reporter, measure, steps};
-use crate::event::{Event, HostFacts};
+use crate::event::{self, HostFacts};
 use crate::image::HOST_MODULES;
 use crate::scenario::Scenario;
 
@@ -31,7 +35,7 @@ fn prepare_and_run() -> anyhow::Result<()> {
     let reporter = Reporter::new(open_port()?);
     if let Err(error) = prepare(&reporter).and_then(|scenario| steps::run_all(&scenario, &reporter))
     {
-        reporter.tell(&Event::Failed {
+        reporter.tell(&event::Event::Failed {
             error: format!("{error:#}"),
         });
     }
@@ -52,10 +56,26 @@ fn prepare(reporter: &Reporter) -> anyhow::Result<Scenario> {
     if !Path::new("/dev/kvm").exists() {
         bail!("the emulated host has no /dev/kvm: its CPU offers no virtualisation");
     }
+    if let Err(error) = hold_patched_code() {
+        eprintln!("lab-init: {error:#}");
+    }
     let scenario = serde_json::from_slice(&fs::read("/lab/scenario.json")?)
         .context("reading /lab/scenario.json")?;
-    reporter.tell(&Event::Booted(facts()?));
+    reporter.tell(&event::Event::Booted(facts()?));
     Ok(scenario)
+}
+
+/// Has the kernel patch its code for the agent's perf event now, while there is no guest, and leave it so:
+/// patching beside a guest is what the emulator may crash at (see [`crate::emulator`]). The event watches
+/// only this thread, which DAMON does not run in.
+fn hold_patched_code() -> anyhow::Result<()> {
+    let root = SysRoot::real();
+    let tracepoint = Tracepoint::read(&root, "damon", "damon_aggregated")?;
+    let spec = EventSpec::tracepoint(&tracepoint.name, tracepoint.id, 1);
+    let event = Event::open(&root, &spec, Target::Thread(std::process::id()))?;
+    // For as long as the emulated host runs.
+    std::mem::forget(event);
+    Ok(())
 }
 
 fn mount(kind: &str, path: &str) -> anyhow::Result<()> {
