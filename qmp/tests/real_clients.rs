@@ -7,10 +7,9 @@
 mod support;
 
 use std::{
-    env,
     io::Write,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    path::Path,
+    process::{Command, Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,7 +23,10 @@ use qmp::{
     server::{CommandSpec, Handler, MemberSpec, Options, TypeSpec},
 };
 use serde_json::{Map, Value, json};
-use support::{socket, wait_until};
+use support::{
+    live::{Live, unpacked},
+    socket, wait_until,
+};
 
 const COMMANDS: &[CommandSpec] = &[
     CommandSpec {
@@ -53,59 +55,6 @@ impl Handler for Echo {
             "tier-echo" => Ok(arguments.remove("bytes").unwrap_or_default()),
             _ => Err(QmpError::generic("it failed")),
         }
-    }
-}
-
-/// What `scripts/setup` unpacked under this name.
-fn unpacked(name: &str) -> Option<PathBuf> {
-    let cache = env::var_os("VMM_TIER_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| {
-            let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            let home = || Some(Path::new(&env::var_os("HOME")?).join(".cache"));
-            Some(base.or_else(home)?.join("vmm-tier"))
-        });
-    Some(cache?.join(name)).filter(|folder| folder.join(".complete").exists())
-}
-
-/// A QEMU without a machine; killed when dropped.
-struct Qemu {
-    child: Child,
-    monitor: PathBuf,
-}
-
-impl Qemu {
-    /// `None`, said aloud, if there is none to start.
-    fn start(folder: &Path) -> Option<Self> {
-        let Some(root) = unpacked("qemu-inner") else {
-            println!("SKIPPED: no QEMU in the cache folder (scripts/setup brings it)");
-            return None;
-        };
-        let monitor = folder.join("qemu");
-        let child = Command::new(root.join("usr/bin/qemu-system-x86_64"))
-            .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
-            .args([
-                "-machine",
-                "none",
-                "-nodefaults",
-                "-display",
-                "none",
-                "-qmp",
-            ])
-            .arg(format!("unix:{},server=on,wait=off", monitor.display()))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let qemu = Self { child, monitor };
-        wait_until("QEMU's monitor", || qemu.monitor.exists());
-        Some(qemu)
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -233,10 +182,11 @@ fn qmp_shell_when_a_person_types_shows_the_replies() {
 fn qemu_qmp_when_it_drives_a_live_qemu_through_the_proxy_sees_both() {
     let Some(python) = python() else { return };
     let (folder, path) = socket();
-    let Some(qemu) = Qemu::start(folder.path()) else {
+    let monitor = folder.path().join("qemu");
+    let Some(_qemu) = Live::start(&[&monitor]) else {
         return;
     };
-    let (client, _events) = Client::connect(&qemu.monitor, &client::Options::default()).unwrap();
+    let (client, _events) = Client::connect(&monitor, &client::Options::default()).unwrap();
     let client = Arc::new(client);
     let _proxy = Proxy::bind(&path, Arc::clone(&client), Arc::new(Echo), proxy::options()).unwrap();
 
@@ -274,10 +224,11 @@ fn qemu_qmp_when_it_drives_a_live_qemu_through_the_proxy_sees_both() {
 fn qmp_shell_when_it_ends_qemu_through_the_proxy_is_told() {
     let Some(python) = python() else { return };
     let (folder, path) = socket();
-    let Some(mut qemu) = Qemu::start(folder.path()) else {
+    let monitor = folder.path().join("qemu");
+    let Some(mut qemu) = Live::start(&[&monitor]) else {
         return;
     };
-    let (client, _events) = Client::connect(&qemu.monitor, &client::Options::default()).unwrap();
+    let (client, _events) = Client::connect(&monitor, &client::Options::default()).unwrap();
     let _proxy = Proxy::bind(&path, Arc::new(client), Arc::new(Echo), proxy::options()).unwrap();
 
     let output = type_into_shell(python, &path, "query-status\ntier-echo bytes=7\nquit\n");
@@ -287,6 +238,6 @@ fn qmp_shell_when_it_ends_qemu_through_the_proxy_is_told() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("\"running\": true"), "{text}");
     assert!(text.contains("\"return\": 7"), "{text}");
-    assert!(qemu.child.wait().unwrap().success());
+    assert!(qemu.0.wait().unwrap().success());
     wait_until("the proxy's socket to go", || !path.exists());
 }

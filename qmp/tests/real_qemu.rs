@@ -1,5 +1,4 @@
-//! The proxy before a real QEMU, if `VMM_TIER_TEST_QEMU` names its binary (with more arguments after
-//! spaces) or `qemu-system-x86_64` is installed.
+//! The proxy before a real QEMU, where there is one (see `support/live.rs`).
 
 mod support;
 
@@ -7,24 +6,13 @@ use std::{
     io::pipe,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::Arc,
 };
 
 use qmp::{Client, Proxy, client, proxy};
 use serde_json::{Value, json};
-use support::{PATIENCE, Raw, qemu::Extension, send_fds, wait_until};
+use support::{PATIENCE, Raw, live::Live, qemu::Extension, send_fds, wait_until};
 use tempfile::TempDir;
-
-/// A QEMU without a machine; it ends with this.
-struct Qemu(Child);
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 struct Rig {
     /// A monitor that no proxy stands before.
@@ -32,34 +20,16 @@ struct Rig {
     path: PathBuf,
     client: Arc<Client>,
     _proxy: Proxy,
-    _qemu: Qemu,
+    _qemu: Live,
     _folder: TempDir,
 }
 
 /// A proxy before one of two monitors; `None` where there is no QEMU.
 fn rig() -> Option<Rig> {
-    let named = std::env::var("VMM_TIER_TEST_QEMU").ok();
-    let command = named.clone().unwrap_or("qemu-system-x86_64".to_owned());
-    let mut words = command.split_whitespace();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let (direct, upstream) = (path("direct"), path("upstream"));
-    let mut start = Command::new(words.next().expect("a binary"));
-    start.args(words);
-    start.args(["-machine", "none", "-nodefaults", "-display", "none"]);
-    for socket in [&direct, &upstream] {
-        let option = format!("unix:{},server=on,wait=off", socket.display());
-        start.args(["-qmp", &option]);
-    }
-    let qemu = match start.stdin(Stdio::null()).spawn() {
-        Ok(child) => Qemu(child),
-        Err(error) if named.is_none() => {
-            eprintln!("SKIPPED: no {command} ({error}); name one in VMM_TIER_TEST_QEMU");
-            return None;
-        }
-        Err(error) => panic!("{command}: {error}"),
-    };
-    wait_until("QEMU to serve", || direct.exists() && upstream.exists());
+    let qemu = Live::start(&[&direct, &upstream])?;
     let options = client::Options {
         greeting_timeout: PATIENCE,
         oob: true,

@@ -1,6 +1,7 @@
 //! Helpers of the socket tests.
 #![allow(dead_code, reason = "each test file uses some")]
 
+pub(crate) mod live;
 pub(crate) mod qemu;
 
 use std::{
