@@ -40,6 +40,7 @@ fn map_when_made_on_live_qemu_has_all_ram_and_nothing_else() {
     let options = Options {
         program,
         addresses: 1000,
+        maps: 1,
         seed: 1,
         stop: &STOP,
     };
@@ -50,8 +51,8 @@ fn map_when_made_on_live_qemu_has_all_ram_and_nothing_else() {
     .unwrap();
 
     assert!(report.is_good(), "{}", report.text());
-    // Two versions, six layouts, and none of them needs what a machine may lack.
-    assert_eq!(report.rows.len(), 12);
+    // Two versions, eight layouts, and none of them needs what a machine may lack.
+    assert_eq!(report.rows.len(), 16);
     for row in &report.rows {
         let Outcome::Checked(found) = &row.outcome else {
             panic!("{}", report.text());

@@ -29,6 +29,9 @@ struct Arguments {
     /// Addresses inside and outside the map, in each layout.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     addresses: usize,
+    /// How often the map is made in each layout; the time told is the median.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    maps: usize,
     /// Where the random addresses begin; the same seed gives the same addresses.
     #[arg(long, default_value_t = 20_261_121)]
     seed: u64,
@@ -92,6 +95,7 @@ fn check(arguments: &Arguments) -> anyhow::Result<bool> {
     let options = Options {
         program: executable.with_file_name("vmm-tier"),
         addresses: arguments.addresses,
+        maps: arguments.maps,
         seed: arguments.seed,
         stop: &STOP,
     };

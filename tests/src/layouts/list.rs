@@ -29,11 +29,13 @@ pub fn all() -> Vec<Layout> {
 /// A few that show most, for the test suite.
 #[must_use]
 pub fn short() -> Vec<Layout> {
-    const NAMES: [&str; 6] = [
+    const NAMES: [&str; 8] = [
         "q35, 5 GiB, split",
+        "pc, 5 GiB, split",
         "microvm, 512 MiB",
         "two nodes",
         "memfd, shared",
+        "file on tmpfs, shared",
         "DIMM, plugged",
         "virtio-mem, grown",
     ];

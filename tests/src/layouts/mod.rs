@@ -43,6 +43,8 @@ pub struct Options {
     pub program: PathBuf,
     /// How many addresses are written and read in each layout, and as many are looked at outside.
     pub addresses: usize,
+    /// How often the map is made in each layout, for its time; at least once.
+    pub maps: usize,
     /// Where the random addresses and patterns begin.
     pub seed: u64,
     /// A place for what could not be tidied up otherwise: when true, the run ends after the guest at hand.

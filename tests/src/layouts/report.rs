@@ -206,7 +206,7 @@ impl Report {
              place inside, and no RAM outside (around all ends, at devices, and at random up to 1 TiB); and the\n\
              ranges must be those of QEMU's flat view. Addresses are \"inside + outside\"; a range of the wrong\n\
              size, page size or place is a mismatch too. The map begins at 1 MiB. The time is that of finding the\n\
-             map, not of starting the program.\n\n",
+             map, not of starting the program: the median of several times.\n\n",
             self.versions.join(" and "),
             self.seed,
             self.summary()
