@@ -9,6 +9,7 @@ mod doctor;
 mod host;
 mod map_cmd;
 mod size;
+mod source;
 
 use std::process::ExitCode;
 

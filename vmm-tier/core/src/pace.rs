@@ -186,7 +186,7 @@ mod tests {
     use super::*;
     use crate::{
         addr::Hva,
-        sample::{AccessKind, AccessSample, SampleAccount, SampleAddress},
+        sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SourceKind},
         time::Time,
     };
 
@@ -209,9 +209,11 @@ mod tests {
             kind: AccessKind::Any,
         };
         SampleBatch {
+            source: SourceKind::Damon,
             end: Time(0),
             span: Duration::from_millis(400),
             tests: 20,
+            period: 1,
             settled: true,
             map_generation: 1,
             samples: (0..100).map(sample).collect(),

@@ -1,6 +1,6 @@
 //! What a source of accesses delivers: samples, and an account of everything that arrived.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,67 @@ use crate::{
     addr::{Gpa, Hva},
     time::Time,
 };
+
+/// A kind of source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceKind {
+    /// DAMON on QEMU's address space.
+    Damon,
+    /// AMD's instruction-based sampling of the vCPU threads.
+    Ibs,
+    /// Intel's PEBS on the vCPU threads.
+    Pebs,
+    /// An agent inside the guest.
+    Guest,
+    /// KVM's fault tracepoint.
+    KvmFaults,
+    /// Page faults of QEMU's threads.
+    HostFaults,
+}
+
+impl SourceKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [
+        Self::Damon,
+        Self::Ibs,
+        Self::Pebs,
+        Self::Guest,
+        Self::KvmFaults,
+        Self::HostFaults,
+    ];
+
+    /// The word that users write and read.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Damon => "damon",
+            Self::Ibs => "ibs",
+            Self::Pebs => "pebs",
+            Self::Guest => "guest",
+            Self::KvmFaults => "kvm-faults",
+            Self::HostFaults => "host-faults",
+        }
+    }
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which accesses a source can see at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sight {
+    /// The guest's own.
+    Guest,
+    /// Only those of QEMU and the host's kernel: device emulation, say.
+    HostMode,
+    /// Only the first to a page after it was mapped.
+    FirstTouch,
+}
 
 /// Where an access went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +122,18 @@ pub enum DropReason {
     QueueFull,
     /// The agent was paused when the record arrived.
     Paused,
+    /// The record carries no usable address.
+    NoAddress,
+    /// The access was made in a mode that says nothing of the guest.
+    WrongMode,
+    /// The host-physical address is none of the guest's pages.
+    Unmapped,
+    /// A guest's agent broke the protocol.
+    Hostile,
+    /// A guest's agent sent more than it may.
+    RateLimited,
+    /// A guest's agent sent it again, or too late.
+    OutOfSequence,
 }
 
 /// An account of records: `arrived` is always `accepted` plus the sum of `dropped`.
@@ -113,6 +186,8 @@ impl SampleAccount {
 /// What a source delivers at a time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleBatch {
+    /// Who observed.
+    pub source: SourceKind,
     /// When the observation ended.
     pub end: Time,
     /// How long was observed.
@@ -120,6 +195,9 @@ pub struct SampleBatch {
     /// How often each page was tested in `span`, for a source that tests pages (DAMON's sampling
     /// intervals): no weight is larger. 0 for a source that counts accesses.
     pub tests: u32,
+    /// The accesses that one count stands for: the period of a source that samples one access in so
+    /// many. 1 for a source that tests pages.
+    pub period: u64,
     /// Whether the source tells hot from warm as well as it ever will. While it still looks for its pace
     /// its samples are no ground to move pages.
     pub settled: bool,

@@ -10,7 +10,7 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva},
     engine::{Event, VmState},
     moves::Outcome,
-    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch},
+    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
     settings::EngineSettings,
 };
 
@@ -247,9 +247,11 @@ fn source_when_it_watches_little_does_not_make_the_unsampled_cold() {
             ..hot
         };
         let batch = SampleBatch {
+            source: SourceKind::Damon,
             end: lab.now,
             span: Duration::from_millis(400),
             tests: 20,
+            period: 1,
             settled: true,
             map_generation: 1,
             samples: vec![hot, outside],
@@ -266,9 +268,11 @@ fn source_when_it_watches_little_does_not_make_the_unsampled_cold() {
 fn samples_when_made_under_an_older_map_are_dropped_and_counted() {
     let mut lab = Lab::new(gups(1024, 512), settings());
     let mut batch = SampleBatch {
+        source: SourceKind::Damon,
         end: lab.now,
         span: Duration::from_millis(400),
         tests: 20,
+        period: 1,
         settled: true,
         map_generation: 0,
         samples: vec![],

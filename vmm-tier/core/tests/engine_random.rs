@@ -17,7 +17,7 @@ use tier_core::{
         ScanReport, VmEngine, VmState, WhenFull,
     },
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page},
-    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch},
+    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     time::Time,
 };
@@ -363,9 +363,11 @@ impl World {
             })
             .collect();
         self.step(Event::Samples(SampleBatch {
+            source: SourceKind::Damon,
             end: self.now,
             span: Duration::from_millis(400),
             tests: 20,
+            period: 1,
             settled: true,
             map_generation: self.generation - u64::from(stale),
             samples,

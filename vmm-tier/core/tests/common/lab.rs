@@ -5,7 +5,7 @@ use std::time::Duration;
 use tier_core::{
     addr::{BASE_PAGE, Hva},
     engine::{Action, Event, VmEngine},
-    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch},
+    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
     settings::EngineSettings,
     time::Time,
 };
@@ -79,9 +79,11 @@ pub(crate) fn observation(now: Time, frames: u32, weight: impl Fn(u32) -> f32) -
         })
         .collect();
     Event::Samples(SampleBatch {
+        source: SourceKind::Damon,
         end: now,
         span: Duration::from_millis(400),
         tests: 20,
+        period: 1,
         settled: true,
         map_generation: 1,
         samples,

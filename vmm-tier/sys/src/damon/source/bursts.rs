@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tier_core::{
     addr::Hva,
-    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch},
+    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
     time::Time,
 };
 
@@ -123,9 +123,11 @@ impl Bursts {
             .unwrap_or(self.aggregation);
         self.last_end = Some(end);
         self.done.push(SampleBatch {
+            source: SourceKind::Damon,
             end,
             span,
             tests: self.tests,
+            period: 1,
             settled: true,
             map_generation: self.generation,
             samples: burst.samples,

@@ -1,0 +1,198 @@
+//! DAMON as a source: at the pace that the guest needs, and in turns while it is at rest.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tier_core::{
+    addr::{HUGE_PAGE, Hva},
+    map::GuestMemoryMap,
+    pace::{Pace, PaceKeeper},
+    sample::{Sight, SourceKind},
+};
+use tier_sys::damon::{DamonSettings, source::DamonSource};
+
+use super::{Polled, Setup, Source};
+
+/// Looks at a region never come closer: DAMON's thread can hardly sleep for less.
+const LEAST_SAMPLING: Duration = Duration::from_millis(1);
+
+/// A kdamond on QEMU's address space, and the pace that it keeps.
+struct Damon {
+    setup: Setup,
+    map: Arc<GuestMemoryMap>,
+    pace: PaceKeeper,
+    /// `None` while the guest is at rest and its turn is over.
+    watching: Option<DamonSource>,
+    /// When the turn or the rest began.
+    since: Instant,
+}
+
+/// Watches the ranges of `map`.
+pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<Box<dyn Source>> {
+    let DamonSettings {
+        sampling,
+        aggregation,
+        max_regions,
+        ..
+    } = setup.damon;
+    let base = Pace {
+        sampling,
+        aggregation,
+        max_regions,
+        turns: None,
+    };
+    let mut damon = Damon {
+        setup: setup.clone(),
+        map: Arc::clone(map),
+        pace: PaceKeeper::new(base, LEAST_SAMPLING, setup.quiet_factor),
+        watching: None,
+        since: Instant::now(),
+    };
+    damon.watch()?;
+    Ok(Box::new(damon))
+}
+
+impl Damon {
+    fn watch(&mut self) -> anyhow::Result<()> {
+        let Setup {
+            root, run_dir, pid, ..
+        } = &self.setup;
+        let ranges = ranges(&self.map);
+        let (settings, generation) = (self.settings(), self.map.generation());
+        let source = DamonSource::start(root, run_dir, *pid, &ranges, settings, generation)?;
+        self.watching = Some(source);
+        self.since = Instant::now();
+        Ok(())
+    }
+
+    /// DAMON's settings for now.
+    fn settings(&self) -> DamonSettings {
+        let Pace {
+            sampling,
+            aggregation,
+            max_regions,
+            ..
+        } = self.pace.pace();
+        // DAMON joins neighbours whose counts are nearly equal: where pages saturate, hot and warm ones.
+        let huge_pages = self.map.total_bytes().div_ceil(HUGE_PAGE);
+        let fits = huge_pages <= max_regions;
+        let apart = if fits { huge_pages } else { 0 };
+        DamonSettings {
+            sampling,
+            aggregation,
+            min_regions: (max_regions / 4).max(apart).max(3),
+            max_regions,
+            by_huge_page: fits && self.pace.is_quickened(),
+            ..self.setup.damon
+        }
+    }
+
+    fn set_intervals(&mut self) -> anyhow::Result<()> {
+        let settings = self.settings();
+        if let Some(source) = &mut self.watching {
+            source.set_intervals(&settings)?;
+        }
+        Ok(())
+    }
+
+    /// Begins and ends turns. Returns how long to wait if there is nothing to watch.
+    fn take_turns(&mut self) -> anyhow::Result<Option<Duration>> {
+        let turns = self.pace.pace().turns;
+        let elapsed = self.since.elapsed();
+        match (self.watching.is_some(), turns) {
+            (true, None) => self.since = Instant::now(),
+            (true, Some(turns)) if elapsed >= turns.watch => {
+                if let Some(source) = self.watching.take() {
+                    source.stop()?;
+                }
+                self.since = Instant::now();
+                return Ok(Some(turns.rest));
+            }
+            (true, Some(_)) => {}
+            (false, Some(turns)) if elapsed < turns.rest => {
+                return Ok(Some(turns.rest - elapsed));
+            }
+            (false, _) => self.watch()?,
+        }
+        Ok(None)
+    }
+}
+
+impl Source for Damon {
+    fn kind(&self) -> SourceKind {
+        SourceKind::Damon
+    }
+
+    fn sight(&self) -> Sight {
+        Sight::Guest
+    }
+
+    fn label(&self) -> String {
+        let Pace {
+            sampling,
+            aggregation,
+            max_regions,
+            ..
+        } = self.pace.pace();
+        let bytes = self.map.total_bytes() / max_regions.max(1);
+        format!(
+            "DAMON on QEMU's address space, every {sampling:?}, reports every {aggregation:?}; sees ranges \
+             of {} KiB on average, smaller where heat differs",
+            (bytes >> 10).max(4)
+        )
+    }
+
+    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
+        if let Some(left) = self.take_turns()? {
+            std::thread::sleep(left.min(timeout));
+            return Ok(Polled::default());
+        }
+        let Some(source) = &mut self.watching else {
+            return Ok(Polled::default());
+        };
+        let mut poll = source.poll(timeout)?;
+        let mut changed = None;
+        for batch in &mut poll.batches {
+            batch.settled = self.pace.is_settled(batch);
+            changed = self.pace.observe(batch).or(changed);
+        }
+        if let Some(pace) = changed {
+            let (sampling, regions) = (pace.sampling, pace.max_regions);
+            tracing::debug!(pid = self.setup.pid, ?sampling, regions, "pace");
+            self.set_intervals()?;
+        }
+        let ended = poll.ended.then(|| {
+            "DAMON stopped watching: QEMU ended, or someone turned the kdamond off".to_owned()
+        });
+        Ok(Polled {
+            batches: poll.batches,
+            ended,
+        })
+    }
+
+    fn set_map(&mut self, map: &Arc<GuestMemoryMap>) -> anyhow::Result<()> {
+        self.map = Arc::clone(map);
+        if let Some(source) = &mut self.watching {
+            source.update_ranges(&ranges(map), map.generation())?;
+        }
+        self.set_intervals()
+    }
+
+    fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
+        self.pace.set_quiet(quiet);
+        self.set_intervals()
+    }
+
+    fn stop(self: Box<Self>) -> anyhow::Result<()> {
+        self.watching.map_or(Ok(()), |source| Ok(source.stop()?))
+    }
+}
+
+fn ranges(map: &GuestMemoryMap) -> Vec<(Hva, u64)> {
+    map.unique_hva_ranges()
+        .iter()
+        .map(|range| (range.start, range.len))
+        .collect()
+}

@@ -1,0 +1,89 @@
+//! Sources of accesses: what they have in common, and how each is opened.
+//!
+//! ```text
+//!  kernel, guest agent ─► Source (in a thread of its own) ─► SampleBatch ─► agent ─► VmEngine
+//! ```
+//!
+//! A source knows how to get records and what each says; it knows nothing of heat or of other sources.
+//! Whatever a record's fate, it is counted: it is a sample, or the account says why not.
+
+pub(crate) mod damon;
+pub(crate) mod thread;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tier_core::{
+    addr::Hva,
+    map::GuestMemoryMap,
+    sample::{SampleBatch, Sight, SourceKind},
+};
+use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
+
+/// What sources are set up with.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) root: SysRoot,
+    pub(crate) run_dir: PathBuf,
+    /// QEMU's process.
+    pub(crate) pid: u32,
+    /// The threads of the guest's CPUs.
+    pub(crate) vcpus: Vec<u32>,
+    /// Whether KVM runs the guest's code; else QEMU itself does.
+    pub(crate) is_kvm: bool,
+    /// How DAMON samples while pages are to be found.
+    pub(crate) damon: DamonSettings,
+    /// How many times less often DAMON samples while the guest is at rest.
+    pub(crate) quiet_factor: u32,
+    /// The share of one core that a source which can choose its period may take.
+    pub(crate) cpu_budget: f64,
+}
+
+/// What one poll brought.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Polled {
+    /// Oldest first.
+    pub(crate) batches: Vec<SampleBatch>,
+    /// Why nothing will come any more, if so.
+    pub(crate) ended: Option<String>,
+}
+
+/// A source of accesses to one guest's memory. Dropping it without [`Self::stop`] may leave something
+/// behind that a later agent clears away.
+pub(crate) trait Source: Send {
+    fn kind(&self) -> SourceKind;
+
+    fn sight(&self) -> Sight;
+
+    /// One line for operators: what it is, its period, what it sees.
+    fn label(&self) -> String;
+
+    /// Waits up to `timeout` and takes what has come. Called in a loop by the source's own thread.
+    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled>;
+
+    /// Batches are of this map from now on.
+    fn set_map(&mut self, map: &Arc<GuestMemoryMap>) -> anyhow::Result<()>;
+
+    /// The guest is at rest, or no longer.
+    fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
+        let _ = quiet;
+        Ok(())
+    }
+
+    /// These are the threads of the guest's CPUs now.
+    fn set_vcpus(&mut self, tids: &[u32]) -> anyhow::Result<()> {
+        let _ = tids;
+        Ok(())
+    }
+
+    /// These pages (host-virtual start, bytes) were moved just now: their physical addresses are others.
+    fn moved(&mut self, pages: &[(Hva, u64)]) {
+        let _ = pages;
+    }
+
+    /// Ends it and leaves nothing behind.
+    fn stop(self: Box<Self>) -> anyhow::Result<()>;
+}
+
+/// Opens a source, as often as that is needed.
+pub(crate) type Opener =
+    Box<dyn FnMut(&Setup, &Arc<GuestMemoryMap>) -> anyhow::Result<Box<dyn Source>> + Send>;

@@ -1,0 +1,298 @@
+//! A source's thread: it opens the source, takes what it delivers and hands that to the agent.
+//!
+//! The channel is bounded and never waited on for samples: when the agent falls behind, whole batches are
+//! dropped and counted. When the source can't be opened or ends, the thread says why, waits, and tries
+//! again. While it is told to rest it has nothing open.
+
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::{
+    Receiver, RecvTimeoutError, SendTimeoutError, Sender, TryRecvError, TrySendError, unbounded,
+};
+use tier_core::{
+    addr::Hva,
+    map::GuestMemoryMap,
+    sample::{DropReason, SampleAccount, SampleBatch, Sight, SourceKind},
+};
+
+use super::{Opener, Setup, Source};
+
+/// Batches and news that may wait for the agent.
+pub(crate) const QUEUE: usize = 16;
+/// How long the thread waits for samples before it looks for orders.
+const POLL: Duration = Duration::from_millis(100);
+/// How long it waits after a failure; doubled each time up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// What a source's thread tells the agent.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The source was opened.
+    Up {
+        /// What it sees.
+        sight: Sight,
+        /// What it is, for people.
+        label: String,
+    },
+    /// Samples.
+    Batch(SampleBatch),
+    /// The source can't be opened or ended, and why.
+    Down(String),
+    /// The thread ended by itself, which it never should.
+    Lost,
+}
+
+/// What the thread is told.
+enum Order {
+    Map(Arc<GuestMemoryMap>),
+    Quiet(bool),
+    Vcpus(Vec<u32>),
+    Moved(Vec<(Hva, u64)>),
+    Work(bool),
+}
+
+/// The thread. Dropping it closes the source.
+#[derive(Debug)]
+pub(crate) struct SourceThread {
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SourceThread {
+    /// Starts the thread, which watches the ranges of `map` and reports to `out`. It rests until it is told
+    /// to [work](Self::set_work) if `work` is not set.
+    pub(crate) fn start(
+        kind: SourceKind,
+        open: Opener,
+        setup: Setup,
+        map: Arc<GuestMemoryMap>,
+        out: Sender<(SourceKind, Report)>,
+        work: bool,
+    ) -> std::io::Result<Self> {
+        let (sender, orders) = unbounded();
+        let thread = std::thread::Builder::new()
+            .name(format!("src-{kind}"))
+            .spawn(move || {
+                let farewell = Farewell(kind, out.clone());
+                Sampler {
+                    kind,
+                    open,
+                    setup,
+                    map,
+                    quiet: false,
+                    work,
+                    orders,
+                    out,
+                    unsent: SampleAccount::default(),
+                }
+                .run();
+                std::mem::forget(farewell);
+            })?;
+        Ok(Self {
+            orders: Some(sender),
+            thread: Some(thread),
+        })
+    }
+
+    /// Watches the ranges of `map` from now on.
+    pub(crate) fn set_map(&self, map: Arc<GuestMemoryMap>) {
+        self.order(Order::Map(map));
+    }
+
+    /// Samples less often while nothing is to be done, or as often as set.
+    pub(crate) fn set_quiet(&self, quiet: bool) {
+        self.order(Order::Quiet(quiet));
+    }
+
+    /// The guest's CPUs run in these threads now.
+    pub(crate) fn set_vcpus(&self, tids: Vec<u32>) {
+        self.order(Order::Vcpus(tids));
+    }
+
+    /// These pages were moved: host-virtual start and bytes.
+    pub(crate) fn moved(&self, pages: Vec<(Hva, u64)>) {
+        self.order(Order::Moved(pages));
+    }
+
+    /// Opens the source, or closes it.
+    pub(crate) fn set_work(&self, work: bool) {
+        self.order(Order::Work(work));
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // It fails only when the thread is lost, which is told.
+            let _ = orders.send(order);
+        }
+    }
+}
+
+impl Drop for SourceThread {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Tells that the thread panicked.
+struct Farewell(SourceKind, Sender<(SourceKind, Report)>);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let _ = self.1.send_timeout((self.0, Report::Lost), RETRY.0);
+    }
+}
+
+/// Why watching ended.
+enum End {
+    /// The agent ends.
+    Told,
+    /// Other sources serve better.
+    Rest,
+}
+
+struct Sampler {
+    kind: SourceKind,
+    open: Opener,
+    setup: Setup,
+    map: Arc<GuestMemoryMap>,
+    quiet: bool,
+    work: bool,
+    orders: Receiver<Order>,
+    out: Sender<(SourceKind, Report)>,
+    /// Accounts of batches that found the channel full; sent with the next batch.
+    unsent: SampleAccount,
+}
+
+impl Sampler {
+    fn run(mut self) {
+        let mut pause = RETRY.0;
+        loop {
+            while !self.work {
+                match self.orders.recv() {
+                    Ok(order) => self.note(&order),
+                    Err(_) => return,
+                }
+            }
+            let started = Instant::now();
+            match self.watch() {
+                Ok(End::Told) => return,
+                Ok(End::Rest) => continue,
+                Err(error) => {
+                    if !self.tell(&Report::Down(format!("{error:#}"))) {
+                        return;
+                    }
+                }
+            }
+            if started.elapsed() > RETRY.1 {
+                pause = RETRY.0;
+            }
+            match self.orders.recv_timeout(pause) {
+                Ok(order) => self.note(&order),
+                Err(RecvTimeoutError::Timeout) => pause = (pause * 2).min(RETRY.1),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Keeps what a source that is opened later must know.
+    fn note(&mut self, order: &Order) {
+        match order {
+            Order::Map(map) => self.map = Arc::clone(map),
+            Order::Quiet(quiet) => self.quiet = *quiet,
+            Order::Vcpus(tids) => self.setup.vcpus.clone_from(tids),
+            Order::Work(work) => self.work = *work,
+            Order::Moved(_) => {}
+        }
+    }
+
+    fn watch(&mut self) -> anyhow::Result<End> {
+        let mut source = (self.open)(&self.setup, &self.map)?;
+        let served = self.serve(&mut *source);
+        let stopped = source.stop();
+        match (served, stopped) {
+            (Ok(end), Ok(())) => Ok(end),
+            (Ok(End::Told), Err(error)) => {
+                let kind = self.kind;
+                tracing::warn!("{kind}: sampling did not end cleanly: {error:#}");
+                Ok(End::Told)
+            }
+            (Ok(End::Rest), Err(error)) | (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Takes what the source delivers until it is told to end or to rest, or the source fails.
+    fn serve(&mut self, source: &mut dyn Source) -> anyhow::Result<End> {
+        source.set_quiet(self.quiet)?;
+        let (sight, label) = (source.sight(), source.label());
+        if !self.tell(&Report::Up { sight, label }) {
+            return Ok(End::Told);
+        }
+        loop {
+            match self.orders.try_recv() {
+                Ok(order) => {
+                    self.note(&order);
+                    match order {
+                        Order::Map(map) => source.set_map(&map)?,
+                        Order::Quiet(quiet) => source.set_quiet(quiet)?,
+                        Order::Vcpus(tids) => source.set_vcpus(&tids)?,
+                        Order::Moved(pages) => source.moved(&pages),
+                        Order::Work(true) => {}
+                        Order::Work(false) => return Ok(End::Rest),
+                    }
+                    continue;
+                }
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return Ok(End::Told),
+            }
+            let polled = source.poll(POLL)?;
+            for batch in polled.batches {
+                self.deliver(batch);
+            }
+            if let Some(why) = polled.ended {
+                anyhow::bail!(why);
+            }
+        }
+    }
+
+    fn deliver(&mut self, mut batch: SampleBatch) {
+        batch.account.add(&std::mem::take(&mut self.unsent));
+        let report = (self.kind, Report::Batch(batch));
+        if let Err(TrySendError::Full((_, Report::Batch(batch)))) = self.out.try_send(report) {
+            self.unsent = batch.account;
+            self.unsent
+                .drop_records(DropReason::QueueFull, batch.samples.len() as u64);
+        }
+    }
+
+    /// Waits until the agent has room for the news; whether it still wants any.
+    fn tell(&mut self, report: &Report) -> bool {
+        loop {
+            let news = match report {
+                Report::Up { sight, label } => Report::Up {
+                    sight: *sight,
+                    label: label.clone(),
+                },
+                Report::Down(reason) => Report::Down(reason.clone()),
+                Report::Batch(_) | Report::Lost => return true,
+            };
+            match self.out.send_timeout((self.kind, news), POLL) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Disconnected(_)) => return false,
+                Err(SendTimeoutError::Timeout(_)) => {}
+            }
+            // The agent may be waiting for this thread to end.
+            match self.orders.try_recv() {
+                Ok(order) => self.note(&order),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+}
