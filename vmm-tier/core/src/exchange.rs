@@ -69,6 +69,22 @@ pub fn chance_significance(slow_pages: u64, fast_pages: u64) -> f64 {
     (extreme(slow_pages) + extreme(fast_pages)) / std::f64::consts::SQRT_2
 }
 
+/// The same for a source that counts accesses and has counted `mean` (decayed) on the average page. Were
+/// all pages equally hot, each would have about that: the hottest lies as far above it, and the coldest as
+/// far below, as the extremes of so many pages do, but no page below zero. With few counts a page, as a
+/// sampling source has them in a large guest, that is far less than [`chance_significance`].
+///
+/// In the root scale of [`significance`] one page has the mean √(2·mean + 3/8) and the variance 1/4. The
+/// mean counts what really is hot too, so the bound errs on the safe side.
+#[must_use]
+pub fn chance_significance_of_counts(slow_pages: u64, fast_pages: u64, mean: f64) -> f64 {
+    let extreme = |pages: u64| (2.0 * (pages.max(1) as f64).ln()).sqrt() / 2.0;
+    let middle = (2.0 * mean.max(0.0) + 0.375).sqrt();
+    let hottest = middle + extreme(slow_pages);
+    let coldest = (middle - extreme(fast_pages)).max(0.375_f64.sqrt());
+    std::f64::consts::SQRT_2 * (hottest - coldest)
+}
+
 /// What it takes for a move to pay.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

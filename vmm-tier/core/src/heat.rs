@@ -18,6 +18,10 @@ use crate::time::Time;
 /// landmark a count falls by 2^−64, and one that reaches the subnormal range (2^−126) is forgotten.
 const SHIFT_AT_HALF_LIVES: i128 = 64;
 
+/// How far one change of unit may move the landmark, in half-lives: keys stay far from the ends of
+/// `f32`.
+const MAX_SCALE: f64 = 20.0;
+
 /// The shortest half-life accepted: a shorter one is below what any source resolves.
 pub const MIN_HALF_LIFE: Duration = Duration::from_millis(1);
 /// The longest half-life accepted: a week.
@@ -104,6 +108,17 @@ impl Decay {
         // Through f64, whose range holds the factor for every shift that leaves anything of an f32.
         let factor = (-(halves.min(1000) as f64)).exp2();
         normal_or_zero(f64::from(key) * factor)
+    }
+
+    /// Multiplies every decayed count by `factor`, brought into 2^±20: all counts are in another unit
+    /// now. Nothing changes for a factor that is not above 0.
+    ///
+    /// No key changes: the landmark moves.
+    pub fn scale(&mut self, factor: f64) {
+        if factor > 0.0 {
+            let halves = factor.log2().clamp(-MAX_SCALE, MAX_SCALE);
+            self.landmark_ns += (halves * self.half_life_ns as f64).round() as i128;
+        }
     }
 
     /// Changes the half-life so that every key keeps its decayed count at `now`.

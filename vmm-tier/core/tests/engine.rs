@@ -197,7 +197,7 @@ fn engine_when_it_may_not_move_moves_nothing() {
         (Event::Pause(true), VmState::Paused),
         (Event::Guest { stopped: true }, VmState::GuestStopped),
         (Event::Monitor { attached: false }, VmState::Detached),
-        (Event::Source { up: false }, VmState::Blind),
+        (Event::Source(None), VmState::Blind),
         (Event::Tick, VmState::Running),
     ];
     for (event, state) in conditions {

@@ -110,7 +110,7 @@ fn pins_when_set_again_before_the_first_look_hold_what_lies_in_their_place() {
     assert!(matches!(results[2], Err(PinError::Overlaps { .. })));
     assert!(matches!(results[3], Err(PinError::NotRam(_))));
     lab.step(Event::Limit(Some(210 * BASE_PAGE)));
-    lab.step(Event::Source { up: true });
+    lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
     observe(&mut lab, 40);
     assert_eq!((on_fast(&lab, 0..100), on_fast(&lab, 200..300)), (100, 100));
     assert!(on_fast(&lab, 0..2048) <= 210);

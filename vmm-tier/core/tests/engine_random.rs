@@ -183,7 +183,7 @@ impl World {
             jobs: VecDeque::new(),
         };
         world.step(world.kernel.nodes());
-        world.step(Event::Source { up: true });
+        world.step(Event::Source(Some(SourceKind::Damon)));
         world
     }
 
@@ -279,7 +279,7 @@ impl World {
                 }
             }
             Op::Samples { hot, weight, stale } => self.sample(hot, weight, stale),
-            Op::Source(up) => self.step(Event::Source { up }),
+            Op::Source(up) => self.step(Event::Source(up.then_some(SourceKind::Damon))),
             Op::Stopped(stopped) => self.step(Event::Guest { stopped }),
             Op::Attached(attached) => self.step(Event::Monitor { attached }),
             Op::Pause(paused) => self.step(Event::Pause(paused)),

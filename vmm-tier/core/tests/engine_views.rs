@@ -308,7 +308,7 @@ fn node_when_its_tier_has_several_is_that_of_the_last_move() {
         now: Time(0),
         kernel: std::mem::replace(&mut kernel, Kernel::new(0, 0, |_| None)),
     };
-    lab.step(Event::Source { up: true });
+    lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
     observe(&mut lab, 40);
     assert_eq!(explain(&lab, 1000).node, None, "one of two");
     let demoted = (0..512).map(|frame| explain(&lab, frame));
@@ -402,7 +402,7 @@ fn heatmap_when_ram_has_holes_and_huge_pages_shares_them_out() {
         engine,
         now: Time(0),
     };
-    lab.step(Event::Source { up: true });
+    lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
     lab.observe(|frame| if frame >= 512 { 10.0 } else { 0.0 });
     let drawn = lab.engine.heatmap(lab.now, 1, 4).unwrap();
     let at: Vec<u64> = drawn.cells.iter().map(|cell| cell.gpa.0).collect();

@@ -119,6 +119,13 @@ impl DualHeap {
         self.boost = (now, self.decay.boost(now));
     }
 
+    /// Multiplies the decayed count of every page by `factor`; see [`Decay::scale`].
+    pub fn scale(&mut self, now: Time, factor: f64) {
+        self.advance(now);
+        self.decay.scale(factor);
+        self.boost = (now, self.decay.boost(now));
+    }
+
     // --- placement ---------------------------------------------------------------------------
 
     /// Takes the kernel's word for where a page lies.

@@ -23,8 +23,8 @@ impl VmEngine {
     /// What is wrong, for a person.
     pub fn check(&self) -> Result<(), String> {
         self.heap.check()?;
-        if !self.account.is_valid() {
-            return Err(format!("samples are miscounted: {:?}", self.account));
+        if let Some((kind, stats)) = self.sources().find(|(_, stats)| !stats.account.is_valid()) {
+            return Err(format!("samples of {kind} are miscounted: {stats:?}"));
         }
         let mut bytes = PlacedBytes::default();
         let mut end = 0;

@@ -48,7 +48,7 @@ impl VmEngine {
         let (hot_per_s, cold_per_s) = (per_s(&hot), cold.iter().map(per_s).sum());
         Verdict {
             z: self.tally.significance(hot.count, rival, now),
-            least_z: self.least_z(),
+            least_z: self.least_z(now),
             gain_ns: payback.gain_ns(hot_per_s, cold_per_s),
             cost_ns: payback.cost_ns(1),
             pays_back: payback.pays(hot_per_s, cold_per_s, 1),
@@ -62,9 +62,16 @@ impl VmEngine {
 
     /// The z that an exchange needs: what the operator asks for, and more than the extremes of so many
     /// equally hot pages reach by chance.
-    fn least_z(&self) -> f64 {
+    fn least_z(&self, now: Time) -> f64 {
         let pages = |placement| u64::from(self.heap.len(placement));
-        let chance = exchange::chance_significance(pages(Placement::Slow), pages(Placement::Fast));
+        let (slow, fast) = (pages(Placement::Slow), pages(Placement::Fast));
+        let chance = match self.tally.counts(now) {
+            Some(counts) => {
+                let mean = counts / (slow + fast).max(1) as f64;
+                exchange::chance_significance_of_counts(slow, fast, mean)
+            }
+            None => exchange::chance_significance(slow, fast),
+        };
         self.settings.min_z.max(chance)
     }
 }

@@ -27,6 +27,7 @@ mod plan;
 mod policy;
 mod scan;
 mod snapshot;
+mod sources;
 mod tally;
 mod throttle;
 
@@ -42,6 +43,7 @@ pub use policy::{
 };
 pub use scan::{Leftovers, ScanReport, ScanRequest};
 pub use snapshot::{Planned, Snapshot, TierSnapshot, VmState};
+pub use sources::SourceStats;
 
 use self::{
     drain::Drain,
@@ -51,6 +53,7 @@ use self::{
     pins::Pins,
     plan::Stall,
     scan::Scanner,
+    sources::Sources,
     tally::{MoveTotals, PlacedBytes, SampleTally},
     throttle::Throttle,
 };
@@ -61,7 +64,7 @@ use crate::{
     moves::{MoveBatch, MoveReport},
     pages::{PageIndex, PageIndexError, Span},
     quota::Headroom,
-    sample::{SampleAccount, SampleBatch},
+    sample::{SampleBatch, SourceKind},
     settings::EngineSettings,
     tiers::Tiers,
     time::Time,
@@ -103,11 +106,8 @@ pub enum Event {
     Moved(MoveReport),
     /// Free memory of the tiers' nodes.
     Nodes(Vec<NodeMemory>),
-    /// A source delivers, or none does.
-    Source {
-        /// Whether one delivers.
-        up: bool,
-    },
+    /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
+    Source(Option<SourceKind>),
     /// The guest's CPUs were stopped or run again.
     Guest {
         /// Whether they are stopped.
@@ -143,7 +143,6 @@ struct Conditions {
     operator_paused: bool,
     guest_stopped: bool,
     attached: bool,
-    source_up: bool,
 }
 
 /// See the [module](self).
@@ -161,7 +160,7 @@ pub struct VmEngine {
     bytes: PlacedBytes,
     tally: SampleTally,
     totals: MoveTotals,
-    account: SampleAccount,
+    sources: Sources,
     conditions: Conditions,
     observed: Duration,
     /// Whether the last batch told hot from warm.
@@ -186,7 +185,6 @@ impl VmEngine {
                 operator_paused: false,
                 guest_stopped: false,
                 attached: true,
-                source_up: false,
             },
             throttle: Throttle::new(&settings, now),
             settings,
@@ -198,7 +196,7 @@ impl VmEngine {
             flights: Flights::default(),
             bytes: PlacedBytes::default(),
             totals: MoveTotals::default(),
-            account: SampleAccount::default(),
+            sources: Sources::default(),
             observed: Duration::ZERO,
             settled: false,
             pins: Pins::default(),
@@ -233,6 +231,11 @@ impl VmEngine {
     #[must_use]
     pub fn wakes_at(&self) -> Option<Time> {
         self.throttle.wakes_at().filter(|_| self.may_plan())
+    }
+
+    /// What the sources have delivered.
+    pub fn sources(&self) -> impl Iterator<Item = (SourceKind, &SourceStats)> {
+        self.sources.stats()
     }
 
     /// The memory map in force.
@@ -283,7 +286,7 @@ impl VmEngine {
             Event::Nodes(nodes) => {
                 self.nodes = nodes.into_iter().map(|node| (node.node, node)).collect();
             }
-            Event::Source { up } => self.conditions.source_up = up,
+            Event::Source(main) => self.sources.main = main,
             Event::Guest { stopped } => self.conditions.guest_stopped = stopped,
             Event::Monitor { attached } => self.conditions.attached = attached,
             Event::Pause(paused) => self.conditions.operator_paused = paused,

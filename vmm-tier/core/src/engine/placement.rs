@@ -20,37 +20,56 @@ const URGENT_PER_BATCH: usize = 16;
 impl VmEngine {
     /// Feeds a batch to the heaps. Every record is accounted for.
     pub(super) fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
-        self.account.add(&batch.account);
+        let source = batch.source;
+        self.sources.account(source).add(&batch.account);
         let records = batch.samples.len() as u64;
         let generation = self.map.as_ref().map(|map| map.generation());
         if generation != Some(batch.map_generation) {
-            self.account.drop_records(DropReason::StaleMap, records);
+            let account = self.sources.account(source);
+            account.drop_records(DropReason::StaleMap, records);
             return;
         }
         if matches!(self.state(), VmState::Paused | VmState::GuestStopped) {
-            self.account.drop_records(DropReason::Paused, records);
+            let account = self.sources.account(source);
+            account.drop_records(DropReason::Paused, records);
             return;
         }
         // Late batches count at their own time; one from the future can't be.
         let at = batch.end.min(now);
-        let mut covered = 0;
+        let scale = self.sources.scale(batch, self.settings.half_life);
+        if let Some(factor) = scale.heats {
+            self.heap.scale(now, factor);
+            self.tally.scale(factor);
+        }
+        let (mut covered, mut accepted) = (0, 0);
         let mut unplaced = Vec::new();
         for sample in &batch.samples {
-            match self.take_sample(at, sample, &mut unplaced) {
-                0 => self.account.drop_records(DropReason::NotGuestRam, 1),
+            match self.take_sample(at, sample, scale.counts as f32, &mut unplaced) {
+                0 => {}
                 bytes => {
                     covered += bytes;
-                    self.account.accept(1);
+                    accepted += 1;
                 }
             }
         }
+        let account = self.sources.account(source);
+        account.accept(accepted);
+        account.drop_records(DropReason::NotGuestRam, records - accepted);
         for hva in unplaced {
             self.scanner.ask_urgently(hva);
         }
         let total: u64 = self.index.spans().map(|span| span.bytes).sum();
-        self.tally
-            .observe(batch, at, covered as f64 / total.max(1) as f64);
+        let share = match batch.tests {
+            // Any access may be the one in so many that is sampled, wherever it falls.
+            0 if accepted > 0 => 1.0,
+            _ => covered as f64 / total.max(1) as f64,
+        };
+        self.sources.judge(batch, now, share);
         self.tally.tick(now);
+        if self.sources.main != Some(source) {
+            return;
+        }
+        self.tally.observe(batch, at, share);
         self.settled = batch.settled;
         if batch.settled {
             self.observed = self.observed.saturating_add(batch.span);
@@ -58,7 +77,13 @@ impl VmEngine {
     }
 
     /// Returns the bytes of the guest that the sample spoke for; zero if it is outside.
-    fn take_sample(&mut self, at: Time, sample: &AccessSample, unplaced: &mut Vec<Hva>) -> u64 {
+    fn take_sample(
+        &mut self,
+        at: Time,
+        sample: &AccessSample,
+        scale: f32,
+        unplaced: &mut Vec<Hva>,
+    ) -> u64 {
         let hva = match sample.address {
             SampleAddress::Host(hva) => hva,
             SampleAddress::Guest(gpa) => {
@@ -68,7 +93,7 @@ impl VmEngine {
                 }
             }
         };
-        let weight = sample.weight;
+        let weight = sample.weight * scale;
         let (heap, tally, index) = (&mut self.heap, &mut self.tally, &self.index);
         index.for_runs(hva, sample.len, |Run { ids, share }| {
             if !(weight > 0.0 && weight.is_finite()) {

@@ -117,7 +117,6 @@ impl VmEngine {
             operator_paused,
             guest_stopped,
             attached,
-            source_up,
         } = self.conditions;
         if !attached {
             VmState::Detached
@@ -127,7 +126,7 @@ impl VmEngine {
             VmState::GuestStopped
         } else if !self.scanner.has_seen_all() {
             VmState::Starting
-        } else if !source_up {
+        } else if self.sources.main.is_none() {
             VmState::Blind
         } else if self.observed < self.settings.warm_up {
             VmState::Starting
@@ -151,7 +150,7 @@ impl VmEngine {
         };
         Snapshot {
             state: self.state(),
-            samples: self.account.clone(),
+            samples: self.sources.total(),
             tiers: vec![
                 tier(Tier::Fast, 0, &self.tiers.fast),
                 tier(Tier::Slow, 1, &self.tiers.slow),

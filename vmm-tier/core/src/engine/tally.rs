@@ -70,6 +70,8 @@ pub(super) struct SampleTally {
     /// Seconds observed, decayed like counts: a count over it is a rate.
     seconds: f64,
     coverage: f64,
+    /// Accesses that a count stands for.
+    period: f64,
 }
 
 impl SampleTally {
@@ -81,7 +83,15 @@ impl SampleTally {
             looks: 0.0,
             seconds: 0.0,
             coverage: 0.0,
+            period: 1.0,
         }
+    }
+
+    /// Counts are in the unit of another source from now on.
+    pub(super) fn scale(&mut self, factor: f64) {
+        self.fast *= factor;
+        self.slow *= factor;
+        self.looks = 0.0;
     }
 
     /// Adds accesses that fell on a tier at `at`.
@@ -97,15 +107,22 @@ impl SampleTally {
     /// the guest that it spoke for.
     pub(super) fn observe(&mut self, batch: &SampleBatch, at: Time, share: f64) {
         let boost = self.decay.boost(at);
-        self.looks += batch.looks() * boost;
+        // A source that counts accesses looks at nothing.
+        self.looks += if batch.tests > 0 {
+            batch.looks() * boost
+        } else {
+            0.0
+        };
         self.seconds += batch.span.as_secs_f64() * boost;
+        self.period = batch.period.max(1) as f64;
         // The last few batches count: a source that stops watching must be noticed soon.
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
     }
 
     /// Accesses a second for a page of `bytes` bytes with this decayed count.
     ///
-    /// A source that counts accesses counts them for each 4 KiB, so a page has those of all its frames.
+    /// A source that counts accesses counts them for each 4 KiB, so a page has those of all its frames, each
+    /// standing for as many accesses as the source's period says.
     ///
     /// A source that tests pages finds a page as a whole used or not, whatever its size and however
     /// often. For accesses that come at random (Poisson) with λ a look, a share p = 1 − e^(−λ) of n
@@ -119,12 +136,13 @@ impl SampleTally {
     pub(super) fn rates(&self, now: Time) -> impl Fn(f64, u64) -> f64 {
         let unboost = self.decay.boost(now);
         let (looks, seconds) = (self.looks / unboost, self.seconds / unboost);
+        let period = self.period;
         move |count, bytes| {
             if seconds <= 0.0 {
                 return 0.0;
             }
             if looks <= 0.0 {
-                return count * (bytes / BASE_PAGE).max(1) as f64 / seconds;
+                return count * period * (bytes / BASE_PAGE).max(1) as f64 / seconds;
             }
             let share = count.min(looks) / (looks + 1.0);
             -(-share).ln_1p() * looks / seconds
@@ -139,6 +157,11 @@ impl SampleTally {
         } else {
             exchange::significance(hot, cold)
         }
+    }
+
+    /// Decayed counts on all pages together, of a source that counts accesses.
+    pub(super) fn counts(&self, now: Time) -> Option<f64> {
+        (self.looks <= 0.0).then(|| (self.fast + self.slow) / self.decay.boost(now))
     }
 
     pub(super) const fn coverage(&self) -> f64 {

@@ -30,7 +30,7 @@ impl Lab {
             engine,
             now: Time(0),
         };
-        lab.step(Event::Source { up: true });
+        lab.step(Event::Source(Some(SourceKind::Damon)));
         lab
     }
 

@@ -1,0 +1,498 @@
+//! The ladder: which source is believed, which others work beside it, and what is wrong with the rest.
+//!
+//! Every candidate is tried by what it delivers. At the start all of them work; the first that sees the
+//! guest is believed at once, and after a trial the best is. The others then rest, but for those that
+//! cost nothing while nobody listens, and are tried again now and then, or at once when the one that is
+//! believed falls silent, delivers only what can't be used, or ends.
+//!
+//! ```text
+//!   Resting ──work──► Opening ──up──► OnTrial ──(a whole trial)──► Good
+//!      ▲                 │ down           │ nothing usable for 5 s
+//!      └── a better one  ▼                ▼
+//!                      Down            Silent, Broken ──(later)──► tried again
+//! ```
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+
+use crate::{
+    engine::SourceStats,
+    sample::{DropReason, SampleAccount, Sight, SourceKind},
+    time::Time,
+};
+
+/// For how long a source is tried before it is compared with others.
+pub const TRIAL: Duration = Duration::from_secs(6);
+/// After this time without a usable record a source is silent or broken, at the least.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How many times longer that is while the guest is at rest, and sources look at it in turns.
+const QUIET_PATIENCE: u32 = 12;
+/// When sources that rest, or had failed, are tried again.
+pub const ANEW: Duration = Duration::from_secs(300);
+/// How much better another source must be to take over: less is noise, and each change makes heats less
+/// sure for a while.
+const BETTER: f64 = 1.25;
+/// Usable records a second at which a source is half as good as one with any number of them.
+const HALF_GOOD_RATE: f64 = 50.0;
+/// What counts of tests are worth beside counts of accesses: they can't tell hot from very hot.
+const TESTS_WORTH: f64 = 0.7;
+
+/// How a source does.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "health")]
+pub enum Health {
+    /// Others serve better.
+    Resting,
+    /// It is being opened.
+    Opening,
+    /// It is open, and has not been tried long enough.
+    OnTrial,
+    /// It delivers.
+    Good,
+    /// Nothing comes, though the guest runs.
+    Silent {
+        /// What may be wrong.
+        reason: String,
+    },
+    /// Records come, and none can be used.
+    Broken {
+        /// The likeliest cause.
+        reason: String,
+    },
+    /// It can't be opened, or ended.
+    Down {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Health {
+    /// The word that clients see.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Resting => "resting",
+            Self::Opening => "opening",
+            Self::OnTrial => "on-trial",
+            Self::Good => "good",
+            Self::Silent { .. } => "silent",
+            Self::Broken { .. } => "broken",
+            Self::Down { .. } => "down",
+        }
+    }
+
+    /// What is wrong, if something is.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Silent { reason } | Self::Broken { reason } | Self::Down { reason } => {
+                Some(reason)
+            }
+            _ => None,
+        }
+    }
+
+    const fn delivers(&self) -> bool {
+        matches!(self, Self::OnTrial | Self::Good)
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Open the source, or close it.
+    Work(SourceKind, bool),
+    /// This source is believed from now on; `None`: none sees the guest.
+    Believe {
+        /// The source.
+        source: Option<SourceKind>,
+        /// The one before.
+        before: Option<SourceKind>,
+        /// Why.
+        why: String,
+    },
+    /// A source does better or worse than before.
+    Tell(SourceKind, Health),
+}
+
+/// A candidate as people see it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rung {
+    /// The source.
+    pub kind: SourceKind,
+    /// How it does.
+    #[serde(flatten)]
+    pub health: Health,
+    /// Which accesses it sees; `null` before it was opened.
+    pub sight: Option<Sight>,
+    /// What it is, for people; empty before it was opened.
+    pub label: String,
+    /// Whether it is believed.
+    pub believed: bool,
+    /// 0 to 1, of the last trial; `null` before.
+    pub quality: Option<f64>,
+    /// Usable records a second in the last trial.
+    pub accepted_per_s: f64,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    health: Health,
+    sight: Option<Sight>,
+    label: String,
+    /// When the state began.
+    since: Time,
+    /// When a usable record came last.
+    usable_at: Time,
+    /// The account when `window` began.
+    begin: SampleAccount,
+    window: Time,
+    /// The account at the last look.
+    last: SampleAccount,
+    quality: Option<f64>,
+    accepted_per_s: f64,
+}
+
+/// See the [module](self). Pure: told what happens, asked what to do.
+#[derive(Debug)]
+pub struct Ladder {
+    candidates: BTreeMap<SourceKind, Candidate>,
+    believed: Option<SourceKind>,
+    /// When a source was believed, or tried anew, last.
+    settled_at: Time,
+    guest_runs: bool,
+    quiet: bool,
+    patience: Duration,
+}
+
+impl Ladder {
+    /// A ladder of these candidates, all of which begin to work. None of them reports less often than
+    /// every `slowest`.
+    #[must_use]
+    pub fn new(kinds: impl IntoIterator<Item = SourceKind>, slowest: Duration, now: Time) -> Self {
+        let candidate = |kind| (kind, Candidate::new(now));
+        Self {
+            candidates: kinds.into_iter().map(candidate).collect(),
+            believed: None,
+            settled_at: now,
+            guest_runs: true,
+            quiet: false,
+            patience: PATIENCE.max(slowest * 3),
+        }
+    }
+
+    /// The source that is believed.
+    #[must_use]
+    pub const fn believed(&self) -> Option<SourceKind> {
+        self.believed
+    }
+
+    /// All candidates.
+    pub fn rungs(&self) -> impl Iterator<Item = Rung> {
+        self.candidates.iter().map(|(&kind, candidate)| Rung {
+            kind,
+            health: candidate.health.clone(),
+            sight: candidate.sight,
+            label: candidate.label.clone(),
+            believed: self.believed == Some(kind),
+            quality: candidate.quality,
+            accepted_per_s: candidate.accepted_per_s,
+        })
+    }
+
+    /// While the guest's CPUs are stopped, or have nothing to do, no source can deliver, and none is blamed.
+    pub fn set_guest_runs(&mut self, now: Time, runs: bool) {
+        if runs && !self.guest_runs {
+            self.forgive(now);
+        }
+        self.guest_runs = runs;
+    }
+
+    /// While the guest is at rest sources may look at it in turns.
+    pub fn set_quiet(&mut self, now: Time, quiet: bool) {
+        self.forgive(now);
+        self.quiet = quiet;
+    }
+
+    fn forgive(&mut self, now: Time) {
+        for candidate in self.candidates.values_mut() {
+            candidate.usable_at = now;
+            candidate.begin_window(now);
+        }
+    }
+
+    /// A source was opened.
+    pub fn up(&mut self, now: Time, kind: SourceKind, sight: Sight, label: String) -> Vec<Step> {
+        let Some(candidate) = self.candidates.get_mut(&kind) else {
+            return Vec::new();
+        };
+        candidate.sight = Some(sight);
+        candidate.label = label;
+        candidate.usable_at = now;
+        candidate.begin_window(now);
+        let mut steps = candidate.set(now, kind, Health::OnTrial);
+        steps.extend(self.choose(now));
+        steps
+    }
+
+    /// A source can't be opened, or ended.
+    pub fn down(&mut self, now: Time, kind: SourceKind, reason: String) -> Vec<Step> {
+        let Some(candidate) = self.candidates.get_mut(&kind) else {
+            return Vec::new();
+        };
+        candidate.quality = None;
+        let mut steps = candidate.set(now, kind, Health::Down { reason });
+        steps.extend(self.choose(now));
+        steps
+    }
+
+    /// Looks at what the sources have delivered so far. Call it about once a second.
+    pub fn look<'a>(
+        &mut self,
+        now: Time,
+        stats: impl Iterator<Item = (SourceKind, &'a SourceStats)>,
+    ) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (kind, stats) in stats {
+            if let Some(candidate) = self.candidates.get_mut(&kind) {
+                candidate.look(now, stats);
+            }
+        }
+        if !self.guest_runs {
+            return steps;
+        }
+        let patience = self.patience * if self.quiet { QUIET_PATIENCE } else { 1 };
+        for (&kind, candidate) in &mut self.candidates {
+            if candidate.health.delivers() && now.since(candidate.usable_at) >= patience {
+                candidate.quality = None;
+                let health = candidate.trouble();
+                steps.extend(candidate.set(now, kind, health));
+            } else if candidate.health == Health::OnTrial && candidate.quality.is_some() {
+                steps.extend(candidate.set(now, kind, Health::Good));
+            }
+            let failed = matches!(
+                candidate.health,
+                Health::Silent { .. } | Health::Broken { .. }
+            );
+            if failed && candidate.usable_at > candidate.since {
+                // It is open still, and something came after all.
+                steps.extend(candidate.set(now, kind, Health::OnTrial));
+            }
+        }
+        steps.extend(self.choose(now));
+        steps
+    }
+
+    /// Believes the best, lets others rest, and tries them again.
+    fn choose(&mut self, now: Time) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let best = self.best();
+        if best != self.believed {
+            let why = self.why(best);
+            steps.push(Step::Believe {
+                source: best,
+                before: self.believed,
+                why,
+            });
+            self.believed = best;
+            self.settled_at = now;
+        }
+        let is_sure = best
+            .and_then(|kind| self.candidates.get(&kind))
+            .is_some_and(|candidate| candidate.health == Health::Good);
+        let try_anew = now.since(self.settled_at) >= ANEW;
+        if try_anew {
+            self.settled_at = now;
+        }
+        for (&kind, candidate) in &mut self.candidates {
+            match candidate.health {
+                // A guest's agent that nobody listens to would not be noticed when it comes.
+                Health::Good if is_sure && best != Some(kind) && kind != SourceKind::Guest => {
+                    candidate.health = Health::Resting;
+                    candidate.since = now;
+                    steps.push(Step::Work(kind, false));
+                }
+                Health::Resting if try_anew || !is_sure => {
+                    candidate.health = Health::Opening;
+                    candidate.since = now;
+                    steps.push(Step::Work(kind, true));
+                }
+                _ => {}
+            }
+        }
+        steps
+    }
+
+    /// The best source that sees the guest. The one believed stays unless another is clearly better.
+    fn best(&self) -> Option<SourceKind> {
+        let usable = |kind: &SourceKind| {
+            self.candidates.get(kind).is_some_and(|candidate| {
+                candidate.sight == Some(Sight::Guest) && candidate.health.delivers()
+            })
+        };
+        let quality = |kind: &SourceKind| self.candidates[kind].quality;
+        let held = self.believed.filter(|kind| usable(kind));
+        let mut best = held;
+        for kind in self.candidates.keys().filter(|kind| usable(kind)) {
+            let wins = match (&best, quality(kind)) {
+                (None, _) => true,
+                (Some(best), Some(mine)) => match quality(best) {
+                    // Whoever is still on trial is not judged yet.
+                    None => held.is_none(),
+                    Some(theirs) => mine > theirs * if held == Some(*best) { BETTER } else { 1.0 },
+                },
+                (Some(_), None) => false,
+            };
+            if wins {
+                best = Some(*kind);
+            }
+        }
+        best
+    }
+
+    fn why(&self, best: Option<SourceKind>) -> String {
+        let health = |kind: SourceKind| self.candidates.get(&kind).map(|c| &c.health);
+        let lost = self.believed.and_then(|kind| {
+            let reason = health(kind)?.reason()?;
+            Some(format!("{kind}: {reason}"))
+        });
+        match (best, self.believed, lost) {
+            (None, _, Some(lost)) => lost,
+            (None, _, None) => "no source sees the guest".to_owned(),
+            (Some(_), _, Some(lost)) => lost,
+            (Some(_), None, None) => "the first that delivers".to_owned(),
+            (Some(new), Some(old), None) => {
+                let quality = |kind| {
+                    let candidate = self.candidates.get(&kind);
+                    candidate.and_then(|c| c.quality).unwrap_or(0.0)
+                };
+                format!(
+                    "quality {:.2}, that of {old} {:.2}",
+                    quality(new),
+                    quality(old)
+                )
+            }
+        }
+    }
+}
+
+impl Candidate {
+    fn new(now: Time) -> Self {
+        Self {
+            health: Health::Opening,
+            sight: None,
+            label: String::new(),
+            since: now,
+            usable_at: now,
+            begin: SampleAccount::default(),
+            window: now,
+            last: SampleAccount::default(),
+            quality: None,
+            accepted_per_s: 0.0,
+        }
+    }
+
+    fn set(&mut self, now: Time, kind: SourceKind, health: Health) -> Vec<Step> {
+        if self.health == health {
+            return Vec::new();
+        }
+        self.health = health.clone();
+        self.since = now;
+        vec![Step::Tell(kind, health)]
+    }
+
+    fn begin_window(&mut self, now: Time) {
+        self.begin = self.last.clone();
+        self.window = now;
+    }
+
+    fn look(&mut self, now: Time, stats: &SourceStats) {
+        // Accounts never go back; what a paused agent drops was usable.
+        let usable = |account: &SampleAccount| {
+            let paused = account.dropped.get(&DropReason::Paused);
+            account.accepted + paused.copied().unwrap_or(0)
+        };
+        if usable(&stats.account) > usable(&self.last) {
+            self.usable_at = now;
+        }
+        self.last = stats.account.clone();
+        let span = now.since(self.window);
+        if span < TRIAL {
+            return;
+        }
+        let accepted = usable(&stats.account).saturating_sub(usable(&self.begin));
+        self.accepted_per_s = accepted as f64 / span.as_secs_f64();
+        self.quality = (accepted > 0).then(|| quality(stats, self.accepted_per_s));
+        self.begin_window(now);
+    }
+
+    /// What is wrong with a source of which nothing could be used for a while.
+    fn trouble(&self) -> Health {
+        let new = |reason: &DropReason| {
+            let before = self.begin.dropped.get(reason).copied().unwrap_or(0);
+            self.last.dropped.get(reason).copied().unwrap_or(0) - before
+        };
+        let arrived = self.last.arrived - self.begin.arrived;
+        let most = self.last.dropped.keys().max_by_key(|reason| new(reason));
+        match most {
+            Some(&reason) if arrived > 0 && new(&reason) > 0 => Health::Broken {
+                reason: format!(
+                    "{arrived} records came and none could be used: {}",
+                    likely_cause(reason)
+                ),
+            },
+            _ if self.last.lost > self.begin.lost => Health::Broken {
+                reason: "the kernel's ring overflows, and nothing is left in it".to_owned(),
+            },
+            _ => Health::Silent {
+                reason: "it is open, and nothing comes though the guest runs: the events may not count in \
+                         guest mode, or the guest is idle"
+                    .to_owned(),
+            },
+        }
+    }
+}
+
+/// How good a source is: 0 to 1, the product of how exact it is, how much of the guest it speaks for, how
+/// many records it brings, and how fresh they are.
+#[must_use]
+pub fn quality(stats: &SourceStats, accepted_per_s: f64) -> f64 {
+    let many = accepted_per_s / (accepted_per_s + HALF_GOOD_RATE);
+    let fresh = 1.0 / (1.0 + stats.staleness.as_secs_f64());
+    let worth = if stats.tests_pages { TESTS_WORTH } else { 1.0 };
+    stats.precision * stats.coverage * many * fresh * worth
+}
+
+/// Why records are dropped for one reason and no other, in a source whose records are all dropped.
+#[must_use]
+pub const fn likely_cause(reason: DropReason) -> &'static str {
+    match reason {
+        DropReason::Malformed => {
+            "they are not what this kernel version writes; report it with the kernel's version"
+        }
+        DropReason::ForeignTarget => "they are of another process",
+        DropReason::NotGuestRam => {
+            "their addresses are not in the guest's memory: only the host's own accesses are seen, or \
+             addresses are of the guest's page tables"
+        }
+        DropReason::StaleMap => "the memory map changes faster than they come",
+        DropReason::QueueFull => "the agent can't keep up: the host's CPUs are overloaded",
+        DropReason::Paused => "tiering is paused",
+        DropReason::NoAddress => {
+            "they carry no address: the hardware, or what the hypervisor above shows of it, can't give one"
+        }
+        DropReason::WrongMode => "all were made by the host's kernel, none by the guest",
+        DropReason::Unmapped => {
+            "their host-physical addresses are none of the guest's pages: the inverse map is out of date, \
+             or the guest does not run"
+        }
+        DropReason::Hostile => "the guest's agent breaks the protocol: update it",
+        DropReason::RateLimited => "the guest's agent sends more than it may",
+        DropReason::OutOfSequence => "the guest's agent repeats itself: restart it",
+    }
+}
+
+#[cfg(test)]
+mod tests;
