@@ -12,6 +12,14 @@
 //! A decayed count thus varies *half* as much as a plain count of the same mean (it remembers more
 //! events than its value says), and 2C has a variance equal to its mean, as a Poisson count has.
 //!
+//! That is the steady state. After a time t of counting from nothing, both integrals end at t, and
+//!
+//! ```text
+//! E C / Var C = 2 (1 − 2^(−t/H)) / (1 − 2^(−2t/H)) = 2 / (1 + 2^(−t/H))
+//! ```
+//!
+//! plain counts stand behind one decayed count: 1 at first, when nothing has decayed yet, and soon 2.
+//!
 //! # The test
 //! The difference over its standard deviation, (a − b) / √((a + b) / 2), is asymptotic and flatters
 //! the counts near zero that decide most often: the coldest page has b = 0. The square root
@@ -27,11 +35,20 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How many standard deviations the decayed count `hot` lies above the decayed count `cold`.
-/// Negative if it lies below. Counts below 0 are taken as 0.
+/// Plain counts behind one decayed count: 1 to 2, from the time counted, itself decayed like a count
+/// (H / ln 2 · (1 − 2^(−t/H)), in seconds).
 #[must_use]
-pub fn significance(hot: f64, cold: f64) -> f64 {
-    let root = |count: f64| (2.0 * count.max(0.0) + 0.375).sqrt();
+pub fn plain_counts(decayed_s: f64, half_life_s: f64) -> f64 {
+    let rest = 1.0 - decayed_s * std::f64::consts::LN_2 / half_life_s;
+    2.0 / (1.0 + rest.clamp(0.0, 1.0))
+}
+
+/// How many standard deviations the decayed count `hot` lies above the decayed count `cold`, with so many
+/// [plain counts](plain_counts) behind each: N = plain · C. Negative if it lies below. Counts below 0 are
+/// taken as 0.
+#[must_use]
+pub fn significance(hot: f64, cold: f64, plain: f64) -> f64 {
+    let root = |count: f64| (plain * count.max(0.0) + 0.375).sqrt();
     std::f64::consts::SQRT_2 * (root(hot) - root(cold))
 }
 
@@ -72,17 +89,44 @@ pub fn chance_significance(slow_pages: u64, fast_pages: u64) -> f64 {
 /// The same for a source that counts accesses and has counted `mean` (decayed) on the average page. Were
 /// all pages equally hot, each would have about that: the hottest lies as far above it, and the coldest as
 /// far below, as the extremes of so many pages do, but no page below zero. With few counts a page, as a
-/// sampling source has them in a large guest, that is far less than [`chance_significance`].
+/// sampling source has them in a large guest, that is far less than [`chance_significance`]. The mean counts
+/// what really is hot too, so the bound errs on the safe side.
 ///
-/// In the root scale of [`significance`] one page has the mean √(2·mean + 3/8) and the variance 1/4. The
-/// mean counts what really is hot too, so the bound errs on the safe side.
+/// With λ = plain · mean ([`plain_counts`]), and as small Poisson counts have a longer upper tail than
+/// normal values, the hottest is where Chernoff's bound, P(N ≥ x) ≤ e^(x − λ) (λ/x)^x, leaves one page
+/// in ten looks at all of them; the coldest is that of normal values in the root's scale.
 #[must_use]
-pub fn chance_significance_of_counts(slow_pages: u64, fast_pages: u64, mean: f64) -> f64 {
-    let extreme = |pages: u64| (2.0 * (pages.max(1) as f64).ln()).sqrt() / 2.0;
-    let middle = (2.0 * mean.max(0.0) + 0.375).sqrt();
-    let hottest = middle + extreme(slow_pages);
-    let coldest = (middle - extreme(fast_pages)).max(0.375_f64.sqrt());
+pub fn chance_significance_of_counts(
+    slow_pages: u64,
+    fast_pages: u64,
+    mean: f64,
+    plain: f64,
+) -> f64 {
+    let lambda = plain * mean.max(0.0);
+    let hottest = (poisson_extreme(lambda, slow_pages) + 0.375).sqrt();
+    let below = (2.0 * (fast_pages.max(1) as f64).ln()).sqrt() / 2.0;
+    let coldest = ((lambda + 0.375).sqrt() - below).max(0.375_f64.sqrt());
     std::f64::consts::SQRT_2 * (hottest - coldest)
+}
+
+/// The x at which x ln(x/λ) − x + λ = ln(10 n), by bisection; it grows with x from λ on.
+fn poisson_extreme(lambda: f64, pages: u64) -> f64 {
+    const LOOKS: f64 = 10.0;
+    let wanted = (LOOKS * pages.max(1) as f64).ln();
+    // Too few to matter, but the logarithm needs some.
+    let lambda = lambda.max(1e-6);
+    let exponent = |x: f64| x * (x / lambda).ln() - x + lambda;
+    // At λ + a + √(2aλ) the exponent is at least a, for all λ (Bernstein).
+    let (mut low, mut high) = (lambda, lambda + wanted + (2.0 * wanted * lambda).sqrt());
+    for _ in 0..30 {
+        let middle = (low + high) / 2.0;
+        if exponent(middle) < wanted {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    high
 }
 
 /// What it takes for a move to pay.

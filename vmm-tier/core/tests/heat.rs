@@ -24,6 +24,23 @@ fn decayed_count_when_a_half_life_passes_is_half() {
 }
 
 #[test]
+fn counts_when_brought_to_another_unit_are_multiplied_and_go_on_decaying() {
+    let mut heap = one_page(Duration::from_secs(10));
+    heap.sample(Time(0), PageId(0), 8.0);
+    heap.scale(Time(0), 0.3);
+    let count = heap.count(PageId(0), Time(10_000_000_000));
+    assert!((count - 1.2).abs() < 1e-6, "{count}");
+    heap.sample(Time(10_000_000_000), PageId(0), 1.0);
+    let count = heap.count(PageId(0), Time(10_000_000_000));
+    assert!((count - 2.2).abs() < 1e-6, "{count}");
+    // No factor: nothing happens.
+    for factor in [0.0, -1.0, f64::NAN] {
+        heap.scale(Time(10_000_000_000), factor);
+    }
+    assert_eq!(heap.count(PageId(0), Time(10_000_000_000)), count);
+}
+
+#[test]
 fn steady_rate_when_counted_long_enough_is_found_again() {
     let mut heap = one_page(Duration::from_secs(2));
     // 1000 events a second for 40 s, 20 half-lives: within 2^-20 of steady.

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tier_core::{
-    exchange::{PayBack, chance_significance, share_significance, significance},
+    exchange::{
+        PayBack, chance_significance, chance_significance_of_counts, plain_counts,
+        share_significance, significance,
+    },
     quota::{Headroom, TokenBucket},
     time::Time,
 };
@@ -84,17 +87,33 @@ fn decayed_count_of_a_poisson_process_when_simulated_varies_half_as_much_as_its_
 #[test]
 fn significance_when_counts_are_small_needs_more_than_one_event() {
     // Worked from the formula: √2 (√(2a + 3/8) − √(3/8)).
-    assert!(significance(1.0, 0.0) < 2.0);
-    assert!(significance(1.9, 0.0) > 2.0);
-    assert!(significance(3.6, 0.0) > 3.0);
-    assert_eq!(significance(5.0, 5.0), 0.0);
-    assert!(significance(1.0, 5.0) < 0.0);
+    assert!(significance(1.0, 0.0, 2.0) < 2.0);
+    assert!(significance(1.9, 0.0, 2.0) > 2.0);
+    assert!(significance(3.6, 0.0, 2.0) > 3.0);
+    assert_eq!(significance(5.0, 5.0, 2.0), 0.0);
+    assert!(significance(1.0, 5.0, 2.0) < 0.0);
+}
+
+#[test]
+fn plain_counts_when_counting_begins_are_one_and_soon_two() {
+    let after = |t: f64| {
+        let decayed = 10.0 / std::f64::consts::LN_2 * (1.0 - (-t / 10.0).exp2());
+        plain_counts(decayed, 10.0)
+    };
+    assert_eq!(after(0.0), 1.0);
+    assert!((after(10.0) - 4.0 / 3.0).abs() < 1e-9);
+    assert!((after(200.0) - 2.0).abs() < 1e-5);
+    // A source that says that it watched longer than there was time for.
+    assert_eq!(plain_counts(1e9, 10.0), 2.0);
 }
 
 #[test]
 fn share_significance_when_shares_are_small_is_that_of_counts() {
     for (hot, cold) in [(5.0, 0.0), (40.0, 20.0), (3.0, 9.0)] {
-        let (share, count) = (share_significance(hot, cold, 1e6), significance(hot, cold));
+        let (share, count) = (
+            share_significance(hot, cold, 1e6),
+            significance(hot, cold, 2.0),
+        );
         assert!(
             (share - count).abs() < 0.01,
             "{hot} {cold}: {share} {count}"
@@ -106,7 +125,7 @@ fn share_significance_when_shares_are_small_is_that_of_counts() {
 fn share_significance_when_pages_are_almost_always_used_tells_them_apart() {
     // Found used at every one of 3000 tests, and at 39 of 40 of them.
     assert!(share_significance(3000.0, 2925.0, 3000.0) > 10.0);
-    assert!(significance(3000.0, 2925.0) < 2.0);
+    assert!(significance(3000.0, 2925.0, 2.0) < 2.0);
     // More than all tests is taken as all.
     assert_eq!(share_significance(4000.0, 3000.0, 3000.0), 0.0);
 }
@@ -116,6 +135,34 @@ fn chance_significance_when_there_are_more_pages_is_greater() {
     assert_eq!(chance_significance(1, 1), 0.0);
     // √(2 ln 80000) = 4.75, √(2 ln 20000) = 4.45, their sum over √2 is 6.51.
     assert!((chance_significance(80_000, 20_000) - 6.51).abs() < 0.01);
+}
+
+#[test]
+fn chance_significance_of_counts_when_counts_are_many_is_near_the_plain_one_and_less_when_few() {
+    let of = |mean| chance_significance_of_counts(80_000, 20_000, mean, 2.0);
+    let plain = chance_significance(80_000, 20_000);
+    // One page in ten looks, not in one: a little more.
+    assert!((plain..plain + 0.8).contains(&of(1e6)), "{}", of(1e6));
+    assert!((4.0..4.6).contains(&of(0.1)), "{}", of(0.1));
+    assert!(of(0.0) < 3.0, "{}", of(0.0));
+}
+
+#[test]
+fn chance_significance_of_counts_when_all_pages_are_equal_is_hardly_ever_passed() {
+    // The largest of 80,000 Poisson counts of mean λ is at least x with probability 80,000 · P(N ≥ x).
+    for lambda in [0.01, 0.1, 0.8, 3.0, 20.0_f64] {
+        let root = chance_significance_of_counts(80_000, 1, lambda, 1.0) / 2.0_f64.sqrt()
+            + (lambda + 0.375).sqrt().max(0.375_f64.sqrt());
+        let x = root * root - 0.375;
+        let (mut term, mut below, mut n) = ((-lambda).exp(), 0.0, 0.0);
+        while n < x.ceil() {
+            below += term;
+            n += 1.0;
+            term *= lambda / n;
+        }
+        let chance = 80_000.0 * (1.0 - below);
+        assert!(chance < 0.11, "{chance} of a page above {x} at {lambda}");
+    }
 }
 
 #[test]

@@ -68,7 +68,8 @@ impl VmEngine {
         let chance = match self.tally.counts(now) {
             Some(counts) => {
                 let mean = counts / (slow + fast).max(1) as f64;
-                exchange::chance_significance_of_counts(slow, fast, mean)
+                let plain = self.tally.plain_counts(now);
+                exchange::chance_significance_of_counts(slow, fast, mean, plain)
             }
             None => exchange::chance_significance(slow, fast),
         };

@@ -155,8 +155,14 @@ impl SampleTally {
         if looks > 0.0 {
             exchange::share_significance(hot, cold, looks)
         } else {
-            exchange::significance(hot, cold)
+            exchange::significance(hot, cold, self.plain_counts(now))
         }
+    }
+
+    /// Plain counts behind one decayed count of a source that counts accesses.
+    pub(super) fn plain_counts(&self, now: Time) -> f64 {
+        let seconds = self.seconds / self.decay.boost(now);
+        exchange::plain_counts(seconds, self.decay.half_life().as_secs_f64())
     }
 
     /// Decayed counts on all pages together, of a source that counts accesses.
