@@ -538,6 +538,6 @@ mod tests {
         assert_eq!(names.len(), list.len());
         assert!(list.len() >= 20);
         assert!(list.iter().all(|layout| !layout.ram.is_empty()));
-        assert_eq!(short().len(), 6);
+        assert_eq!(short().len(), 8);
     }
 }
