@@ -2,6 +2,8 @@
 //!
 //! Raw options ([`Config`], [`RunArgs`]) are turned into validated [`Settings`] once, at the start.
 
+mod source;
+
 use std::{
     io::Read as _,
     path::{Path, PathBuf},
@@ -15,7 +17,13 @@ use tier_core::{
     settings::EngineSettings,
 };
 
-use crate::{cli::RunArgs, size::Size};
+pub(crate) use self::source::DamonChoice;
+use self::source::{SourceConfig, cpu_budget, damon_choice, source_choice};
+use crate::{
+    cli::RunArgs,
+    size::Size,
+    source::{ParseSourceError, SourceChoice},
+};
 
 /// The largest configuration file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -64,34 +72,6 @@ struct MoveConfig {
     dry_run: Option<bool>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct SourceConfig {
-    kind: Option<String>,
-    sampling_interval_ms: Option<f64>,
-    aggregation_interval_ms: Option<f64>,
-    max_regions: Option<u64>,
-    quiet_factor: Option<u32>,
-}
-
-/// Where samples come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SourceChoice {
-    /// The best source there is.
-    Auto,
-    /// DAMON on QEMU's address space.
-    Damon,
-}
-
-/// How DAMON watches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DamonChoice {
-    pub(crate) sampling: Duration,
-    pub(crate) aggregation: Duration,
-    pub(crate) max_regions: u64,
-    pub(crate) quiet_factor: u32,
-}
-
 /// Validated settings of `vmm-tier run`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
@@ -105,6 +85,8 @@ pub(crate) struct Settings {
     pub(crate) fast_limit: Option<Size>,
     pub(crate) source: SourceChoice,
     pub(crate) damon: DamonChoice,
+    /// The share of one core that a source which can choose its period may take.
+    pub(crate) source_cpu_budget: f64,
     pub(crate) engine: EngineSettings,
 }
 
@@ -129,6 +111,8 @@ pub(crate) enum ConfigError {
         value: String,
         known: &'static str,
     },
+    #[error(transparent)]
+    Source(#[from] ParseSourceError),
     #[error("--fast and --slow go together: give both, or neither to take the kernel's ranking")]
     HalfTiers,
     #[error("node {0} is in the fast and in the slow tier; only a dry run may do that")]
@@ -201,6 +185,7 @@ impl Settings {
             fast_limit: limit,
             source: source_choice(source_kind)?,
             damon: damon_choice(&source)?,
+            source_cpu_budget: cpu_budget(&source)?,
             engine,
         })
     }
@@ -245,64 +230,6 @@ fn check_policy(name: Option<&str>) -> Result<(), ConfigError> {
     }
 }
 
-fn source_choice(kind: Option<&str>) -> Result<SourceChoice, ConfigError> {
-    match kind {
-        None | Some("auto") => Ok(SourceChoice::Auto),
-        Some("damon") => Ok(SourceChoice::Damon),
-        Some(value) => Err(ConfigError::Unknown {
-            what: "source",
-            value: value.to_owned(),
-            known: "auto, damon",
-        }),
-    }
-}
-
-fn damon_choice(source: &SourceConfig) -> Result<DamonChoice, ConfigError> {
-    let sampling = seconds(
-        "source.sampling-interval-ms",
-        source.sampling_interval_ms.map(|ms| ms / 1000.0),
-        Duration::from_millis(20),
-        1e-3..=10.0,
-        "0.001 to 10 seconds",
-    )?;
-    let aggregation = seconds(
-        "source.aggregation-interval-ms",
-        source.aggregation_interval_ms.map(|ms| ms / 1000.0),
-        Duration::from_millis(400),
-        1e-2..=100.0,
-        "0.01 to 100 seconds",
-    )?;
-    if aggregation < sampling * 4 {
-        return Err(ConfigError::OutOfRange {
-            key: "source.aggregation-interval-ms",
-            value: format!("{} ms", aggregation.as_millis()),
-            must: "at least 4 sampling intervals long: fewer tell hot from warm badly",
-        });
-    }
-    let max_regions = source.max_regions.unwrap_or(2000);
-    if !(20..=100_000).contains(&max_regions) {
-        return Err(ConfigError::OutOfRange {
-            key: "source.max-regions",
-            value: max_regions.to_string(),
-            must: "20 to 100000",
-        });
-    }
-    let quiet_factor = source.quiet_factor.unwrap_or(10);
-    if !(1..=100).contains(&quiet_factor) {
-        return Err(ConfigError::OutOfRange {
-            key: "source.quiet-factor",
-            value: quiet_factor.to_string(),
-            must: "1 to 100",
-        });
-    }
-    Ok(DamonChoice {
-        sampling,
-        aggregation,
-        max_regions,
-        quiet_factor,
-    })
-}
-
 fn seconds(
     key: &'static str,
     value: Option<f64>,
@@ -313,6 +240,24 @@ fn seconds(
     match value {
         None => Ok(default),
         Some(value) if range.contains(&value) => Ok(Duration::from_secs_f64(value)),
+        Some(value) => Err(ConfigError::OutOfRange {
+            key,
+            value: value.to_string(),
+            must,
+        }),
+    }
+}
+
+fn number(
+    key: &'static str,
+    value: Option<f64>,
+    default: f64,
+    range: std::ops::RangeInclusive<f64>,
+    must: &'static str,
+) -> Result<f64, ConfigError> {
+    match value {
+        None => Ok(default),
+        Some(value) if range.contains(&value) => Ok(value),
         Some(value) => Err(ConfigError::OutOfRange {
             key,
             value: value.to_string(),
@@ -338,18 +283,6 @@ fn engine_settings(
             must,
         }),
     };
-    let number =
-        |key, value: Option<f64>, default: f64, range: std::ops::RangeInclusive<f64>, must| {
-            match value {
-                None => Ok(default),
-                Some(value) if range.contains(&value) => Ok(value),
-                Some(value) => Err(ConfigError::OutOfRange {
-                    key,
-                    value: value.to_string(),
-                    must,
-                }),
-            }
-        };
     let day = 86_400.0;
     Ok(EngineSettings {
         half_life: seconds(

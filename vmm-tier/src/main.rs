@@ -1,6 +1,7 @@
 //! vmm-tier: memory tiering for hosts of KVM/QEMU guests.
 
 mod agent;
+mod causes;
 mod cli;
 mod config;
 mod ctl;

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use qmp::{Event, server::EventSender};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tier_core::{
     addr::{Gpa, Hva},
     engine::{DrainProgress, Notice, VmState},
     moves::{Direction, Outcome},
+    sample::SourceKind,
 };
 
 /// How long after one failed move the next may be told.
@@ -139,15 +140,25 @@ impl Herald {
         self.send("TIER_LIMIT", data);
     }
 
-    /// Tells that a source delivers, or why it does not.
-    pub(super) fn source(&self, kind: &str, down: Option<&str>) {
-        let mut data = Map::new();
-        data.insert("kind".to_owned(), kind.into());
-        data.insert("up".to_owned(), down.is_none().into());
-        if let Some(reason) = down {
-            data.insert("reason".to_owned(), reason.into());
+    /// Tells which source is believed from now on, or that none is, and why.
+    pub(super) fn believed(&self, now: Option<SourceKind>, before: Option<SourceKind>, why: &str) {
+        let Some(kind) = now.or(before) else { return };
+        let mut data = json!({
+            "kind": kind,
+            "up": now.is_some(),
+            "believed": now.is_some(),
+            "reason": why,
+        });
+        if let (Some(_), Some(before)) = (now, before) {
+            data["instead-of"] = json!(before);
         }
-        self.send("TIER_SOURCE", data.into());
+        self.send("TIER_SOURCE", data);
+    }
+
+    /// Tells that a source beside the one that is believed does not deliver, and why.
+    pub(super) fn source_fails(&self, kind: SourceKind, why: &str) {
+        let data = json!({"kind": kind, "up": false, "believed": false, "reason": why});
+        self.send("TIER_SOURCE", data);
     }
 
     /// Tells of a failed move when it is time to. `refused` is why the kernel refuses all, if it does.
@@ -180,6 +191,8 @@ mod tests {
         Client, QmpError, Server, client,
         server::{CommandSpec, Handler, Options},
     };
+
+    use serde_json::Map;
 
     use super::*;
 
@@ -251,7 +264,8 @@ mod tests {
         herald.dropped(960);
         herald.tell_failures(start, Some("not permitted"));
         herald.tell_failures(start + FAILURES_APART, None);
-        herald.source("damon", Some("no DAMON"));
+        herald.source_fails(SourceKind::Damon, "no DAMON");
+        herald.believed(Some(SourceKind::Damon), Some(SourceKind::Ibs), "silent");
 
         let event = events.recv().unwrap();
         assert_eq!(event.name, "TIER_MOVE_FAILED");
@@ -262,7 +276,12 @@ mod tests {
         assert_eq!(event.data, expected);
         let event = events.recv().unwrap();
         assert_eq!(event.name, "TIER_SOURCE", "the failures were told");
-        let expected = json!({"kind": "damon", "up": false, "reason": "no DAMON"});
+        let expected =
+            json!({"kind": "damon", "up": false, "believed": false, "reason": "no DAMON"});
         assert_eq!(event.data, expected);
+        let expected = json!({
+            "kind": "damon", "up": true, "believed": true, "instead-of": "ibs", "reason": "silent",
+        });
+        assert_eq!(events.recv().unwrap().data, expected);
     }
 }

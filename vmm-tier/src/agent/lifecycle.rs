@@ -18,8 +18,11 @@ use qmp::{
 };
 use tier_core::engine::Event;
 
-use super::{Agent, MAP_CHECK, control::Control, source::with_causes};
-use crate::discover::{self, Discovered};
+use super::{Agent, MAP_CHECK, control::Control, start};
+use crate::{
+    causes::with_causes,
+    discover::{self, Discovered},
+};
 
 /// How long the agent waits between attempts to reach a lost monitor.
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -272,6 +275,10 @@ impl Agent {
         self.next_map_check = Instant::now() + MAP_CHECK;
         let Some(monitor) = &self.monitor else { return };
         let Some(old) = self.engine.map() else { return };
+        // CPUs come and go without an event too.
+        if let Some(tids) = start::vcpus(&monitor.client) {
+            self.sources.set_vcpus(tids);
+        }
         let found = discover::rediscover(&monitor.client, &self.root, old);
         // Counted from the end: a monitor that hangs must not keep the agent from everything else.
         self.next_map_check = Instant::now() + MAP_CHECK;
@@ -307,9 +314,7 @@ impl Agent {
                     mib,
                     "the guest's layout changed"
                 );
-                if let Some(source) = &self.source {
-                    source.set_map(map);
-                }
+                self.sources.set_map(&map);
                 self.pin_anew();
             }
             Err(error) => {

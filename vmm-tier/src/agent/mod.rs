@@ -4,7 +4,7 @@
 //!  QMP events ─┐
 //!  samples ────┤            ┌─► worker (look-ups, moves)
 //!  reports ────┼─► Agent ───┤
-//!  commands ───┤ (VmEngine) ├─► source (ranges to watch)
+//!  commands ───┤ (VmEngine) ├─► sources (ranges to watch)
 //!  ticks ──────┘            └─► replies
 //! ```
 
@@ -15,11 +15,12 @@ mod lifecycle;
 mod quiet;
 mod reports;
 mod saved;
-mod source;
+mod sources;
 mod start;
 mod worker;
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     process::ExitCode,
     sync::{
@@ -35,6 +36,7 @@ use crossbeam::{
 };
 use tier_core::{
     engine::{Action, Event, NodeMemory, VmEngine, VmState},
+    sample::SourceKind,
     settings::EngineSettings,
     time::Time,
 };
@@ -53,9 +55,10 @@ use self::{
     lifecycle::Migration,
     quiet::Quiet,
     saved::{Saved, Wishes},
-    source::{Report, SourceThread},
+    sources::Sources,
     worker::{Done, Job, Worker},
 };
+use crate::{causes::with_causes, source::thread::Report};
 
 /// How often the agent looks around when nothing happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -75,7 +78,7 @@ struct Monitor {
 /// What the agent waits for. `None` where the other end is gone.
 enum News {
     Qemu(Option<qmp::Event>),
-    Source(Option<Report>),
+    Source(SourceKind, Report),
     Worker(Option<Done>),
     Control(Option<Request>),
     Proxy(Option<Request>),
@@ -94,8 +97,8 @@ struct Agent {
     monitor: Option<Monitor>,
     connect: Box<dyn Fn() -> anyhow::Result<Monitor>>,
     worker: Worker,
-    source: Option<SourceThread>,
-    source_kind: &'static str,
+    sources: Sources,
+    source_trouble: BTreeMap<SourceKind, Complaint>,
     blind: Complaint,
     control: Option<Control>,
     /// QEMU's monitor for other clients, and where it is served. It comes and goes with the monitor.
@@ -130,8 +133,7 @@ impl Agent {
             match self.wait_for_news(self.wait(next_tick)) {
                 News::Qemu(Some(event)) => self.on_qemu_event(&event),
                 News::Qemu(None) => self.on_monitor_lost(),
-                News::Source(Some(report)) => self.on_source(report),
-                News::Source(None) => self.on_source_lost(),
+                News::Source(kind, report) => self.on_source(kind, report),
                 News::Worker(Some(done)) => self.on_done(done),
                 News::Worker(None) => anyhow::bail!(
                     "the thread that looks up and moves pages ended: start the agent again, and \
@@ -156,17 +158,15 @@ impl Agent {
     /// Waits until something happens. Holds no end of a channel afterwards: one that lived on while a
     /// socket or a thread is seen off would keep the others waiting.
     fn wait_for_news(&self, timeout: Duration) -> News {
-        let (no_event, no_report, no_request) = (never(), never(), never());
+        let (no_event, no_request) = (never(), never());
         let events = self.monitor.as_ref().map_or(&no_event, |m| &m.events);
-        let reports = self
-            .source
-            .as_ref()
-            .map_or(&no_report, SourceThread::reports);
         let asked = self.control.as_ref().map_or(&no_request, Control::requests);
         let asked_by_proxy = self.proxy.as_ref().map_or(&no_request, Control::requests);
         select! {
             recv(events) -> event => News::Qemu(event.ok()),
-            recv(reports) -> report => News::Source(report.ok()),
+            recv(self.sources.reports()) -> report => {
+                report.map_or(News::None, |(kind, report)| News::Source(kind, report))
+            }
             recv(self.worker.done()) -> done => News::Worker(done.ok()),
             recv(asked) -> asked => News::Control(asked.ok()),
             recv(asked_by_proxy) -> asked => News::Proxy(asked.ok()),
@@ -198,6 +198,9 @@ impl Agent {
     }
 
     fn step(&mut self, event: Event) {
+        if let Event::Guest { stopped } = event {
+            self.sources.set_runs(!stopped);
+        }
         let now = Self::now();
         let before = self.engine.state();
         let actions = self.engine.step(now, event);
@@ -231,6 +234,7 @@ impl Agent {
         if Instant::now() >= self.next_nodes_read {
             self.read_nodes();
         }
+        self.look_at_sources();
         self.step(Event::Tick);
         self.herald
             .tell_failures(Instant::now(), self.refusal.now.as_deref());
@@ -238,9 +242,9 @@ impl Agent {
         let quiet = self
             .quiet
             .look(at_work, self.engine.moved_bytes(), Instant::now());
-        if let (Some(quiet), Some(source)) = (quiet, &self.source) {
+        if let Some(quiet) = quiet {
             tracing::debug!(vm = self.name, quiet, "sampling");
-            source.set_quiet(quiet);
+            self.sources.set_quiet(quiet);
         }
         None
     }
@@ -252,7 +256,7 @@ impl Agent {
         let marks = match zoneinfo::read(&self.root) {
             Ok(marks) => marks,
             Err(error) => {
-                tracing::debug!("free memory can't be read: {}", source::with_causes(&error));
+                tracing::debug!("free memory can't be read: {}", with_causes(&error));
                 return;
             }
         };
@@ -276,8 +280,8 @@ impl Agent {
         }
         let vm = self.name.as_str();
         let snapshot = self.engine.snapshot();
-        // The source first: with it the agent's traces leave the kernel.
-        drop(self.source);
+        // The sources first: with them the agent's traces leave the kernel.
+        drop(self.sources);
         drop(self.worker);
         drop(self.proxy);
         drop(self.control);

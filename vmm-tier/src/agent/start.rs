@@ -1,6 +1,7 @@
 //! From settings to a running agent.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     process::ExitCode,
     sync::{
@@ -18,29 +19,23 @@ use tier_core::{
 };
 use tier_sys::{
     damon::{Damon, DamonSettings},
-    perf::tracepoint::Tracepoint,
     process::{self, ProcessHandle},
     sysroot::SysRoot,
     topology::Topology,
 };
 
 use super::{
-    Agent, MAP_CHECK, Monitor,
-    complaint::Complaint,
-    control::Control,
-    engine_settings,
-    herald::Herald,
-    lifecycle::Migration,
-    quiet::Quiet,
-    saved::Saved,
-    source::{SourceSetup, SourceThread, with_causes},
+    Agent, MAP_CHECK, Monitor, complaint::Complaint, control::Control, engine_settings,
+    herald::Herald, lifecycle::Migration, quiet::Quiet, saved::Saved, sources::Sources,
     worker::Worker,
 };
 use crate::{
-    config::{DamonChoice, Settings, SourceChoice},
+    causes::with_causes,
+    config::{DamonChoice, Settings},
     discover::{self, Discovered},
     host::node_facts,
     size,
+    source::{Candidate, Setup},
 };
 
 /// How long the agent waits for QEMU's monitor: while it does, nothing else is done.
@@ -54,7 +49,6 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
             .context("signals can't be caught")?;
     }
     let root = SysRoot::real();
-    check_source(settings, &root)?;
     let tiers = tiers(settings, &root)?;
     let oob = settings.proxy.is_some();
     let greeting_timeout = qmp::client::Options::default().greeting_timeout;
@@ -79,7 +73,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         .map(Control::serve)
         .transpose()?;
     let herald = Herald::new(control.iter().map(Control::events).collect());
-    let source = source(settings, &root, pid, map)?;
+    let sources = sources(settings, &root, &monitor.client, &map)?;
     let (saved, wishes) = Saved::open(&settings.run_dir, &root, &name, is_named, pid);
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
     let qmp_path = settings.qmp.clone();
@@ -93,8 +87,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         monitor: Some(monitor),
         connect: Box::new(move || connect(&qmp_path, PATIENCE, oob)),
         worker,
-        source: Some(source),
-        source_kind: "damon",
+        sources,
+        source_trouble: BTreeMap::new(),
         blind: Complaint::default(),
         control,
         proxy: None,
@@ -122,16 +116,6 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     // It was read a moment ago.
     agent.next_map_check = Instant::now() + MAP_CHECK;
     agent.run()
-}
-
-/// Asked for by name, a source must work; `auto` starts blind and tries again.
-fn check_source(settings: &Settings, root: &SysRoot) -> anyhow::Result<()> {
-    if settings.source == SourceChoice::Damon {
-        let unusable = "DAMON was asked for as the source, and can't be used";
-        Damon::open(root, &settings.run_dir).context(unusable)?;
-        Tracepoint::read(root, "damon", "damon_aggregated").context(unusable)?;
-    }
-    Ok(())
 }
 
 /// The tiers that the operator named, or those the kernel ranks.
@@ -191,12 +175,12 @@ fn engine(
     Ok(engine)
 }
 
-fn source(
+fn sources(
     settings: &Settings,
     root: &SysRoot,
-    pid: u32,
-    map: Arc<GuestMemoryMap>,
-) -> anyhow::Result<SourceThread> {
+    client: &qmp::Client,
+    map: &Arc<GuestMemoryMap>,
+) -> anyhow::Result<Sources> {
     match Damon::open(root, &settings.run_dir).and_then(|damon| damon.reclaim_orphans()) {
         Ok(orphans) => {
             for orphan in orphans {
@@ -217,10 +201,14 @@ fn source(
         max_regions,
         quiet_factor,
     } = settings.damon;
-    let setup = SourceSetup {
+    // A QEMU without KVM support does not know the command.
+    let kvm = client.execute(&qmp::commands::QueryKvm {});
+    let setup = Setup {
         root: root.clone(),
         run_dir: settings.run_dir.clone(),
-        pid,
+        pid: client.peer().pid,
+        vcpus: vcpus(client).unwrap_or_default(),
+        is_kvm: kvm.is_ok_and(|kvm| kvm.enabled),
         damon: DamonSettings {
             sampling,
             aggregation,
@@ -229,6 +217,34 @@ fn source(
             ..DamonSettings::default()
         },
         quiet_factor,
+        cpu_budget: settings.source_cpu_budget,
     };
-    SourceThread::start(setup, map).context("the source thread can't be started")
+    let mut candidates = settings.source.candidates(root, setup.is_kvm);
+    if !settings.source.auto {
+        check(&mut candidates, &setup, map)?;
+    }
+    Sources::start(candidates, &setup, map).context("a source's thread can't be started")
+}
+
+/// Asked for by name, a source must work; `auto` starts blind and tries again.
+fn check(
+    candidates: &mut [Candidate],
+    setup: &Setup,
+    map: &Arc<GuestMemoryMap>,
+) -> anyhow::Result<()> {
+    for Candidate { kind, open } in candidates {
+        let opened = open(setup, map).and_then(|source| source.stop());
+        opened.with_context(|| format!("{kind} was asked for as a source, and can't be used"))?;
+    }
+    Ok(())
+}
+
+/// The threads of the guest's CPUs.
+pub(super) fn vcpus(client: &qmp::Client) -> Option<Vec<u32>> {
+    let cpus = client.execute(&qmp::commands::QueryCpusFast {}).ok()?;
+    Some(
+        cpus.iter()
+            .filter_map(|cpu| u32::try_from(cpu.thread_id).ok())
+            .collect(),
+    )
 }

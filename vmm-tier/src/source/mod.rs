@@ -7,8 +7,15 @@
 //! A source knows how to get records and what each says; it knows nothing of heat or of other sources.
 //! Whatever a record's fate, it is counted: it is a sample, or the account says why not.
 
+mod choice;
 pub(crate) mod damon;
+pub(crate) mod guest;
+pub(crate) mod host_faults;
+pub(crate) mod kvm_faults;
+pub(crate) mod pebs;
+mod records;
 pub(crate) mod thread;
+mod vcpus;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,6 +25,8 @@ use tier_core::{
     sample::{SampleBatch, Sight, SourceKind},
 };
 use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
+
+pub(crate) use self::choice::{Candidate, ParseSourceError, SourceChoice};
 
 /// What sources are set up with.
 #[derive(Clone, Debug)]

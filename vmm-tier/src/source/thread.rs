@@ -63,15 +63,13 @@ pub(crate) struct SourceThread {
 }
 
 impl SourceThread {
-    /// Starts the thread, which watches the ranges of `map` and reports to `out`. It rests until it is told
-    /// to [work](Self::set_work) if `work` is not set.
+    /// Starts the thread, which watches the ranges of `map` and reports to `out`.
     pub(crate) fn start(
         kind: SourceKind,
         open: Opener,
         setup: Setup,
         map: Arc<GuestMemoryMap>,
         out: Sender<(SourceKind, Report)>,
-        work: bool,
     ) -> std::io::Result<Self> {
         let (sender, orders) = unbounded();
         let thread = std::thread::Builder::new()
@@ -84,7 +82,7 @@ impl SourceThread {
                     setup,
                     map,
                     quiet: false,
-                    work,
+                    work: true,
                     orders,
                     out,
                     unsent: SampleAccount::default(),
@@ -229,6 +227,7 @@ impl Sampler {
 
     /// Takes what the source delivers until it is told to end or to rest, or the source fails.
     fn serve(&mut self, source: &mut dyn Source) -> anyhow::Result<End> {
+        debug_assert_eq!(source.kind(), self.kind);
         source.set_quiet(self.quiet)?;
         let (sight, label) = (source.sight(), source.label());
         if !self.tell(&Report::Up { sight, label }) {

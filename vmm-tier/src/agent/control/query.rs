@@ -1,6 +1,6 @@
 //! The reply to `query-tier`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Control;
 use crate::agent::{Agent, saved::POLICY};
@@ -9,15 +9,6 @@ impl Agent {
     /// What the agent does and how that goes.
     pub(in crate::agent) fn query_tier(&self) -> Value {
         let snapshot = self.engine.snapshot();
-        let source = json!({
-            "kind": self.source_kind,
-            "samples": snapshot.samples.arrived,
-            "accepted": snapshot.samples.accepted,
-            "dropped": snapshot.samples.dropped,
-            "lost": snapshot.samples.lost,
-            "throttled": snapshot.samples.throttled,
-            "down": self.blind.now,
-        });
         let refused = self
             .refusal
             .now
@@ -45,7 +36,8 @@ impl Agent {
         insert("migration", migration.into());
         insert("refused", refused.cloned().into());
         insert("policy", POLICY.into());
-        insert("source", source);
+        insert("source", self.source_report());
+        insert("sources", self.sources.report(self.engine.sources()).into());
         insert("sockets", sockets);
         insert("restored", restored);
         insert("state-file", state_file);

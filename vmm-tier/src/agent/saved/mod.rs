@@ -19,7 +19,8 @@ use tier_sys::sysroot::SysRoot;
 
 use self::file::{Document, Identity, StateFileError, VERSION};
 pub(super) use self::wishes::{LimitWish, POLICY, PolicyWish, Wishes};
-use super::{complaint::Complaint, source::with_causes};
+use super::complaint::Complaint;
+use crate::causes::with_causes;
 
 /// One VM's state file.
 pub(super) struct Saved {

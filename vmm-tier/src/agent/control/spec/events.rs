@@ -5,7 +5,9 @@ use qmp::server::{
     TypeSpec::{Array, Bool, Enum, String, Uint},
 };
 
-use super::{DIRECTIONS, PAUSERS, STATES, needed, optional, picture::DRAIN_PROGRESS};
+use super::{
+    DIRECTIONS, PAUSERS, STATES, needed, optional, picture::DRAIN_PROGRESS, sources::KINDS,
+};
 
 pub(in crate::agent::control) const EVENTS: &[EventSpec] = &[
     EventSpec {
@@ -36,11 +38,17 @@ pub(in crate::agent::control) const EVENTS: &[EventSpec] = &[
     },
     EventSpec {
         name: "TIER_SOURCE",
-        doc: "A source of samples delivers, or no longer does.",
+        doc: "Another source is believed, none is any more, or one beside it no longer delivers.",
         data: &[
-            needed("kind", Enum(&["damon"]), "what it is"),
+            needed("kind", KINDS, "what it is"),
             needed("up", Bool, "whether it delivers"),
-            optional("reason", String, "why not"),
+            needed("believed", Bool, "whether pages are moved on its word"),
+            optional(
+                "instead-of",
+                KINDS,
+                "what was believed before, if another was",
+            ),
+            needed("reason", String, "why"),
         ],
     },
     EventSpec {

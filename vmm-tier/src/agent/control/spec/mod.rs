@@ -6,6 +6,7 @@
 mod events;
 mod page;
 mod picture;
+mod sources;
 
 use qmp::server::{
     CommandSpec, MemberSpec, ObjectSpec,

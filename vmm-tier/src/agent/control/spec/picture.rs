@@ -5,7 +5,10 @@ use qmp::server::{
     TypeSpec::{Array, Bool, Enum, Map, Number, Object, String, Uint},
 };
 
-use super::{PAUSERS, STATES, TIERS, WHEN_FULL, needed, optional};
+use super::{
+    PAUSERS, STATES, TIERS, WHEN_FULL, needed, optional,
+    sources::{RUNG, SOURCE},
+};
 
 pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
     name: "TierInfo",
@@ -42,7 +45,12 @@ pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
             "time in seconds over which a move must pay back",
         ),
         needed("rate-bytes-per-s", Uint, "most bytes moved a second"),
-        needed("source", Object(&SOURCE), "where samples come from"),
+        needed(
+            "source",
+            Object(&SOURCE),
+            "the source that is believed; where none is, the first that may be",
+        ),
+        needed("sources", Array(&Object(&RUNG)), "all that may be"),
         needed("tiers", Array(&Object(&TIER)), "fastest first"),
         optional(
             "hit-ratio",
@@ -113,28 +121,6 @@ pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
             Object(&STATE_FILE),
             "where what commands set is kept over a restart of the agent",
         ),
-    ],
-};
-
-const SOURCE: ObjectSpec = ObjectSpec {
-    name: "TierSource",
-    doc: "A source and what became of its records. `samples` is `accepted` plus all `dropped`.",
-    members: &[
-        needed("kind", Enum(&["damon"]), "what it is"),
-        needed("samples", Uint, "records that came out of it"),
-        needed("accepted", Uint, "records that were of use"),
-        needed(
-            "dropped",
-            Map(&Uint),
-            "records that were of none, by reason",
-        ),
-        needed(
-            "lost",
-            Uint,
-            "records that the kernel had no room for; they never arrived",
-        ),
-        needed("throttled", Uint, "times the kernel throttled it"),
-        optional("down", String, "why it does not deliver, if it doesn't"),
     ],
 };
 

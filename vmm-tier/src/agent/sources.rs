@@ -1,0 +1,320 @@
+//! The agent's sources: a thread each, and the ladder that says which of them work and which is believed.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use serde_json::{Value, json};
+use tier_core::{
+    addr::Hva,
+    engine::{Event, SourceStats},
+    ladder::{Health, Ladder, Rung, Step},
+    map::GuestMemoryMap,
+    moves::{MoveReport, Outcome},
+    sample::{SampleAccount, Sight, SourceKind},
+    time::Time,
+};
+use tier_sys::{process, sysroot::SysRoot};
+
+use super::Agent;
+use crate::source::{
+    Candidate, Setup,
+    thread::{QUEUE, Report, SourceThread},
+};
+
+/// How often the ladder looks at what the sources deliver.
+const LOOK: Duration = Duration::from_secs(1);
+/// Below this share of one core the guest's CPUs have nothing to do: no source can be blamed for silence.
+const IDLE: f64 = 0.01;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Sources {
+    threads: BTreeMap<SourceKind, SourceThread>,
+    reports: Receiver<(SourceKind, Report)>,
+    ladder: Ladder,
+    root: SysRoot,
+    pid: u32,
+    vcpus: Vec<u32>,
+    /// The guest's CPUs are not stopped.
+    runs: bool,
+    next_look: Instant,
+    /// CPU time of the guest's CPUs, and when it was read.
+    busy: Option<(Duration, Instant)>,
+}
+
+impl Sources {
+    /// Starts a thread for each candidate.
+    pub(super) fn start(
+        candidates: Vec<Candidate>,
+        setup: &Setup,
+        map: &Arc<GuestMemoryMap>,
+    ) -> std::io::Result<Self> {
+        let (out, reports) = bounded(QUEUE);
+        let kinds: Vec<_> = candidates.iter().map(|candidate| candidate.kind).collect();
+        let mut threads = BTreeMap::new();
+        for Candidate { kind, open } in candidates {
+            let out: Sender<_> = out.clone();
+            let thread = SourceThread::start(kind, open, setup.clone(), Arc::clone(map), out)?;
+            threads.insert(kind, thread);
+        }
+        Ok(Self {
+            threads,
+            reports,
+            ladder: Ladder::new(kinds, setup.damon.aggregation, process::now()),
+            root: setup.root.clone(),
+            pid: setup.pid,
+            vcpus: setup.vcpus.clone(),
+            runs: true,
+            next_look: Instant::now() + LOOK,
+            busy: None,
+        })
+    }
+
+    /// Where samples and changes of state arrive.
+    pub(super) const fn reports(&self) -> &Receiver<(SourceKind, Report)> {
+        &self.reports
+    }
+
+    pub(super) fn set_map(&self, map: &Arc<GuestMemoryMap>) {
+        for thread in self.threads.values() {
+            thread.set_map(Arc::clone(map));
+        }
+    }
+
+    pub(super) fn set_quiet(&mut self, quiet: bool) {
+        self.ladder.set_quiet(process::now(), quiet);
+        for thread in self.threads.values() {
+            thread.set_quiet(quiet);
+        }
+    }
+
+    /// The guest's CPUs are stopped, or run.
+    pub(super) const fn set_runs(&mut self, runs: bool) {
+        self.runs = runs;
+    }
+
+    /// The guest's CPUs run in these threads.
+    pub(super) fn set_vcpus(&mut self, tids: Vec<u32>) {
+        if self.vcpus != tids {
+            for thread in self.threads.values() {
+                thread.set_vcpus(tids.clone());
+            }
+            self.vcpus = tids;
+            self.busy = None;
+        }
+    }
+
+    pub(super) fn moved(&self, pages: &[(Hva, u64)]) {
+        for thread in self.threads.values() {
+            thread.moved(pages.to_vec());
+        }
+    }
+
+    /// Whether the guest's CPUs did anything since the last look. Where that can't be read they did.
+    fn is_busy(&mut self) -> bool {
+        let time = |&tid| process::thread_stat(&self.root, self.pid, tid).map(|stat| stat.cpu_time);
+        let used: Option<Duration> = match self.vcpus.as_slice() {
+            [] => None,
+            vcpus => vcpus.iter().map(time).sum::<Result<_, _>>().ok(),
+        };
+        let now = Instant::now();
+        let before = std::mem::replace(&mut self.busy, used.map(|used| (used, now)));
+        match (used, before) {
+            (Some(used), Some((before, at))) => {
+                let elapsed = now.duration_since(at).as_secs_f64();
+                used.saturating_sub(before).as_secs_f64() >= IDLE * elapsed
+            }
+            _ => true,
+        }
+    }
+
+    fn up(&mut self, kind: SourceKind, sight: Sight, label: String) -> Vec<Step> {
+        self.ladder.up(process::now(), kind, sight, label)
+    }
+
+    fn down(&mut self, kind: SourceKind, reason: String) -> Vec<Step> {
+        self.ladder.down(process::now(), kind, reason)
+    }
+
+    fn lost(&mut self, kind: SourceKind) -> Vec<Step> {
+        self.threads.remove(&kind);
+        let reason = "its thread ended: start the agent again, and report what it printed";
+        self.down(kind, reason.to_owned())
+    }
+
+    /// What is due now, if anything is.
+    fn look<'a>(
+        &mut self,
+        now: Time,
+        stats: impl Iterator<Item = (SourceKind, &'a SourceStats)>,
+    ) -> Vec<Step> {
+        if Instant::now() < self.next_look {
+            return Vec::new();
+        }
+        self.next_look = Instant::now() + LOOK;
+        let runs = self.runs && self.is_busy();
+        self.ladder.set_guest_runs(now, runs);
+        self.ladder.look(now, stats)
+    }
+
+    /// What is wrong with each source, while none is believed.
+    fn blind(&self) -> Option<String> {
+        if self.ladder.believed().is_some() {
+            return None;
+        }
+        let troubles: Vec<String> = self
+            .ladder
+            .rungs()
+            .filter_map(|rung| Some(format!("{}: {}", rung.kind, rung.health.reason()?)))
+            .collect();
+        (!troubles.is_empty()).then(|| troubles.join("; "))
+    }
+
+    /// The source that is believed; where there is none the first candidate, which is not.
+    pub(super) fn kind(&self) -> Option<SourceKind> {
+        let first = || self.ladder.rungs().next().map(|rung| rung.kind);
+        self.ladder.believed().or_else(first)
+    }
+
+    /// The part of `query-tier` about single sources.
+    pub(super) fn report<'a>(
+        &self,
+        stats: impl Iterator<Item = (SourceKind, &'a SourceStats)>,
+    ) -> Vec<Value> {
+        let stats: BTreeMap<_, _> = stats.collect();
+        let rung = |rung: Rung| {
+            let stats = stats.get(&rung.kind).copied().cloned().unwrap_or_default();
+            let mut report = json!({
+                "kind": rung.kind,
+                "health": rung.health.name(),
+                "reason": rung.health.reason(),
+                "believed": rung.believed,
+                "sees": rung.sight,
+                "label": rung.label,
+                "quality": rung.quality,
+                "accepted-per-s": rung.accepted_per_s,
+                "precision": stats.precision,
+                "coverage": stats.coverage,
+                "staleness-ms": stats.staleness.as_secs_f64() * 1e3,
+            });
+            add_account(&mut report, &stats.account);
+            report
+        };
+        self.ladder.rungs().map(rung).collect()
+    }
+}
+
+fn add_account(report: &mut Value, account: &SampleAccount) {
+    report["samples"] = account.arrived.into();
+    report["accepted"] = account.accepted.into();
+    report["dropped"] = json!(account.dropped);
+    report["lost"] = account.lost.into();
+    report["throttled"] = account.throttled.into();
+}
+
+impl Agent {
+    /// The part of `query-tier` about the source that is believed.
+    pub(super) fn source_report(&self) -> Value {
+        let kind = self.sources.kind();
+        let mut report = json!({"kind": kind, "down": self.sources.blind()});
+        let mut sources = self.engine.sources();
+        let stats = sources.find(|(source, _)| Some(*source) == kind);
+        let account = stats.map_or_else(SampleAccount::default, |(_, stats)| stats.account.clone());
+        add_account(&mut report, &account);
+        report
+    }
+
+    pub(super) fn on_source(&mut self, kind: SourceKind, report: Report) {
+        let steps = match report {
+            Report::Batch(batch) => return self.step(Event::Samples(batch)),
+            Report::Up { sight, label } => {
+                tracing::info!(vm = self.name, source = %kind, "{label}");
+                self.sources.up(kind, sight, label)
+            }
+            Report::Down(reason) => self.sources.down(kind, reason),
+            Report::Lost => {
+                tracing::error!(vm = self.name, source = %kind, "the source's thread ended");
+                self.sources.lost(kind)
+            }
+        };
+        self.climb(steps);
+    }
+
+    /// Looks at what the sources deliver, when that is due.
+    pub(super) fn look_at_sources(&mut self) {
+        let steps = self.sources.look(Self::now(), self.engine.sources());
+        self.climb(steps);
+    }
+
+    /// Tells the sources which pages lie elsewhere now.
+    pub(super) fn tell_sources_of(&self, report: &MoveReport) {
+        let moved = report.results.iter();
+        let moved = moved.filter(|result| result.outcome == Outcome::Moved);
+        let pages: Vec<_> = moved
+            .map(|result| (result.page.hva, result.page.bytes))
+            .collect();
+        if !pages.is_empty() {
+            self.sources.moved(&pages);
+        }
+    }
+
+    fn climb(&mut self, steps: Vec<Step>) {
+        // Losing the source that is believed is told once, with what comes in its stead.
+        let lost = steps.iter().find_map(|step| match step {
+            Step::Believe { before, .. } => *before,
+            _ => None,
+        });
+        for step in steps {
+            match step {
+                Step::Work(kind, work) => {
+                    tracing::debug!(vm = self.name, source = %kind, work, "ladder");
+                    if let Some(thread) = self.sources.threads.get(&kind) {
+                        thread.set_work(work);
+                    }
+                }
+                Step::Tell(kind, _) if lost == Some(kind) => {}
+                Step::Tell(kind, health) => self.tell_health(kind, &health),
+                Step::Believe {
+                    source,
+                    before,
+                    why,
+                } => self.believe(source, before, &why),
+            }
+        }
+    }
+
+    fn believe(&mut self, source: Option<SourceKind>, before: Option<SourceKind>, why: &str) {
+        // While QEMU ends, its sources do too: no cause for alarm.
+        let ends = source.is_none() && self.guest_has_ended();
+        match source {
+            Some(kind) => {
+                tracing::info!(vm = self.name, source = %kind, why, "samples flow");
+                self.blind.end();
+            }
+            None if self.blind.is_news(why) && !ends => {
+                tracing::warn!(vm = self.name, "blind: {why}");
+            }
+            None => {}
+        }
+        if !ends {
+            self.herald.believed(source, before, why);
+        }
+        self.step(Event::Source(source));
+    }
+
+    /// The source tries again and again: what it meets is said once.
+    fn tell_health(&mut self, kind: SourceKind, health: &Health) {
+        let Some(reason) = health.reason() else {
+            return;
+        };
+        let news = self.source_trouble.entry(kind).or_default().is_news(reason);
+        if news && !self.guest_has_ended() {
+            tracing::warn!(vm = self.name, source = %kind, "{}: {reason}", health.name());
+            self.herald.source_fails(kind, reason);
+        }
+    }
+}

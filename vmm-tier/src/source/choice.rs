@@ -1,0 +1,170 @@
+//! Which sources the operator wants, and how each of them is opened.
+
+use std::str::FromStr;
+
+use tier_core::sample::SourceKind;
+use tier_sys::sysroot::SysRoot;
+
+use super::{
+    Opener, damon,
+    guest::{self, GuestAddress, ParseGuestAddressError},
+    host_faults, kvm_faults, pebs,
+};
+
+/// A source that the operator named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Damon,
+    Pebs,
+    Guest(GuestAddress),
+    KvmFaults,
+    HostFaults,
+}
+
+/// Why a text names no source.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ParseSourceError {
+    #[error(
+        "source '{0}' is not known; there is: auto, damon, pebs, kvm-faults, host-faults, guest=SOCKET, \
+         guest=vsock:CID:PORT; several are joined by commas"
+    )]
+    Unknown(String),
+    #[error(transparent)]
+    Guest(#[from] ParseGuestAddressError),
+}
+
+/// Where samples come from: sources by name, or the best there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SourceChoice {
+    /// Whatever works on this host and with this guest, beside those that are named.
+    pub(crate) auto: bool,
+    pub(crate) named: Vec<Wanted>,
+}
+
+impl FromStr for SourceChoice {
+    type Err = ParseSourceError;
+
+    /// Names joined by commas.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut choice = Self::default();
+        for word in text.split(',') {
+            match word.trim() {
+                "auto" => choice.auto = true,
+                "damon" => choice.add(Wanted::Damon),
+                "pebs" => choice.add(Wanted::Pebs),
+                "kvm-faults" => choice.add(Wanted::KvmFaults),
+                "host-faults" => choice.add(Wanted::HostFaults),
+                word => match word.split_once('=') {
+                    Some(("guest", address)) => choice.add(Wanted::Guest(address.parse()?)),
+                    _ => return Err(ParseSourceError::Unknown(word.to_owned())),
+                },
+            }
+        }
+        Ok(choice)
+    }
+}
+
+impl SourceChoice {
+    /// The best sources there are.
+    pub(crate) fn auto() -> Self {
+        Self {
+            auto: true,
+            named: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, wanted: Wanted) {
+        if !self.named.contains(&wanted) {
+            self.named.push(wanted);
+        }
+    }
+
+    /// What the ladder is made of: each kind once, what was named before what was found.
+    pub(crate) fn candidates(&self, root: &SysRoot, is_kvm: bool) -> Vec<Candidate> {
+        let mut wanted = self.named.clone();
+        if self.auto {
+            wanted.extend(found(root, is_kvm));
+        }
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for wanted in wanted {
+            let kind = wanted.kind();
+            if candidates.iter().all(|candidate| candidate.kind != kind) {
+                let open = wanted.opener();
+                candidates.push(Candidate { kind, open });
+            }
+        }
+        candidates
+    }
+}
+
+/// A source that may serve.
+pub(crate) struct Candidate {
+    pub(crate) kind: SourceKind,
+    pub(crate) open: Opener,
+}
+
+impl Wanted {
+    pub(crate) const fn kind(&self) -> SourceKind {
+        match self {
+            Self::Damon => SourceKind::Damon,
+            Self::Pebs => SourceKind::Pebs,
+            Self::Guest(_) => SourceKind::Guest,
+            Self::KvmFaults => SourceKind::KvmFaults,
+            Self::HostFaults => SourceKind::HostFaults,
+        }
+    }
+
+    fn opener(self) -> Opener {
+        match self {
+            Self::Damon => Box::new(damon::open),
+            Self::Pebs => Box::new(pebs::open),
+            Self::Guest(address) => Box::new(move |setup, map| guest::open(setup, map, &address)),
+            Self::KvmFaults => Box::new(kvm_faults::open),
+            Self::HostFaults => Box::new(host_faults::open),
+        }
+    }
+}
+
+/// What this host may have that sees a guest: those that see none are of use only to who asks for them.
+fn found(root: &SysRoot, is_kvm: bool) -> Vec<Wanted> {
+    let mut found = vec![Wanted::Damon];
+    let pmus = root.sys("bus/event_source/devices");
+    let has_pebs = ["cpu", "cpu_core"]
+        .iter()
+        .any(|pmu| pmus.join(pmu).join("events/mem-loads").exists());
+    if has_pebs && !is_kvm {
+        found.push(Wanted::Pebs);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choice_when_several_are_named_has_each_once_and_in_order() {
+        let choice: SourceChoice = "guest=/run/a.sock, damon,guest=vsock:3:7000,auto"
+            .parse()
+            .unwrap();
+        let root = SysRoot::at(std::path::Path::new("/nonexistent"));
+        let kinds: Vec<_> = choice
+            .candidates(&root, true)
+            .iter()
+            .map(|candidate| candidate.kind)
+            .collect();
+        assert_eq!(kinds, [SourceKind::Guest, SourceKind::Damon]);
+    }
+
+    #[test]
+    fn choice_when_a_name_is_wrong_says_what_there_is() {
+        for (text, part) in [
+            ("damn", "'damn' is not known; there is: auto, damon"),
+            ("", "'' is not known"),
+            ("damon,guest=vsock:1:2", "'vsock:1:2' is no address"),
+        ] {
+            let error = text.parse::<SourceChoice>().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
