@@ -9,7 +9,7 @@ use crate::{
     dual_heap::{DualHeap, PageId, Placement},
     moves::{Direction, Outcome, PageResult},
     pages::{PageIndex, Run},
-    sample::{AccessSample, DropReason, SampleAddress, SampleBatch},
+    sample::{AccessSample, DropReason, SampleAddress, SampleBatch, SourceKind},
     settings::Tier,
     time::Time,
 };
@@ -44,7 +44,7 @@ impl VmEngine {
         let (mut covered, mut accepted) = (0, 0);
         let mut unplaced = Vec::new();
         for sample in &batch.samples {
-            match self.take_sample(at, sample, scale.counts as f32, &mut unplaced) {
+            match self.take_sample(at, sample, (source, scale.counts as f32), &mut unplaced) {
                 0 => {}
                 bytes => {
                     covered += bytes;
@@ -81,7 +81,7 @@ impl VmEngine {
         &mut self,
         at: Time,
         sample: &AccessSample,
-        scale: f32,
+        (source, scale): (SourceKind, f32),
         unplaced: &mut Vec<Hva>,
     ) -> u64 {
         let hva = match sample.address {
@@ -95,6 +95,7 @@ impl VmEngine {
         };
         let weight = sample.weight * scale;
         let (heap, tally, index) = (&mut self.heap, &mut self.tally, &self.index);
+        let is_believed = self.sources.main == Some(source);
         index.for_runs(hva, sample.len, |Run { ids, share }| {
             if !(weight > 0.0 && weight.is_finite()) {
                 return;
@@ -102,6 +103,7 @@ impl VmEngine {
             let first = ids.start;
             let taken = heap.sample_run(at, ids.clone(), weight * share);
             for (tier, pages) in [(Tier::Fast, taken.fast), (Tier::Slow, taken.slow)] {
+                let tier = is_believed.then_some(tier);
                 tally.add(at, tier, f64::from(pages) * f64::from(weight * share));
             }
             let missed = ids.end - first > taken.pages();

@@ -3,7 +3,8 @@
 //! Sources count different things: sampling intervals in which a page was used, or one access in so
 //! many. Heats are kept in the counts of the source that is believed (the *main* one). Another's counts
 //! are brought to them by the ratio of what both count a second in all, as both watch the same guest;
-//! never by more than 1, for a count that was blown up would look more certain than it is. When another
+//! never by more than 1, for a count that was blown up would look more certain than it is, and less where
+//! its addresses are less exact, for then it gives cold pages the heat of their neighbours. When another
 //! source becomes the main one, all heats are brought to its counts by the same ratio.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -115,10 +116,23 @@ impl Sources {
                 as_it_is
             }
             (_, Some(unit)) if unit != batch.source && rate > 0.0 => Scale {
-                counts: (rate_of(unit) / rate).min(1.0),
+                counts: (rate_of(unit) / rate).min(1.0) * self.exactness(batch.source, unit),
                 heats: None,
             },
             _ => as_it_is,
+        }
+    }
+
+    /// How exact a source is beside another, 1 at most.
+    fn exactness(&self, source: SourceKind, other: SourceKind) -> f64 {
+        let precision = |kind| {
+            self.feeds
+                .get(&kind)
+                .map_or(0.0, |feed| feed.stats.precision)
+        };
+        match (precision(source), precision(other)) {
+            (mine, theirs) if mine > 0.0 && theirs > 0.0 => (mine / theirs).min(1.0),
+            _ => 1.0,
         }
     }
 

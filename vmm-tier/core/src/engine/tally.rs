@@ -65,6 +65,8 @@ pub(super) struct SampleTally {
     decay: Decay,
     fast: f64,
     slow: f64,
+    /// Of sources beside the one that is believed.
+    others: f64,
     /// Looks at each page: the count that a page would have that was found accessed each time.
     looks: f64,
     /// Seconds observed, decayed like counts: a count over it is a rate.
@@ -80,6 +82,7 @@ impl SampleTally {
             decay: Decay::new(half_life, now),
             fast: 0.0,
             slow: 0.0,
+            others: 0.0,
             looks: 0.0,
             seconds: 0.0,
             coverage: 0.0,
@@ -91,15 +94,17 @@ impl SampleTally {
     pub(super) fn scale(&mut self, factor: f64) {
         self.fast *= factor;
         self.slow *= factor;
+        self.others *= factor;
         self.looks = 0.0;
     }
 
-    /// Adds accesses that fell on a tier at `at`.
-    pub(super) fn add(&mut self, at: Time, tier: Tier, accesses: f64) {
+    /// Adds accesses that fell on a tier at `at`; those that only warm pages fall on none.
+    pub(super) fn add(&mut self, at: Time, tier: Option<Tier>, accesses: f64) {
         let boosted = accesses * self.decay.boost(at);
         match tier {
-            Tier::Fast => self.fast += boosted,
-            Tier::Slow => self.slow += boosted,
+            Some(Tier::Fast) => self.fast += boosted,
+            Some(Tier::Slow) => self.slow += boosted,
+            None => self.others += boosted,
         }
     }
 
@@ -167,7 +172,7 @@ impl SampleTally {
 
     /// Decayed counts on all pages together, of a source that counts accesses.
     pub(super) fn counts(&self, now: Time) -> Option<f64> {
-        (self.looks <= 0.0).then(|| (self.fast + self.slow) / self.decay.boost(now))
+        (self.looks <= 0.0).then(|| (self.fast + self.slow + self.others) / self.decay.boost(now))
     }
 
     pub(super) const fn coverage(&self) -> f64 {
@@ -186,6 +191,7 @@ impl SampleTally {
             let factor = (-(halves as f64)).exp2();
             self.fast *= factor;
             self.slow *= factor;
+            self.others *= factor;
             self.looks *= factor;
             self.seconds *= factor;
         }
