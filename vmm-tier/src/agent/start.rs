@@ -65,6 +65,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let is_named = given_name.is_some();
     let name = given_name.unwrap_or_else(|| format!("qemu-{pid}"));
     let map = Arc::new(map);
+    let sources = sources(settings, &root, &monitor.client, &map)?;
     let engine = engine(settings, tiers, &map, &name)?;
     let base = engine.settings().clone();
     let control = settings
@@ -73,7 +74,6 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         .map(Control::serve)
         .transpose()?;
     let herald = Herald::new(control.iter().map(Control::events).collect());
-    let sources = sources(settings, &root, &monitor.client, &map)?;
     let (saved, wishes) = Saved::open(&settings.run_dir, &root, &name, is_named, pid);
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
     let qmp_path = settings.qmp.clone();
