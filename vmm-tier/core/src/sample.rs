@@ -155,6 +155,9 @@ pub struct SampleAccount {
 impl SampleAccount {
     /// Counts `n` arrived records as dropped for `reason`.
     pub fn drop_records(&mut self, reason: DropReason, n: u64) {
+        if n == 0 {
+            return;
+        }
         self.arrived += n;
         *self.dropped.entry(reason).or_default() += n;
     }
