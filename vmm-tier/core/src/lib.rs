@@ -14,6 +14,7 @@ pub mod map;
 pub mod moves;
 pub mod pace;
 pub mod pages;
+pub mod period;
 pub mod quota;
 pub mod sample;
 pub mod settings;
