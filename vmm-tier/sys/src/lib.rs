@@ -6,6 +6,7 @@
 
 pub mod damon;
 pub mod hugetlb;
+pub mod inverse;
 pub mod knobs;
 pub mod maps;
 pub mod numa_maps;

@@ -1,10 +1,14 @@
 //! `/proc/PID/pagemap`: the `PAGEMAP_SCAN` ioctl (Linux 6.7), which finds present pages and pages
-//! mapped by whole huge entries without touching them.
+//! mapped by whole huge entries without touching them; and the entries themselves, which hold frame
+//! numbers.
 
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
 };
 
 use tier_core::addr::Hva;
@@ -58,6 +62,32 @@ pub struct PageRange {
     pub categories: Categories,
 }
 
+/// What the page table holds for one base page (Documentation/admin-guide/mm/pagemap.rst).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageEntry(pub u64);
+
+impl PageEntry {
+    const PRESENT: u64 = 1 << 63;
+    const FRAME: u64 = (1 << 55) - 1;
+
+    /// The entry of a present page at this frame.
+    #[must_use]
+    pub const fn present_at(frame: u64) -> Self {
+        Self(Self::PRESENT | frame & Self::FRAME)
+    }
+
+    /// The number of the page's frame, if it is present. 0 if the kernel hides it from readers without
+    /// `CAP_SYS_ADMIN`.
+    #[must_use]
+    #[inline]
+    pub const fn frame(self) -> Option<u64> {
+        if self.0 & Self::PRESENT == 0 {
+            return None;
+        }
+        Some(self.0 & Self::FRAME)
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct PageRegion {
@@ -96,6 +126,16 @@ pub enum PagemapError {
         /// What went wrong.
         source: SysRootError,
     },
+    /// The entries can't be read: most likely the process ended.
+    #[error("the page table of process {pid} can't be read at {start}")]
+    Read {
+        /// The process.
+        pid: u32,
+        /// Where the reading began.
+        start: Hva,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The scan failed.
     #[error("the page table of process {pid} can't be scanned from {start}")]
     Scan {
@@ -124,6 +164,31 @@ impl Pagemap {
         let file = open(&root.process(pid, "pagemap"))
             .map_err(|source| PagemapError::Open { pid, source })?;
         Ok(Self { file, pid })
+    }
+
+    /// Reads the entries of the base pages from `start` on, one for each place in `entries`.
+    ///
+    /// # Errors
+    /// [`PagemapError::Read`].
+    pub fn entries(&self, start: Hva, entries: &mut [PageEntry]) -> Result<(), PagemapError> {
+        const WORDS: usize = 512;
+        let mut bytes = [0; WORDS * 8];
+        let mut offset = start.0 / 4096 * 8;
+        for part in entries.chunks_mut(WORDS) {
+            let bytes = &mut bytes[..part.len() * 8];
+            self.file
+                .read_exact_at(bytes, offset)
+                .map_err(|source| PagemapError::Read {
+                    pid: self.pid,
+                    start,
+                    source,
+                })?;
+            for (entry, word) in part.iter_mut().zip(bytes.as_chunks().0) {
+                *entry = PageEntry(u64::from_ne_bytes(*word));
+            }
+            offset += bytes.len() as u64;
+        }
+        Ok(())
     }
 
     /// The runs of pages in `start .. start + len` that have all categories of `required`, each with

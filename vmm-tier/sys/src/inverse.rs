@@ -1,0 +1,505 @@
+//! The inverse page map: which page of QEMU a host-physical address belongs to.
+//!
+//! Built from `/proc/QEMU/pagemap` for the pages that hold guest RAM, with one entry for each backing page
+//! (a huge page is one entry), and its mirror, page to frame, by which a page that is found at another
+//! frame takes its old entry along. The two always say the same ([`InverseMap::is_valid`]): a frame is
+//! never reported for a page that was read again and is elsewhere.
+//!
+//! Pages move. Those that we move are read again at once ([`InverseMap::refresh`]); those that the kernel
+//! moves (khugepaged, compaction, NUMA balancing), or that the guest touches for the first time, are
+//! found by reading round and round at a bounded cost ([`InverseMap::roll`], [`Pace`]).
+
+mod pace;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use tier_core::{
+    addr::{BASE_PAGE, Hva},
+    map::HvaRange,
+};
+
+use self::table::{LIMIT, NODE_BYTES, Piece, Span, Table};
+use crate::pagemap::{Categories, PageEntry, PageRange, Pagemap, PagemapError};
+
+pub use self::pace::Pace;
+
+/// Base pages that are read at a time where pages are small: one huge page's.
+const CHUNK: u64 = 512;
+/// Base pages that [`InverseMap::roll`] reads between two looks at its budget.
+const WINDOW: u64 = 8 * CHUNK;
+/// Bytes that the map may take: this many for each page of the guest, and a fixed part. The entries of a
+/// guest whose frames lie close together take about eight; the rest is for frames that are scattered
+/// over a larger host.
+const BYTES_A_PAGE: u64 = 64;
+const FIXED_BYTES: u64 = 16 << 20;
+
+/// The map can't be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum InverseError {
+    /// More guest RAM than the map can number.
+    #[error("{bytes} bytes of guest RAM are more than the inverse page map can hold (16 TiB)")]
+    TooLarge {
+        /// The guest's RAM.
+        bytes: u64,
+    },
+    /// The kernel hides frame numbers.
+    #[error(
+        "the kernel hides the physical addresses of QEMU's pages (at {page}): run the agent as root or \
+         with CAP_SYS_ADMIN"
+    )]
+    Hidden {
+        /// The page that was read.
+        page: Hva,
+    },
+    /// The page table can't be read.
+    #[error(transparent)]
+    Pagemap(#[from] PagemapError),
+}
+
+/// What the map asks of a process's page table.
+pub trait PageTable {
+    /// The runs of present pages in `start .. start + len`, each with whether it is huge or zero. `None`:
+    /// the kernel can't say.
+    ///
+    /// # Errors
+    /// [`PagemapError`].
+    fn present(&self, start: Hva, len: u64) -> Result<Option<Vec<PageRange>>, PagemapError>;
+
+    /// The entries of the base pages from `start` on, one for each place in `entries`.
+    ///
+    /// # Errors
+    /// [`PagemapError`].
+    fn read(&self, start: Hva, entries: &mut [PageEntry]) -> Result<(), PagemapError>;
+}
+
+impl PageTable for Pagemap {
+    fn present(&self, start: Hva, len: u64) -> Result<Option<Vec<PageRange>>, PagemapError> {
+        self.present_ranges(start, len)
+    }
+
+    fn read(&self, start: Hva, entries: &mut [PageEntry]) -> Result<(), PagemapError> {
+        self.entries(start, entries)
+    }
+}
+
+/// A run of QEMU's pages, and their numbers in the tables.
+#[derive(Clone, Copy, Debug)]
+struct Area {
+    /// The number of the first page. It has the alignment of the address, up to 1 GiB.
+    first: u64,
+    pages: u64,
+    hva: u64,
+    page_size: u64,
+}
+
+impl Area {
+    fn end(&self) -> u64 {
+        self.first + self.pages
+    }
+
+    fn hva_of(&self, page: u64) -> Hva {
+        Hva(self.hva + (page - self.first) * BASE_PAGE)
+    }
+}
+
+/// What reading pages again brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reread {
+    /// Entries read.
+    pub read: u64,
+    /// Base pages that were found at another frame than before, appeared or went away.
+    pub changed: u64,
+    /// Whether [`InverseMap::roll`] came to the end and begins anew.
+    pub pass_done: bool,
+}
+
+impl Reread {
+    /// Adds what another reading brought.
+    pub fn add(&mut self, other: Self) {
+        self.read += other.read;
+        self.changed += other.changed;
+        self.pass_done |= other.pass_done;
+    }
+}
+
+/// Host-physical address to page of QEMU.
+#[derive(Debug)]
+pub struct InverseMap {
+    /// Sorted by number, and by address.
+    areas: Vec<Area>,
+    /// Frame to page.
+    pages: Table,
+    /// Page to frame.
+    frames: Table,
+    /// Most nodes that both tables may have.
+    most_nodes: usize,
+    /// Base pages in the map.
+    bound: u64,
+    left_out: u64,
+    /// Where [`Self::roll`] goes on: a page number.
+    cursor: u64,
+    entries: Vec<PageEntry>,
+}
+
+impl InverseMap {
+    /// An empty map for these pages (see [`tier_core::map::GuestMemoryMap::unique_hva_ranges`]), sorted by
+    /// address and disjoint.
+    ///
+    /// # Errors
+    /// [`InverseError::TooLarge`].
+    pub fn new(ranges: &[HvaRange]) -> Result<Self, InverseError> {
+        let mut areas: Vec<Area> = Vec::new();
+        let alignment = u64::from(Span::Giant.pages());
+        let mut next = 0u64;
+        let mut all = 0u64;
+        for range in ranges {
+            let (hva, pages) = (range.start.0, range.len / BASE_PAGE);
+            let skew = hva / BASE_PAGE % alignment;
+            let first = next.next_multiple_of(alignment) + skew;
+            all = all.saturating_add(pages);
+            next = first.saturating_add(pages);
+            if next >= LIMIT {
+                let bytes = ranges.iter().map(|range| range.len);
+                return Err(InverseError::TooLarge {
+                    bytes: bytes.fold(0, u64::saturating_add),
+                });
+            }
+            areas.push(Area {
+                first,
+                pages,
+                hva,
+                page_size: range.page_size,
+            });
+        }
+        let bytes = all.saturating_mul(BYTES_A_PAGE).saturating_add(FIXED_BYTES);
+        Ok(Self {
+            cursor: areas.first().map_or(0, |area| area.first),
+            areas,
+            pages: Table::new(),
+            frames: Table::new(),
+            most_nodes: usize::try_from(bytes).unwrap_or(usize::MAX) / NODE_BYTES,
+            bound: 0,
+            left_out: 0,
+            entries: Vec::new(),
+        })
+    }
+
+    /// Where QEMU maps this host-physical address; `None` if it is none of the guest's pages, as far as is
+    /// known.
+    #[must_use]
+    #[inline]
+    pub fn locate(&self, physical: u64) -> Option<Hva> {
+        let frame = u32::try_from(physical / BASE_PAGE).ok()?;
+        let page = u64::from(self.pages.get(frame)?);
+        let area = self.area_of(page)?;
+        Some(Hva(area.hva_of(page).0 + physical % BASE_PAGE))
+    }
+
+    /// The area that holds a page number.
+    #[inline]
+    fn area_of(&self, page: u64) -> Option<&Area> {
+        let after = self.areas.partition_point(|area| area.first <= page);
+        let area = self.areas.get(after.checked_sub(1)?)?;
+        (page < area.end()).then_some(area)
+    }
+
+    /// Guest RAM in the map, in bytes.
+    #[must_use]
+    pub fn bound_bytes(&self) -> u64 {
+        self.bound * BASE_PAGE
+    }
+
+    /// Base pages that were found and have no entry, because the map is as large as it may be or their
+    /// physical address is 16 TiB or more. Counted each time they are read.
+    #[must_use]
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// Bytes that the map itself takes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.pages.bytes() + self.frames.bytes()
+    }
+
+    /// Whether both tables say the same of every page. Takes as long as reading all of them.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let mut bound = 0;
+        let mut same = true;
+        for area in &self.areas {
+            let mut page = area.first;
+            while page < area.end() {
+                let Some(piece) = self.frames.piece(page as u32) else {
+                    page += 1;
+                    continue;
+                };
+                let mirror = Piece {
+                    key: piece.value,
+                    value: piece.key,
+                    span: piece.span,
+                };
+                same &= self.pages.piece(piece.value) == Some(mirror);
+                bound += u64::from(piece.span.pages());
+                page = u64::from(piece.key) + u64::from(piece.span.pages());
+            }
+        }
+        same && bound == self.bound && self.pages.mapped() == bound
+    }
+
+    /// Reads these pages (address and bytes) again: they were moved just now.
+    ///
+    /// # Errors
+    /// [`InverseError`].
+    pub fn refresh(
+        &mut self,
+        table: &impl PageTable,
+        moved: &[(Hva, u64)],
+    ) -> Result<Reread, InverseError> {
+        let mut sorted: Vec<(u64, u64)> = moved
+            .iter()
+            .map(|&(start, len)| (start.0 / BASE_PAGE, end_page(start, len)))
+            .collect();
+        sorted.sort_unstable();
+        let mut done = Reread::default();
+        let mut runs = sorted.into_iter().peekable();
+        while let Some((start, mut end)) = runs.next() {
+            while let Some((_, more)) = runs.next_if(|&(next, _)| next <= end) {
+                end = end.max(more);
+            }
+            for index in 0..self.areas.len() {
+                let area = self.areas[index];
+                let from = area.hva / BASE_PAGE;
+                let (first, last) = (start.max(from), end.min(from + area.pages));
+                if first < last {
+                    let numbers = (area.first + (first - from), area.first + (last - from));
+                    done.add(self.read_small(table, area, numbers)?);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Reads on from where the last call ended, in pieces of at least 16 MiB, for as long as `go_on` says so
+    /// and at most once through all pages.
+    ///
+    /// # Errors
+    /// [`InverseError`].
+    pub fn roll(
+        &mut self,
+        table: &impl PageTable,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<Reread, InverseError> {
+        let mut done = Reread::default();
+        loop {
+            let Some(&area) = self.areas.iter().find(|area| self.cursor < area.end()) else {
+                self.cursor = 0;
+                done.pass_done = true;
+                return Ok(done);
+            };
+            let start = self.cursor.max(area.first);
+            let window = WINDOW.max(area.page_size / BASE_PAGE);
+            let end = (start + 1).next_multiple_of(window).min(area.end());
+            done.add(self.read_window(table, area, (start, end))?);
+            self.cursor = end;
+            if !go_on() {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// Reads a window of an area, leaving out what is not there.
+    fn read_window(
+        &mut self,
+        table: &impl PageTable,
+        area: Area,
+        (start, end): (u64, u64),
+    ) -> Result<Reread, InverseError> {
+        let length = (end - start) * BASE_PAGE;
+        let Some(runs) = table.present(area.hva_of(start), length)? else {
+            return self.read_small(table, area, (start, end));
+        };
+        let mut done = Reread::default();
+        let mut at = start;
+        for run in runs {
+            let number = |hva: Hva| {
+                let page = hva.0.saturating_sub(area.hva) / BASE_PAGE + area.first;
+                page.clamp(at, end)
+            };
+            let (from, to) = (number(run.start), number(run.end));
+            done.changed += self.forget(at, from);
+            if run.categories.has(Categories::ZERO) {
+                // Many pages share the frame of zeros: an access to it tells nothing.
+                done.changed += self.forget(from, to);
+            } else if run.categories.has(Categories::HUGE) {
+                done.add(self.read_huge(table, area, (from, to))?);
+            } else {
+                done.add(self.read_small(table, area, (from, to))?);
+            }
+            at = to;
+        }
+        done.changed += self.forget(at, end);
+        Ok(done)
+    }
+
+    /// Reads pages that are mapped by huge entries: only the head of each.
+    fn read_huge(
+        &mut self,
+        table: &impl PageTable,
+        area: Area,
+        (start, end): (u64, u64),
+    ) -> Result<Reread, InverseError> {
+        let is_giant = area.page_size >= u64::from(Span::Giant.pages()) * BASE_PAGE;
+        let mut done = Reread::default();
+        let mut at = start;
+        while at < end {
+            let fits = |span: Span| {
+                let pages = u64::from(span.pages());
+                at.is_multiple_of(pages) && at + pages <= end
+            };
+            let span = [Span::Giant, Span::Huge]
+                .into_iter()
+                .find(|&span| fits(span) && (is_giant || span == Span::Huge));
+            let Some(span) = span else {
+                let next = (at + 1).next_multiple_of(CHUNK).min(end);
+                done.add(self.read_small(table, area, (at, next))?);
+                at = next;
+                continue;
+            };
+            let mut head = [PageEntry::default()];
+            table.read(area.hva_of(at), &mut head)?;
+            let next = at + u64::from(span.pages());
+            match frame_of(head[0], area.hva_of(at))? {
+                Some(frame) if frame.is_multiple_of(u64::from(span.pages())) => {
+                    done.read += 1;
+                    done.changed += self.bind(at, frame, span);
+                }
+                // Split meanwhile.
+                _ => done.add(self.read_small(table, area, (at, next))?),
+            }
+            at = next;
+        }
+        Ok(done)
+    }
+
+    /// Reads every base page. Where 512 of them turn out to lie in one piece they get one entry.
+    fn read_small(
+        &mut self,
+        table: &impl PageTable,
+        area: Area,
+        (start, end): (u64, u64),
+    ) -> Result<Reread, InverseError> {
+        let mut done = Reread::default();
+        let mut entries = std::mem::take(&mut self.entries);
+        let mut at = start;
+        while at < end {
+            let next = (at + 1).next_multiple_of(CHUNK).min(end);
+            entries.clear();
+            // At most 512, so it fits.
+            entries.resize((next - at) as usize, PageEntry::default());
+            table.read(area.hva_of(at), &mut entries)?;
+            done.read += next - at;
+            done.changed += self.bind_all(&area, at, &entries)?;
+            at = next;
+        }
+        self.entries = entries;
+        Ok(done)
+    }
+
+    /// Notes what the entries of the pages from `first` on say. Returns how many changed.
+    fn bind_all(
+        &mut self,
+        area: &Area,
+        first: u64,
+        entries: &[PageEntry],
+    ) -> Result<u64, InverseError> {
+        let head = entries.first().and_then(|entry| entry.frame());
+        if let Some(head) = head.filter(|head| head.is_multiple_of(CHUNK) && *head > 0) {
+            let in_one_piece = entries.len() as u64 == CHUNK
+                && (head..)
+                    .zip(entries)
+                    .all(|(frame, entry)| entry.frame() == Some(frame));
+            if in_one_piece {
+                return Ok(self.bind(first, head, Span::Huge));
+            }
+        }
+        let mut changed = 0;
+        for (page, &entry) in (first..).zip(entries) {
+            changed += match frame_of(entry, area.hva_of(page))? {
+                Some(frame) => self.bind(page, frame, Span::Base),
+                None => self.forget(page, page + 1),
+            };
+        }
+        Ok(changed)
+    }
+
+    /// Notes that the pages of a span lie at these frames. Returns how many are new there.
+    fn bind(&mut self, page: u64, frame: u64, span: Span) -> u64 {
+        let pages = span.pages();
+        let (Ok(key), Some(value)) = (u32::try_from(page), within_limit(frame, pages)) else {
+            self.left_out += u64::from(pages);
+            return self.forget(page, page + u64::from(pages));
+        };
+        if let Some(known) = self.frames.piece(key)
+            && known.span >= span
+            && known.value + (key - known.key) == value
+        {
+            return 0;
+        }
+        // The pages were elsewhere, and others were here.
+        self.forget(page, page + u64::from(pages));
+        let (frames, bound) = (&mut self.frames, &mut self.bound);
+        self.pages.take(value, value + pages, |old| {
+            *bound -= u64::from(old.span.pages());
+            frames.take(old.value, old.value + old.span.pages(), |_| {});
+        });
+        if self.pages.nodes() + self.frames.nodes() >= self.most_nodes {
+            self.left_out += u64::from(pages);
+            return u64::from(pages);
+        }
+        self.frames.set(Piece { key, value, span });
+        self.pages.set(Piece {
+            key: value,
+            value: key,
+            span,
+        });
+        self.bound += u64::from(pages);
+        u64::from(pages)
+    }
+
+    /// Notes that these pages are not there. Returns how many were.
+    fn forget(&mut self, start: u64, end: u64) -> u64 {
+        let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(end)) else {
+            return 0;
+        };
+        let pages = &mut self.pages;
+        let mut gone = 0;
+        self.frames.take(start, end, |old| {
+            gone += u64::from(old.span.pages());
+            pages.take(old.value, old.value + old.span.pages(), |_| {});
+        });
+        self.bound -= gone;
+        gone
+    }
+}
+
+/// The page behind the last that a run touches.
+fn end_page(start: Hva, len: u64) -> u64 {
+    start.0.saturating_add(len).div_ceil(BASE_PAGE)
+}
+
+/// A frame whose whole span can be numbered.
+fn within_limit(frame: u64, pages: u32) -> Option<u32> {
+    let end = frame.checked_add(u64::from(pages))?;
+    u32::try_from(frame).ok().filter(|_| end <= LIMIT)
+}
+
+/// The frame of a present page. No page of a process lies at frame 0: that is what the kernel shows to
+/// those who may not know.
+fn frame_of(entry: PageEntry, page: Hva) -> Result<Option<u64>, InverseError> {
+    match entry.frame() {
+        Some(0) => Err(InverseError::Hidden { page }),
+        frame => Ok(frame),
+    }
+}

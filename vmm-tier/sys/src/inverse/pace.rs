@@ -1,0 +1,188 @@
+//! How much of the time may go into reading pages again. Pure.
+//!
+//! Little while all is well. More when a larger share of the samples than usual belongs to no known page:
+//! pages were moved by the kernel, or the guest began to use new ones. Once all pages were read, the share
+//! that is left is taken for usual: those addresses are the host's own.
+
+use std::time::Duration;
+
+/// The share of a core for reading while all is well.
+const CALM: f64 = 0.002;
+/// The share while many samples miss.
+const URGENT: f64 = 0.05;
+/// By how much the share of misses must exceed the usual one.
+const EXCESS: f64 = 0.05;
+/// Samples that one judgement takes.
+const ENOUGH: u64 = 200;
+/// Seconds that may be saved up while nobody asks.
+const MOST_SAVED: f64 = 0.05;
+
+/// Shares out the time for reading.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    hits: u64,
+    misses: u64,
+    /// The usual share of misses; `None` until all pages were read with samples flowing.
+    usual: Option<f64>,
+    urgent: bool,
+    /// Ends of passes until all pages were read since it became urgent.
+    passes: u32,
+    /// All pages were read since it became urgent: the next judgement says what is usual.
+    settling: bool,
+    /// Seconds; less than nothing after reading took longer than it might.
+    saved: f64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            hits: 0,
+            misses: 0,
+            usual: None,
+            urgent: false,
+            passes: 0,
+            settling: true,
+            saved: 0.0,
+        }
+    }
+}
+
+impl Pace {
+    /// Takes note of samples that were found in the map and of those that were not.
+    pub fn observe(&mut self, hits: u64, misses: u64) {
+        self.hits = self.hits.saturating_add(hits);
+        self.misses = self.misses.saturating_add(misses);
+        let all = self.hits.saturating_add(self.misses);
+        if all < ENOUGH {
+            return;
+        }
+        let share = self.misses as f64 / all as f64;
+        (self.hits, self.misses) = (0, 0);
+        let usual = self.usual.unwrap_or(share);
+        if self.settling {
+            self.settling = false;
+            self.urgent = false;
+            self.usual = Some(share);
+        } else if share > usual + EXCESS {
+            if !self.urgent {
+                self.urgent = true;
+                // The first end comes early: that pass began before.
+                self.passes = 2;
+            }
+        } else {
+            self.urgent = false;
+            // Follows slowly upward, so that a slow rise is noticed too, and downward at once.
+            self.usual = Some(share.min(usual + EXCESS / 50.0));
+        }
+    }
+
+    /// Takes note that reading came to the last page and begins anew.
+    pub fn pass_done(&mut self) {
+        self.passes = self.passes.saturating_sub(1);
+        if self.urgent && self.passes == 0 {
+            self.settling = true;
+            (self.hits, self.misses) = (0, 0);
+        }
+    }
+
+    /// Whether many samples miss.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.urgent
+    }
+
+    /// How long may be read now, `elapsed` after the last call.
+    pub fn allowance(&mut self, elapsed: Duration) -> Duration {
+        let share = if self.urgent { URGENT } else { CALM };
+        self.saved = (self.saved + elapsed.as_secs_f64() * share).min(MOST_SAVED);
+        Duration::from_secs_f64(self.saved.max(0.0))
+    }
+
+    /// Takes note of how long was read.
+    pub fn spent(&mut self, time: Duration) {
+        self.saved -= time.as_secs_f64();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Time read in a hundred seconds, looked at ten times a second, in pieces of 30 ms.
+    fn read_in_a_while(pace: &mut Pace) -> Duration {
+        let piece = Duration::from_millis(30);
+        let mut read = Duration::ZERO;
+        for _ in 0..1000 {
+            if pace.allowance(Duration::from_millis(100)) > Duration::from_millis(1) {
+                pace.spent(piece);
+                read += piece;
+            }
+        }
+        read
+    }
+
+    #[test]
+    fn pace_when_all_is_well_reads_a_small_share_of_the_time_even_in_large_pieces() {
+        let mut pace = Pace::default();
+        pace.observe(900, 100);
+        let read = read_in_a_while(&mut pace).as_millis();
+        assert!((150..=240).contains(&read), "{read} ms of 100 s");
+    }
+
+    #[test]
+    fn pace_when_more_misses_than_usual_reads_more_until_all_is_read() {
+        let mut pace = Pace::default();
+        pace.observe(900, 100);
+        pace.observe(900, 120);
+        assert!(!pace.is_urgent());
+
+        pace.observe(700, 300);
+        assert!(pace.is_urgent());
+        let read = read_in_a_while(&mut pace).as_millis();
+        assert!((4900..=5100).contains(&read), "{read} ms of 100 s");
+
+        // The pass that had begun before ends, and then a whole one: as many still miss, so they are the
+        // host's own.
+        pace.pass_done();
+        pace.observe(700, 300);
+        assert!(pace.is_urgent());
+        pace.pass_done();
+        pace.observe(700, 300);
+        assert!(!pace.is_urgent());
+        pace.observe(700, 300);
+        assert!(!pace.is_urgent());
+        pace.observe(500, 500);
+        assert!(pace.is_urgent());
+    }
+
+    #[test]
+    fn pace_when_misses_become_fewer_is_calm_and_expects_as_few_from_then_on() {
+        let mut pace = Pace::default();
+        pace.observe(500, 500);
+        pace.observe(900, 100);
+        assert!(!pace.is_urgent());
+        pace.observe(700, 300);
+        assert!(pace.is_urgent());
+        pace.observe(900, 100);
+        assert!(!pace.is_urgent());
+    }
+
+    #[test]
+    fn pace_when_samples_are_few_waits_for_more() {
+        let mut pace = Pace::default();
+        pace.observe(900, 100);
+        for _ in 0..19 {
+            pace.observe(0, 10);
+            assert!(!pace.is_urgent());
+        }
+        pace.observe(0, 10);
+        assert!(pace.is_urgent());
+    }
+
+    #[test]
+    fn pace_when_nobody_asks_for_long_saves_up_little() {
+        let mut pace = Pace::default();
+        let allowed = pace.allowance(Duration::from_secs(3600));
+        assert_eq!(allowed, Duration::from_secs_f64(MOST_SAVED));
+    }
+}
