@@ -1,4 +1,6 @@
 //! The record parser and the ring consumer against well-formed, broken and arbitrary bytes.
+//!
+//! Short by default; `TIER_FUZZ_CASES=1000000 cargo test -p tier-sys --test records` is a night's run.
 
 use perf_event_open_sys::bindings as abi;
 use proptest::prelude::*;
@@ -6,6 +8,16 @@ use tier_sys::perf::{
     record::{Record, RecordError, RecordFormat, Records, Weight, parse},
     ring::{Drained, PlainRing, Ring, RingMemory},
 };
+
+/// Cases of each property.
+fn config() -> ProptestConfig {
+    let asked = std::env::var("TIER_FUZZ_CASES").ok();
+    ProptestConfig {
+        cases: asked.and_then(|cases| cases.parse().ok()).unwrap_or(2000),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
 
 /// A record of this type with this body, padded to eight bytes.
 fn record(kind: u32, misc: u16, body: &[u8]) -> Vec<u8> {
@@ -299,7 +311,57 @@ fn drain_when_head_is_beyond_the_ring_skips_to_it_and_says_so() {
     assert_eq!(ring.drain(|_| {}), Drained::default());
 }
 
+/// A piece of what a ring may hold: a whole sample, another record, one whose size is wrong, garbage.
+fn piece() -> impl Strategy<Value = Vec<u8>> {
+    let sizes = prop_oneof![8 => 1usize..8, 1 => 1usize..4000];
+    prop_oneof![
+        16 => (any::<u64>(), sizes).prop_map(|(n, words)| tracepoint_sample(n, words)),
+        2 => (0u32..16, prop::collection::vec(any::<u8>(), 0..40))
+            .prop_map(|(kind, body)| record(kind, 0, &body)),
+        1 => (any::<u16>(), 1usize..8).prop_map(|(size, words)| {
+            let mut bytes = tracepoint_sample(1, words);
+            bytes[6..8].copy_from_slice(&size.to_ne_bytes());
+            bytes
+        }),
+        1 => prop::collection::vec(any::<u8>(), 0..64),
+    ]
+}
+
+/// Times of the samples and kinds of the other records, in order.
+fn shown(record: &Record<'_>) -> (Option<u64>, Option<usize>, String) {
+    match record {
+        Record::Sample(sample) => (sample.time(), sample.raw().map(<[u8]>::len), String::new()),
+        other => (None, None, format!("{other:?}")),
+    }
+}
+
 proptest! {
+    #![proptest_config(config())]
+
+    /// Model: the plain iterator over the same bytes in one piece. The ring reads in steps of 16 KiB and
+    /// wraps; neither shows.
+    #[test]
+    fn drain_when_bytes_are_read_in_steps_finds_what_the_iterator_finds(
+        pieces in prop::collection::vec(piece(), 1..60),
+        start in any::<u64>(),
+    ) {
+        let mut bytes = pieces.concat();
+        bytes.truncate(1 << 18);
+        let mut ring = Ring::new(PlainRing::new(1 << 18, start), format(TRACEPOINT));
+        prop_assert!(ring.memory().push(&bytes));
+        let mut found = Vec::new();
+        let drained = ring.drain(|record| found.push(shown(&record)));
+
+        let format = format(TRACEPOINT);
+        let expected: Vec<_> = Records::new(&bytes, &format).collect();
+        let malformed = expected.iter().filter(|record| record.is_err()).count();
+        let expected: Vec<_> = expected.iter().flatten().map(shown).collect();
+        prop_assert_eq!(&found, &expected);
+        prop_assert_eq!((drained.records, drained.malformed), (expected.len() as u64, malformed as u64));
+        prop_assert_eq!(drained.bytes, bytes.len() as u64);
+        prop_assert_eq!(ring.memory().tail(), ring.memory().head());
+    }
+
     #[test]
     fn records_when_bytes_are_arbitrary_end_and_never_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..600),

@@ -335,6 +335,17 @@ pub enum RecordError {
     },
 }
 
+impl RecordError {
+    /// The bytes that are needed to go on, if the record may only be cut off.
+    pub(super) fn needs(self) -> Option<usize> {
+        match self {
+            Self::NoHeader(_) => Some(HEADER_BYTES),
+            Self::Size { size, rest } if size > rest && size.is_multiple_of(8) => Some(size),
+            Self::Size { .. } | Self::Short { .. } => None,
+        }
+    }
+}
+
 /// Takes fields off the front of a record's body.
 struct Cursor<'a>(&'a [u8]);
 
@@ -358,6 +369,7 @@ impl Cursor<'_> {
 }
 
 /// The length of the record at the front of `bytes`, and its type and misc.
+#[inline]
 fn header(bytes: &[u8]) -> Result<(u32, u16, usize), RecordError> {
     let Some(&[a, b, c, d, m, n, s, t]) = bytes.first_chunk::<HEADER_BYTES>() else {
         return Err(RecordError::NoHeader(bytes.len()));
@@ -391,12 +403,7 @@ pub fn parse<'a>(
     let body = &bytes[HEADER_BYTES..size];
     let record = match kind {
         abi::PERF_RECORD_SAMPLE => sample(body, misc, format).map(Record::Sample),
-        abi::PERF_RECORD_LOST
-        | abi::PERF_RECORD_LOST_SAMPLES
-        | abi::PERF_RECORD_EXIT
-        | abi::PERF_RECORD_THROTTLE
-        | abi::PERF_RECORD_UNTHROTTLE => notice(body, kind, format),
-        kind => Some(Record::Other { kind }),
+        kind => notice(body, kind, format),
     };
     Ok((record.ok_or(RecordError::Short { kind })?, size))
 }
@@ -424,7 +431,8 @@ fn sample<'a>(body: &'a [u8], misc: u16, format: &'a RecordFormat) -> Option<Sam
     })
 }
 
-/// The records by which the kernel speaks of the event itself.
+/// The records that are no samples: those by which the kernel speaks of the event itself.
+#[cold]
 fn notice<'a>(body: &[u8], kind: u32, format: &RecordFormat) -> Option<Record<'a>> {
     let mut at = Cursor(body);
     Some(match kind {
@@ -515,6 +523,7 @@ impl<'a> Records<'a> {
 impl<'a> Iterator for Records<'a> {
     type Item = Result<Record<'a>, RecordError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if self.rest.is_empty() {
             return None;
@@ -535,4 +544,49 @@ impl<'a> Iterator for Records<'a> {
             }
         }
     }
+}
+
+/// What [`walk`] met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Walked {
+    /// The bytes of the records that were stepped over.
+    pub(super) bytes: usize,
+    /// Records handed on.
+    pub(super) records: u64,
+    /// Records that were too short for their fields.
+    pub(super) malformed: u64,
+    /// Why it ended before the end of the bytes, if it did.
+    pub(super) stopped: Option<RecordError>,
+}
+
+/// Hands the records of `bytes` on as [`Records`] does, and says where it ended. A loop of its own: samples
+/// and notices are handed on at different places, so that for samples the compiler knows what it hands on.
+#[inline]
+pub(super) fn walk(
+    bytes: &[u8],
+    format: &RecordFormat,
+    mut take: impl FnMut(Record<'_>),
+) -> Walked {
+    let mut walked = Walked::default();
+    while walked.bytes < bytes.len() {
+        let rest = &bytes[walked.bytes..];
+        let (kind, misc, size) = match header(rest) {
+            Ok(header) => header,
+            Err(error) => {
+                walked.stopped = Some(error);
+                break;
+            }
+        };
+        let body = &rest[HEADER_BYTES..size];
+        let is_whole = if kind == abi::PERF_RECORD_SAMPLE {
+            let sample = sample(body, misc, format);
+            sample.map(|sample| take(Record::Sample(sample))).is_some()
+        } else {
+            notice(body, kind, format).map(&mut take).is_some()
+        };
+        walked.records += u64::from(is_whole);
+        walked.malformed += u64::from(!is_whole);
+        walked.bytes += size;
+    }
+    walked
 }

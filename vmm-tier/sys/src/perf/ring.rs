@@ -1,10 +1,11 @@
 //! The consumer's side of a perf ring, over any memory that behaves like one.
 //!
 //! The producer writes records at `data_head` and never passes `data_tail`; the consumer reads up to
-//! the head it has seen and then moves the tail. [`Ring::drain`] reads the head once, copies what
-//! stands there out in at most two pieces (so a record that wraps is whole again), gives the space
-//! back at once and parses the copy: the producer never waits for the parser, and nothing that
-//! happens in shared memory meanwhile can reach the parser.
+//! the head it has seen and then moves the tail. [`Ring::drain`] reads the head once and goes up to it in
+//! steps: it copies a step's bytes out (so a record that wraps is whole again), parses the copy and gives
+//! the space back. The copy is small enough to stay in the core's first-level cache, so it costs little
+//! more than reading the ring once, and nothing that happens in shared memory meanwhile can reach the
+//! parser.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,7 +16,10 @@ use std::{
 use perf_event_open_sys::bindings::perf_event_mmap_page;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::record::{Record, RecordFormat, Records};
+use super::record::{Record, RecordFormat, walk};
+
+/// Bytes that [`Ring::drain`] copies out at a time: half of a first-level data cache of 32 KiB.
+const STEP: usize = 16 << 10;
 
 /// Memory that a producer fills as the kernel fills a perf ring.
 pub trait RingMemory {
@@ -45,6 +49,16 @@ pub struct Drained {
     pub malformed: u64,
     /// Times the head was further ahead than the ring is long; everything up to it was skipped.
     pub overruns: u64,
+}
+
+impl Drained {
+    /// Adds what another drain met.
+    pub fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.records += other.records;
+        self.malformed += other.malformed;
+        self.overruns += other.overruns;
+    }
 }
 
 /// A ring and the format of its records.
@@ -88,26 +102,49 @@ impl<M: RingMemory> Ring<M> {
                 ..drained
             };
         }
-        self.copy.clear();
-        // Both fit: they are at most the capacity, which is a usize.
-        let offset = (tail & (capacity as u64 - 1)) as usize;
+        // At most the capacity, which is a usize.
         let available = available as usize;
-        let first = available.min(capacity - offset);
-        self.memory.append_to(offset, first, &mut self.copy);
-        self.memory.append_to(0, available - first, &mut self.copy);
-        self.memory.set_tail(head);
-
         drained.bytes = available as u64;
-        for record in Records::new(&self.copy, &self.format) {
-            match record {
-                Ok(record) => {
-                    drained.records += 1;
-                    take(record);
-                }
-                Err(_) => drained.malformed += 1,
-            }
+        let mut done = 0;
+        // What the next record needs, where a step ended in the middle of a long one.
+        let mut needed = 0;
+        while done < available {
+            let left = available - done;
+            self.copy_out(
+                tail.wrapping_add(done as u64),
+                left.min(STEP.max(needed)),
+                capacity,
+            );
+            let walked = walk(&self.copy, &self.format, &mut take);
+            drained.records += walked.records;
+            drained.malformed += walked.malformed;
+            done += walked.bytes;
+            needed = match walked.stopped {
+                None => 0,
+                Some(error) => match error.needs() {
+                    // The step ended before the record does.
+                    Some(bytes) if bytes <= available - done => bytes,
+                    // Where the next record begins can't be known.
+                    _ => {
+                        drained.malformed += 1;
+                        break;
+                    }
+                },
+            };
+            self.memory.set_tail(tail.wrapping_add(done as u64));
         }
+        self.memory.set_tail(head);
         drained
+    }
+
+    /// Copies `len` bytes of the ring from the position `from` on.
+    fn copy_out(&mut self, from: u64, len: usize, capacity: usize) {
+        self.copy.clear();
+        // The capacity is a power of two and a usize.
+        let offset = (from & (capacity as u64 - 1)) as usize;
+        let first = len.min(capacity - offset);
+        self.memory.append_to(offset, first, &mut self.copy);
+        self.memory.append_to(0, len - first, &mut self.copy);
     }
 }
 
@@ -130,31 +167,42 @@ impl MappedRing {
     /// The kernel's: `EPERM` over the locked-memory limit, `EINVAL` if `data_pages` is no power of
     /// two, `ENOMEM`.
     pub fn map(event: impl AsFd, data_pages: usize) -> rustix::io::Result<Self> {
-        let page = rustix::param::page_size();
         let capacity = data_pages
-            .checked_mul(page)
+            .checked_mul(rustix::param::page_size())
             .ok_or(rustix::io::Errno::INVAL)?;
-        if !data_pages.is_power_of_two() {
+        Self::map_data(event, capacity)
+    }
+
+    /// Maps a control page and `capacity` bytes of data behind it.
+    pub(super) fn map_data(file: impl AsFd, capacity: usize) -> rustix::io::Result<Self> {
+        if !capacity.is_power_of_two() {
             return Err(rustix::io::Errno::INVAL);
         }
+        Self::map_bytes(file, capacity)
+    }
+
+    /// Maps the control page alone: a ring in which nothing can ever stand.
+    pub(super) fn map_control(file: impl AsFd) -> rustix::io::Result<Self> {
+        Self::map_bytes(file, 0)
+    }
+
+    fn map_bytes(file: impl AsFd, capacity: usize) -> rustix::io::Result<Self> {
+        let page = rustix::param::page_size();
+        let length = capacity.checked_add(page).ok_or(rustix::io::Errno::INVAL)?;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
         // SAFETY: a null address lets the kernel choose the place, so no other mapping is replaced;
         // the length is not zero; the result is checked by rustix.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                capacity + page,
-                protection,
-                flags,
-                event,
-                0,
-            )
-        }?;
+        let base = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, file, 0) }?;
         Ok(Self {
             base: base.cast(),
             page,
             capacity,
         })
+    }
+
+    /// The word of the control page at `offset`, as it stands now.
+    pub(super) fn control_value(&self, offset: usize) -> u64 {
+        self.control_word(offset).load(Ordering::Acquire)
     }
 
     fn head_cell(&self) -> &AtomicU64 {
@@ -205,8 +253,9 @@ impl RingMemory for MappedRing {
         let from = unsafe { self.base.add(self.page + offset) };
         let to = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
         // SAFETY: `from` is readable for len bytes (asserted above); `to` is writable for len bytes
-        // (reserved above); the vector's own memory can't overlap the mapping. The kernel does not
-        // write between tail and head, and the bytes are copied before anything looks at them.
+        // (reserved above); the vector's own memory can't overlap the mapping. A producer does not
+        // write between tail and head; one that breaks this (a ring file's may) spoils bytes, of
+        // which every pattern is allowed: they are copied before anything looks at them.
         unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
         // SAFETY: the capacity was reserved and the len bytes behind the old end were just written.
         unsafe { out.set_len(end + len) };
