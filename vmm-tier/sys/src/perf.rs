@@ -2,7 +2,10 @@
 
 pub mod event;
 pub mod ibs;
+pub mod pebs;
 pub mod record;
+pub mod refusal;
 pub mod ring;
 pub mod ring_file;
+pub mod threads;
 pub mod tracepoint;

@@ -1,7 +1,7 @@
 //! Perf events: what to open, on what, and what to do when the kernel refuses.
 
 use std::{
-    io,
+    fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     time::Duration,
 };
@@ -11,14 +11,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     record::{Record, RecordFormat, UnsupportedFields},
+    refusal::{Asked, Refusal, Step, Surroundings},
     ring::{Drained, MappedRing, Ring},
 };
-use crate::sysroot::{SysRoot, read_optional};
+use crate::sysroot::SysRoot;
 
 /// How often an event writes a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rate {
-    /// One sample every so many events.
+    /// One sample every so many events; 0 only counts and never samples.
     Period(u64),
     /// So many samples a second; the kernel adapts the period.
     Frequency(u64),
@@ -31,6 +32,27 @@ pub enum Target {
     Thread(u32),
     /// One CPU, whatever runs on it.
     Cpu(u32),
+}
+
+impl Target {
+    /// Process and CPU as `perf_event_open` takes them; a number that the kernel could not have given
+    /// out is a thread that does not exist.
+    fn numbers(self) -> io::Result<(i32, i32)> {
+        let numbers = match self {
+            Self::Thread(tid) => i32::try_from(tid).ok().map(|tid| (tid, -1)),
+            Self::Cpu(cpu) => i32::try_from(cpu).ok().map(|cpu| (-1, cpu)),
+        };
+        numbers.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Thread(tid) => write!(f, "thread {tid}"),
+            Self::Cpu(cpu) => write!(f, "CPU {cpu}"),
+        }
+    }
 }
 
 /// The description of an event.
@@ -58,6 +80,9 @@ pub struct EventSpec {
     pub exclude_kernel: bool,
     /// Count nothing in hypervisor mode.
     pub exclude_hv: bool,
+    /// Count nothing while a guest runs. Where KVM hands the PMU to guests whole, hardware events are
+    /// refused without it.
+    pub exclude_guest: bool,
     /// Pages of the ring for records, a power of two.
     pub data_pages: usize,
     /// Bytes in the ring at which a poll wakes; 0 wakes at every sample.
@@ -83,6 +108,7 @@ impl EventSpec {
             exclude_user: false,
             exclude_kernel: false,
             exclude_hv: false,
+            exclude_guest: false,
             data_pages,
             wakeup_bytes: quarter_of(data_pages),
         }
@@ -99,6 +125,13 @@ impl EventSpec {
             ),
             ..Self::tracepoint(name, config, data_pages)
         }
+    }
+
+    /// The software event of every page fault that host code causes, with its address, time and thread.
+    #[must_use]
+    pub fn page_faults(data_pages: usize) -> Self {
+        let config = u64::from(abi::PERF_COUNT_SW_PAGE_FAULTS);
+        Self::software("page-faults", config, Rate::Period(1), data_pages)
     }
 
     fn attr(&self) -> abi::perf_event_attr {
@@ -132,7 +165,42 @@ impl EventSpec {
         attr.set_exclude_user(u64::from(self.exclude_user));
         attr.set_exclude_kernel(u64::from(self.exclude_kernel));
         attr.set_exclude_hv(u64::from(self.exclude_hv));
+        attr.set_exclude_guest(u64::from(self.exclude_guest));
         attr
+    }
+
+    fn asked(&self) -> Asked {
+        let software = [
+            abi::PERF_TYPE_SOFTWARE,
+            abi::PERF_TYPE_TRACEPOINT,
+            abi::PERF_TYPE_BREAKPOINT,
+        ];
+        Asked {
+            hardware: !software.contains(&self.kind),
+            precise_ip: self.precise_ip,
+            exclude_guest: self.exclude_guest,
+        }
+    }
+
+    /// What the kernel's answer means, in words.
+    fn refused(
+        &self,
+        root: &SysRoot,
+        target: impl fmt::Display,
+        step: Step,
+        source: io::Error,
+    ) -> EventError {
+        let around = Surroundings::read(root);
+        let errno = source.raw_os_error().unwrap_or(0);
+        let refusal = Refusal::of(step, errno, self.asked(), &around);
+        EventError::Refused {
+            name: self.name.clone(),
+            target: target.to_string(),
+            step,
+            refusal,
+            advice: refusal.advice(&around),
+            source,
+        }
     }
 }
 
@@ -158,8 +226,10 @@ pub enum EventError {
         name: String,
         /// What it was to count.
         target: String,
-        /// `opened`, `mapped` or `enabled`.
-        step: &'static str,
+        /// What was asked.
+        step: Step,
+        /// Why.
+        refusal: Refusal,
         /// What to do.
         advice: String,
         /// The kernel's answer.
@@ -171,7 +241,16 @@ impl EventError {
     /// Whether the thread that was to be watched is gone.
     #[must_use]
     pub fn is_target_gone(&self) -> bool {
-        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::ESRCH))
+        self.refusal() == Some(Refusal::ThreadGone)
+    }
+
+    /// Why the kernel refused, if it did.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Refused { refusal, .. } => Some(*refusal),
+            Self::Fields { .. } => None,
+        }
     }
 }
 
@@ -190,9 +269,12 @@ pub enum Polled {
 #[derive(Debug)]
 pub struct Event {
     fd: OwnedFd,
+    /// The leader of its group, which only counts.
+    leader: Option<OwnedFd>,
     ring: Ring<MappedRing>,
-    name: String,
-    target: String,
+    root: SysRoot,
+    spec: EventSpec,
+    target: Target,
 }
 
 impl Event {
@@ -201,39 +283,67 @@ impl Event {
     /// # Errors
     /// [`EventError`], whose text says what to do.
     pub fn open(root: &SysRoot, spec: &EventSpec, target: Target) -> Result<Self, EventError> {
+        Self::open_behind(root, None, spec, target)
+    }
+
+    /// Opens the event as a member of a group behind `leader`, and maps its ring. The leader counts
+    /// and writes nothing; the two are on the CPU together or not at all. Some of Intel's load events
+    /// need this (`mem-loads-aux` in front of `mem-loads`).
+    ///
+    /// # Errors
+    /// [`EventError`], whose text says what to do and which of the two was refused.
+    pub fn open_group(
+        root: &SysRoot,
+        leader: &EventSpec,
+        spec: &EventSpec,
+        target: Target,
+    ) -> Result<Self, EventError> {
+        let counting = EventSpec {
+            rate: Rate::Period(0),
+            sample_type: 0,
+            precise_ip: 0,
+            wakeup_bytes: 0,
+            ..leader.clone()
+        };
+        let refused = |source| leader.refused(root, target, Step::Open, source);
+        let (pid, cpu) = target.numbers().map_err(refused)?;
+        let fd = open_event(&mut counting.attr(), pid, cpu, None)
+            .map_err(|source| leader.refused(root, target, Step::Open, source))?;
+        Self::open_behind(root, Some(fd), spec, target)
+    }
+
+    fn open_behind(
+        root: &SysRoot,
+        leader: Option<OwnedFd>,
+        spec: &EventSpec,
+        target: Target,
+    ) -> Result<Self, EventError> {
         let format =
             RecordFormat::new(spec.sample_type, true).map_err(|fields| EventError::Fields {
                 name: spec.name.clone(),
                 fields,
             })?;
-        let shown = match target {
-            Target::Thread(tid) => format!("thread {tid}"),
-            Target::Cpu(cpu) => format!("CPU {cpu}"),
-        };
-        let refused = |step, source: io::Error| EventError::Refused {
-            name: spec.name.clone(),
-            target: shown.clone(),
-            step,
-            advice: advice(root, step, source.raw_os_error().unwrap_or(0)),
-            source,
-        };
-        let (pid, cpu) = match target {
-            Target::Thread(tid) => (libc::pid_t::try_from(tid).ok(), Some(-1)),
-            Target::Cpu(cpu) => (Some(-1), i32::try_from(cpu).ok()),
-        };
-        let (Some(pid), Some(cpu)) = (pid, cpu) else {
-            return Err(refused("opened", io::Error::from_raw_os_error(libc::ESRCH)));
-        };
-        let fd = open_event(&mut spec.attr(), pid, cpu).map_err(|e| refused("opened", e))?;
-        let memory =
-            MappedRing::map(&fd, spec.data_pages).map_err(|e| refused("mapped", e.into()))?;
-        let ring = Ring::new(memory, format);
+        let refused = |step, source| spec.refused(root, target, step, source);
+        let (pid, cpu) = target.numbers().map_err(|e| refused(Step::Open, e))?;
+        let group = leader.as_ref().map(AsFd::as_fd);
+        let fd = open_event(&mut spec.attr(), pid, cpu, group)
+            .map_err(|source| refused(Step::Open, source))?;
+        let memory = MappedRing::map(&fd, spec.data_pages)
+            .map_err(|errno| refused(Step::Map, errno.into()))?;
         Ok(Self {
             fd,
-            ring,
-            name: spec.name.clone(),
-            target: shown,
+            leader,
+            ring: Ring::new(memory, format),
+            root: root.clone(),
+            spec: spec.clone(),
+            target,
         })
+    }
+
+    /// What it was opened with.
+    #[must_use]
+    pub const fn spec(&self) -> &EventSpec {
+        &self.spec
     }
 
     /// Begins to count.
@@ -241,7 +351,10 @@ impl Event {
     /// # Errors
     /// [`EventError::Refused`].
     pub fn enable(&self) -> Result<(), EventError> {
-        enable_event(self.fd.as_fd()).map_err(|source| self.refused("enabled", source))
+        if let Some(leader) = &self.leader {
+            enable_event(leader.as_fd()).map_err(|source| self.refused(source))?;
+        }
+        enable_event(self.fd.as_fd()).map_err(|source| self.refused(source))
     }
 
     /// Stops counting; what stands in the ring can still be read.
@@ -249,7 +362,21 @@ impl Event {
     /// # Errors
     /// [`EventError::Refused`].
     pub fn disable(&self) -> Result<(), EventError> {
-        disable_event(self.fd.as_fd()).map_err(|source| self.refused("disabled", source))
+        disable_event(self.fd.as_fd()).map_err(|source| self.refused(source))?;
+        match &self.leader {
+            Some(leader) => disable_event(leader.as_fd()).map_err(|source| self.refused(source)),
+            None => Ok(()),
+        }
+    }
+
+    /// Samples one event in `period` from now on.
+    ///
+    /// # Errors
+    /// [`EventError::Refused`] if the event does not sample or its PMU does not take such a period.
+    pub fn set_period(&mut self, period: u64) -> Result<(), EventError> {
+        set_event_period(self.fd.as_fd(), period).map_err(|source| self.refused(source))?;
+        self.spec.rate = Rate::Period(period);
+        Ok(())
     }
 
     /// Waits until the ring is filled to its watermark, the watched thread ends, or `timeout` is over.
@@ -268,7 +395,7 @@ impl Event {
                 Ok(Polled::Ended)
             }
             Ok(_) => Ok(Polled::Ready),
-            Err(errno) => Err(self.refused("waited for", errno.into())),
+            Err(errno) => Err(self.refused(errno.into())),
         }
     }
 
@@ -277,14 +404,9 @@ impl Event {
         self.ring.drain(take)
     }
 
-    fn refused(&self, step: &'static str, source: io::Error) -> EventError {
-        EventError::Refused {
-            name: self.name.clone(),
-            target: self.target.clone(),
-            step,
-            advice: "try again with a new event".to_owned(),
-            source,
-        }
+    fn refused(&self, source: io::Error) -> EventError {
+        self.spec
+            .refused(&self.root, self.target, Step::Use, source)
     }
 }
 
@@ -294,17 +416,35 @@ impl AsFd for Event {
     }
 }
 
-fn open_event(attr: &mut abi::perf_event_attr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
+fn open_event(
+    attr: &mut abi::perf_event_attr,
+    pid: i32,
+    cpu: i32,
+    group: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
     let flags = u64::from(abi::PERF_FLAG_FD_CLOEXEC);
+    let group = group.map_or(-1, |fd| fd.as_raw_fd());
     // SAFETY: attr is a properly initialised perf_event_attr that states its own size, lives for the
-    // whole call, and may be written to (the kernel writes the size it expects on E2BIG). The event
-    // only observes; it changes nothing in the watched thread.
-    let fd = unsafe { perf_event_open(attr, pid, cpu, -1, flags) };
+    // whole call, and may be written to (the kernel writes the size it expects on E2BIG). The group's
+    // descriptor, if there is one, is open for the whole call. The event only observes; it changes
+    // nothing in the watched thread.
+    let fd = unsafe { perf_event_open(attr, pid, cpu, group, flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel just returned this descriptor to us and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn set_event_period(fd: BorrowedFd<'_>, period: u64) -> io::Result<()> {
+    // The kernel takes a pointer to the period here, although the bindings type it as the number.
+    let pointer = (&raw const period).expose_provenance() as u64;
+    // SAFETY: the descriptor is open for the whole call; the kernel reads eight bytes at the pointer
+    // (PERF_EVENT_IOC_PERIOD is _IOW('$', 4, __u64)), which is aligned and outlives the call.
+    match unsafe { ioctls::PERIOD(fd.as_raw_fd(), pointer) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn enable_event(fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -320,44 +460,5 @@ fn disable_event(fd: BorrowedFd<'_>) -> io::Result<()> {
     match unsafe { ioctls::DISABLE(fd.as_raw_fd(), 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// What an operator can do about an error of `perf_event_open` or of the ring's mmap.
-fn advice(root: &SysRoot, step: &str, errno: i32) -> String {
-    let setting = |name: &str| {
-        let value = read_optional(&root.proc("sys/kernel").join(name))
-            .ok()
-            .flatten();
-        value.unwrap_or_else(|| "unknown".to_owned())
-    };
-    match errno {
-        libc::EPERM if step == "mapped" => format!(
-            "locked memory is used up (kernel.perf_event_mlock_kb is {}): raise it, raise \
-             LimitMEMLOCK, or give the agent CAP_IPC_LOCK",
-            setting("perf_event_mlock_kb")
-        ),
-        libc::EACCES | libc::EPERM => format!(
-            "no permission (kernel.perf_event_paranoid is {}): run as root or with CAP_PERFMON; at 3 \
-             and above some distributions ask for CAP_SYS_ADMIN",
-            setting("perf_event_paranoid")
-        ),
-        libc::ESRCH => "the thread is gone: look for it again".to_owned(),
-        libc::ENODEV => "this CPU has no such hardware event: choose another source".to_owned(),
-        libc::ENOENT => {
-            "the kernel or this CPU does not know the event: choose another source".to_owned()
-        }
-        libc::EOPNOTSUPP => {
-            "the hardware can't sample this way (no PMU in this machine, or it is given \
-                             to a guest): choose another source"
-                .to_owned()
-        }
-        libc::EMFILE | libc::ENFILE => "too many open files: raise LimitNOFILE".to_owned(),
-        libc::ENOSPC => "all hardware counters are in use: end other perf sessions".to_owned(),
-        libc::EBUSY => "another user has the counters exclusively: end it".to_owned(),
-        libc::EINVAL => "the kernel does not know a part of the event's description".to_owned(),
-        libc::E2BIG => "the kernel is older than the event's description".to_owned(),
-        libc::ENOMEM => "not enough memory for the ring: make it smaller".to_owned(),
-        _ => "see the kernel's answer".to_owned(),
     }
 }
