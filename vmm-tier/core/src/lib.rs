@@ -20,3 +20,4 @@ pub mod sample;
 pub mod settings;
 pub mod tiers;
 pub mod time;
+pub mod wire;

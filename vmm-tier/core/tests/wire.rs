@@ -164,11 +164,13 @@ fn decoded(stream: &[u8], pieces: &[usize]) -> (Vec<Decoded>, Decoder) {
 }
 
 fn frames(found: &[Decoded]) -> Vec<&Frame> {
-    let frame = |what| match what {
-        Decoded::Frame(frame, _) => Some(frame),
-        _ => None,
-    };
-    found.iter().filter_map(|what| frame(what)).collect()
+    let mut frames = Vec::new();
+    for what in found {
+        if let Decoded::Frame(frame, _) = what {
+            frames.push(frame);
+        }
+    }
+    frames
 }
 
 /// Bytes that lead into the decoder: any, pieces of frames, and frames with a byte changed.
@@ -350,7 +352,7 @@ fn builder_when_full_makes_a_batch_that_fits_a_frame() {
         .take_while(|&i| builder.push_access(far(i)))
         .count();
     assert_eq!(builder.len(), count);
-    assert!(count > MAX_PAYLOAD / 7, "{count}");
+    assert!(count >= (MAX_PAYLOAD - 100) / 7, "{count}");
     let drops = Drops {
         no_address: u64::MAX,
         no_credit: u64::MAX,
