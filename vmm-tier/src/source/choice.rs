@@ -1,6 +1,6 @@
 //! Which sources the operator wants, and how each of them is opened.
 
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
 use tier_core::sample::SourceKind;
 use tier_sys::sysroot::SysRoot;
@@ -8,13 +8,16 @@ use tier_sys::sysroot::SysRoot;
 use super::{
     Opener, damon,
     guest::{self, GuestAddress, ParseGuestAddressError},
-    host_faults, kvm_faults, pebs,
+    host_faults, ibs, kvm_faults, pebs,
 };
 
 /// A source that the operator named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     Damon,
+    Ibs,
+    /// A ring of `ibs_op` records in a file: an emulated host's software PMU.
+    IbsFile(PathBuf),
     Pebs,
     Guest(GuestAddress),
     KvmFaults,
@@ -25,7 +28,7 @@ pub(crate) enum Wanted {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParseSourceError {
     #[error(
-        "source '{0}' is not known; there is: auto, damon, pebs, kvm-faults, host-faults, guest=SOCKET, \
+        "source '{0}' is not known; there is: auto, damon, ibs, ibs=FILE, pebs, kvm-faults, host-faults, guest=SOCKET, \
          guest=vsock:CID:PORT; several are joined by commas"
     )]
     Unknown(String),
@@ -51,10 +54,14 @@ impl FromStr for SourceChoice {
             match word.trim() {
                 "auto" => choice.auto = true,
                 "damon" => choice.add(Wanted::Damon),
+                "ibs" => choice.add(Wanted::Ibs),
                 "pebs" => choice.add(Wanted::Pebs),
                 "kvm-faults" => choice.add(Wanted::KvmFaults),
                 "host-faults" => choice.add(Wanted::HostFaults),
                 word => match word.split_once('=') {
+                    Some(("ibs", path)) if !path.is_empty() => {
+                        choice.add(Wanted::IbsFile(PathBuf::from(path)));
+                    }
                     Some(("guest", address)) => choice.add(Wanted::Guest(address.parse()?)),
                     _ => return Err(ParseSourceError::Unknown(word.to_owned())),
                 },
@@ -107,6 +114,7 @@ impl Wanted {
     pub(crate) const fn kind(&self) -> SourceKind {
         match self {
             Self::Damon => SourceKind::Damon,
+            Self::Ibs | Self::IbsFile(_) => SourceKind::Ibs,
             Self::Pebs => SourceKind::Pebs,
             Self::Guest(_) => SourceKind::Guest,
             Self::KvmFaults => SourceKind::KvmFaults,
@@ -117,6 +125,8 @@ impl Wanted {
     fn opener(self) -> Opener {
         match self {
             Self::Damon => Box::new(damon::open),
+            Self::Ibs => Box::new(ibs::open),
+            Self::IbsFile(path) => Box::new(move |setup, map| ibs::open_file(setup, map, &path)),
             Self::Pebs => Box::new(pebs::open),
             Self::Guest(address) => Box::new(move |setup, map| guest::open(setup, map, &address)),
             Self::KvmFaults => Box::new(kvm_faults::open),
@@ -129,6 +139,9 @@ impl Wanted {
 fn found(root: &SysRoot, is_kvm: bool) -> Vec<Wanted> {
     let mut found = vec![Wanted::Damon];
     let pmus = root.sys("bus/event_source/devices");
+    if pmus.join("ibs_op").exists() {
+        found.push(Wanted::Ibs);
+    }
     let has_pebs = ["cpu", "cpu_core"]
         .iter()
         .any(|pmu| pmus.join(pmu).join("events/mem-loads").exists());
@@ -144,7 +157,7 @@ mod tests {
 
     #[test]
     fn choice_when_several_are_named_has_each_once_and_in_order() {
-        let choice: SourceChoice = "guest=/run/a.sock, damon,guest=vsock:3:7000,auto"
+        let choice: SourceChoice = "guest=/run/a.sock, damon,guest=vsock:3:7000,ibs=/ring,auto"
             .parse()
             .unwrap();
         let root = SysRoot::at(std::path::Path::new("/nonexistent"));
@@ -153,7 +166,10 @@ mod tests {
             .iter()
             .map(|candidate| candidate.kind)
             .collect();
-        assert_eq!(kinds, [SourceKind::Guest, SourceKind::Damon]);
+        assert_eq!(
+            kinds,
+            [SourceKind::Guest, SourceKind::Damon, SourceKind::Ibs]
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod choice;
 pub(crate) mod damon;
 pub(crate) mod guest;
 pub(crate) mod host_faults;
+pub(crate) mod ibs;
 pub(crate) mod kvm_faults;
 pub(crate) mod pebs;
 mod records;
