@@ -1,0 +1,186 @@
+//! Page faults as the kernel writes them, and those of a real thread.
+
+use std::{
+    sync::mpsc::{Sender, channel},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use proptest::prelude::*;
+use tier_core::map::{Backing, RamBlock};
+use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
+
+use super::*;
+use crate::source::records::synthetic::{ADDR, TID, TIME, assert_sums, batch_of, mixed, sample};
+
+const FIELDS: u64 = TID | TIME | ADDR;
+const TCG: HostFaults = HostFaults { is_kvm: false };
+
+fn fault(address: u64, misc: u16) -> Vec<u8> {
+    sample(misc, &[1, 2, address])
+}
+
+#[test]
+fn decode_when_an_address_is_not_qemus_says_why_it_is_dropped() {
+    let records = [
+        fault(0x7f00_1234_5678, 2),
+        // The kernel copies to user memory: the address is QEMU's.
+        fault(0x7f00_2000_0000, 1),
+        fault(0xffff_8880_0000_0000, 1),
+        fault(0, 2),
+    ];
+
+    let batch = batch_of(&records, FIELDS, 0, |sample| TCG.decode(0, sample));
+
+    let found: Vec<_> = batch.samples.iter().map(|sample| sample.address).collect();
+    let at = |hva| SampleAddress::Host(Hva(hva));
+    assert_eq!(found, [at(0x7f00_1234_5678), at(0x7f00_2000_0000)]);
+    assert_eq!(batch.account.dropped[&DropReason::WrongMode], 1);
+    assert_eq!(batch.account.dropped[&DropReason::NoAddress], 1);
+}
+
+#[test]
+fn sight_when_kvm_runs_the_guest_is_not_the_guests() {
+    assert_eq!(TCG.sight(), Sight::FirstTouch);
+    let kvm = HostFaults { is_kvm: true };
+    assert_eq!(kvm.sight(), Sight::HostMode);
+    assert!(kvm.label().contains("none of the guest's"));
+}
+
+/// A map with one block that lies at `hva`.
+fn map(generation: u64, hva: u64, bytes: u64) -> Arc<GuestMemoryMap> {
+    let block = RamBlock {
+        name: "ram0".to_owned(),
+        hva: Hva(hva),
+        used: bytes,
+        total: bytes,
+        page_size: 4096,
+        backing: Some(Backing::Anonymous),
+    };
+    let range = tier_core::map::MapRange {
+        gpa: tier_core::addr::Gpa(1 << 20),
+        len: bytes,
+        block: tier_core::map::BlockIndex(0),
+        offset: 0,
+        hva: Hva(hva),
+    };
+    Arc::new(GuestMemoryMap::new(generation, vec![block], vec![range]).unwrap())
+}
+
+fn setup(vcpus: Vec<u32>) -> Setup {
+    Setup {
+        root: SysRoot::real(),
+        run_dir: std::env::temp_dir(),
+        pid: std::process::id(),
+        vcpus,
+        is_kvm: false,
+        damon: DamonSettings::default(),
+        quiet_factor: 10,
+        cpu_budget: 0.01,
+    }
+}
+
+/// A thread that touches a page of fresh memory whenever it is told to, and its tid.
+fn toucher() -> (u32, Sender<usize>, JoinHandle<()>) {
+    let (tid_out, tid_in) = channel();
+    let (orders_out, orders_in) = channel::<usize>();
+    let thread = std::thread::spawn(move || {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
+        tid_out.send(tid.cast_unsigned()).unwrap();
+        let mut memory: Vec<u8> = Vec::new();
+        for page in orders_in {
+            memory.reserve(16 << 20);
+            memory.spare_capacity_mut()[page * 4096].write(1);
+            std::hint::black_box(&mut memory);
+        }
+    });
+    (tid_in.recv().unwrap(), orders_out, thread)
+}
+
+#[test]
+fn source_when_a_real_thread_touches_pages_tells_each_and_ends_with_it() {
+    let (tid, orders, thread) = toucher();
+    let map = map(5, 0x7f00_0000_0000, 1 << 20);
+    let mut source = match open(&setup(vec![tid]), &map) {
+        Ok(source) => source,
+        Err(error) => return eprintln!("SKIPPED: {error:#}"),
+    };
+
+    for page in [0, 600, 1200, 1800] {
+        orders.send(page).unwrap();
+    }
+    drop(orders);
+    thread.join().unwrap();
+
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let (mut samples, mut ended) = (Vec::new(), None);
+    while ended.is_none() && Instant::now() < deadline {
+        let polled = source.poll(Duration::from_millis(50)).unwrap();
+        for batch in polled.batches {
+            assert_eq!((batch.map_generation, batch.period), (5, 1));
+            assert!(batch.account.is_valid());
+            samples.extend(batch.samples);
+        }
+        ended = polled.ended;
+    }
+    assert!(ended.is_some_and(|why| why.contains("gone")));
+    // Four touches 2.4 MB apart are four pages, whatever the page size below 2 MiB.
+    assert!(samples.len() >= 4, "{} samples", samples.len());
+    source.stop().unwrap();
+}
+
+#[test]
+fn open_when_no_thread_exists_says_so() {
+    let error = open(&setup(vec![5_000_000]), &map(1, 0x7f00_0000_0000, 1 << 20));
+    let error = format!("{:#}", error.err().unwrap());
+    assert!(
+        error.contains("none of the vCPU threads") || error.contains("perf"),
+        "{error}"
+    );
+}
+
+#[test]
+fn source_when_threads_come_and_go_follows_them() {
+    let (first, first_orders, first_thread) = toucher();
+    let (second, second_orders, second_thread) = toucher();
+    let map = map(1, 0x7f00_0000_0000, 1 << 20);
+    let mut source = match open(&setup(vec![first]), &map) {
+        Ok(source) => source,
+        Err(error) => return eprintln!("SKIPPED: {error:#}"),
+    };
+
+    // The second comes, the first goes, one never was.
+    source.set_vcpus(&[second, 5_000_000]).unwrap();
+    drop(first_orders);
+    first_thread.join().unwrap();
+    second_orders.send(900).unwrap();
+
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut samples = 0;
+    while samples == 0 && Instant::now() < deadline {
+        let polled = source.poll(Duration::from_millis(20)).unwrap();
+        assert_eq!(polled.ended, None);
+        samples += polled
+            .batches
+            .iter()
+            .map(|b| b.samples.len())
+            .sum::<usize>();
+    }
+    assert!(samples > 0);
+    drop(second_orders);
+    second_thread.join().unwrap();
+}
+
+proptest! {
+    #[test]
+    fn account_when_records_are_of_all_kinds_sums_to_what_arrived(
+        kinds in prop::collection::vec((any::<u8>(), any::<u64>(), any::<u16>()), 0..200),
+        start in any::<u64>(),
+    ) {
+        let (records, samples, gone, throttled) = mixed(&kinds, fault);
+
+        let batch = batch_of(&records, FIELDS, start & !7, |sample| TCG.decode(0, sample));
+
+        assert_sums(&batch, samples, gone, throttled);
+    }
+}

@@ -1,0 +1,131 @@
+//! Records as the kernel writes them, through a ring in plain memory, for tests of decoders.
+
+use tier_sys::perf::{
+    record::RecordFormat,
+    ring::{PlainRing, Ring},
+};
+
+use super::*;
+
+/// Bits of `sample_type` and record types of `include/uapi/linux/perf_event.h`.
+pub(in crate::source) const TID: u64 = 1 << 1;
+pub(in crate::source) const TIME: u64 = 1 << 2;
+pub(in crate::source) const ADDR: u64 = 1 << 3;
+pub(in crate::source) const RAW: u64 = 1 << 10;
+pub(in crate::source) const DATA_SRC: u64 = 1 << 15;
+const LOST: u32 = 2;
+const THROTTLE: u32 = 5;
+const SAMPLE: u32 = 9;
+
+/// A record with this body, padded to eight bytes.
+fn record(kind: u32, misc: u16, body: &[u8]) -> Vec<u8> {
+    let size = (8 + body.len()).next_multiple_of(8);
+    let mut bytes = kind.to_ne_bytes().to_vec();
+    bytes.extend(misc.to_ne_bytes());
+    bytes.extend(u16::try_from(size).unwrap().to_ne_bytes());
+    bytes.extend(body);
+    bytes.resize(size, 0);
+    bytes
+}
+
+/// A sample of these words.
+pub(in crate::source) fn sample(misc: u16, words: &[u64]) -> Vec<u8> {
+    let body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    record(SAMPLE, misc, &body)
+}
+
+/// A sample of these words and then raw data.
+pub(in crate::source) fn raw_sample(words: &[u64], raw: &[u8]) -> Vec<u8> {
+    let mut body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // The size counts the padding: size and data end on eight bytes together.
+    let padded = (4 + raw.len()).next_multiple_of(8) - 4;
+    body.extend(u32::try_from(padded).unwrap().to_ne_bytes());
+    body.extend(raw);
+    body.resize(body.len() + padded - raw.len(), 0);
+    record(SAMPLE, 0, &body)
+}
+
+/// The kernel lost `lost` records of an event with TID and TIME.
+pub(in crate::source) fn lost(lost: u64) -> Vec<u8> {
+    let body: Vec<u8> = [0, lost, 7, 8]
+        .into_iter()
+        .flat_map(u64::to_ne_bytes)
+        .collect();
+    record(LOST, 0, &body)
+}
+
+/// The kernel throttled an event with TID and TIME.
+pub(in crate::source) fn throttle() -> Vec<u8> {
+    let body: Vec<u8> = [1, 2, 3, 7, 8]
+        .into_iter()
+        .flat_map(u64::to_ne_bytes)
+        .collect();
+    record(THROTTLE, 0, &body)
+}
+
+/// What becomes of these records, which come through a ring whose head begins at `start`.
+pub(in crate::source) fn batch_of(
+    records: &[Vec<u8>],
+    sample_type: u64,
+    start: u64,
+    mut decode: impl FnMut(&Sample<'_>) -> Result<AccessSample, DropReason>,
+) -> SampleBatch {
+    let bytes: usize = records.iter().map(Vec::len).sum();
+    let memory = PlainRing::new(bytes.next_power_of_two().max(4096), start);
+    for record in records {
+        assert!(memory.push(record));
+    }
+    let mut ring = Ring::new(memory, RecordFormat::new(sample_type, true).unwrap());
+    let mut collector = Collector::default();
+    let drained = ring.drain(|record| collector.take(record, &mut decode));
+    collector.drained(drained);
+    let origin = Origin {
+        source: SourceKind::KvmFaults,
+        period: 1,
+        map_generation: 3,
+    };
+    let batch = collector.batch(origin, Time(1), Duration::from_millis(100));
+    assert!(collector.is_empty());
+    batch
+}
+
+/// Records of all kinds, some cut short, for property tests; with how many are samples (or were meant
+/// to be).
+pub(in crate::source) fn mixed(
+    kinds: &[(u8, u64, u16)],
+    sample: impl Fn(u64, u16) -> Vec<u8>,
+) -> (Vec<Vec<u8>>, u64, u64, u64) {
+    let (mut records, mut samples, mut gone, mut throttled) = (Vec::new(), 0, 0, 0);
+    for &(kind, value, misc) in kinds {
+        match kind % 8 {
+            0 => {
+                gone += value % 1000;
+                records.push(lost(value % 1000));
+            }
+            1 => {
+                throttled += 1;
+                records.push(throttle());
+            }
+            2 => {
+                // Too short for its fields: only a header and a word.
+                samples += 1;
+                records.push(record(SAMPLE, misc, &[0; 8]));
+            }
+            _ => {
+                samples += 1;
+                records.push(sample(value, misc));
+            }
+        }
+    }
+    (records, samples, gone, throttled)
+}
+
+/// Whether the batch's account and samples sum to what was put in.
+pub(in crate::source) fn assert_sums(batch: &SampleBatch, samples: u64, gone: u64, throttled: u64) {
+    let account = &batch.account;
+    assert!(account.is_valid(), "{account:?}");
+    // The engine counts the samples in the batch.
+    assert_eq!(account.accepted, 0);
+    assert_eq!(account.arrived + batch.samples.len() as u64, samples);
+    assert_eq!((account.lost, account.throttled), (gone, throttled));
+}
