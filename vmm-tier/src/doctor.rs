@@ -1,15 +1,18 @@
 //! `vmm-tier doctor`: what works on this host, what would fight, and what to do about it.
 //!
-//! Facts are read in one place ([`facts`]), findings are pure functions of facts ([`host`], [`memory`], [`guest`]),
-//! and showing them is a third thing ([`report`]).
+//! Facts are read in one place ([`facts`]) and sources tried in another ([`probe`]), findings are pure functions of
+//! facts ([`host`], [`memory`], [`guest`], [`sources`]), and showing them is a third thing ([`report`]).
 
 mod facts;
 mod guest;
 mod host;
 mod memory;
+mod probe;
 mod report;
+mod sources;
 #[cfg(test)]
 mod tests;
+mod wiring;
 
 use std::{path::Path, process::ExitCode};
 
@@ -19,9 +22,13 @@ use tier_sys::sysroot::SysRoot;
 
 use self::{
     facts::{GuestFacts, HostFacts},
+    probe::Probes,
     report::Report,
 };
 use crate::{host::node_facts, map_cmd::print};
+
+/// Where agents keep account of kdamonds unless they are told otherwise.
+const RUN_DIR: &str = "/run/vmm-tier";
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -98,7 +105,8 @@ pub(crate) fn run(qmp: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
     let host = HostFacts::read(&root);
     let guest = qmp.map(|path| GuestFacts::read(path, &root));
-    let report = examine(&host, guest.as_ref());
+    let probes = Probes::take(&root, Path::new(RUN_DIR));
+    let report = examine(&host, &probes, guest.as_ref());
     let text = if json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -113,11 +121,18 @@ pub(crate) fn run(qmp: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// From facts to a report.
-fn examine(host: &HostFacts, guest: Option<&Result<GuestFacts, String>>) -> Report {
+fn examine(
+    host: &HostFacts,
+    probes: &Probes,
+    guest: Option<&Result<GuestFacts, String>>,
+) -> Report {
     let nodes = host.topology.as_ref().map(node_facts).map_err(Clone::clone);
     let division = nodes.as_ref().ok().map(|nodes| Division::of(nodes));
     let mut findings = host::findings(host, division.as_ref());
     let division = division.and_then(Result::ok);
+    let known = guest.and_then(|guest| guest.as_ref().ok());
+    let sources = sources::table(host, probes, known);
+    findings.push(sources::finding(&sources));
     match guest {
         Some(Ok(guest)) => findings.extend(guest::findings(guest, division.as_ref())),
         Some(Err(error)) => findings.push(Finding::new(
@@ -135,5 +150,6 @@ fn examine(host: &HostFacts, guest: Option<&Result<GuestFacts, String>>) -> Repo
         findings,
         division.as_ref(),
         nodes.as_deref().unwrap_or_default(),
+        sources,
     )
 }

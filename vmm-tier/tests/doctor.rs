@@ -1,10 +1,27 @@
 //! `vmm-tier doctor` on this host: whatever it is like, the report keeps its contract.
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use serde_json::Value;
 
+/// What a doctor tries for a moment, another would find in use.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn doctor(arguments: &[&str]) -> (Output, Value) {
+    let _alone = alone();
+    run(arguments)
+}
+
+fn run(arguments: &[&str]) -> (Output, Value) {
     let output = Command::new(env!("CARGO_BIN_EXE_vmm-tier"))
         .arg("doctor")
         .arg("--json")
@@ -49,6 +66,49 @@ fn json_when_run_on_this_host_has_the_promised_shape_and_exit_code() {
         assert!(!tier["nodes"].as_array().unwrap().is_empty());
         assert!(tier["read-latency-ns"].is_number() || tier["read-latency-ns"].is_null());
     }
+    let sources = report["sources"].as_array().unwrap();
+    let names: Vec<_> = sources
+        .iter()
+        .map(|row| row["source"].as_str().unwrap())
+        .collect();
+    let all = ["ibs", "guest", "damon", "pebs", "kvm-faults", "host-faults"];
+    assert_eq!(names, all);
+    for row in sources {
+        assert!(
+            ["yes", "perhaps", "no"].contains(&row["works"].as_str().unwrap()),
+            "{row}"
+        );
+        let sees = row["sees"].as_str().unwrap();
+        assert!(
+            ["guest", "host-mode", "first-touch"].contains(&sees),
+            "{row}"
+        );
+        assert!(!row["precision"].as_str().unwrap().is_empty());
+        assert!(!row["found"].as_str().unwrap().is_empty());
+        if row["works"] == "no" {
+            assert!(!row["enable"].as_array().unwrap().is_empty(), "{row}");
+        }
+    }
+}
+
+#[test]
+fn doctor_when_it_tried_every_source_leaves_nothing_behind() {
+    let state = || {
+        let kdamonds = "/sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds";
+        let run_dir = Path::new("/run/vmm-tier");
+        let files = fs::read_dir(run_dir.join("damon")).map(Iterator::count);
+        (
+            fs::read_to_string(kdamonds).ok(),
+            run_dir.exists(),
+            files.unwrap_or(0),
+        )
+    };
+    let _alone = alone();
+    let before = state();
+
+    run(&[]);
+
+    assert_eq!(state(), before);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{ffi::CString, fmt::Display, fs, path::Path};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm};
 use qmp::{
     Client,
@@ -18,7 +18,11 @@ use tier_sys::{
     topology::Topology,
 };
 
+use super::wiring::Wiring;
 use crate::discover::{Discovered, discover};
+
+/// `IA32_PERF_CAPABILITIES`, which says what of PEBS there is.
+const MSR_PERF_CAPABILITIES: u32 = 0x345;
 
 /// What a host is like.
 #[derive(Clone, Debug)]
@@ -68,6 +72,10 @@ pub(super) struct KvmFacts {
     /// The version of architectural performance monitoring that guests see (CPUID leaf 0xA, Intel only);
     /// 0 for none. Guest PEBS needs 4 or later.
     pub(super) guest_pmu_version: u32,
+    /// What KVM answers to `KVM_CAP_PMU_CAPABILITY`: the switches of a guest's PMU, 0 for no PMU.
+    pub(super) pmu_capability: i32,
+    /// `IA32_PERF_CAPABILITIES` as guests may see it; `None` if KVM hands none on.
+    pub(super) perf_capabilities: Option<u64>,
 }
 
 fn text<T, E: Display>(result: Result<T, E>) -> Result<T, String> {
@@ -169,7 +177,17 @@ impl KvmFacts {
             }),
             guest_pmu: is_on(root, "module/kvm/parameters/enable_pmu"),
             guest_pmu_version: guest_pmu_version(&kvm),
+            pmu_capability: kvm.check_extension_raw(u64::from(KVM_CAP_PMU_CAPABILITY)),
+            perf_capabilities: perf_capabilities(&kvm),
         })
+    }
+}
+
+impl KvmFacts {
+    /// Whether guests have no PMU at all.
+    pub(super) fn gives_no_pmu(&self) -> bool {
+        // Kernels whose module has no such parameter still answer for the capability, or give no PMU.
+        !self.guest_pmu.unwrap_or(self.pmu_capability > 0)
     }
 }
 
@@ -180,6 +198,19 @@ fn guest_pmu_version(kvm: &Kvm) -> u32 {
         .flat_map(CpuId::as_slice)
         .find(|entry| entry.function == 0xa);
     leaf.map_or(0, |leaf| leaf.eax & 0xff)
+}
+
+fn perf_capabilities(kvm: &Kvm) -> Option<u64> {
+    let entry = kvm_msr_entry {
+        index: MSR_PERF_CAPABILITIES,
+        ..kvm_msr_entry::default()
+    };
+    let mut msrs = Msrs::from_entries(&[entry]).ok()?;
+    // It gives the number of MSRs that it knows.
+    match kvm.get_msrs(&mut msrs) {
+        Ok(1) => msrs.as_slice().first().map(|entry| entry.data),
+        _ => None,
+    }
 }
 
 /// What a guest is like.
@@ -203,6 +234,8 @@ pub(super) struct GuestFacts {
     pub(super) vfio: Option<bool>,
     /// Whether the agent may look into and move the pages of this process.
     pub(super) can_move: Result<(), String>,
+    /// What there is for an agent in the guest.
+    pub(super) wiring: Wiring,
 }
 
 impl GuestFacts {
@@ -237,6 +270,7 @@ impl GuestFacts {
             policies: policies(root, pid, map.as_ref().ok()),
             vfio: vfio(root, pid),
             can_move: text(tier_sys::pages::query_nodes(pid, &pages)).map(drop),
+            wiring: Wiring::read(&client),
             map,
         })
     }

@@ -214,20 +214,20 @@ fn sampling(host: &HostFacts) -> Vec<Finding> {
     let mut out = Vec::new();
     let area = Area::Sampling;
     out.push(match host.damon.has_sysfs {
-        true => Finding::new(area, "damon", Level::Ok, "DAMON has its sysfs interface", "guests' accesses can be sampled"),
+        true => Finding::new(area, "damon", Level::Ok, "DAMON has its sysfs interface", "the agent can set it up"),
         false => Finding::new(
             area,
             "damon",
-            Level::Fail,
+            Level::Warn,
             "DAMON's sysfs interface is missing (/sys/kernel/mm/damon/admin)",
-            "there is no source of accesses: boot a kernel with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS",
+            "DAMON can't sample guests: boot a kernel with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS",
         )
         .mend("grep DAMON /boot/config-$(uname -r)"),
     });
     out.push(match (host.has_tracefs, host.has_damon_event) {
         (true, true) => Finding::new(area, "damon-event", Level::Ok, "tracefs has the event damon:damon_aggregated", "DAMON's findings arrive through a perf ring"),
-        (true, false) => Finding::new(area, "damon-event", Level::Fail, "tracefs has no event damon:damon_aggregated", "DAMON's findings can't be received: boot a kernel with CONFIG_DAMON and CONFIG_TRACEPOINTS"),
-        (false, _) => Finding::new(area, "damon-event", Level::Fail, "tracefs can't be read", "DAMON's findings can't be received")
+        (true, false) => Finding::new(area, "damon-event", Level::Warn, "tracefs has no event damon:damon_aggregated", "DAMON's findings can't be received: boot a kernel with CONFIG_DAMON and CONFIG_TRACEPOINTS"),
+        (false, _) => Finding::new(area, "damon-event", Level::Warn, "tracefs can't be read", "neither DAMON's findings nor KVM's faults can be received")
             .mend("mount -t tracefs tracefs /sys/kernel/tracing"),
     });
     let Ok(knobs) = &host.knobs else {
@@ -361,7 +361,7 @@ fn virtualisation(kvm: &Result<KvmFacts, String>) -> Vec<Finding> {
             ),
             (false, _) => (
                 "KVM gives guests no PMU (kvm.enable_pmu=0)".to_owned(),
-                "a guest agent can't sample",
+                "a guest agent samples with DAMON or by page faults",
             ),
         };
         out.push(Finding::new(area, "guest-pmu", Level::Note, what, meaning));

@@ -8,7 +8,10 @@ use tier_core::{
     tiers::{Division, NodeFacts},
 };
 
-use super::{Area, Finding, Level};
+use super::{
+    Area, Finding, Level,
+    sources::{SourceReport, Works, sight},
+};
 
 /// What the doctor says. The JSON is a contract: names and units stay.
 #[derive(Debug, Serialize)]
@@ -19,6 +22,8 @@ pub(super) struct Report {
     pub(super) findings: Vec<Finding>,
     /// The tiers, fastest first; none if nodes can't be told apart.
     tiers: Vec<Tier>,
+    /// The sources of accesses, the best first.
+    sources: Vec<SourceReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,6 +41,7 @@ impl Report {
         findings: Vec<Finding>,
         division: Option<&Division>,
         nodes: &[NodeFacts],
+        sources: Vec<SourceReport>,
     ) -> Self {
         let tiers = division.iter().flat_map(|division| {
             let tiers = &division.tiers;
@@ -62,10 +68,11 @@ impl Report {
             can_tier: findings.iter().all(|finding| finding.level < Level::Fail),
             tiers: tiers.map(tier).collect(),
             findings,
+            sources,
         }
     }
 
-    /// Grouped by area, one line a finding, the command that mends it below.
+    /// Grouped by area, one line a finding, the command that mends it below; then the sources.
     pub(super) fn to_text(&self) -> String {
         let mut out = String::new();
         let mut area = None;
@@ -85,6 +92,7 @@ impl Report {
                 let _ = writeln!(out, "        $ {remedy}");
             }
         }
+        self.write_sources(&mut out);
         let count = |level| {
             self.findings
                 .iter()
@@ -103,6 +111,40 @@ impl Report {
             count(Level::Warn)
         );
         out
+    }
+}
+
+impl Report {
+    #[cfg(test)]
+    pub(super) fn sources(&self) -> &[SourceReport] {
+        &self.sources
+    }
+
+    fn write_sources(&self, out: &mut String) {
+        let _ = writeln!(out, "\nSources of accesses, the best first");
+        let _ = writeln!(
+            out,
+            "  {:<12} {:<8} {:<15} address",
+            "source", "works", "sees"
+        );
+        for row in &self.sources {
+            let works = match row.works {
+                Works::Yes => "yes",
+                Works::Perhaps => "perhaps",
+                Works::No => "no",
+            };
+            let _ = writeln!(
+                out,
+                "  {:<12} {works:<8} {:<15} {}",
+                row.source.name(),
+                sight(row.sees),
+                row.precision
+            );
+            let _ = writeln!(out, "        found: {}", row.found);
+            for enable in &row.enable {
+                let _ = writeln!(out, "        needs: {enable}");
+            }
+        }
     }
 }
 

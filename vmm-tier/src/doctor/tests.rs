@@ -10,6 +10,9 @@ use tier_sys::process::Capabilities;
 
 use super::{
     facts::{GuestFacts, HostFacts, KvmFacts},
+    probe::Probe,
+    sources::{SourceReport, Works},
+    wiring::Wiring,
     *,
 };
 use crate::discover::Discovered;
@@ -137,6 +140,8 @@ fn facts(root: &Path) -> HostFacts {
             paging: Some(("kvm_amd", true)),
             guest_pmu: Some(true),
             guest_pmu_version: 5,
+            pmu_capability: 1,
+            perf_capabilities: None,
         }),
         ..HostFacts::read(&SysRoot::at(root))
     }
@@ -185,7 +190,42 @@ fn guest() -> GuestFacts {
         policies: Vec::new(),
         vfio: Some(false),
         can_move: Ok(()),
+        wiring: Wiring::default(),
     }
+}
+
+/// What came of trying the sources on an AMD host that has all that AMD hosts can have.
+fn probes() -> Probes {
+    let delivers = |records, usable| Probe::Delivers { records, usable };
+    Probes {
+        damon: delivers(40, 12),
+        ibs: delivers(3000, 1100),
+        pebs: Probe::Refused(
+            "this CPU is of AuthenticAMD: PEBS is Intel's (AMD has IBS)".to_owned(),
+        ),
+        kvm_faults: Probe::Opens,
+        host_faults: delivers(32, 32),
+    }
+}
+
+/// What came of it where nothing can be opened.
+fn no_probes() -> Probes {
+    let refused = || Probe::Refused("no permission".to_owned());
+    Probes {
+        damon: refused(),
+        ibs: refused(),
+        pebs: refused(),
+        kvm_faults: refused(),
+        host_faults: refused(),
+    }
+}
+
+fn source(report: &Report, name: &str) -> SourceReport {
+    let found = report
+        .sources()
+        .iter()
+        .find(|row| row.source.name() == name);
+    found.unwrap().clone()
 }
 
 fn levels(report: &Report, level: Level) -> Vec<&'static str> {
@@ -204,7 +244,7 @@ fn report_when_the_host_has_two_tiers_and_nothing_fights_is_good() {
         write_pool(root, 2048, &[(0, 512, 100), (1, 2048, 2048)]);
     });
 
-    let report = examine(&facts(tree.path()), Some(&Ok(guest())));
+    let report = examine(&facts(tree.path()), &probes(), Some(&Ok(guest())));
 
     assert!(report.can_tier);
     assert_eq!(levels(&report, Level::Warn), [""; 0]);
@@ -225,7 +265,7 @@ fn report_when_there_is_one_node_fails_and_shows_the_dry_run() {
         write_node(root, 0, 16, "10");
     });
 
-    let report = examine(&facts(tree.path()), None);
+    let report = examine(&facts(tree.path()), &probes(), None);
 
     assert!(!report.can_tier);
     assert_eq!(levels(&report, Level::Fail), ["tiers"]);
@@ -261,7 +301,7 @@ fn report_when_everything_fights_names_each_and_how_to_stop_it() {
         write_pool(root, 2048, &[(0, 512, 0), (1, 2048, 2048)]);
     });
 
-    let report = examine(&facts(tree.path()), None);
+    let report = examine(&facts(tree.path()), &probes(), None);
 
     assert!(
         report.can_tier,
@@ -288,12 +328,12 @@ fn report_when_the_host_has_nothing_says_what_is_missing() {
         ..facts(tree.path())
     };
 
-    let report = examine(&bare, None);
+    let report = examine(&bare, &no_probes(), None);
 
     assert!(!report.can_tier);
     assert_eq!(
         levels(&report, Level::Fail),
-        ["capabilities", "damon", "damon-event", "perf-paranoid"]
+        ["capabilities", "perf-paranoid"]
     );
     let text = report.to_text().replace(tree.path().to_str().unwrap(), "");
     insta::assert_snapshot!("nothing_text", text);
@@ -315,7 +355,7 @@ fn report_when_nodes_look_alike_asks_for_names() {
         }
     });
 
-    let report = examine(&facts(tree.path()), None);
+    let report = examine(&facts(tree.path()), &probes(), None);
 
     assert!(report.can_tier);
     assert_eq!(levels(&report, Level::Warn), ["tiers"]);
@@ -329,7 +369,7 @@ fn report_when_a_file_is_malformed_says_which() {
         write(root, "sys/devices/system/node/online", "zero");
     });
 
-    let report = examine(&facts(tree.path()), None);
+    let report = examine(&facts(tree.path()), &probes(), None);
 
     assert!(!report.can_tier);
     let text = report.to_text();
@@ -346,7 +386,7 @@ fn report_when_the_guest_cannot_be_moved_says_why() {
     let failing = |change: &dyn Fn(&mut GuestFacts)| {
         let mut facts = guest();
         change(&mut facts);
-        let report = examine(&host, Some(&Ok(facts)));
+        let report = examine(&host, &probes(), Some(&Ok(facts)));
         assert_eq!(report.can_tier, levels(&report, Level::Fail).is_empty());
         (levels(&report, Level::Fail), levels(&report, Level::Warn))
     };
@@ -381,6 +421,139 @@ fn report_when_the_guest_cannot_be_moved_says_why() {
         failing(&|guest| guest.migration = Some("completed".to_owned())),
         (none.clone(), none.clone())
     );
-    let report = examine(&host, Some(&Err("no socket at /run/x".to_owned())));
+    let report = examine(
+        &host,
+        &probes(),
+        Some(&Err("no socket at /run/x".to_owned())),
+    );
     assert_eq!(levels(&report, Level::Fail), ["qmp"]);
+}
+
+#[test]
+fn sources_when_kvm_runs_the_guest_say_what_each_would_see() {
+    let tree = tree(write_two_tiers);
+
+    let report = examine(&facts(tree.path()), &probes(), Some(&Ok(guest())));
+
+    let shown: Vec<_> = report
+        .sources()
+        .iter()
+        .map(|row| (row.source.name(), row.works, sources::sight(row.sees)))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("ibs", Works::Yes, "guest"),
+            ("guest", Works::No, "guest"),
+            ("damon", Works::Yes, "guest"),
+            ("pebs", Works::No, "host mode only"),
+            ("kvm-faults", Works::Perhaps, "first touches"),
+            ("host-faults", Works::Yes, "host mode only"),
+        ]
+    );
+    assert!(source(&report, "pebs").found.contains("AuthenticAMD"));
+}
+
+#[test]
+fn sources_when_the_guest_is_emulated_see_its_accesses_as_the_hosts() {
+    let tree = tree(write_two_tiers);
+    let mut emulated = guest();
+    emulated.kvm = Some(false);
+
+    let report = examine(&facts(tree.path()), &probes(), Some(&Ok(emulated)));
+
+    let sees = |name| sources::sight(source(&report, name).sees);
+    assert_eq!(
+        (sees("pebs"), sees("host-faults")),
+        ("guest", "first touches")
+    );
+    assert_eq!(source(&report, "kvm-faults").works, Works::No);
+    assert!(source(&report, "guest").found.contains("uses DAMON"));
+}
+
+#[test]
+fn sources_when_none_sees_the_guest_is_a_failure() {
+    let tree = tree(write_two_tiers);
+    let only_faults = Probes {
+        host_faults: probes().host_faults,
+        kvm_faults: Probe::Opens,
+        ..no_probes()
+    };
+
+    let report = examine(&facts(tree.path()), &only_faults, Some(&Ok(guest())));
+
+    assert_eq!(levels(&report, Level::Fail), ["sources"]);
+    assert!(!report.can_tier);
+}
+
+#[test]
+fn sources_when_a_guest_agent_can_be_reached_is_a_hope() {
+    let tree = tree(write_two_tiers);
+    let mut wired = guest();
+    wired.wiring = Wiring {
+        serial: vec![(Some("vmm-tier".to_owned()), Some("/run/a.sock".to_owned()))],
+        vsock_cid: Some(7),
+        cpu_pmu: Some(true),
+        cpu_migratable: Some(true),
+    };
+
+    let report = examine(&facts(tree.path()), &no_probes(), Some(&Ok(wired)));
+
+    let agent = source(&report, "guest");
+    assert_eq!(agent.works, Works::Perhaps);
+    assert!(agent.found.contains("/run/a.sock") && agent.found.contains("CID 7"));
+    assert!(
+        agent
+            .enable
+            .iter()
+            .any(|need| need.contains("migratable=off"))
+    );
+    assert_eq!(levels(&report, Level::Warn), ["sources"]);
+    assert!(report.can_tier);
+}
+
+#[test]
+fn sources_when_kvm_masks_pebs_say_so() {
+    let tree = tree(write_two_tiers);
+    let with = |capabilities, guest_pmu| {
+        let mut host = facts(tree.path());
+        let kvm = host.kvm.as_mut().unwrap();
+        kvm.perf_capabilities = capabilities;
+        kvm.guest_pmu = Some(guest_pmu);
+        let report = examine(&host, &probes(), Some(&Ok(guest())));
+        source(&report, "guest")
+    };
+
+    // Bit 14 is PEBS_BASELINE; 0x2000 is full-width writes alone.
+    assert!(
+        with(Some(0x6000), true)
+            .found
+            .contains("PEBS on with addresses")
+    );
+    assert!(with(Some(0x2000), true).found.contains("is masked"));
+    let none = with(None, false);
+    assert!(none.found.contains("no PMU"));
+    assert!(none.enable.iter().any(|need| need.contains("enable_pmu=1")));
+}
+
+#[test]
+fn sources_when_records_have_no_address_do_not_work() {
+    let tree = tree(write_two_tiers);
+    let blind = Probes {
+        ibs: Probe::Delivers {
+            records: 500,
+            usable: 0,
+        },
+        pebs: Probe::Delivers {
+            records: 0,
+            usable: 0,
+        },
+        ..probes()
+    };
+
+    let report = examine(&facts(tree.path()), &blind, None);
+
+    assert_eq!(source(&report, "ibs").works, Works::No);
+    assert!(source(&report, "ibs").found.contains("none of them"));
+    assert_eq!(source(&report, "pebs").works, Works::Perhaps);
 }

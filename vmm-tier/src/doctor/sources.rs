@@ -1,0 +1,331 @@
+//! Which sources of accesses work on this host and with this guest: what each sees, how precisely, and
+//! what would make it work. Pure: from what was found to a table.
+
+use serde::Serialize;
+use tier_core::sample::{Sight, SourceKind};
+
+use super::{
+    Area, Finding, Level,
+    facts::{GuestFacts, HostFacts, KvmFacts},
+    probe::{Probe, Probes},
+};
+
+/// Bits of the MSR `IA32_PERF_CAPABILITIES` (SDM volume 3, "Facility for saving PEBS records").
+const PEBS_BASELINE: u64 = 1 << 14;
+
+/// Whether a source can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Works {
+    /// It was tried and delivers.
+    Yes,
+    /// It can be opened, but delivered nothing when it was tried, or could not be tried.
+    Perhaps,
+    /// It can't be used as things are.
+    No,
+}
+
+/// One source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct SourceReport {
+    pub(super) source: SourceKind,
+    pub(super) works: Works,
+    /// Which accesses of the guest it would see.
+    pub(super) sees: Sight,
+    /// How precise its addresses are.
+    pub(super) precision: &'static str,
+    /// What was found when it was tried.
+    pub(super) found: String,
+    /// What would make it work or work better.
+    pub(super) enable: Vec<String>,
+}
+
+impl SourceReport {
+    /// Whether samples of the guest's own accesses come from it.
+    pub(super) fn serves(&self) -> bool {
+        self.works == Works::Yes && self.sees == Sight::Guest
+    }
+}
+
+/// How a sight is called in the table.
+pub(super) const fn sight(sight: Sight) -> &'static str {
+    match sight {
+        Sight::Guest => "guest",
+        Sight::HostMode => "host mode only",
+        Sight::FirstTouch => "first touches",
+    }
+}
+
+/// The table, best source first. Without a guest it is for a guest of KVM's.
+pub(super) fn table(
+    host: &HostFacts,
+    probes: &Probes,
+    guest: Option<&GuestFacts>,
+) -> Vec<SourceReport> {
+    let is_kvm = guest.is_none_or(|guest| guest.kvm != Some(false));
+    vec![
+        ibs(&probes.ibs),
+        agent(host.kvm.as_ref().ok(), guest, is_kvm),
+        damon(&probes.damon),
+        pebs(&probes.pebs, is_kvm),
+        kvm_faults(&probes.kvm_faults, is_kvm),
+        host_faults(&probes.host_faults, is_kvm),
+    ]
+}
+
+/// Whether it works, and what was found, in words.
+fn judge(probe: &Probe, what: &str) -> (Works, String) {
+    match probe {
+        Probe::Delivers { records: 0, .. } => (
+            Works::Perhaps,
+            format!("opened on the doctor's own thread, but no {what} came"),
+        ),
+        Probe::Delivers { records, usable: 0 } => (
+            Works::No,
+            format!("{records} {what} came, none of them with a usable address"),
+        ),
+        Probe::Delivers { records, usable } => (
+            Works::Yes,
+            format!("{records} {what} came, {usable} of them with a usable address"),
+        ),
+        Probe::Opens => (
+            Works::Perhaps,
+            "can be opened; only a guest can show whether it delivers".to_owned(),
+        ),
+        Probe::Refused(why) => (Works::No, why.clone()),
+    }
+}
+
+fn ibs(probe: &Probe) -> SourceReport {
+    let (works, found) = judge(probe, "samples");
+    let mut enable = Vec::new();
+    if works == Works::No {
+        enable.push("an AMD host (family 10h or later) with IBS on in its firmware".to_owned());
+        enable.push(
+            "as root, on the host itself: a hypervisor below does not hand IBS on to this machine"
+                .to_owned(),
+        );
+    }
+    SourceReport {
+        source: SourceKind::Ibs,
+        works,
+        sees: Sight::Guest,
+        precision: "exact (host-physical)",
+        found,
+        enable,
+    }
+}
+
+fn damon(probe: &Probe) -> SourceReport {
+    let (works, found) = judge(probe, "regions");
+    let mut enable = Vec::new();
+    if works != Works::Yes {
+        enable.push(
+            "a kernel with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS (Debian 13, most with Linux 6.x)"
+                .to_owned(),
+        );
+        enable.push("root (CAP_SYS_ADMIN), a free kdamond, and tracefs".to_owned());
+    }
+    SourceReport {
+        source: SourceKind::Damon,
+        works,
+        sees: Sight::Guest,
+        precision: "regions of 4 KiB or more",
+        found,
+        enable,
+    }
+}
+
+fn pebs(probe: &Probe, is_kvm: bool) -> SourceReport {
+    let (works, found) = judge(probe, "samples");
+    let mut enable = Vec::new();
+    if works == Works::No {
+        enable.push("an Intel host, or a virtual machine to which PEBS is handed on".to_owned());
+    }
+    let sees = if is_kvm {
+        enable.push(
+            "nothing makes it see a KVM guest from outside: run the guest agent with PEBS inside"
+                .to_owned(),
+        );
+        Sight::HostMode
+    } else {
+        Sight::Guest
+    };
+    SourceReport {
+        source: SourceKind::Pebs,
+        works,
+        sees,
+        precision: "exact (host-virtual)",
+        found,
+        enable,
+    }
+}
+
+fn kvm_faults(probe: &Probe, is_kvm: bool) -> SourceReport {
+    let (mut works, mut found) = judge(probe, "faults");
+    let mut enable = Vec::new();
+    if !is_kvm {
+        works = Works::No;
+        found = "the guest is emulated (TCG): KVM has no faults of it".to_owned();
+        enable.push("-accel kvm".to_owned());
+    } else if works == Works::No {
+        enable.push("tracefs, root, and kvm_intel with ept=1 or kvm_amd with npt=1".to_owned());
+    }
+    SourceReport {
+        source: SourceKind::KvmFaults,
+        works,
+        sees: Sight::FirstTouch,
+        precision: "exact (guest-physical)",
+        found,
+        enable,
+    }
+}
+
+fn host_faults(probe: &Probe, is_kvm: bool) -> SourceReport {
+    let (works, found) = judge(probe, "faults");
+    let mut enable = Vec::new();
+    if works == Works::No {
+        enable.push("root or CAP_PERFMON, or kernel.perf_event_paranoid=1".to_owned());
+    }
+    SourceReport {
+        source: SourceKind::HostFaults,
+        works,
+        sees: match is_kvm {
+            // KVM gets pages for the guest without the CPU's fault handler.
+            true => Sight::HostMode,
+            false => Sight::FirstTouch,
+        },
+        precision: "exact (host-virtual)",
+        found,
+        enable,
+    }
+}
+
+/// What an agent in the guest could do, as far as it can be said from outside.
+fn agent(kvm: Option<&KvmFacts>, guest: Option<&GuestFacts>, is_kvm: bool) -> SourceReport {
+    let mut found = Vec::new();
+    let mut enable = Vec::new();
+    let mut works = Works::No;
+    if let Some(guest) = guest {
+        let wiring = &guest.wiring;
+        for (name, path) in &wiring.serial {
+            works = Works::Perhaps;
+            let name = name.as_deref().unwrap_or("without a name");
+            let path = path.as_deref().unwrap_or("not a unix socket");
+            found.push(format!("virtio-serial port {name} ({path})"));
+        }
+        if let Some(cid) = wiring.vsock_cid {
+            works = Works::Perhaps;
+            found.push(format!("vsock with CID {cid}"));
+        }
+        if works == Works::No {
+            found.push("the guest has neither a virtio-serial port nor vsock".to_owned());
+            enable.push(
+                "-chardev socket,id=tier,path=PATH,server=on,wait=off -device virtio-serial-pci -device \
+                 virtserialport,chardev=tier,name=vmm-tier, or -device vhost-vsock-pci,guest-cid=CID"
+                    .to_owned(),
+            );
+        }
+        enable.push(
+            "start guest-agent in the guest and name its socket: --source guest=PATH or \
+             guest=vsock:CID:PORT"
+                .to_owned(),
+        );
+        match (guest.wiring.cpu_pmu, guest.wiring.cpu_migratable) {
+            _ if !is_kvm => {}
+            (Some(false), _) => {
+                found.push("the guest's CPUs have no PMU".to_owned());
+                enable.push("-cpu host,pmu=on,migratable=off".to_owned());
+            }
+            (Some(true), Some(true)) => {
+                found.push(
+                    "the guest's CPUs have a PMU, but without PEBS (migratable=on)".to_owned(),
+                );
+                enable.push("-cpu host,pmu=on,migratable=off".to_owned());
+            }
+            _ => {}
+        }
+    } else {
+        works = Works::Perhaps;
+        found.push(
+            "needs no more of the host than a way to the guest: ask with --qmp SOCKET".to_owned(),
+        );
+    }
+    match kvm {
+        _ if !is_kvm => {
+            found.push("an emulated CPU samples nothing: the agent uses DAMON there".to_owned());
+        }
+        Some(kvm) if kvm.gives_no_pmu() => {
+            found.push(
+                "KVM gives guests no PMU, so an agent samples with DAMON or by page faults"
+                    .to_owned(),
+            );
+            enable.push(
+                "kvm.enable_pmu=1 on the kernel's command line, or modprobe kvm enable_pmu=1"
+                    .to_owned(),
+            );
+        }
+        Some(KvmFacts {
+            perf_capabilities: Some(capabilities),
+            ..
+        }) => {
+            let found_pebs = match capabilities & PEBS_BASELINE != 0 {
+                true => "KVM hands PEBS on with addresses",
+                false => {
+                    "KVM hands no PEBS with addresses on (PERF_CAP_PEBS_BASELINE is masked), so an agent \
+                     samples with DAMON or by page faults"
+                }
+            };
+            found.push(found_pebs.to_owned());
+        }
+        _ => {}
+    }
+    SourceReport {
+        source: SourceKind::Guest,
+        works,
+        sees: Sight::Guest,
+        precision: "exact with PEBS or IBS in the guest, else regions",
+        found: found.join("; "),
+        enable,
+    }
+}
+
+/// What the table says in one finding.
+pub(super) fn finding(table: &[SourceReport]) -> Finding {
+    let names = |works: fn(&SourceReport) -> bool| {
+        let names: Vec<_> = table
+            .iter()
+            .filter(|row| works(row))
+            .map(|row| row.source.name())
+            .collect();
+        names.join(", ")
+    };
+    let serving = names(SourceReport::serves);
+    if !serving.is_empty() {
+        return Finding::new(
+            Area::Sampling,
+            "sources",
+            Level::Ok,
+            format!("the guest's accesses are seen by: {serving}"),
+            "tiering knows what is hot",
+        );
+    }
+    let hopeful = names(|row| row.works == Works::Perhaps && row.sees == Sight::Guest);
+    if !hopeful.is_empty() {
+        return Finding::new(
+            Area::Sampling,
+            "sources",
+            Level::Warn,
+            format!("the guest's accesses may be seen by: {hopeful}"),
+            "whether that works shows when it runs; until then the agent is blind and moves nothing",
+        );
+    }
+    Finding::new(
+        Area::Sampling,
+        "sources",
+        Level::Fail,
+        "no source on this host sees the guest's accesses",
+        "the agent would be blind and move nothing; the table of sources says what would help",
+    )
+}
