@@ -188,6 +188,10 @@ impl Agent {
         Self { child, folder }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn control(&self) -> PathBuf {
         self.folder.path().join("control")
     }
@@ -212,7 +216,7 @@ impl Agent {
     }
 
     /// Asks until the answer is as wanted.
-    pub fn ask_until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub fn ask_until(&mut self, mut wanted: impl FnMut(&Value) -> bool) -> Value {
         let (client, _events) = self.client();
         self.wait_for(|| {
             let reply = client.execute_raw("query-tier", None).unwrap();
