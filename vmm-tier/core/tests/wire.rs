@@ -246,6 +246,8 @@ proptest! {
         last in frame(),
     ) {
         let mut stream = pieces.concat();
+        // Said twice: what is cut before it may by chance end as it begins, and so take its first bytes.
+        stream.extend(encoded(&last));
         stream.extend(encoded(&last));
         let (mut found, mut decoder) = decoded(&stream, &lengths);
         // A cut frame may wait for bytes that the last frame seems to be: it is given up in time.
