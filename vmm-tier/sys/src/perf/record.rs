@@ -119,6 +119,7 @@ impl RecordFormat {
         })
     }
 
+    #[inline]
     fn has(&self, field: abi::perf_event_sample_format) -> bool {
         self.sample_type & u64::from(field) != 0
     }
@@ -157,7 +158,8 @@ impl std::fmt::Debug for Sample<'_> {
     }
 }
 
-/// The lower and the upper half of a word as it lies in memory.
+/// The first and the second half of a word as it lies in memory.
+#[inline]
 fn halves(word: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
     (
@@ -371,10 +373,14 @@ impl Cursor<'_> {
 /// The length of the record at the front of `bytes`, and its type and misc.
 #[inline]
 fn header(bytes: &[u8]) -> Result<(u32, u16, usize), RecordError> {
-    let Some(&[a, b, c, d, m, n, s, t]) = bytes.first_chunk::<HEADER_BYTES>() else {
+    let Some(word) = bytes.first_chunk::<HEADER_BYTES>() else {
         return Err(RecordError::NoHeader(bytes.len()));
     };
-    let size = usize::from(u16::from_ne_bytes([s, t]));
+    // One load for all three.
+    let (kind, rest) = halves(u64::from_ne_bytes(*word));
+    let [m, n, s, t] = rest.to_ne_bytes();
+    let (misc, size) = (u16::from_ne_bytes([m, n]), u16::from_ne_bytes([s, t]));
+    let size = usize::from(size);
     // The kernel pads every record to eight bytes (perf_output_begin works on aligned sizes).
     if size < HEADER_BYTES || size > bytes.len() || !size.is_multiple_of(8) {
         return Err(RecordError::Size {
@@ -382,11 +388,7 @@ fn header(bytes: &[u8]) -> Result<(u32, u16, usize), RecordError> {
             rest: bytes.len(),
         });
     }
-    Ok((
-        u32::from_ne_bytes([a, b, c, d]),
-        u16::from_ne_bytes([m, n]),
-        size,
-    ))
+    Ok((kind, misc, size))
 }
 
 /// The record at the front of `bytes`, and how many bytes it takes.
