@@ -1,46 +1,36 @@
 //! The in-guest companion of vmm-tier.
 //!
-//! Today it does one thing: it reports what the host can't see and what matters to tiering (the
-//! guest's kernel, page sizes, and the guest's own mechanisms that move pages about), as one JSON
-//! object on standard output. Sampling inside the guest is to come.
+//! `guest-agent run` observes which of the guest's pages are used and sends guest-physical addresses to
+//! vmm-tier on the host; `guest-agent report` says what the host can't see of this guest. It changes
+//! nothing in the guest, needs no library at run time, and may be killed at any time.
 
-use std::{fs, io::Read, path::Path, process::ExitCode};
+mod agent;
+mod args;
+mod link;
+mod report;
+mod session;
+mod source;
+
+use std::{
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use anyhow::Context;
-use serde::Serialize;
 
-/// The longest file that is read: those below are a line or a page long, meminfo a few.
-const MAX_BYTES: u64 = 64 << 10;
-
-/// What the guest says of itself.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Report {
-    /// The version of this program.
-    agent: &'static str,
-    /// The guest's kernel release.
-    kernel: String,
-    /// Memory that the guest's kernel manages, in bytes.
-    memory_bytes: u64,
-    /// The base page size in bytes.
-    page_size: usize,
-    /// `always`, `madvise` or `never`; `null` where the kernel has no transparent huge pages. With 4 KiB
-    /// pages the host can tell hot from cold more finely; with huge pages each TLB miss costs less.
-    transparent_hugepage: Option<String>,
-    /// Whether the guest's own NUMA balancing unmaps pages to sample them, which the host sees as heat.
-    numa_balancing: Option<bool>,
-    /// Whether the guest merges equal pages (KSM), which touches all of them.
-    ksm_runs: Option<bool>,
-    /// Whether the kernel has DAMON, with which the guest can sample for the host.
-    has_damon: bool,
-}
+use crate::args::{Command, USAGE};
 
 fn main() -> ExitCode {
-    match report(Path::new("/")) {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
+    let command = match Command::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("guest-agent: {error}; see guest-agent --help");
+            return ExitCode::from(2);
         }
+    };
+    match carry_out(command) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("guest-agent: {error:#}");
             ExitCode::FAILURE
@@ -48,115 +38,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn report(root: &Path) -> anyhow::Result<String> {
-    let uname = rustix::system::uname();
-    let kernel = uname.release().to_string_lossy().into_owned();
-    Ok(serde_json::to_string(&gather(root, kernel)?)?)
-}
-
-fn gather(root: &Path, kernel: String) -> anyhow::Result<Report> {
-    let meminfo = root.join("proc/meminfo");
-    let text = read(&meminfo).with_context(|| format!("{} can't be read", meminfo.display()))?;
-    let flag = |path: &str| read(&root.join(path)).ok().map(|text| text.trim() != "0");
-    Ok(Report {
-        agent: env!("CARGO_PKG_VERSION"),
-        kernel,
-        memory_bytes: total_bytes(&text)
-            .with_context(|| format!("{} has no MemTotal line", meminfo.display()))?,
-        page_size: rustix::param::page_size(),
-        transparent_hugepage: read(&root.join("sys/kernel/mm/transparent_hugepage/enabled"))
-            .ok()
-            .and_then(|text| chosen(&text)),
-        numa_balancing: flag("proc/sys/kernel/numa_balancing"),
-        ksm_runs: flag("sys/kernel/mm/ksm/run"),
-        has_damon: root.join("sys/kernel/mm/damon/admin").is_dir(),
-    })
-}
-
-fn read(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    fs::File::open(path)?
-        .take(MAX_BYTES)
-        .read_to_string(&mut text)?;
-    Ok(text)
-}
-
-/// `MemTotal: 400000 kB` in bytes.
-fn total_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-/// The word in brackets: `always [madvise] never`.
-fn chosen(text: &str) -> Option<String> {
-    let (_, rest) = text.split_once('[')?;
-    let (word, _) = rest.split_once(']')?;
-    Some(word.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        root
-    }
-
-    #[test]
-    fn report_when_the_guest_has_everything_says_so() {
-        let root = tree(&[
-            (
-                "proc/meminfo",
-                "MemTotal:         400000 kB\nMemFree: 1 kB\n",
-            ),
-            (
-                "sys/kernel/mm/transparent_hugepage/enabled",
-                "always [madvise] never\n",
-            ),
-            ("proc/sys/kernel/numa_balancing", "0\n"),
-            ("sys/kernel/mm/ksm/run", "1\n"),
-            ("sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds", "0\n"),
-        ]);
-        let report = gather(root.path(), "6.12".to_owned()).unwrap();
-        assert_eq!(report.memory_bytes, 400_000 * 1024);
-        assert_eq!(report.transparent_hugepage.as_deref(), Some("madvise"));
-        assert_eq!(
-            (report.numa_balancing, report.ksm_runs),
-            (Some(false), Some(true))
-        );
-        assert!(report.has_damon);
-    }
-
-    #[test]
-    fn report_when_the_kernel_lacks_mechanisms_leaves_them_open() {
-        let root = tree(&[("proc/meminfo", "MemTotal: 1 kB\n")]);
-        let report = gather(root.path(), "6.12".to_owned()).unwrap();
-        assert_eq!(
-            (report.numa_balancing, report.transparent_hugepage),
-            (None, None)
-        );
-        assert!(!report.has_damon);
-    }
-
-    #[test]
-    fn report_when_meminfo_is_missing_or_strange_names_it() {
-        for files in [
-            &[][..],
-            &[("proc/meminfo", "MemFree: 1 kB\n")],
-            &[("proc/meminfo", "MemTotal: 99999999999999999999 kB")],
-        ] {
-            let root = tree(files);
-            let error = gather(root.path(), String::new()).unwrap_err();
-            assert!(format!("{error:#}").contains("proc/meminfo"), "{error:#}");
+fn carry_out(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Help => println!("{USAGE}"),
+        Command::Version => println!("guest-agent {}", env!("CARGO_PKG_VERSION")),
+        Command::Report => println!("{}", report::report(Path::new("/"))?),
+        Command::Run(settings) => {
+            let terminate = Arc::new(AtomicBool::new(false));
+            for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+                signal_hook::flag::register(signal, Arc::clone(&terminate))
+                    .context("signals can't be taken")?;
+            }
+            agent::run(&settings, &terminate)?;
         }
     }
+    Ok(())
 }
