@@ -24,9 +24,11 @@ use crate::source::{host_faults, kvm_faults, pebs};
 /// How long each hardware event watches the doctor read and write.
 const MOMENT: Duration = Duration::from_millis(50);
 /// How long DAMON may take to find the doctor's memory used.
-const DAMON_LIMIT: Duration = Duration::from_secs(2);
-/// What is read and written meanwhile: more than caches hold, so that events on misses see it.
-const WORDS: usize = (64 << 20) / 8;
+const DAMON_LIMIT: Duration = Duration::from_secs(4);
+/// What is read and written meanwhile, in words: little, for DRAM may be full.
+const WORDS: usize = (8 << 20) / 8;
+/// The same for events on misses: more than caches hold.
+const MANY_WORDS: usize = (64 << 20) / 8;
 /// Pages of each ring.
 const RING_PAGES: usize = 16;
 /// One in so many accesses: dense enough for thousands of samples in a moment.
@@ -54,7 +56,7 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    /// Tries them all; takes up to two seconds.
+    /// Tries them all; takes up to four seconds.
     pub(super) fn take(root: &SysRoot, run_dir: &Path) -> Self {
         let mut memory: Vec<u64> = Vec::with_capacity(WORDS);
         // First, while the memory is fresh: each of its pages is touched for the first time.
@@ -157,12 +159,13 @@ fn ibs(root: &SysRoot, memory: &mut [u64]) -> Probe {
     }
 }
 
-fn pebs(root: &SysRoot, memory: &mut [u64]) -> Probe {
+fn pebs(root: &SysRoot, memory: &mut Vec<u64>) -> Probe {
     let events = match pebs::events(root, PERIOD) {
         Ok(events) => events,
         Err(error) => return refused(&error),
     };
     let events: Vec<_> = events.into_iter().map(|(_, _, event)| event).collect();
+    memory.resize(MANY_WORDS, 1);
     let range = memory.as_ptr_range();
     let range = range.start as u64..range.end as u64;
     let usable = |sample: &Sample<'_>| {
