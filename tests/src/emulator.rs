@@ -17,7 +17,8 @@
 //!   panics, resets or stands still. With one thread for all CPUs, which kicks them in turn, four of
 //!   four guests went so within a minute, no agent near; with a thread for each it takes some 50 guests.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -43,6 +44,19 @@ pub struct Files {
     pub messages: PathBuf,
     /// A socket that leads to the agent in the emulated host, for scenarios with a bridge.
     pub bridge: Option<PathBuf>,
+    /// The software PMU, for hosts that have one.
+    pub pmu: Option<PmuFiles>,
+}
+
+/// What the software PMU is made of.
+#[derive(Debug, Clone)]
+pub struct PmuFiles {
+    /// The emulator's plugin.
+    pub plugin: PathBuf,
+    /// The shared file, laid out as `softpmu` wants it.
+    pub shared: PathBuf,
+    /// Its length.
+    pub bytes: u64,
 }
 
 /// Time of the emulated CPUs' threads, as schedstat counts it.
@@ -188,6 +202,23 @@ pub fn arguments(root: &Path, kernel: &Path, host: &Host, files: &Files) -> Vec<
             ),
         ]);
     }
+    if let Some(pmu) = &files.pmu {
+        list.push("-plugin".into());
+        list.push(joined(&[
+            &escaped(&pmu.plugin),
+            ",ring=".as_ref(),
+            &escaped(&pmu.shared),
+        ]));
+        // The emulated host sees the file as BAR 2 of a device without a driver.
+        let backend = format!(
+            "memory-backend-file,id=pmu,share=on,size={},mem-path=",
+            pmu.bytes
+        );
+        list.push("-object".into());
+        list.push(joined(&[backend.as_ref(), &escaped(&pmu.shared)]));
+        list.push("-device".into());
+        list.push("ivshmem-plain,memdev=pmu".into());
+    }
     let mut with_path = |option: &str, before: &str, path: &Path| {
         let mut value = OsString::from(before);
         value.push(path);
@@ -219,9 +250,67 @@ pub fn arguments(root: &Path, kernel: &Path, host: &Host, files: &Files) -> Vec<
     list
 }
 
+fn joined(parts: &[&OsStr]) -> OsString {
+    parts.iter().copied().collect()
+}
+
+/// A path as a value in the emulator's lists: a comma is doubled.
+fn escaped(path: &Path) -> OsString {
+    let mut bytes = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        bytes.push(*byte);
+        if *byte == b',' {
+            bytes.push(b',');
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn words(files: &Files) -> String {
+        arguments(Path::new("/root"), Path::new("k"), &Host::default(), files)
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    fn files() -> Files {
+        Files {
+            initramfs: "i".into(),
+            console: "c".into(),
+            events: "e".into(),
+            messages: "m".into(),
+            bridge: None,
+            pmu: None,
+        }
+    }
+
+    #[test]
+    fn arguments_when_a_host_has_a_pmu_name_plugin_and_device() {
+        assert!(!words(&files()).contains("plugin"));
+
+        let text = words(&Files {
+            pmu: Some(PmuFiles {
+                plugin: "/a,b/p.so".into(),
+                shared: "/proc/7/fd/3".into(),
+                bytes: 8192,
+            }),
+            ..files()
+        });
+
+        assert!(
+            text.contains("-plugin /a,,b/p.so,ring=/proc/7/fd/3"),
+            "{text}"
+        );
+        assert!(
+            text.contains("memory-backend-file,id=pmu,share=on,size=8192,mem-path=/proc/7/fd/3")
+        );
+        assert!(text.contains("-device ivshmem-plain,memdev=pmu"));
+    }
 
     #[test]
     fn wait_share_when_a_quarter_was_waited_says_so() {
@@ -240,21 +329,8 @@ mod tests {
 
     #[test]
     fn arguments_when_a_host_has_two_nodes_describe_both_in_the_hmat() {
-        let files = Files {
-            initramfs: "i".into(),
-            console: "c".into(),
-            events: "e".into(),
-            messages: "m".into(),
-            bridge: None,
-        };
+        let text = words(&files());
 
-        let list = arguments(Path::new("/root"), Path::new("k"), &Host::default(), &files);
-
-        let text = list
-            .iter()
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ");
         assert!(text.contains("-numa node,nodeid=0,memdev=m0,initiator=0,cpus=0-1"));
         assert!(text.contains("-numa node,nodeid=1,memdev=m1,initiator=0 "));
         assert_eq!(text.matches("hmat-lb").count(), 4);

@@ -154,6 +154,29 @@ pub struct Sample {
     pub kdamond_cpu_s: f64,
     /// By name of the guest.
     pub guests: BTreeMap<String, GuestSample>,
+    /// What the software PMU has written, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pmu: Option<PmuCounts>,
+}
+
+/// Records of the software PMU since boot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PmuCounts {
+    /// Written.
+    pub records: u64,
+    /// The ring had no room.
+    pub lost: u64,
+}
+
+/// Accesses to a guest's memory as the software PMU counted them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Accesses {
+    /// To pages on node 0.
+    pub fast: u64,
+    /// To pages on other nodes.
+    pub slow: u64,
 }
 
 /// One guest in one second.
@@ -169,6 +192,9 @@ pub struct GuestSample {
     /// The workload's own count for the last second it reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates_per_s: Option<f64>,
+    /// Every access to its memory since the last sample, where there is a software PMU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accesses: Option<Accesses>,
     /// The agent beside it, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentSample>,
@@ -199,6 +225,12 @@ pub struct AgentSample {
     /// `state` of `query-tier`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// `hit-ratio` of `query-tier`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hit_ratio: Option<f64>,
+    /// `half-life-s` of `query-tier`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half_life_s: Option<f64>,
 }
 
 /// How an agent ended.

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::fs::MemfdFlags;
+use softpmu::{Layout, Shared};
 
-use crate::emulator::{Emulator, Files};
+use crate::emulator::{Emulator, Files, PmuFiles};
 use crate::event::Event;
 use crate::image::{Cache, Programs, write_overlay};
 use crate::result::ScenarioResult;
@@ -21,6 +24,9 @@ pub static STOP: AtomicBool = AtomicBool::new(false);
 
 /// The emulated host powers off within a second or two after its last event.
 const POWER_OFF_WITHIN: Duration = Duration::from_secs(10);
+
+/// A q35 machine has this much memory from address 0 on without a gap; the PMU's counters know none.
+const LOW_MIB: u64 = 2048;
 
 /// How much of each log a failed run shows.
 const LAST_LINES: usize = 40;
@@ -70,12 +76,15 @@ pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioRes
     let base = cache.base_archive(&mut |what| screen.progress(what))?;
     let overlay = workdir.path.join("overlay.cpio");
     write_overlay(&overlay, &programs, scenario, &versions)?;
+    // Its memory goes with this process and the emulator: nothing can be left behind.
+    let pmu = pmu_files(scenario, &options.programs)?;
     let files = Files {
         initramfs: workdir.path.join("initramfs.cpio"),
         console: folder.join("console.log"),
         events: folder.join("events.jsonl"),
         messages: folder.join("emulator.log"),
         bridge: has_bridge(scenario).then(|| folder.join("qmp.sock")),
+        pmu: pmu.as_ref().map(|(_, files)| files.clone()),
     };
     concatenate(&[&base, &overlay], &files.initramfs)?;
     let _ = fs::remove_file(&files.events);
@@ -195,6 +204,48 @@ fn listen(
         screen.tick();
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What the software PMU needs, if the host has one; the file lives as long as its handle.
+fn pmu_files(scenario: &Scenario, programs: &Path) -> anyhow::Result<Option<(File, PmuFiles)>> {
+    let host = &scenario.host;
+    let Some(pmu) = &host.pmu else {
+        return Ok(None);
+    };
+    let plugin = programs.join("libsoftpmu_plugin.so");
+    if !plugin.is_file() {
+        bail!(
+            "no {}; build it with 'cargo build -p softpmu-plugin', as scripts/lab does",
+            plugin.display()
+        );
+    }
+    let mib: u64 = host.nodes.iter().map(|node| node.mib).sum();
+    if mib > LOW_MIB {
+        bail!("a host with a PMU can have {LOW_MIB} MiB at most, not {mib}");
+    }
+    let layout = Layout::new(
+        pmu.ring_kib << 10,
+        mib << 20 >> 12,
+        u64::from(host.cpus),
+        pmu.period,
+    )
+    .context("the scenario's pmu")?;
+    let file = rustix::fs::memfd_create("softpmu", MemfdFlags::CLOEXEC)
+        .context("making the PMU's shared memory")?;
+    let file = File::from(file);
+    file.set_len(layout.file_bytes())?;
+    layout.write(&Shared::map(&file, layout.file_bytes())?)?;
+    let shared = PathBuf::from(format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        file.as_raw_fd()
+    ));
+    let files = PmuFiles {
+        plugin,
+        shared,
+        bytes: layout.file_bytes(),
+    };
+    Ok(Some((file, files)))
 }
 
 fn has_bridge(scenario: &Scenario) -> bool {

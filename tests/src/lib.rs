@@ -9,6 +9,7 @@ pub mod checks;
 pub mod cpio;
 pub mod emulator;
 pub mod event;
+pub mod hits;
 pub mod host;
 pub mod image;
 pub mod inside;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::checks::{CheckResult, evaluate};
-use crate::event::{AgentEnd, AttemptOutcome, Event, HostFacts, Look, Mark, Sample};
+use crate::event::{AgentEnd, AttemptOutcome, Event, HostFacts, Look, Mark, PmuCounts, Sample};
 use crate::scenario::{Run, Scenario, Step};
 use crate::summary::Summary;
 
@@ -104,6 +104,9 @@ pub struct Point {
     pub kdamond_cpu_s: f64,
     /// By name.
     pub guests: BTreeMap<String, GuestPoint>,
+    /// What the software PMU has written, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pmu: Option<PmuCounts>,
 }
 
 /// One guest in one second.
@@ -124,6 +127,18 @@ pub struct GuestPoint {
     pub state: Option<String>,
     /// CPU time of the agent.
     pub agent_cpu_s: Option<f64>,
+    /// Accesses to node 0 in the last second, counted by the software PMU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accesses_fast: Option<u64>,
+    /// The same to other nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accesses_slow: Option<u64>,
+    /// As the agent says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hit_ratio: Option<f64>,
+    /// Of the agent's memory of accesses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub half_life_s: Option<f64>,
 }
 
 impl ScenarioResult {
@@ -247,6 +262,10 @@ fn point(sample: &Sample, phase: &str) -> Point {
             demoted_bytes: agent.and_then(|agent| agent.demoted_bytes),
             state: agent.and_then(|agent| agent.state.clone()),
             agent_cpu_s: agent.map(|agent| agent.cpu_s),
+            accesses_fast: guest.accesses.map(|accesses| accesses.fast),
+            accesses_slow: guest.accesses.map(|accesses| accesses.slow),
+            hit_ratio: agent.and_then(|agent| agent.hit_ratio),
+            half_life_s: agent.and_then(|agent| agent.half_life_s),
         };
         (name.clone(), point)
     });
@@ -261,13 +280,14 @@ fn point(sample: &Sample, phase: &str) -> Point {
         kernel_promoted_bytes: sample.kernel_promoted_pages * PAGE_BYTES,
         kdamond_cpu_s: sample.kdamond_cpu_s,
         guests: guests.collect(),
+        pmu: sample.pmu,
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::event::{AgentSample, GuestSample};
+    use crate::event::{Accesses, AgentSample, GuestSample};
 
     /// Ten seconds without an agent at 1000 updates a second, then thirty with one that lifts
     /// 8000 slow pages of 10 000 within five seconds, at 990 updates a second.
@@ -298,6 +318,12 @@ pub(crate) mod tests {
                             promoted_bytes: Some(lifted * 4096),
                             demoted_bytes: Some(lifted * 4096),
                             state: Some("active".to_owned()),
+                            hit_ratio: Some(0.9),
+                            half_life_s: Some(8.0),
+                        }),
+                        accesses: Some(Accesses {
+                            fast: 2000 + lifted,
+                            slow: 8000 - lifted,
                         }),
                         ..GuestSample::default()
                     },

@@ -42,6 +42,23 @@ pub struct Host {
     pub cpus: u32,
     /// The memory nodes in order; node 0 holds the CPUs.
     pub nodes: Vec<Node>,
+    /// A software PMU on the emulated CPUs. It slows them while it counts; without it there is none.
+    pub pmu: Option<Pmu>,
+}
+
+/// A software PMU: see the crate `softpmu`. It counts while a workload runs.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Pmu {
+    /// One access in so many becomes a record.
+    pub period: u64,
+    /// The ring for records, a power of two.
+    #[serde(default = "default_ring_kib")]
+    pub ring_kib: u64,
+}
+
+fn default_ring_kib() -> u64 {
+    1024
 }
 
 impl Default for Host {
@@ -49,6 +66,7 @@ impl Default for Host {
     fn default() -> Self {
         Self {
             cpus: 2,
+            pmu: None,
             nodes: vec![
                 Node {
                     mib: 448,

@@ -49,7 +49,7 @@ pub enum Word {
     Records,
     /// Records for which the ring had no room.
     Lost,
-    /// 1 while accesses are counted and sampled.
+    /// The CPUs whose accesses are counted and sampled now, a bit each.
     Armed,
 }
 

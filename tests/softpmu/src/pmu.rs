@@ -127,12 +127,12 @@ impl Pmu {
         self.layout
     }
 
-    /// Whether accesses are counted now. The emulated host says so, with a word of the file.
+    /// Whether a CPU's accesses are counted now. The emulated host says so, with a word of the file.
     #[must_use]
     #[inline]
-    pub fn armed(&self) -> bool {
+    pub fn armed(&self, cpu: u32) -> bool {
         let word = self.shared.words().get(self.armed_word);
-        word.is_some_and(|word| word.load(Ordering::Relaxed) != 0)
+        word.is_some_and(|word| word.load(Ordering::Relaxed) >> (cpu & 63) & 1 != 0)
     }
 
     /// Counts an access of a CPU. `true` when a sample of it is due; accesses outside of the memory that
@@ -429,13 +429,14 @@ mod tests {
     }
 
     #[test]
-    fn armed_when_the_word_is_set_is_true() {
+    fn armed_when_a_cpus_bit_is_set_is_true_for_that_cpu() {
         let (pmu, shared, layout) = pmu(4096);
-        assert!(!pmu.armed());
+        assert!(!pmu.armed(0));
 
-        shared.store(layout.word(Word::Armed), 1);
+        shared.store(layout.word(Word::Armed), 0b10);
 
-        assert!(pmu.armed());
+        assert!(pmu.armed(1));
+        assert!(!pmu.armed(0));
     }
 
     #[test]

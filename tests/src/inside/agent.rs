@@ -208,6 +208,8 @@ impl Watch {
                 sample.promoted_bytes = reply["promoted-bytes"].as_u64();
                 sample.demoted_bytes = reply["demoted-bytes"].as_u64();
                 sample.state = reply["state"].as_str().map(str::to_owned);
+                sample.hit_ratio = reply["hit-ratio"].as_f64();
+                sample.half_life_s = reply["half-life-s"].as_f64();
             }
             Some(Err(_)) => self.monitor = None,
             None => {}

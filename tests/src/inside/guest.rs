@@ -36,6 +36,8 @@ pub struct Watch {
     pub new_runs: Option<Vec<[u64; 2]>>,
     /// Addresses of the hot pages in QEMU.
     pub hot_pages: Vec<usize>,
+    /// The guest's memory in QEMU, start and bytes, without the first MiB, which is the firmware's.
+    pub ram: (u64, u64),
 }
 
 /// A running guest.
@@ -95,12 +97,20 @@ impl Running {
                 }
             });
         }
-        let monitor = match Monitor::connect_within(&lab_monitor, Duration::from_secs(20)) {
+        let mut monitor = match Monitor::connect_within(&lab_monitor, Duration::from_secs(20)) {
             Ok(monitor) => monitor,
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(error.context("QEMU's monitor"));
+            }
+        };
+        let ram = match ram(&mut monitor, guest.mib) {
+            Ok(ram) => ram,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error.context("where QEMU has the guest's memory"));
             }
         };
         let watch = Arc::new(Mutex::new(Watch {
@@ -109,6 +119,7 @@ impl Running {
             updates: None,
             new_runs: None,
             hot_pages: Vec::new(),
+            ram,
         }));
         let (sender, events) = channel();
         {
@@ -238,25 +249,35 @@ impl Watch {
         let Some(runs) = self.new_runs.take() else {
             return Ok(());
         };
+        // Scattered hot pages are thousands of runs: QEMU was asked once for all, see `ram`.
+        const MIB: u64 = 1 << 20;
+        let (start, length) = self.ram;
         let mut pages = Vec::new();
-        let began = Instant::now();
         for [gpa, bytes] in runs {
-            let start = usize::try_from(self.monitor.host_address(gpa)?)?;
-            // A run may span two RAM blocks: its last page must lie where its first says.
-            let last = gpa + bytes - PAGE_BYTES as u64;
-            let end = usize::try_from(self.monitor.host_address(last)?)?;
-            let length = usize::try_from(bytes)?;
-            if end != start + length - PAGE_BYTES {
-                bail!("run {gpa:#x}+{bytes:#x} is not contiguous in QEMU");
-            }
-            pages.extend((start..start + length).step_by(PAGE_BYTES));
-            if began.elapsed() > Duration::from_secs(20) {
-                bail!("QEMU takes too long to translate the runs");
-            }
+            let behind = gpa
+                .checked_sub(MIB)
+                .filter(|at| at.checked_add(bytes).is_some_and(|end| end <= length));
+            let Some(behind) = behind else {
+                bail!("run {gpa:#x}+{bytes:#x} is not in the guest's memory");
+            };
+            let first = usize::try_from(start + behind)?;
+            pages.extend((first..first + usize::try_from(bytes)?).step_by(PAGE_BYTES));
         }
         self.hot_pages = pages;
         Ok(())
     }
+}
+
+/// A microvm of less than 3 GiB has its memory in one piece, from guest-physical address 0 on.
+fn ram(monitor: &mut Monitor, mib: u64) -> anyhow::Result<(u64, u64)> {
+    const MIB: u64 = 1 << 20;
+    let start = monitor.host_address(MIB)?;
+    let bytes = mib.saturating_sub(1) * MIB;
+    let last = monitor.host_address(MIB + bytes - PAGE_BYTES as u64)?;
+    if last != start + bytes - PAGE_BYTES as u64 {
+        bail!("the memory of {mib} MiB is not in one piece");
+    }
+    Ok((start, bytes))
 }
 
 fn arguments(guest: &Guest) -> Vec<String> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::pmu::{Pmu, Truth};
 use super::{Reporter, agent, guest, locked};
 use crate::event::{Event, GuestSample, NodeFacts, Sample};
 use crate::sys::pages_on_nodes;
@@ -21,6 +22,8 @@ pub struct Board {
     pub guests: BTreeMap<String, Arc<Mutex<guest::Watch>>>,
     /// Agents by name of their guest.
     pub agents: BTreeMap<String, agent::Watch>,
+    /// The software PMU, if the host has one.
+    pub pmu: Option<Arc<Pmu>>,
 }
 
 /// The thread that measures; dropping it ends it.
@@ -38,8 +41,9 @@ impl Sampler {
         let (board, reporter, ended) = (Arc::clone(board), reporter.clone(), Arc::clone(&end));
         let thread = std::thread::spawn(move || {
             let mut next = Instant::now();
+            let mut truths = BTreeMap::new();
             while !ended.load(Ordering::Relaxed) {
-                let sample = measure(&board, &reporter);
+                let sample = measure(&board, &mut truths, &reporter);
                 reporter.tell(&Event::Sample(sample));
                 next += Duration::from_secs(1);
                 let now = Instant::now();
@@ -65,7 +69,11 @@ impl Drop for Sampler {
     }
 }
 
-fn measure(board: &Mutex<Board>, reporter: &Reporter) -> Sample {
+fn measure(
+    board: &Mutex<Board>,
+    truths: &mut BTreeMap<String, Truth>,
+    reporter: &Reporter,
+) -> Sample {
     let began = Instant::now();
     let mut sample = Sample {
         t: reporter.t(),
@@ -83,6 +91,9 @@ fn measure(board: &Mutex<Board>, reporter: &Reporter) -> Sample {
     sample.kernel_promoted_pages = counter(&vmstat, "pgpromote_success");
     let mut board = locked(board);
     let nodes = sample.free_kib.len();
+    let pmu = board.pmu.clone();
+    sample.pmu = pmu.as_ref().map(|pmu| pmu.counts());
+    truths.retain(|name, _| board.guests.contains_key(name));
     for (name, watch) in &board.guests {
         let entry = sample.guests.entry(name.clone()).or_default();
         let mut watch = locked(watch);
@@ -91,6 +102,10 @@ fn measure(board: &Mutex<Board>, reporter: &Reporter) -> Sample {
             reporter.log("lab", format!("guest {name}: {error:#}"));
         }
         place(&watch, nodes, entry);
+        if let Some(pmu) = &pmu {
+            let truth = truths.entry(name.clone()).or_default();
+            entry.accesses = truth.look(pmu, watch.pid, watch.ram);
+        }
     }
     for (name, agent) in &mut board.agents {
         if let Some(found) = agent.sample() {

@@ -7,6 +7,8 @@ mod bridge;
 pub mod guest;
 pub mod measure;
 pub mod monitor;
+pub mod pmu;
+pub mod records;
 pub mod steps;
 
 use std::fs::File;

@@ -92,6 +92,19 @@ impl Monitor {
         parse_host_address(text).with_context(|| format!("gpa2hva {gpa:#x}: {}", text.trim()))
     }
 
+    /// The threads of the guest's virtual CPUs.
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub fn vcpu_threads(&mut self) -> anyhow::Result<Vec<u32>> {
+        let reply = self.execute("query-cpus-fast", Value::Null)?;
+        let cpus = reply.as_array().context("query-cpus-fast: no list")?;
+        let thread = |cpu: &Value| cpu["thread-id"].as_u64()?.try_into().ok();
+        cpus.iter()
+            .map(|cpu| thread(cpu).context("query-cpus-fast: no thread-id"))
+            .collect()
+    }
+
     fn read(&mut self) -> anyhow::Result<Value> {
         let mut line = Vec::new();
         let read = (&mut self.stream)

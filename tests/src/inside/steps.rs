@@ -13,6 +13,8 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::{Value, json};
 
 use super::measure::{self, Board, Sampler};
+use super::pmu::Pmu;
+use super::records::Reader;
 use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked};
 use crate::event::{Event, GuestEvent, Look, Mark};
 use crate::scenario::{Knobs, Run, Scenario, Signal, Step};
@@ -29,18 +31,25 @@ const AGENT_END_WITHIN: Duration = Duration::from_secs(15);
 /// # Errors
 /// When the emulated host itself can't be used any more.
 pub fn run_all(scenario: &Scenario, reporter: &Reporter) -> anyhow::Result<()> {
+    let pmu = match scenario.host.pmu {
+        Some(_) => Some(Arc::new(Pmu::find().context("the software PMU")?)),
+        None => None,
+    };
     for run in &scenario.runs {
         reporter.start_clock();
         reporter.tell(&Event::RunStarted {
             run: run.name.clone(),
         });
         let error = set_knobs(&run.knobs)
-            .and_then(|()| carry_out(run, reporter))
+            .and_then(|()| carry_out(run, pmu.as_ref(), reporter))
             .err();
         reporter.tell(&Event::RunEnded {
             run: run.name.clone(),
             error: error.map(|error| format!("{error:#}")),
         });
+        if let Some(pmu) = &pmu {
+            pmu.arm(false);
+        }
         clear_up();
     }
     reporter.tell(&Event::Done);
@@ -83,8 +92,11 @@ struct Runner<'a> {
     agents: BTreeMap<String, agent::Running>,
 }
 
-fn carry_out(run: &Run, reporter: &Reporter) -> anyhow::Result<()> {
-    let board = Arc::new(Mutex::new(Board::default()));
+fn carry_out(run: &Run, pmu: Option<&Arc<Pmu>>, reporter: &Reporter) -> anyhow::Result<()> {
+    let board = Arc::new(Mutex::new(Board {
+        pmu: pmu.cloned(),
+        ..Board::default()
+    }));
     let mut runner = Runner {
         run,
         reporter,
@@ -210,6 +222,11 @@ impl Runner<'_> {
                 self.reporter.tell(&Event::Attempt(outcome));
                 Ok(())
             }
+            Step::ReadRecords {
+                guest,
+                note,
+                seconds,
+            } => self.read_records(guest, note, Duration::from_secs(*seconds)),
             Step::Look { name } => {
                 self.look(name);
                 Ok(())
@@ -256,6 +273,15 @@ impl Runner<'_> {
         }
         // The next sample shall know where the hot set is.
         locked(&running.watch).translate()?;
+        // Not before: booting and the first touch would take several times as long.
+        let watch = Arc::clone(&running.watch);
+        let pmu = locked(&self.board).pmu.clone();
+        if let Some(pmu) = pmu {
+            let mut watch = locked(&watch);
+            let vcpus = watch.monitor.vcpu_threads()?;
+            pmu.arrange(watch.pid, &vcpus)?;
+            pmu.arm(true);
+        }
         self.reporter.mark(Mark::WorkReady, &name);
         Ok(())
     }
@@ -323,7 +349,15 @@ impl Runner<'_> {
         let name = self.name(guest)?;
         self.reporter.progress("starting vmm-tier run");
         self.reporter.mark(Mark::AgentStarted, &name);
-        let mut running = agent::Running::start(&name, args, self.reporter)?;
+        let pmu = locked(&self.board).pmu.clone();
+        let args: Vec<String> = match &pmu {
+            Some(pmu) => {
+                let path = pmu.path.to_string_lossy();
+                args.iter().map(|arg| arg.replace("{pmu}", &path)).collect()
+            }
+            None => args.to_vec(),
+        };
+        let mut running = agent::Running::start(&name, &args, self.reporter)?;
         if !running.await_ready(AGENT_READY_WITHIN)? {
             self.agent_ended(running, AGENT_END_WITHIN)?;
             bail!("the agent ended at once");
@@ -381,6 +415,17 @@ impl Runner<'_> {
                 "stderr": String::from_utf8_lossy(&output.stderr),
             }),
         );
+        Ok(())
+    }
+
+    fn read_records(&mut self, guest: &str, note: &str, time: Duration) -> anyhow::Result<()> {
+        let pmu = locked(&self.board).pmu.clone();
+        let pmu = pmu.context("the host has no software PMU")?;
+        self.reporter.progress("reading the PMU's records");
+        let watch = Arc::clone(&self.guest(guest)?.watch);
+        let mut reader = Reader::new(&pmu, &locked(&watch))?;
+        reader.read(time);
+        self.note(note, json!({ "reply": { "samples": reader.account() } }));
         Ok(())
     }
 

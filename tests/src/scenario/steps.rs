@@ -58,7 +58,7 @@ pub enum Step {
         /// Which.
         #[serde(default)]
         guest: String,
-        /// More arguments.
+        /// More arguments, `{pmu}` standing for the file of the software PMU's records.
         #[serde(default)]
         args: Vec<String>,
     },
@@ -122,6 +122,17 @@ pub enum Step {
     },
     /// Starts `vmm-tier` with something wrong and records how it ends.
     Attempt(Attempt),
+    /// Reads the software PMU's records as an agent would and notes what they are: those of the guest's
+    /// memory as accepted, the others as dropped. While an agent reads them nobody else may.
+    ReadRecords {
+        /// Which guest.
+        #[serde(default)]
+        guest: String,
+        /// The note's name.
+        note: String,
+        /// For how long.
+        seconds: u64,
+    },
     /// Records what the agent left behind: kdamonds, sockets, processes.
     Look {
         /// Checks refer to it by this name.
@@ -188,6 +199,14 @@ pub enum Peer {
     NotQemu,
     /// The guest's QEMU.
     Guest,
+}
+
+fn default_accounting_note() -> String {
+    "query-tier".to_owned()
+}
+
+fn default_account() -> String {
+    "/reply/samples".to_owned()
 }
 
 /// What must hold of a run's measurements.
@@ -263,6 +282,26 @@ pub enum Check {
         at: String,
         /// What must stand there.
         is: serde_json::Value,
+    },
+    /// The agent's hit ratio against that of all accesses as the software PMU counted them, over the last
+    /// seconds of tiering: how far it is off on average.
+    HitRatioError {
+        /// How many seconds.
+        over_s: f64,
+        /// Largest error, as a share of all accesses.
+        max: f64,
+    },
+    /// What became of a source's records, in a note that holds the answer to `query-tier`: as many arrived
+    /// as were accepted or dropped.
+    Accounting {
+        /// The note's name.
+        #[serde(default = "default_accounting_note")]
+        note: String,
+        /// Where the account stands, as a JSON pointer.
+        #[serde(default = "default_account")]
+        at: String,
+        /// Least number of accepted records.
+        min_accepted: u64,
     },
     /// An attempt ended with a code other than 0 and one line, or in the state expected.
     AttemptRefused {

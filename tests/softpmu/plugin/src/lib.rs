@@ -114,7 +114,7 @@ extern "C" fn on_translation(block: *mut Block, _user: *mut c_void) {
 /// An emulated CPU has loaded or stored. Called on that CPU's thread, so often that it sets the
 /// emulator's speed.
 extern "C" fn on_access(cpu: c_uint, info: MemInfo, address: u64, user: *mut c_void) {
-    let Some(pmu) = PMU.get().filter(|pmu| pmu.armed()) else {
+    let Some(pmu) = PMU.get().filter(|pmu| pmu.armed(cpu)) else {
         return;
     };
     // SAFETY: called within an access's callback with its own info and address, as it demands.
