@@ -19,6 +19,9 @@ use crate::{
 
 /// Frames that one request covers at most (16 MiB of 4 KiB pages).
 const CHUNK_FRAMES: u64 = 4096;
+/// A round over the guest takes no less: what moves pages under the agent is slower, and small guests would
+/// be looked at many times a second.
+const LEAST_ROUND: Duration = Duration::from_secs(4);
 /// Chunks waiting out of turn; more are left to the regular round.
 const URGENT_MAX: usize = 256;
 
@@ -65,6 +68,8 @@ pub(crate) struct Scanner {
     was_urgent: bool,
     under_way: Option<ScanRequest>,
     next_at: Time,
+    /// When the round goes on; what is urgent does not wait for it.
+    turn_at: Time,
     rounds: u64,
     current: Leftovers,
     pub(crate) last_round: Leftovers,
@@ -76,6 +81,7 @@ impl Scanner {
         *self = Self {
             spans,
             next_at: now,
+            turn_at: now,
             last_id: self.last_id,
             ..Self::default()
         };
@@ -119,10 +125,14 @@ impl Scanner {
         }
         // In turns: pages that are sampled and stay absent (a coarse region speaks for them too) ask out
         // of turn for ever, and must not keep the round from going on.
-        let urgent = match self.was_urgent {
+        let turn_is_due = in_first_round || now >= self.turn_at;
+        let urgent = match self.was_urgent && turn_is_due {
             true => None,
             false => self.urgent.pop_front(),
         };
+        if urgent.is_none() && !turn_is_due {
+            return None;
+        }
         self.was_urgent = urgent.is_some();
         let span = match urgent {
             Some(span) => {
@@ -175,6 +185,9 @@ impl Scanner {
         if report.request.span.hva.0 != span.hva.0 + offset {
             return true;
         }
+        let all: u64 = self.spans.iter().map(|span| span.bytes).sum();
+        let part = report.request.span.bytes as f64 / all.max(1) as f64;
+        self.turn_at = now + LEAST_ROUND.mul_f64(part.min(1.0));
         self.current.absent_bytes += seen.absent_bytes;
         self.current.elsewhere_bytes += seen.elsewhere_bytes;
         let offset = offset + report.request.span.bytes;
@@ -264,6 +277,27 @@ mod tests {
     }
 
     #[test]
+    fn later_rounds_when_look_ups_cost_nothing_take_their_time_and_urgent_ones_do_not() {
+        let mut scanner = scanner();
+        let mut now = Time(0);
+        let mut looked = 0;
+        while now < Time(0) + LEAST_ROUND * 10 {
+            now = now + Duration::from_millis(10);
+            if let Some(request) = scanner.next(now) {
+                looked += u64::from(scanner.has_seen_all());
+                let done = answer(request, Duration::ZERO);
+                assert!(scanner.finish(&done, Leftovers::default(), now, 0.5));
+                assert_eq!(scanner.next(now).is_some(), !scanner.has_seen_all());
+                scanner.under_way = None;
+            }
+        }
+        // Four chunks a round.
+        assert!((36..=44).contains(&looked), "{looked}");
+        scanner.ask_urgently(Hva(6 * MIB));
+        assert_eq!(scanner.next(now).unwrap().span.hva, Hva(6 * MIB));
+    }
+
+    #[test]
     fn urgent_request_when_asked_twice_comes_once_and_first() {
         let mut scanner = scanner();
         scanner.ask_urgently(Hva(7 * MIB + 5));
@@ -311,15 +345,15 @@ mod tests {
             frame_bytes: gib,
         };
         scanner.reset(vec![span], Time(0));
-        for _ in 0..2 {
+        for now in [Time(0), Time(0) + LEAST_ROUND] {
             scanner.ask_urgently(Hva(gib + 5 * MIB));
-            let request = scanner.next(Time(0)).unwrap();
+            let request = scanner.next(now).unwrap();
             assert_eq!((request.span.hva, request.span.bytes), (Hva(gib), gib));
             let done = answer(request, Duration::ZERO);
-            assert!(scanner.finish(&done, Leftovers::default(), Time(0), 0.5));
-            let in_turn = scanner.next(Time(0)).unwrap();
+            assert!(scanner.finish(&done, Leftovers::default(), now, 0.5));
+            let in_turn = scanner.next(now + LEAST_ROUND / 2).unwrap();
             let done = answer(in_turn, Duration::ZERO);
-            assert!(scanner.finish(&done, Leftovers::default(), Time(0), 0.5));
+            assert!(scanner.finish(&done, Leftovers::default(), now, 0.5));
         }
     }
 
