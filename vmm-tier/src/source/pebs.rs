@@ -31,7 +31,7 @@ use super::{
     vcpus::{Decode, VcpuSource, is_kernel_address},
 };
 
-/// Pages of each ring: a record has 40 bytes.
+/// Pages of each ring: a record has 32 bytes.
 const RING_PAGES: usize = 16;
 
 /// An event that is open on each thread, by its place in the list of events.

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::source::records::synthetic::{
-    ADDR, DATA_SRC, TID, TIME, assert_sums, batch_of, lost, mixed, sample, throttle,
+    ADDR, DATA_SRC, TID, assert_sums, batch_of, lost, mixed, sample, throttle,
 };
 
-const FIELDS: u64 = TID | TIME | ADDR | DATA_SRC;
+const FIELDS: u64 = TID | ADDR | DATA_SRC;
 /// `perf_event_header.misc` of an exact sample in each mode.
 const EXACT: u16 = 1 << 14;
 const KERNEL: u16 = EXACT | 1;
@@ -29,7 +29,7 @@ fn decoder(is_kvm: bool) -> Pebs {
 }
 
 fn record(address: u64, misc: u16) -> Vec<u8> {
-    sample(misc, &[1, 2, address, LOAD])
+    sample(misc, &[1, address, LOAD])
 }
 
 #[test]

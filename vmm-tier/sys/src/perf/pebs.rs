@@ -241,18 +241,18 @@ impl PebsPmu {
             .filter(|&access| self.encoding(access).is_some())
     }
 
-    /// The event that samples these accesses of user mode with their address, data source, time and
-    /// thread, if the PMU has one; with the group's leader where the CPU needs it.
+    /// The event that samples these accesses of user mode with their address, data source and thread,
+    /// if the PMU has one; with the group's leader where the CPU needs it.
     #[must_use]
     pub fn event(&self, access: Access, settings: &PebsSettings) -> Option<ThreadEvent> {
         let mut encoding = *self.encoding(access)?;
         if access == Access::Loads {
             encoding.set_latency(settings.latency_cycles);
         }
-        let mut sample_type = abi::PERF_SAMPLE_TID
-            | abi::PERF_SAMPLE_TIME
-            | abi::PERF_SAMPLE_ADDR
-            | abi::PERF_SAMPLE_DATA_SRC;
+        // No time: with a clock of our choice it would cost an interrupt for each record, where the
+        // hardware else collects many (intel_pmu_large_pebs_flags).
+        let mut sample_type =
+            abi::PERF_SAMPLE_TID | abi::PERF_SAMPLE_ADDR | abi::PERF_SAMPLE_DATA_SRC;
         if settings.physical {
             sample_type |= abi::PERF_SAMPLE_PHYS_ADDR;
         }

@@ -112,7 +112,7 @@ fn event_when_asked_for_samples_user_mode_precisely_with_the_address() {
     assert!(!event.exclude_user);
     let asked = |field: u32| event.sample_type & u64::from(field) != 0;
     assert!(asked(abi::PERF_SAMPLE_ADDR) && asked(abi::PERF_SAMPLE_DATA_SRC));
-    assert!(!asked(abi::PERF_SAMPLE_PHYS_ADDR));
+    assert!(!asked(abi::PERF_SAMPLE_PHYS_ADDR) && !asked(abi::PERF_SAMPLE_TIME));
     let physical = PebsSettings {
         physical: true,
         ..SETTINGS
