@@ -49,6 +49,7 @@ pub(crate) fn run(settings: &Settings, terminate: &AtomicBool) -> anyhow::Result
         taken: 0,
         no_credit: 0,
         ended: Drops::default(),
+        failure: String::new(),
         said: String::new(),
     };
     agent.probe();
@@ -81,6 +82,8 @@ struct Agent {
     no_credit: u64,
     /// What sources dropped that have ended.
     ended: Drops,
+    /// Why no source could be opened last.
+    failure: String,
     /// The trouble that was told last.
     said: String,
 }
@@ -209,9 +212,16 @@ impl Agent {
             match source::open(&self.setup, kind, &self.wish) {
                 Ok(source) => {
                     self.source = Some((kind, source));
+                    self.failure.clear();
                     break;
                 }
-                Err(error) => eprintln!("guest-agent: {error:#}"),
+                Err(error) => {
+                    let failure = format!("{error:#}");
+                    if failure != self.failure {
+                        eprintln!("guest-agent: {failure}");
+                        self.failure = failure;
+                    }
+                }
             }
         }
     }
@@ -274,6 +284,7 @@ impl Agent {
     fn send(&mut self) {
         let due = Instant::now() >= self.next_say;
         let (drops, trouble) = (self.drops(), self.trouble());
+        let source = self.source.as_ref().map_or(InGuest::Nothing, |own| own.0);
         let Some(session) = &mut self.session else {
             return;
         };
@@ -285,7 +296,7 @@ impl Agent {
         if due {
             self.next_say = Instant::now() + SAY_EVERY;
             let said = if session.is_welcome() {
-                session.status(self.taken, drops, cpu_ns(), &trouble)
+                session.status(source, self.taken, drops, cpu_ns(), &trouble)
             } else {
                 Some(session.hello())
             };
@@ -308,10 +319,11 @@ impl Agent {
 
     /// What the host should know.
     fn trouble(&self) -> String {
-        if self.source.is_some() {
-            return String::new();
+        match (&self.source, self.failure.as_str()) {
+            (Some(_), _) => String::new(),
+            (None, "") => self.found.reasons(),
+            (None, failure) => failure.to_owned(),
         }
-        self.found.reasons()
     }
 
     /// Tells people on this side what keeps the host from being reached, once.

@@ -1,6 +1,6 @@
 //! The agent's side of a session: numbers, credit, and what the host says. Pure.
 
-use tier_core::wire::{Credit, Drops, Frame, Hello, Message, Status, Wish};
+use tier_core::wire::{Credit, Drops, Frame, Hello, InGuest, Message, Status, Wish};
 
 /// A session with the host.
 #[derive(Debug)]
@@ -116,6 +116,7 @@ impl Session {
     /// A sign of life; without credit it is not given.
     pub(crate) fn status(
         &mut self,
+        source: InGuest,
         taken: u64,
         drops: Drops,
         cpu_ns: u64,
@@ -127,7 +128,7 @@ impl Session {
             .take(tier_core::wire::MAX_TEXT)
             .collect();
         self.say(Message::Status(Status {
-            source: self.hello.source,
+            source,
             taken,
             drops,
             cpu_ns,
@@ -212,7 +213,8 @@ mod tests {
         let welcome = Message::Welcome(credit(9, 10_000), Wish::default());
         session.hear(&from_host(5, welcome));
         let trouble = "é no DAMON ".repeat(40);
-        let bytes = session.status(7, Drops::default(), 1, &trouble).unwrap();
+        let bytes = session.status(InGuest::Nothing, 7, Drops::default(), 1, &trouble);
+        let bytes = bytes.unwrap();
         let Message::Status(status) = frame(&bytes).message else {
             panic!("no status");
         };

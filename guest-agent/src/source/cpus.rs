@@ -21,7 +21,10 @@ use tier_sys::{
     sysroot::{SysRoot, read_value},
 };
 
-use super::{InGuestSource, Setup, Taken, frames::Frames};
+use super::{
+    InGuestSource, Setup, Taken,
+    frames::{Frames, Place},
+};
 
 /// Pages of each CPU's ring: 128 KiB hold some 2000 records, several times what comes between two polls.
 pub(super) const RING_PAGES: usize = 32;
@@ -62,6 +65,8 @@ pub(super) struct CpuEvents {
     events: Vec<Event>,
     plan: Plan,
     frames: Frames,
+    /// What is to be looked up, kept for its room.
+    places: Vec<Place>,
     drops: Drops,
     wished: u32,
     period: u64,
@@ -95,6 +100,7 @@ impl CpuEvents {
             events,
             plan,
             frames: Frames::new(&setup.root),
+            places: Vec::new(),
             drops: Drops::default(),
             wished: wish.accesses_per_s.min(MOST_A_SECOND),
             period,
@@ -104,16 +110,28 @@ impl CpuEvents {
         })
     }
 
-    fn drain(&mut self) -> Vec<Access> {
+    /// What has come, and how many records that was.
+    fn drain(&mut self) -> (Vec<Access>, u64) {
         let (plan, drops) = (&self.plan, &mut self.drops);
-        let mut seen = Vec::new();
+        let (mut accesses, mut records) = (Vec::new(), 0);
+        let places = &mut self.places;
+        places.clear();
         for event in &mut self.events {
             let drained = event.drain(|record| match record {
-                Record::Sample(sample) => match (plan.read)(&sample) {
-                    Seen::Nothing => {}
-                    Seen::NoAddress => drops.no_address += 1,
-                    access => seen.push(access),
-                },
+                Record::Sample(sample) => {
+                    records += 1;
+                    match (plan.read)(&sample) {
+                        Seen::Nothing => {}
+                        Seen::NoAddress => drops.no_address += 1,
+                        Seen::Physical(address, kind) => accesses.push(Access {
+                            gpa: Gpa(address),
+                            kind,
+                        }),
+                        Seen::Virtual(pid, address, kind) => {
+                            places.push(Place { pid, address, kind });
+                        }
+                    }
+                }
                 Record::Lost { lost, .. } | Record::LostSamples { lost, .. } => {
                     drops.lost = drops.lost.saturating_add(lost);
                 }
@@ -122,21 +140,16 @@ impl CpuEvents {
             });
             drops.lost += drained.malformed + drained.overruns;
         }
-        let mut accesses = Vec::with_capacity(seen.len());
-        for access in seen {
-            let (gpa, kind) = match access {
-                Seen::Physical(address, kind) => (Some(Gpa(address)), kind),
-                Seen::Virtual(pid, address, kind) => (self.frames.gpa(pid, address), kind),
-                Seen::Nothing | Seen::NoAddress => continue,
-            };
-            match gpa {
-                Some(gpa) => accesses.push(Access { gpa, kind }),
-                None => self.drops.no_address += 1,
-            }
-        }
+        self.frames.each(places, |place, gpa| match gpa {
+            Some(gpa) => accesses.push(Access {
+                gpa,
+                kind: place.kind,
+            }),
+            None => drops.no_address += 1,
+        });
         // Neighbours take fewer bytes on the wire, and within a batch order means nothing.
         accesses.sort_unstable_by_key(|access| access.gpa.0);
-        accesses
+        (accesses, records)
     }
 
     /// Brings the rate of samples to what is wished for.
@@ -175,7 +188,7 @@ impl InGuestSource for CpuEvents {
     fn poll(&mut self, timeout: Duration) -> anyhow::Result<Vec<Taken>> {
         // Rings of many CPUs: what comes meanwhile fits in them.
         std::thread::sleep(timeout);
-        let accesses = self.drain();
+        let (accesses, records) = self.drain();
         let now = process::now().0;
         let span = now.saturating_sub(std::mem::replace(&mut self.last, now));
         let period = self.period;
@@ -192,7 +205,8 @@ impl InGuestSource for CpuEvents {
                 span_ns: span,
             });
         }
-        self.adjust(accesses.len() as u64)?;
+        // What is left out costs as much as what is sent.
+        self.adjust(records)?;
         Ok(self.done.drain(..).collect())
     }
 

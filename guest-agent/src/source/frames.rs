@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use anyhow::Context;
-use tier_core::addr::{BASE_PAGE, Gpa, Hva};
+use tier_core::{
+    addr::{BASE_PAGE, Gpa, Hva},
+    sample::AccessKind,
+};
 use tier_sys::{
     pagemap::{PageEntry, Pagemap},
     sysroot::{SMALL_FILE, SysRoot, read_text},
@@ -11,6 +14,8 @@ use tier_sys::{
 
 /// What lies below belongs to firmware; the host does not tier it.
 const LOWEST: u64 = 1 << 20;
+/// Pages near enough to be looked up by one read.
+const NEIGHBOURS: u64 = 256;
 /// Processes whose page tables are kept open.
 const MAX_OPEN: usize = 64;
 
@@ -34,6 +39,14 @@ fn ram_of_line(line: &str) -> Option<(u64, u64)> {
     (end > first).then(|| (first, end - first))
 }
 
+/// An access at an address of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) pid: u32,
+    pub(super) address: u64,
+    pub(super) kind: AccessKind,
+}
+
 /// Finds the frames of addresses of processes.
 #[derive(Debug)]
 pub(super) struct Frames {
@@ -52,23 +65,58 @@ impl Frames {
     /// The guest-physical address of an address of a process; `None` if the process is gone, the page
     /// is not present, or its frame is hidden.
     pub(super) fn gpa(&mut self, pid: u32, address: u64) -> Option<Gpa> {
+        let mut found = None;
+        let place = Place {
+            pid,
+            address,
+            kind: AccessKind::Any,
+        };
+        self.each(&mut [place], |_, gpa| found = gpa);
+        found
+    }
+
+    /// Looks many addresses of processes up, in any order; sorts them, as neighbours share one read.
+    pub(super) fn each(&mut self, wanted: &mut [Place], mut take: impl FnMut(&Place, Option<Gpa>)) {
+        wanted.sort_unstable_by_key(|place| (place.pid, place.address));
+        let mut entries = [PageEntry::default(); NEIGHBOURS as usize];
+        let mut rest = &*wanted;
+        while let Some(&Place { pid, address, .. }) = rest.first() {
+            let base = address / BASE_PAGE;
+            let near = |own: &&Place| own.pid == pid && own.address / BASE_PAGE - base < NEIGHBOURS;
+            let count = rest.iter().take_while(near).count();
+            let (group, behind) = rest.split_at(count);
+            rest = behind;
+            let last = group.last().map_or(address, |own| own.address) / BASE_PAGE;
+            // Less than NEIGHBOURS.
+            let entries = &mut entries[..=(last - base) as usize];
+            let read = self.read(pid, Hva(base * BASE_PAGE), entries);
+            for place in group {
+                let entry = entries[(place.address / BASE_PAGE - base) as usize];
+                let frame = entry.frame().filter(|&frame| read && frame != 0);
+                let offset = place.address % BASE_PAGE;
+                take(place, frame.map(|frame| Gpa(frame * BASE_PAGE + offset)));
+            }
+        }
+    }
+
+    /// Reads entries of a process's page table; `false` if it is gone.
+    fn read(&mut self, pid: u32, start: Hva, entries: &mut [PageEntry]) -> bool {
         if !self.open.contains_key(&pid) {
             if self.open.len() >= MAX_OPEN {
                 self.open.clear();
             }
-            let map = Pagemap::open(&self.root, pid).ok()?;
+            let Ok(map) = Pagemap::open(&self.root, pid) else {
+                return false;
+            };
             self.open.insert(pid, map);
         }
-        let map = self.open.get(&pid)?;
-        let mut entry = [PageEntry::default()];
-        let page = address / BASE_PAGE * BASE_PAGE;
-        if map.entries(Hva(page), &mut entry).is_err() {
+        let read = self.open.get(&pid).map(|map| map.entries(start, entries));
+        let is_there = matches!(read, Some(Ok(())));
+        if !is_there {
             // It ended, or its number went to another.
             self.open.remove(&pid);
-            return None;
         }
-        let frame = entry[0].frame().filter(|&frame| frame != 0)?;
-        Some(Gpa(frame * BASE_PAGE + address % BASE_PAGE))
+        is_there
     }
 }
 
@@ -107,6 +155,23 @@ mod tests {
         let inside = |&(start, len): &(u64, u64)| (start..start + len).contains(&gpa.0);
         assert!(ram.iter().any(inside), "{gpa:?}");
         assert_eq!(frames.gpa(5_000_000, address), None);
+        // Together, in any order, with a stranger between them.
+        let pid = std::process::id();
+        let place = |pid, address| Place {
+            pid,
+            address,
+            kind: AccessKind::Store,
+        };
+        let mut wanted = [
+            place(pid, address + 4096),
+            place(5_000_000, 0),
+            place(pid, address),
+        ];
+        let mut found = Vec::new();
+        frames.each(&mut wanted, |place, gpa| found.push((*place, gpa)));
+        assert_eq!(found.len(), 3);
+        assert_eq!(found[0], (place(pid, address), Some(gpa)));
+        assert!(found[1].1.is_some() && found[2].1.is_none(), "{found:?}");
         assert_eq!(page[0], 7);
     }
 }
