@@ -33,6 +33,8 @@ const WINDOW: u64 = 8 * CHUNK;
 /// over a larger host.
 const BYTES_A_PAGE: u64 = 64;
 const FIXED_BYTES: u64 = 16 << 20;
+/// Nodes that room is made for at the start at most, in one piece: 2 GiB.
+const MOST_ROOM: usize = 1 << 20;
 
 /// The map can't be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +96,17 @@ struct Area {
 }
 
 impl Area {
+    fn new(range: &HvaRange, first: u64) -> Self {
+        Self {
+            first,
+            pages: range.len / BASE_PAGE,
+            hva: range.start.0,
+            page_size: range.page_size,
+        }
+    }
+
     fn end(&self) -> u64 {
-        self.first + self.pages
+        self.first.saturating_add(self.pages)
     }
 
     fn hva_of(&self, page: u64) -> Hva {
@@ -126,8 +137,10 @@ impl Reread {
 /// Host-physical address to page of QEMU.
 #[derive(Debug)]
 pub struct InverseMap {
-    /// Sorted by number, and by address.
+    /// Sorted by number.
     areas: Vec<Area>,
+    /// The address of page 0, if pages are numbered by their address.
+    base: Option<u64>,
     /// Frame to page.
     pages: Table,
     /// Page to frame.
@@ -149,38 +162,28 @@ impl InverseMap {
     /// # Errors
     /// [`InverseError::TooLarge`].
     pub fn new(ranges: &[HvaRange]) -> Result<Self, InverseError> {
-        let mut areas: Vec<Area> = Vec::new();
-        let alignment = u64::from(Span::Giant.pages());
-        let mut next = 0u64;
-        let mut all = 0u64;
-        for range in ranges {
-            let (hva, pages) = (range.start.0, range.len / BASE_PAGE);
-            let skew = hva / BASE_PAGE % alignment;
-            let first = next.next_multiple_of(alignment) + skew;
-            all = all.saturating_add(pages);
-            next = first.saturating_add(pages);
-            if next >= LIMIT {
-                let bytes = ranges.iter().map(|range| range.len);
-                return Err(InverseError::TooLarge {
-                    bytes: bytes.fold(0, u64::saturating_add),
-                });
-            }
-            areas.push(Area {
-                first,
-                pages,
-                hva,
-                page_size: range.page_size,
-            });
-        }
+        let too_large = || InverseError::TooLarge {
+            bytes: ranges
+                .iter()
+                .fold(0, |sum, range| sum.saturating_add(range.len)),
+        };
+        let (base, areas) = match numbered_by_address(ranges) {
+            Some((base, areas)) => (Some(base), areas),
+            None => (None, numbered_in_turn(ranges).ok_or_else(too_large)?),
+        };
+        let all: u64 = areas.iter().map(|area| area.pages).sum();
+        // As many nodes as a guest of small pages takes if its frames lie close together.
+        let room = usize::try_from(all / CHUNK).map_or(MOST_ROOM, |room| room.min(MOST_ROOM));
         let bytes = all.saturating_mul(BYTES_A_PAGE).saturating_add(FIXED_BYTES);
         Ok(Self {
-            cursor: areas.first().map_or(0, |area| area.first),
+            base,
             areas,
-            pages: Table::new(),
-            frames: Table::new(),
+            pages: Table::with_room(room + room / 4),
+            frames: Table::with_room(room + room / 64 + 2),
             most_nodes: usize::try_from(bytes).unwrap_or(usize::MAX) / NODE_BYTES,
             bound: 0,
             left_out: 0,
+            cursor: 0,
             entries: Vec::new(),
         })
     }
@@ -192,12 +195,14 @@ impl InverseMap {
     pub fn locate(&self, physical: u64) -> Option<Hva> {
         let frame = u32::try_from(physical / BASE_PAGE).ok()?;
         let page = u64::from(self.pages.get(frame)?);
-        let area = self.area_of(page)?;
-        Some(Hva(area.hva_of(page).0 + physical % BASE_PAGE))
+        let hva = match self.base {
+            Some(base) => base + page * BASE_PAGE,
+            None => self.area_of(page)?.hva_of(page).0,
+        };
+        Some(Hva(hva + physical % BASE_PAGE))
     }
 
     /// The area that holds a page number.
-    #[inline]
     fn area_of(&self, page: u64) -> Option<&Area> {
         let after = self.areas.partition_point(|area| area.first <= page);
         let area = self.areas.get(after.checked_sub(1)?)?;
@@ -482,6 +487,33 @@ impl InverseMap {
         self.bound -= gone;
         gone
     }
+}
+
+/// Numbers pages by their address, from the first one's on. `None` if they lie too far apart for that.
+fn numbered_by_address(ranges: &[HvaRange]) -> Option<(u64, Vec<Area>)> {
+    let giant = u64::from(Span::Giant.pages()) * BASE_PAGE;
+    let base = ranges.iter().map(|range| range.start.0).min()? / giant * giant;
+    let areas = ranges.iter().map(|range| {
+        let area = Area::new(range, (range.start.0 - base) / BASE_PAGE);
+        (area.end() < LIMIT).then_some(area)
+    });
+    let mut areas: Vec<Area> = areas.collect::<Option<_>>()?;
+    areas.sort_by_key(|area| area.first);
+    Some((base, areas))
+}
+
+/// Numbers the pages of one range behind those of the other, with a gap so that each keeps the alignment of
+/// its address. `None` if they are too many.
+fn numbered_in_turn(ranges: &[HvaRange]) -> Option<Vec<Area>> {
+    let giant = u64::from(Span::Giant.pages());
+    let mut next = 0u64;
+    let areas = ranges.iter().map(|range| {
+        let first = next.next_multiple_of(giant) + range.start.0 / BASE_PAGE % giant;
+        let area = Area::new(range, first);
+        next = area.end();
+        (next < LIMIT).then_some(area)
+    });
+    areas.collect()
 }
 
 /// The page behind the last that a run touches.

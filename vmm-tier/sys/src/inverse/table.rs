@@ -4,6 +4,8 @@
 //! one base page, or, a level or two higher, for 512 or 512 · 512 of them that are mapped in one piece:
 //! a huge page is one entry. Nodes are made when they are needed and used again when they are empty.
 
+use rustix::mm::{Advice, madvise};
+
 /// Keys and values are less than this: 16 TiB of base pages.
 pub(super) const LIMIT: u64 = u32::MAX as u64;
 
@@ -83,13 +85,21 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new() -> Self {
-        Self {
+    /// An empty table with room for this many nodes. Room that is not used takes no memory.
+    pub(super) fn with_room(nodes: usize) -> Self {
+        let mut table = Self {
             top: Box::new([0; 1 << 14]),
             nodes: Vec::new(),
             used: Vec::new(),
             free: Vec::new(),
-        }
+        };
+        table.reserve(nodes);
+        table
+    }
+
+    fn reserve(&mut self, nodes: usize) {
+        self.nodes.reserve_exact(nodes);
+        advise_huge_pages(&mut self.nodes);
     }
 
     /// Nodes in use.
@@ -120,7 +130,7 @@ impl Table {
     /// Bytes that the table holds.
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&*self.top)
-            + self.nodes.capacity() * NODE_BYTES
+            + self.nodes.len() * NODE_BYTES
             + self.used.capacity() * 2
             + self.free.capacity() * 4
     }
@@ -289,6 +299,9 @@ impl Table {
         if let Some(node) = self.free.pop() {
             return node as usize;
         }
+        if self.nodes.len() == self.nodes.capacity() {
+            self.reserve(self.nodes.len() / 4 + 16);
+        }
         self.nodes.push([0; FAN as usize]);
         self.used.push(0);
         self.nodes.len() - 1
@@ -309,6 +322,24 @@ impl Table {
         self.used[node] += u16::from(entry != 0);
         self.used[node] -= u16::from(old != 0);
     }
+}
+
+/// Asks for huge pages under a large table: look-ups fall anywhere in it, and each would need an address
+/// translation of its own.
+fn advise_huge_pages(nodes: &mut Vec<[u32; FAN as usize]>) {
+    const HUGE: usize = 2 << 20;
+    let start = nodes.as_mut_ptr().addr();
+    let end = start + nodes.capacity() * NODE_BYTES;
+    let (first, last) = (start.next_multiple_of(HUGE), end / HUGE * HUGE);
+    if first >= last {
+        return;
+    }
+    let at = nodes.as_mut_ptr().wrapping_byte_add(first - start);
+    // SAFETY: the bytes from `first` to `last` lie within the vector's own allocation, which is exclusively
+    // borrowed, and begin and end on page bounds; this advice leaves the content of memory as it is.
+    let advised = unsafe { madvise(at.cast(), last - first, Advice::LinuxHugepage) };
+    // A kernel without huge pages refuses; the table is slower then.
+    let _ = advised;
 }
 
 /// Where a key's entries stand in nodes of the three levels.

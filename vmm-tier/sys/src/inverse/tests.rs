@@ -162,6 +162,39 @@ fn locate_when_several_ranges_are_mapped_knows_them_apart() {
 }
 
 #[test]
+fn locate_when_ranges_lie_far_apart_or_in_any_order_finds_their_pages() {
+    // 1 PiB apart: their addresses can't be numbers.
+    let apart = 1 << 50;
+    let fake = |ranges: &[HvaRange]| {
+        let mut fake = Fake::default();
+        for (range, frame) in ranges.iter().zip(1..) {
+            fake.map(range.start.0 / PAGE, frame * HUGE, HUGE);
+            fake.map(range.start.0 / PAGE + HUGE + 5, frame, 1);
+        }
+        fake
+    };
+    let near = [
+        range(BASE + (3 << 40), 2 * HUGE, PAGE),
+        range(BASE, 2 * HUGE, PAGE),
+    ];
+    let far = [
+        range(BASE, 2 * HUGE, PAGE),
+        range(BASE + apart, 2 * HUGE, PAGE),
+    ];
+    for (ranges, by_address) in [(near, true), (far, false)] {
+        let fake = fake(&ranges);
+        let mut map = InverseMap::new(&ranges).unwrap();
+        assert!(map.roll(&fake, || true).unwrap().pass_done);
+        assert_eq!(map.base.is_some(), by_address);
+        assert_eq!(map.bound_bytes(), 2 * (HUGE + 1) * PAGE);
+        for (&page, &frame) in &fake.frames {
+            assert_eq!(located(&map, frame), Some(page));
+        }
+        assert!(map.is_valid());
+    }
+}
+
+#[test]
 fn map_when_pages_are_huge_has_one_entry_for_each() {
     let mut fake = Fake::default();
     for i in 0..64 {
