@@ -8,8 +8,11 @@ use std::{
 use proptest::prelude::*;
 use tier_core::map::BlockIndex;
 
-use super::*;
-use crate::sysroot::SysRoot;
+use super::{read::WINDOW, *};
+use crate::{
+    pagemap::{Categories, PageRange, Pagemap},
+    sysroot::SysRoot,
+};
 
 const PAGE: u64 = BASE_PAGE;
 const HUGE: u64 = CHUNK;
