@@ -3,6 +3,7 @@
 //! Facts are read in one place ([`facts`]) and sources tried in another ([`probe`]), findings are pure functions of
 //! facts ([`host`], [`memory`], [`guest`], [`sources`]), and showing them is a third thing ([`report`]).
 
+mod agent;
 mod facts;
 mod guest;
 mod host;

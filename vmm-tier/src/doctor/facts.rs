@@ -189,6 +189,11 @@ impl KvmFacts {
         // Kernels whose module has no such parameter still answer for the capability, or give no PMU.
         !self.guest_pmu.unwrap_or(self.pmu_capability > 0)
     }
+
+    /// Whether guests run on AMD's virtualisation.
+    pub(super) fn is_amd(&self) -> bool {
+        self.paging.is_some_and(|(module, _)| module == "kvm_amd")
+    }
 }
 
 fn guest_pmu_version(kvm: &Kvm) -> u32 {

@@ -6,12 +6,10 @@ use tier_core::sample::{Sight, SourceKind};
 
 use super::{
     Area, Finding, Level,
-    facts::{GuestFacts, HostFacts, KvmFacts},
+    agent::agent,
+    facts::{GuestFacts, HostFacts},
     probe::{Probe, Probes},
 };
-
-/// Bits of the MSR `IA32_PERF_CAPABILITIES` (SDM volume 3, "Facility for saving PEBS records").
-const PEBS_BASELINE: u64 = 1 << 14;
 
 /// Whether a source can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -198,95 +196,6 @@ fn host_faults(probe: &Probe, is_kvm: bool) -> SourceReport {
         },
         precision: "exact (host-virtual)",
         found,
-        enable,
-    }
-}
-
-/// What an agent in the guest could do, as far as it can be said from outside.
-fn agent(kvm: Option<&KvmFacts>, guest: Option<&GuestFacts>, is_kvm: bool) -> SourceReport {
-    let mut found = Vec::new();
-    let mut enable = Vec::new();
-    let mut works = Works::No;
-    if let Some(guest) = guest {
-        let wiring = &guest.wiring;
-        for (name, path) in &wiring.serial {
-            works = Works::Perhaps;
-            let name = name.as_deref().unwrap_or("without a name");
-            let path = path.as_deref().unwrap_or("not a unix socket");
-            found.push(format!("virtio-serial port {name} ({path})"));
-        }
-        if let Some(cid) = wiring.vsock_cid {
-            works = Works::Perhaps;
-            found.push(format!("vsock with CID {cid}"));
-        }
-        if works == Works::No {
-            found.push("the guest has neither a virtio-serial port nor vsock".to_owned());
-            enable.push(
-                "-chardev socket,id=tier,path=PATH,server=on,wait=off -device virtio-serial-pci -device \
-                 virtserialport,chardev=tier,name=vmm-tier, or -device vhost-vsock-pci,guest-cid=CID"
-                    .to_owned(),
-            );
-        }
-        enable.push(
-            "start guest-agent in the guest and name its socket: --source guest=PATH or \
-             guest=vsock:CID:PORT"
-                .to_owned(),
-        );
-        match (guest.wiring.cpu_pmu, guest.wiring.cpu_migratable) {
-            _ if !is_kvm => {}
-            (Some(false), _) => {
-                found.push("the guest's CPUs have no PMU".to_owned());
-                enable.push("-cpu host,pmu=on,migratable=off".to_owned());
-            }
-            (Some(true), Some(true)) => {
-                found.push(
-                    "the guest's CPUs have a PMU, but without PEBS (migratable=on)".to_owned(),
-                );
-                enable.push("-cpu host,pmu=on,migratable=off".to_owned());
-            }
-            _ => {}
-        }
-    } else {
-        works = Works::Perhaps;
-        found.push(
-            "needs no more of the host than a way to the guest: ask with --qmp SOCKET".to_owned(),
-        );
-    }
-    match kvm {
-        _ if !is_kvm => {
-            found.push("an emulated CPU samples nothing: the agent uses DAMON there".to_owned());
-        }
-        Some(kvm) if kvm.gives_no_pmu() => {
-            found.push(
-                "KVM gives guests no PMU, so an agent samples with DAMON or by page faults"
-                    .to_owned(),
-            );
-            enable.push(
-                "kvm.enable_pmu=1 on the kernel's command line, or modprobe kvm enable_pmu=1"
-                    .to_owned(),
-            );
-        }
-        Some(KvmFacts {
-            perf_capabilities: Some(capabilities),
-            ..
-        }) => {
-            let found_pebs = match capabilities & PEBS_BASELINE != 0 {
-                true => "KVM hands PEBS on with addresses",
-                false => {
-                    "KVM hands no PEBS with addresses on (PERF_CAP_PEBS_BASELINE is masked), so an agent \
-                     samples with DAMON or by page faults"
-                }
-            };
-            found.push(found_pebs.to_owned());
-        }
-        _ => {}
-    }
-    SourceReport {
-        source: SourceKind::Guest,
-        works,
-        sees: Sight::Guest,
-        precision: "exact with PEBS or IBS in the guest, else regions",
-        found: found.join("; "),
         enable,
     }
 }

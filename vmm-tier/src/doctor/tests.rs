@@ -194,6 +194,15 @@ fn guest() -> GuestFacts {
     }
 }
 
+/// The same on Intel's virtualisation.
+fn on_intel(root: &Path) -> HostFacts {
+    let mut host = facts(root);
+    if let Ok(kvm) = &mut host.kvm {
+        kvm.paging = Some(("kvm_intel", true));
+    }
+    host
+}
+
 /// What came of trying the sources on an AMD host that has all that AMD hosts can have.
 fn probes() -> Probes {
     let delivers = |records, usable| Probe::Delivers { records, usable };
@@ -497,7 +506,7 @@ fn sources_when_a_guest_agent_can_be_reached_is_a_hope() {
         cpu_migratable: Some(true),
     };
 
-    let report = examine(&facts(tree.path()), &no_probes(), Some(&Ok(wired)));
+    let report = examine(&on_intel(tree.path()), &no_probes(), Some(&Ok(wired)));
 
     let agent = source(&report, "guest");
     assert_eq!(agent.works, Works::Perhaps);
@@ -516,7 +525,7 @@ fn sources_when_a_guest_agent_can_be_reached_is_a_hope() {
 fn sources_when_kvm_masks_pebs_say_so() {
     let tree = tree(write_two_tiers);
     let with = |capabilities, guest_pmu| {
-        let mut host = facts(tree.path());
+        let mut host = on_intel(tree.path());
         let kvm = host.kvm.as_mut().unwrap();
         kvm.perf_capabilities = capabilities;
         kvm.guest_pmu = Some(guest_pmu);
@@ -534,6 +543,12 @@ fn sources_when_kvm_masks_pebs_say_so() {
     let none = with(None, false);
     assert!(none.found.contains("no PMU"));
     assert!(none.enable.iter().any(|need| need.contains("enable_pmu=1")));
+
+    // Nothing of that helps on AMD.
+    let report = examine(&facts(tree.path()), &probes(), Some(&Ok(guest())));
+    let amd = source(&report, "guest");
+    assert!(amd.found.contains("no IBS"), "{}", amd.found);
+    assert!(!amd.enable.iter().any(|need| need.contains("pmu")));
 }
 
 #[test]
