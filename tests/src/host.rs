@@ -63,11 +63,7 @@ pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioRes
     }
     let workdir = WorkDir::new(folder)?;
     screen.progress("packing the programs just built");
-    let programs = Programs {
-        init: options.programs.join("lab-init"),
-        guest: options.programs.join("lab-guest"),
-        agent: Some(options.programs.join("vmm-tier")).filter(|path| path.exists()),
-    };
+    let programs = Programs::find(&options.programs, &cache, scenario)?;
     let mut versions = BTreeMap::new();
     versions.insert("vmm-tier".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     for entry in ["kernel", "qemu-outer", "qemu-inner"] {

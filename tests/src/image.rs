@@ -15,10 +15,10 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use crate::cpio::Archive;
-use crate::scenario::Scenario;
+use crate::scenario::{GuestAgent, Scenario};
 
 /// Raise when what the base archive holds changes.
-const BASE_FORMAT: u32 = 1;
+const BASE_FORMAT: u32 = 2;
 /// Where shared libraries go: the dynamic loader looks there by itself.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 /// The dynamic loader's path in every x86-64 program.
@@ -33,6 +33,20 @@ const FIRMWARE: [&str; 5] = [
 ];
 /// Modules that the emulated host loads, in this order; those missing are built in.
 pub const HOST_MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
+/// Modules that the emulated host loads for guests with a vsock device.
+pub const HOST_VSOCK_MODULES: [&str; 5] = [
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vhost_iotlb",
+    "vhost",
+    "vhost_vsock",
+];
+/// Modules that a guest loads for its vsock device.
+pub const GUEST_VSOCK_MODULES: [&str; 3] = [
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+];
 
 /// The cache folder and what `scripts/setup` put there.
 #[derive(Debug, Clone)]
@@ -78,6 +92,12 @@ impl Cache {
         self.root.join("qemu-outer")
     }
 
+    /// A module of that kernel; it is not there if it is built in.
+    #[must_use]
+    pub fn module(&self, name: &str) -> PathBuf {
+        self.root.join(format!("kernel/modules/{name}.ko"))
+    }
+
     /// The version that an entry holds.
     #[must_use]
     pub fn version(&self, entry: &str) -> String {
@@ -108,8 +128,8 @@ impl Cache {
             files.insert(format!("usr/share/qemu/{name}"), path);
         }
         files.insert("lab/vmlinuz".to_owned(), self.kernel());
-        for module in HOST_MODULES {
-            let path = self.root.join(format!("kernel/modules/{module}.ko"));
+        for module in HOST_MODULES.into_iter().chain(HOST_VSOCK_MODULES) {
+            let path = self.module(module);
             if path.exists() {
                 files.insert(format!("lab/modules/{module}.ko"), path);
             }
@@ -153,6 +173,41 @@ pub struct Programs {
     pub guest: PathBuf,
     /// The agent under test; a scenario without agent steps needs none.
     pub agent: Option<PathBuf>,
+    /// What the guests of this scenario hold beside their first process, by the name in the archive.
+    pub in_guest: BTreeMap<String, PathBuf>,
+}
+
+impl Programs {
+    /// The programs in `folder`, where cargo puts them; the agent for guests lies in the folder of its own
+    /// target and profile.
+    ///
+    /// # Errors
+    /// When the scenario needs the agent for guests and it was not built.
+    pub fn find(folder: &Path, cache: &Cache, scenario: &Scenario) -> anyhow::Result<Self> {
+        let mut in_guest = BTreeMap::new();
+        if scenario.has_guest_agent(None) {
+            let target = folder.parent().unwrap_or(folder);
+            let agent = target.join("x86_64-unknown-linux-gnu/guest/guest-agent");
+            if !agent.is_file() {
+                bail!("no {}; build it as scripts/lab does", agent.display());
+            }
+            in_guest.insert("usr/bin/guest-agent".to_owned(), agent);
+        }
+        if scenario.has_guest_agent(Some(GuestAgent::Vsock)) {
+            for name in GUEST_VSOCK_MODULES {
+                let path = cache.module(name);
+                if path.exists() {
+                    in_guest.insert(format!("lab/modules/{name}.ko"), path);
+                }
+            }
+        }
+        Ok(Self {
+            init: folder.join("lab-init"),
+            guest: folder.join("lab-guest"),
+            agent: Some(folder.join("vmm-tier")).filter(|path| path.exists()),
+            in_guest,
+        })
+    }
 }
 
 /// Writes the overlay of one lab run to `path`.
@@ -172,6 +227,7 @@ pub fn write_overlay(
         let mut files: BTreeMap<String, PathBuf> =
             shared_libraries(&guest, None)?.into_iter().collect();
         files.insert("init".to_owned(), guest.clone());
+        files.extend(programs.in_guest.clone());
         let mut archive = Archive::new(out);
         skeleton(&mut archive, &files)?;
         for (name, from) in &files {

@@ -144,8 +144,20 @@ pub struct Guest {
     pub backend: Backend,
     /// Whether a reset starts the guest again; without it QEMU ends, as it should after a crash.
     pub may_reset: bool,
+    /// How the agent in the guest reaches the host; without it the guest has no agent.
+    pub agent: Option<GuestAgent>,
     /// The workload.
     pub work: Work,
+}
+
+/// How the agent in a guest reaches the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestAgent {
+    /// A virtio-serial port, which QEMU offers as `guest.sock` in the guest's folder.
+    Serial,
+    /// vsock: the guest has context id 3 and calls port 7420.
+    Vsock,
 }
 
 impl Default for Guest {
@@ -156,6 +168,7 @@ impl Default for Guest {
             cpus: 1,
             backend: Backend::Memfd,
             may_reset: false,
+            agent: None,
             work: Work::default(),
         }
     }
@@ -311,6 +324,16 @@ impl Scenario {
             }
         }
         Ok(())
+    }
+}
+
+impl Scenario {
+    /// Whether a guest has an agent, and whether one of them is reached so.
+    #[must_use]
+    pub fn has_guest_agent(&self, by: Option<GuestAgent>) -> bool {
+        let guests = self.runs.iter().flat_map(|run| &run.guests);
+        let mut agents = guests.filter_map(|guest| guest.agent);
+        agents.any(|agent| by.is_none_or(|by| by == agent))
     }
 }
 

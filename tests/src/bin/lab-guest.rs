@@ -1,19 +1,22 @@
 //! The first process of a lab guest: runs the workload and tells about it on the console.
 
 use std::fs::File;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use lab::event::{GUEST_PREFIX, GuestEvent};
+use lab::image::GUEST_VSOCK_MODULES;
 use lab::scenario::Work;
 use lab::workload::{
     HotSet, PAGE_BYTES, PAGE_WORDS, Updates, checksum, frame_of_pagemap_entry, runs_of_pages,
 };
 use rustix::mount::MountFlags;
-use rustix::system::{RebootCommand, reboot};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::system::{RebootCommand, finit_module, reboot};
 
 /// Updates between two looks at the clock and the console.
 const BATCH: u64 = 8192;
@@ -57,21 +60,28 @@ fn commands() -> Receiver<String> {
 }
 
 fn work() -> anyhow::Result<()> {
-    for (kind, path) in [("proc", "/proc"), ("sysfs", "/sys")] {
+    for (kind, path) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/run"),
+    ] {
         rustix::mount::mount(kind, path, kind, MountFlags::empty(), None)
             .with_context(|| format!("mounting {path}"))?;
     }
-    let work = Work::from_command_line(&std::fs::read_to_string("/proc/cmdline")?)?;
+    let command_line = std::fs::read_to_string("/proc/cmdline")?;
+    let work = Work::from_command_line(&command_line)?;
     let thp = if work.guest_thp { "always" } else { "never" };
     std::fs::write("/sys/kernel/mm/transparent_hugepage/enabled", thp)
         .context("setting transparent huge pages")?;
     let hot = HotSet::new(&work, work.hot_at_mib).context("the hot set does not fit")?;
+    let mut agent = Agent::of_command_line(&command_line)?;
     let commands = commands();
     tell(&GuestEvent::Up);
     loop {
         match commands.recv().context("the console was closed")?.as_str() {
             "go" => break,
-            _ => continue,
+            command => agent.obey(command)?,
         }
     }
 
@@ -117,10 +127,13 @@ fn work() -> anyhow::Result<()> {
                     updates.move_hot(hot);
                     runs = hot_runs(memory, hot)?;
                     tell_runs(&runs);
+                } else {
+                    agent.obey(&command)?;
                 }
             }
         }
     }
+    agent.obey("agent end")?;
     let found = checksum(memory);
     tell(&GuestEvent::Integrity {
         ok: found == updates.expected(),
@@ -129,6 +142,87 @@ fn work() -> anyhow::Result<()> {
         found,
     });
     Ok(())
+}
+
+/// The agent in this guest.
+#[derive(Default)]
+struct Agent {
+    /// How it reaches the host; without it there is none.
+    way: Vec<&'static str>,
+    child: Option<Child>,
+}
+
+impl Agent {
+    /// Starts the agent that the kernel's command line tells of, if it does.
+    fn of_command_line(line: &str) -> anyhow::Result<Self> {
+        let way = line
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("tier.agent="));
+        let way = match way {
+            None => return Ok(Self::default()),
+            Some("serial") => vec!["--port", "/dev/virtio-ports/vmm-tier"],
+            Some("vsock") => {
+                for name in GUEST_VSOCK_MODULES {
+                    load_module(name)?;
+                }
+                vec!["--vsock", "7420"]
+            }
+            Some(other) => bail!("tier.agent={other} on the command line is unknown"),
+        };
+        let mut agent = Self { way, child: None };
+        agent.obey("agent start")?;
+        Ok(agent)
+    }
+
+    /// Carries a command of the console out that begins with "agent"; others are not for it.
+    fn obey(&mut self, command: &str) -> anyhow::Result<()> {
+        match command {
+            "agent start" if self.child.is_none() && !self.way.is_empty() => {
+                let mut child = Command::new("/usr/bin/guest-agent")
+                    .arg("run")
+                    .args(&self.way)
+                    .stdin(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .context("starting /usr/bin/guest-agent")?;
+                if let Some(said) = child.stderr.take() {
+                    std::thread::spawn(move || pass_on(said));
+                }
+                self.child = Some(child);
+            }
+            "agent kill" => self.end(Signal::KILL)?,
+            "agent end" => self.end(Signal::TERM)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, signal: Signal) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("the agent has no pid")?, signal)?;
+        let status = child.wait()?;
+        let line = format!("lab-guest: the agent ended: {status}\n");
+        let _ = std::io::stdout().write_all(line.as_bytes());
+        Ok(())
+    }
+}
+
+/// Prints what the agent says, whole lines at a time.
+fn pass_on(said: impl Read) {
+    for line in BufReader::new(said).lines().map_while(Result::ok) {
+        let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+fn load_module(name: &str) -> anyhow::Result<()> {
+    let path = format!("/lab/modules/{name}.ko");
+    let Ok(file) = File::open(&path) else {
+        return Ok(()); // built in
+    };
+    finit_module(&file, c"", 0).with_context(|| format!("loading {path}"))
 }
 
 /// The guest-physical runs of the hot pages, in the order of the pages.

@@ -16,8 +16,8 @@ use tier_sys::sysroot::SysRoot;
 
 use super::{Reporter, measure, steps};
 use crate::event::{self, HostFacts};
-use crate::image::HOST_MODULES;
-use crate::scenario::Scenario;
+use crate::image::{HOST_MODULES, HOST_VSOCK_MODULES};
+use crate::scenario::{GuestAgent, Scenario};
 
 /// Does everything, then powers the emulated host off.
 pub fn main() {
@@ -59,8 +59,13 @@ fn prepare(reporter: &Reporter) -> anyhow::Result<Scenario> {
     if let Err(error) = hold_patched_code() {
         eprintln!("lab-init: {error:#}");
     }
-    let scenario = serde_json::from_slice(&fs::read("/lab/scenario.json")?)
+    let scenario: Scenario = serde_json::from_slice(&fs::read("/lab/scenario.json")?)
         .context("reading /lab/scenario.json")?;
+    if scenario.has_guest_agent(Some(GuestAgent::Vsock)) {
+        for module in HOST_VSOCK_MODULES {
+            load_module(module)?;
+        }
+    }
     reporter.tell(&event::Event::Booted(facts()?));
     Ok(scenario)
 }

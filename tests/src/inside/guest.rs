@@ -12,12 +12,14 @@ use anyhow::{Context, bail};
 use super::monitor::Monitor;
 use super::{RUN_FOLDER, Reporter, locked};
 use crate::event::{GuestEvent, guest_event};
-use crate::scenario::{Backend, Guest};
+use crate::scenario::{Backend, Guest, GuestAgent};
 use crate::workload::PAGE_BYTES;
 
 /// The inner VMM.
 pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
+/// The context id of a guest with a vsock device.
+const GUEST_CID: u32 = 3;
 /// A boot takes about 10 s; a busy machine can make it several times that.
 const UP_WITHIN: Duration = Duration::from_secs(90);
 /// A workload reports once a second; a guest that is stopped does not.
@@ -295,9 +297,15 @@ fn arguments(guest: &Guest) -> Vec<String> {
         format!("unix:{},server=on,wait=off", path.display())
     };
     let mut words: Vec<String> = Vec::new();
+    // The kernel finds virtio devices by ACPI only, and without devices a boot without it is shorter.
+    let machine = match guest.agent {
+        None => "microvm,acpi=off,memory-backend=ram0",
+        Some(_) => "microvm,acpi=on,pcie=on,memory-backend=ram0",
+    };
+    let agent = guest.agent.map_or("", agent_word);
     for pair in [
         ["-name", guest.name.as_str()],
-        ["-M", "microvm,acpi=off,memory-backend=ram0"],
+        ["-M", machine],
         ["-cpu", "host"],
         ["-accel", "kvm"],
         ["-smp", &guest.cpus.to_string()],
@@ -313,7 +321,7 @@ fn arguments(guest: &Guest) -> Vec<String> {
         [
             "-append",
             &format!(
-                "console=ttyS0 quiet mitigations=off reboot=t panic=-1 {}",
+                "console=ttyS0 quiet mitigations=off reboot=t panic=-1 {}{agent}",
                 guest.work.command_line()
             ),
         ],
@@ -323,10 +331,43 @@ fn arguments(guest: &Guest) -> Vec<String> {
     for word in ["-nodefaults", "-no-user-config"] {
         words.push(word.to_owned());
     }
+    words.extend(guest.agent.iter().flat_map(|&agent| {
+        let socket = folder(&guest.name).join("guest.sock");
+        agent_devices(agent, &socket)
+    }));
     if !guest.may_reset {
         words.push("-no-reboot".to_owned());
     }
     words
+}
+
+/// What the guest's first process is told of its agent, on the kernel's command line.
+fn agent_word(agent: GuestAgent) -> &'static str {
+    match agent {
+        GuestAgent::Serial => " tier.agent=serial",
+        GuestAgent::Vsock => " tier.agent=vsock",
+    }
+}
+
+/// The devices by which a guest's agent reaches the host.
+fn agent_devices(agent: GuestAgent, socket: &Path) -> Vec<String> {
+    match agent {
+        GuestAgent::Serial => vec![
+            "-chardev".to_owned(),
+            format!(
+                "socket,id=tier,path={},server=on,wait=off",
+                socket.display()
+            ),
+            "-device".to_owned(),
+            "virtio-serial-pci".to_owned(),
+            "-device".to_owned(),
+            "virtserialport,chardev=tier,name=vmm-tier".to_owned(),
+        ],
+        GuestAgent::Vsock => vec![
+            "-device".to_owned(),
+            format!("vhost-vsock-pci,guest-cid={GUEST_CID}"),
+        ],
+    }
 }
 
 #[cfg(test)]
@@ -340,5 +381,22 @@ mod tests {
         assert!(words.contains("memory-backend-memfd,id=ram0,size=400M,share=on"));
         assert!(words.contains("unix:/run/lab/guest/qmp.sock,server=on,wait=off"));
         assert!(words.contains("lab.set_mib=300"));
+        assert!(words.contains("microvm,acpi=off") && !words.contains("tier.agent"));
+    }
+
+    #[test]
+    fn arguments_when_the_guest_has_an_agent_give_it_a_way_out() {
+        let with = |agent| {
+            let guest = Guest {
+                agent: Some(agent),
+                ..Guest::default()
+            };
+            arguments(&guest).join(" ")
+        };
+        let serial = with(GuestAgent::Serial);
+        assert!(serial.contains("path=/run/lab/guest/guest.sock,server=on"));
+        assert!(serial.contains("name=vmm-tier") && serial.contains("tier.agent=serial"));
+        let vsock = with(GuestAgent::Vsock);
+        assert!(vsock.contains("guest-cid=3") && vsock.contains("tier.agent=vsock"));
     }
 }

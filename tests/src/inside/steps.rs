@@ -142,6 +142,7 @@ impl Runner<'_> {
                 leave_free_mib,
             } => self.ballast(*node, *leave_free_mib),
             Step::StartWork { guest } => self.start_work(guest),
+            Step::Say { guest, line } => self.guest(guest)?.say(line),
             Step::MoveHot { guest, to_mib } => {
                 let running = self.guest(guest)?;
                 running.say(&format!("hot {to_mib}"))?;
@@ -425,7 +426,7 @@ impl Runner<'_> {
         let watch = Arc::clone(&self.guest(guest)?.watch);
         let mut reader = Reader::new(&pmu, &locked(&watch))?;
         reader.read(time);
-        self.note(note, json!({ "reply": { "samples": reader.account() } }));
+        self.note(note, json!({ "reply": { "source": reader.account() } }));
         Ok(())
     }
 

@@ -37,6 +37,14 @@ pub enum Step {
         #[serde(default)]
         guest: String,
     },
+    /// Types a line on the guest's console: `agent start`, `agent kill` or `agent end` for the agent in it.
+    Say {
+        /// Which guest.
+        #[serde(default)]
+        guest: String,
+        /// The line.
+        line: String,
+    },
     /// Moves the hot set within the working set.
     MoveHot {
         /// Which.
@@ -206,7 +214,7 @@ fn default_accounting_note() -> String {
 }
 
 fn default_account() -> String {
-    "/reply/samples".to_owned()
+    "/reply/source".to_owned()
 }
 
 /// What must hold of a run's measurements.
