@@ -35,7 +35,7 @@ use crate::{
     discover::{self, Discovered},
     host::node_facts,
     size,
-    source::{Candidate, Setup},
+    source::{Candidate, Setup, Source},
 };
 
 /// How long the agent waits for QEMU's monitor: while it does, nothing else is done.
@@ -233,7 +233,7 @@ fn check(
     map: &Arc<GuestMemoryMap>,
 ) -> anyhow::Result<()> {
     for Candidate { kind, open } in candidates {
-        let opened = open(setup, map).and_then(|source| source.stop());
+        let opened = open(setup, map).and_then(Source::stop);
         opened.with_context(|| format!("{kind} was asked for as a source, and can't be used"))?;
     }
     Ok(())
