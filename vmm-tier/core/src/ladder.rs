@@ -237,6 +237,13 @@ impl Ladder {
         steps
     }
 
+    /// A source says something else of itself than when it was opened.
+    pub fn relabel(&mut self, kind: SourceKind, label: String) {
+        if let Some(candidate) = self.candidates.get_mut(&kind) {
+            candidate.label = label;
+        }
+    }
+
     /// A source can't be opened, or ended.
     pub fn down(&mut self, now: Time, kind: SourceKind, reason: String) -> Vec<Step> {
         let Some(candidate) = self.candidates.get_mut(&kind) else {

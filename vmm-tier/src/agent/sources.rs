@@ -235,6 +235,7 @@ impl Agent {
                 tracing::info!(vm = self.name, source = %kind, "{label}");
                 self.sources.up(kind, sight, label)
             }
+            Report::Label(label) => return self.sources.ladder.relabel(kind, label),
             Report::Down(reason) => self.sources.down(kind, reason),
             Report::Lost => {
                 tracing::error!(vm = self.name, source = %kind, "the source's thread ended");

@@ -40,6 +40,8 @@ use super::{Polled, Setup, Source};
 const ACCESSES_PER_S: u32 = 10_000;
 /// DAMON in the guest never looks more often.
 const LEAST_SAMPLING: Duration = Duration::from_millis(1);
+/// How long opening waits for an agent to answer.
+const GREETING: Duration = Duration::from_millis(500);
 /// An agent says something at least every second; after so long it is taken for stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 /// After so long without a word this source has nothing to offer.
@@ -70,14 +72,19 @@ struct GuestAgent {
     told: (u64, Option<Instant>),
 }
 
-/// Meets the guest's agent at `address`. That it answers can't be waited for: it may start later.
+/// Meets the guest's agent at `address`, and gives it a moment to say who it is. That it answers can't be
+/// waited for: it may start later.
 pub(crate) fn open(
     setup: &Setup,
     map: &Arc<GuestMemoryMap>,
     address: &GuestAddress,
 ) -> anyhow::Result<Box<dyn Source>> {
     let link = Link::open(address)?;
-    Ok(Box::new(GuestAgent::new(setup, map, address.clone(), link)))
+    let mut agent = GuestAgent::new(setup, map, address.clone(), link);
+    while agent.peer.session.is_none() && agent.opened.elapsed() < GREETING {
+        agent.exchange(GREETING)?;
+    }
+    Ok(Box::new(agent))
 }
 
 impl GuestAgent {
@@ -120,8 +127,29 @@ impl GuestAgent {
         }
     }
 
-    /// Reads what may be read. Returns whether the connection still stands.
-    fn read(&mut self) -> bool {
+    /// Waits until something comes, takes it in, and answers.
+    fn exchange(&mut self, timeout: Duration) -> anyhow::Result<()> {
+        self.send_replies(process::now());
+        let may_read = self.peer.limits.may_read(process::now()) > 0;
+        let wait = if may_read {
+            timeout
+        } else {
+            timeout.min(REFILL)
+        };
+        let busy = self.peer.session.is_some() && self.silence() < STALLED_AFTER;
+        match self.link.wait(wait, may_read, busy)? {
+            Woken::Readable => self.read(),
+            Woken::TimedOut => {}
+            changed => self.on_connection(changed, process::now()),
+        }
+        let now = process::now();
+        self.look_for_cut_frames(now);
+        self.send_replies(now);
+        Ok(())
+    }
+
+    /// Reads what may be read.
+    fn read(&mut self) {
         let mut taken = 0;
         while taken < BYTES_A_POLL {
             let now = process::now();
@@ -131,7 +159,7 @@ impl GuestAgent {
             }
             let Some(bytes) = self.link.read(&mut self.buffer[..room]) else {
                 self.on_connection(Woken::Gone, now);
-                return false;
+                return;
             };
             if bytes == 0 {
                 break;
@@ -142,7 +170,6 @@ impl GuestAgent {
             self.decoder
                 .push(&self.buffer[..bytes], |found| peer.take(found, now, map));
         }
-        true
     }
 
     /// Gives up a frame that was begun and does not go on.
@@ -265,25 +292,9 @@ impl Source for GuestAgent {
     }
 
     fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
-        self.send_replies(process::now());
-        let may_read = self.peer.limits.may_read(process::now()) > 0;
-        let wait = if may_read {
-            timeout
-        } else {
-            timeout.min(REFILL)
-        };
-        let busy = self.peer.session.is_some() && self.silence() < STALLED_AFTER;
-        match self.link.wait(wait, may_read, busy)? {
-            Woken::Readable => {
-                self.read();
-            }
-            Woken::TimedOut => {}
-            changed => self.on_connection(changed, process::now()),
-        }
-        let now = process::now();
-        self.look_for_cut_frames(now);
-        self.send_replies(now);
+        self.exchange(timeout)?;
         self.tell_session();
+        let now = process::now();
         let mut batches = self.peer.take_batches(now, &self.map);
         let mut changed = false;
         for batch in batches.iter_mut().filter(|batch| batch.tests > 0) {

@@ -25,6 +25,8 @@ use super::{Opener, Setup, Source};
 pub(crate) const QUEUE: usize = 16;
 /// How long the thread waits for samples before it looks for orders.
 const POLL: Duration = Duration::from_millis(100);
+/// How often a source is asked anew what it is.
+const LABEL_EVERY: Duration = Duration::from_secs(2);
 /// How long it waits after a failure; doubled each time up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
@@ -38,6 +40,8 @@ pub(crate) enum Report {
         /// What it is, for people.
         label: String,
     },
+    /// What it is has changed, for people.
+    Label(String),
     /// Samples.
     Batch(SampleBatch),
     /// The source can't be opened or ended, and why.
@@ -229,10 +233,12 @@ impl Sampler {
     fn serve(&mut self, source: &mut dyn Source) -> anyhow::Result<End> {
         debug_assert_eq!(source.kind(), self.kind);
         source.set_quiet(self.quiet)?;
-        let (sight, label) = (source.sight(), source.label());
+        let (sight, mut shown) = (source.sight(), source.label());
+        let label = shown.clone();
         if !self.tell(&Report::Up { sight, label }) {
             return Ok(End::Told);
         }
+        let mut labelled = Instant::now();
         loop {
             match self.orders.try_recv() {
                 Ok(order) => {
@@ -257,6 +263,17 @@ impl Sampler {
             if let Some(why) = polled.ended {
                 anyhow::bail!(why);
             }
+            if labelled.elapsed() >= LABEL_EVERY {
+                labelled = Instant::now();
+                let label = source.label();
+                if label != shown {
+                    // With a full channel it is told later, if it is still true.
+                    let report = (self.kind, Report::Label(label.clone()));
+                    if self.out.try_send(report).is_ok() {
+                        shown = label;
+                    }
+                }
+            }
         }
     }
 
@@ -279,7 +296,7 @@ impl Sampler {
                     label: label.clone(),
                 },
                 Report::Down(reason) => Report::Down(reason.clone()),
-                Report::Batch(_) | Report::Lost => return true,
+                Report::Label(_) | Report::Batch(_) | Report::Lost => return true,
             };
             match self.out.send_timeout((self.kind, news), POLL) {
                 Ok(()) => return true,
