@@ -52,7 +52,7 @@ const RECORD_COST: Duration = Duration::from_micros(1);
 /// Pages of the ring of one of the guest's CPUs: 2500 records.
 const RING_PAGES: usize = 64;
 /// A ring file wakes nobody: how long to wait before it is looked at.
-const FILE_WAIT: Duration = Duration::from_millis(50);
+const FILE_WAIT: Duration = Duration::from_millis(100);
 /// No ring loses more between two records; a ring file may say anything.
 const MOST_LOST: u64 = 1 << 32;
 /// Reading pages again for less is not worth the calls.
