@@ -254,7 +254,7 @@ impl Account {
     fn read(value: &Value) -> Option<Self> {
         let dropped = value["dropped"].as_object()?;
         Some(Self {
-            arrived: value["arrived"].as_u64()?,
+            arrived: value["samples"].as_u64()?,
             accepted: value["accepted"].as_u64()?,
             dropped: dropped
                 .values()
@@ -426,8 +426,8 @@ mod tests {
             result.notes.push(crate::result::Note {
                 t: 1.0,
                 name: "query-tier".to_owned(),
-                value: serde_json::json!({"code": 0, "reply": {"samples": {
-                    "arrived": 100, "accepted": 60, "lost": 7,
+                value: serde_json::json!({"code": 0, "reply": {"source": {
+                    "samples": 100, "accepted": 60, "lost": 7,
                     "dropped": {"unmapped": dropped, "no-address": 3},
                 }}}),
             });

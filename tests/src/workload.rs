@@ -115,18 +115,23 @@ impl Updates {
     /// Does this many updates.
     pub fn run(&mut self, memory: &mut [u64], count: u64) {
         let pages = memory.len() / PAGE_WORDS;
+        // Locals, so that they stay in registers: an update shall be a load and a store of its word, and
+        // not five more of the books. A panic on the way may lose them, for it ends the workload.
+        let (mut random, mut checksum) = (self.random.clone(), self.checksum);
+        let (hot, hot_permille) = (self.hot, self.hot_permille as usize);
         for _ in 0..count {
-            let choice = self.random.next_u64();
-            let place = self.random.next_u64();
-            let page = if below(choice, 1000) < self.hot_permille as usize {
-                self.hot.page(below(place, self.hot.pages))
+            let choice = random.next_u64();
+            let place = random.next_u64();
+            let page = if below(choice, 1000) < hot_permille {
+                hot.page(below(place, hot.pages))
             } else {
                 below(place, pages)
             };
             let index = page * PAGE_WORDS + below(place >> 32, PAGE_WORDS);
             memory[index] ^= choice;
-            self.checksum ^= weigh(index, choice);
+            checksum ^= weigh(index, choice);
         }
+        (self.random, self.checksum) = (random, checksum);
         self.done += count;
     }
 

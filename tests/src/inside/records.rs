@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
     pub fn account(&self) -> Value {
         let found = &self.found;
         json!({
-            "arrived": found.guest + found.elsewhere + found.malformed,
+            "samples": found.guest + found.elsewhere + found.malformed,
             "accepted": found.guest,
             "dropped": { "unmapped": found.elsewhere, "malformed": found.malformed },
             "lost": found.lost,
