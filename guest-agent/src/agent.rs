@@ -32,7 +32,7 @@ const MAX_WAITING: usize = 8;
 
 /// Runs until told to end. Whatever fails is tried again.
 pub(crate) fn run(settings: &Settings, terminate: &AtomicBool) -> anyhow::Result<()> {
-    let setup = Setup::new(SysRoot::real(), &settings.run_dir, settings.max_regions)?;
+    let setup = Setup::new(SysRoot::real(), &settings.run_dir, settings.max_regions);
     let mut agent = Agent {
         settings: settings.clone(),
         link: Link::new(&settings.place),
@@ -129,7 +129,7 @@ impl Agent {
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: about.kernel,
             page_sizes: about.page_sizes,
-            memory_bytes: self.setup.memory.iter().map(|(_, len)| len).sum(),
+            memory_bytes: about.memory_bytes,
             source: self.found.can.first().copied().unwrap_or_default(),
             can: self.found.can.clone(),
         }

@@ -14,6 +14,8 @@ pub(crate) struct About {
     pub(crate) kernel: String,
     /// Bytes; the base page first.
     pub(crate) page_sizes: Vec<u64>,
+    /// 0 if it can't be read.
+    pub(crate) memory_bytes: u64,
 }
 
 /// What a session begins with, as far as it can be read.
@@ -23,9 +25,11 @@ pub(crate) fn about() -> About {
         .to_string_lossy()
         .into_owned();
     let kernel = kernel.chars().take(tier_core::wire::MAX_TEXT / 4).collect();
+    let meminfo = read(Path::new("/proc/meminfo")).ok();
     About {
         kernel,
         page_sizes: page_sizes(Path::new("/")),
+        memory_bytes: meminfo.and_then(|text| total_bytes(&text)).unwrap_or(0),
     }
 }
 
