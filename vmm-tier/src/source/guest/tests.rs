@@ -506,6 +506,83 @@ proptest! {
     }
 }
 
+/// Cases of the test below; `GUEST_FUZZ_CASES=1000000` is a night's run.
+fn fuzz_cases() -> ProptestConfig {
+    let asked = std::env::var("GUEST_FUZZ_CASES").ok();
+    let cases = asked.and_then(|cases| cases.parse().ok()).unwrap_or(2000);
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// Bytes of an agent that means harm: whole frames in any order and session, cut ones, and anything.
+fn hostile_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let message = prop_oneof![
+        2 => Just(hello()),
+        6 => any_batch().prop_map(|(message, _)| message),
+        1 => any::<(u64, u64)>().prop_map(|(span_ns, no_credit)| {
+            let drops = Drops { no_credit, lost: no_credit, ..Drops::default() };
+            let observed = Observed::Regions { tests: 10_000, regions: Vec::new() };
+            Message::Batch(Batch { clock_ns: span_ns, span_ns, drops, observed })
+        }),
+        1 => any::<(u64, u64)>().prop_map(|(lost, throttled)| {
+            let drops = Drops { lost, throttled, ..Drops::default() };
+            Message::Status(Status { drops, ..Status::default() })
+        }),
+        1 => Just(Message::Stop),
+        1 => Just(Message::Ask),
+    ];
+    let numbers = prop_oneof![0..4_u64, any::<u64>()];
+    let whole = (0..3_u64, numbers, message)
+        .prop_map(|(session, sequence, message)| encoded(session, sequence, message));
+    let cut = (whole.clone(), any::<prop::sample::Index>())
+        .prop_map(|(bytes, at)| bytes[..at.index(bytes.len())].to_vec());
+    prop_oneof![
+        8 => whole,
+        1 => cut,
+        1 => prop::collection::vec(any::<u8>(), 0..40),
+    ]
+}
+
+proptest! {
+    #![proptest_config(fuzz_cases())]
+
+    #[test]
+    fn peer_when_fed_anything_counts_it_and_stays_within_bounds(
+        pieces in prop::collection::vec(hostile_bytes(), 0..12),
+        pace_ms in 0..2000_u64,
+    ) {
+        let map = map();
+        let mut now = Time(1);
+        let mut peer = Peer::new(now, wish(setup_pace(), 1));
+        let mut decoder = Decoder::new();
+        peer.on_connected(now);
+        for piece in &pieces {
+            now = now + Duration::from_millis(pace_ms);
+            decoder.push(piece, |found| peer.take(found, now, &map));
+            peer.tell_credit(now);
+            peer.ask_if_alone(now);
+            // Whatever a guest sends, at most one answer goes to each of its frames, and two beside.
+            prop_assert!(peer.take_replies().len() <= piece.len() / 32 + 2);
+        }
+        let mut observed = Duration::ZERO;
+        for batch in peer.take_batches(now + Duration::from_secs(2), &map) {
+            prop_assert!(batch.account.is_valid());
+            prop_assert!(batch.end <= now + Duration::from_secs(2));
+            prop_assert!(batch.span <= Duration::from_secs(10));
+            let most = batch.tests.max(1) as f32;
+            prop_assert!(batch.samples.iter().all(|own| own.weight <= most));
+            if batch.tests > 0 {
+                observed += batch.span;
+            }
+        }
+        // No more was observed than time has passed, but for what is granted at once.
+        prop_assert!(observed <= now.since(Time(0)).mul_f64(1.1) + Duration::from_secs(11));
+    }
+}
+
 fn setup_pace() -> Pace {
     Pace {
         sampling: Duration::from_millis(20),
