@@ -241,7 +241,7 @@ impl Source for Ibs {
                     "loads and stores"
                 };
                 format!(
-                    "AMD IBS on {} threads of the guest's CPUs, one operation in {} at first; sees single \
+                    "AMD IBS on {} threads of the guest's CPUs, one operation in {}; sees single \
                      {what} by their physical address",
                     events.watched(),
                     governor.period()
