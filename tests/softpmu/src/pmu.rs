@@ -1,5 +1,8 @@
 //! Counting accesses and sampling one in N: what the plugin does for every access of an emulated CPU.
 //!
+//! A small cache stands before both, as in every CPU, and as IBS itself filters on CPUs that can
+//! (`l3missonly`): without one most samples would fall on a few lines of stack that no memory ever sees.
+//!
 //! [`Pmu::count`] runs for each of some ten million accesses a second. Each CPU has its own counters and
 //! countdown, written by that CPU's thread alone: plain loads and stores, no locked instruction. Records
 //! are rare, so one lock orders the threads that write them, as one ring has one head.
@@ -39,6 +42,33 @@ pub enum PmuError {
     },
 }
 
+/// Bytes of a cache line, and lines of a CPU's cache: 256 KiB, as a small second-level cache has.
+const LINE_SHIFT: u32 = 6;
+const CACHE_LINES: usize = 4096;
+
+/// What a CPU's cache holds: for each line of the cache the number of the line of memory, plus one.
+/// Direct-mapped, by linear addresses, which differ between address spaces well enough.
+#[derive(Debug)]
+struct Cache(Box<[AtomicU64]>);
+
+impl Cache {
+    fn new() -> Self {
+        Self((0..CACHE_LINES).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Whether the access finds nothing in the cache; its line is there from then on.
+    #[inline]
+    fn misses(&self, linear: u64) -> bool {
+        let line = linear >> LINE_SHIFT;
+        let place = &self.0[line as usize % CACHE_LINES];
+        let misses = place.load(Ordering::Relaxed) != line + 1;
+        if misses {
+            place.store(line + 1, Ordering::Relaxed);
+        }
+        misses
+    }
+}
+
 /// A CPU's countdown to its next sample, on a cache line of its own.
 #[derive(Debug)]
 #[repr(align(64))]
@@ -54,6 +84,7 @@ pub struct Pmu {
     shared: Shared,
     layout: Layout,
     countdowns: Vec<Countdown>,
+    caches: Vec<Cache>,
     armed_word: usize,
     writer: Writer,
     began: Instant,
@@ -108,6 +139,7 @@ impl Pmu {
         let head = shared.load(DATA_HEAD).unwrap_or(0);
         Ok(Self {
             countdowns,
+            caches: (0..layout.cpus()).map(|_| Cache::new()).collect(),
             // Layout::read saw that it lies in the file, which is mapped whole.
             armed_word: usize::try_from(layout.word(Word::Armed) / 8).unwrap_or(usize::MAX),
             shared,
@@ -135,7 +167,16 @@ impl Pmu {
         word.is_some_and(|word| word.load(Ordering::Relaxed) >> (cpu & 63) & 1 != 0)
     }
 
-    /// Counts an access of a CPU. `true` when a sample of it is due; accesses outside of the memory that
+    /// Whether a CPU's access reaches memory: a cache answers most, and what it answers costs the same on
+    /// every tier. Called by that CPU's thread alone.
+    #[must_use]
+    #[inline]
+    pub fn reaches_memory(&self, cpu: u32, linear: u64) -> bool {
+        let cache = self.caches.get(cpu as usize);
+        cache.is_some_and(|cache| cache.misses(linear))
+    }
+
+    /// Counts an access of a CPU that reaches memory. `true` when a sample of it is due; accesses outside of the memory that
     /// is counted (devices', and this file's own) are none. Called by that CPU's thread alone.
     #[must_use]
     #[inline]
@@ -303,6 +344,22 @@ mod tests {
         });
         assert_eq!((drained.malformed, drained.overruns), (0, 0));
         (found, lost_in_all)
+    }
+
+    #[test]
+    fn access_when_its_line_was_just_used_does_not_reach_memory() {
+        let (pmu, _, _) = pmu(4096);
+
+        assert!(pmu.reaches_memory(0, 0));
+        assert!(!pmu.reaches_memory(0, 63), "the same line");
+        assert!(pmu.reaches_memory(0, 64));
+        assert!(pmu.reaches_memory(1, 0), "another CPU's cache");
+        assert!(
+            pmu.reaches_memory(0, 256 << 10),
+            "it takes the first's place"
+        );
+        assert!(pmu.reaches_memory(0, 0));
+        assert!(!pmu.reaches_memory(2, 0), "there is no such CPU");
     }
 
     #[test]

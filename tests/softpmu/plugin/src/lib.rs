@@ -117,6 +117,9 @@ extern "C" fn on_access(cpu: c_uint, info: MemInfo, address: u64, user: *mut c_v
     let Some(pmu) = PMU.get().filter(|pmu| pmu.armed(cpu)) else {
         return;
     };
+    if !pmu.reaches_memory(cpu, address) {
+        return;
+    }
     // SAFETY: called within an access's callback with its own info and address, as it demands.
     let place = unsafe { qemu::qemu_plugin_get_hwaddr(info, address) };
     if place.is_null() {
