@@ -203,6 +203,34 @@ fn guest_when_it_names_others_memory_is_broken_and_changes_nothing() {
 }
 
 #[test]
+fn guest_when_it_stalls_is_silent_and_heard_again_when_it_goes_on() {
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let qemu = Qemu::new();
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let mut guest = Guest::new(&folder);
+    let mut agent = start(&folder);
+    let hot: Vec<u64> = (0..64).map(|page| 2 * MIB + page * 65_536).collect();
+    let observe = |guest: &mut Guest| {
+        guest.observe(&hot);
+        thread::sleep(Duration::from_millis(20));
+    };
+    agent.ask_until(|reply| {
+        observe(&mut guest);
+        reply["source"]["accepted"].as_u64() >= Some(640)
+    });
+
+    let stalled = agent.ask_until(|reply| reply["sources"][0]["health"] == "silent");
+    assert_eq!(stalled["state"], "blind", "{stalled}");
+
+    let back = agent.ask_until(|reply| {
+        observe(&mut guest);
+        reply["state"] == "running"
+    });
+    assert!(back["source"]["accepted"].as_u64() > stalled["source"]["accepted"].as_u64());
+    assert_accounted(&back["source"]);
+}
+
+#[test]
 fn guest_when_it_floods_is_limited_and_the_agent_answers_all_the_same() {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let qemu = Qemu::new();

@@ -44,8 +44,8 @@ const LEAST_SAMPLING: Duration = Duration::from_millis(1);
 const GREETING: Duration = Duration::from_millis(500);
 /// An agent says something at least every second; after so long it is taken for stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
-/// After so long without a word this source has nothing to offer.
-const SILENT_AFTER: Duration = Duration::from_secs(15);
+/// Where nobody has begun a session for so long, this source has nothing to offer.
+const ALONE_AFTER: Duration = Duration::from_secs(15);
 /// A frame that was begun and does not go on for so long was cut off.
 const CUT_AFTER: Duration = Duration::from_secs(1);
 /// Bytes that one poll takes in at most.
@@ -210,8 +210,8 @@ impl GuestAgent {
         )
     }
 
-    /// What keeps the agent from being heard, and what to do.
-    fn why_silent(&self) -> String {
+    /// Why there is no session, and what to do.
+    fn why_alone(&self) -> String {
         let place = &self.address;
         if let Some(version) = self.peer.strange_version {
             return format!(
@@ -304,7 +304,9 @@ impl Source for GuestAgent {
         if changed {
             self.send_wish();
         }
-        let ended = (self.silence() >= SILENT_AFTER).then(|| self.why_silent());
+        // An agent that is silent within its session may go on at any time: the guest may be stopped.
+        let alone = self.peer.session.is_none() && self.silence() >= ALONE_AFTER;
+        let ended = alone.then(|| self.why_alone());
         Ok(Polled { batches, ended })
     }
 

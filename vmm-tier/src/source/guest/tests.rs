@@ -417,8 +417,53 @@ fn agent_when_it_hangs_up_ends_its_session_and_nobody_is_found() {
     rig.poll_until("the end", |rig| rig.host.peer.session.is_none());
     assert!(rig.host.label().contains("not heard of"));
     rig.poll_until("a try to connect", |rig| rig.host.link.trouble.is_some());
-    let why = rig.host.why_silent();
+    let why = rig.host.why_alone();
     assert!(why.contains("/nonexistent/guest.sock"), "{why}");
+}
+
+#[test]
+fn poll_when_nobody_answers_for_long_ends_and_says_what_to_do() {
+    let mut rig = Rig::new();
+    let since = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+    let Some(long_ago) = since(20) else {
+        eprintln!("SKIPPED: this machine has only just begun");
+        return;
+    };
+    rig.host.opened = long_ago;
+    let ended = rig.host.poll(Duration::ZERO).unwrap().ended.unwrap();
+    assert!(ended.contains("start guest-agent in the guest"), "{ended}");
+
+    // Somebody is there, but speaks another language.
+    let mut other = encoded(1, 0, hello());
+    other[4] = 9;
+    let check = crc32(&other[..28]);
+    other[28..32].copy_from_slice(&check.to_le_bytes());
+    rig.guest.write_all(&other).unwrap();
+    let ended = rig
+        .host
+        .poll(Duration::from_secs(5))
+        .unwrap()
+        .ended
+        .unwrap();
+    assert!(ended.contains("version 9"), "{ended}");
+
+    // One that has begun a session may be silent for as long as it likes.
+    rig.send(1, 0, hello());
+    rig.host.peer.heard = Some(Time(0));
+    assert_eq!(rig.host.poll(Duration::ZERO).unwrap().ended, None);
+    assert!(
+        rig.host.label().contains("silent for 2"),
+        "{}",
+        rig.host.label()
+    );
+}
+
+/// CRC-32 (IEEE 802.3), bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg());
+    !bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), step)
+    })
 }
 
 #[test]
