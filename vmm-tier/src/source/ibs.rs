@@ -170,13 +170,13 @@ impl Ibs {
         let began = thread_time();
         let spent = || thread_time().saturating_sub(began);
         let done = self.inverse.roll(&self.pagemap, || spent() < allowed)?;
-        self.pace.spent(spent());
+        let spent = spent();
+        self.pace.took(done, spent);
+        // It has a budget of its own, and no period would make it less.
+        self.clock.cpu += spent;
         if done.changed > 0 {
             let (changed, urgent) = (done.changed, self.pace.is_urgent());
             tracing::trace!(pid = self.setup.pid, changed, urgent, "pages read again");
-        }
-        if done.pass_done {
-            self.pace.pass_done();
         }
         Ok(())
     }

@@ -2,9 +2,13 @@
 //!
 //! Little while all is well. More when a larger share of the samples than usual belongs to no known page:
 //! pages were moved by the kernel, or the guest began to use new ones. Once all pages were read, the share
-//! that is left is taken for usual: those addresses are the host's own.
+//! that is left is taken for usual: those addresses are the host's own. How many they are changes with what
+//! the host does, so where reading everything brought hardly anything new, the next time waits for longer
+//! and longer.
 
 use std::time::Duration;
+
+use super::Reread;
 
 /// The share of a core for reading while all is well.
 const CALM: f64 = 0.001;
@@ -14,6 +18,10 @@ const URGENT: f64 = 0.05;
 const EXCESS: f64 = 0.05;
 /// Samples that one judgement takes.
 const ENOUGH: u64 = 200;
+/// Reading was in vain if less than one entry in so many was new.
+const WORTHWHILE: u64 = 1000;
+/// How long it is not urgent after reading in vain; doubled each time up to the second.
+const WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 /// Seconds that may be saved up while nobody asks.
 const MOST_SAVED: f64 = 0.05;
 
@@ -29,6 +37,11 @@ pub struct Pace {
     passes: u32,
     /// All pages were read since it became urgent: the next judgement says what is usual.
     settling: bool,
+    /// What was read since it became urgent.
+    read: Reread,
+    /// For how long it can't become urgent, and for how long after the next reading in vain.
+    wait: Duration,
+    next_wait: Duration,
     /// Seconds; less than nothing after reading took longer than it might.
     saved: f64,
 }
@@ -42,6 +55,9 @@ impl Default for Pace {
             urgent: false,
             passes: 0,
             settling: true,
+            read: Reread::default(),
+            wait: Duration::ZERO,
+            next_wait: WAIT.0,
             saved: 0.0,
         }
     }
@@ -64,8 +80,9 @@ impl Pace {
             self.urgent = false;
             self.usual = Some(share);
         } else if share > usual + EXCESS {
-            if !self.urgent {
+            if !self.urgent && self.wait.is_zero() {
                 self.urgent = true;
+                self.read = Reread::default();
                 // The first end comes early: that pass began before.
                 self.passes = 2;
             }
@@ -73,15 +90,6 @@ impl Pace {
             self.urgent = false;
             // Follows slowly upward, so that a slow rise is noticed too, and downward at once.
             self.usual = Some(share.min(usual + EXCESS / 50.0));
-        }
-    }
-
-    /// Takes note that reading came to the last page and begins anew.
-    pub fn pass_done(&mut self) {
-        self.passes = self.passes.saturating_sub(1);
-        if self.urgent && self.passes == 0 {
-            self.settling = true;
-            (self.hits, self.misses) = (0, 0);
         }
     }
 
@@ -93,14 +101,28 @@ impl Pace {
 
     /// How long may be read now, `elapsed` after the last call.
     pub fn allowance(&mut self, elapsed: Duration) -> Duration {
+        self.wait = self.wait.saturating_sub(elapsed);
         let share = if self.urgent { URGENT } else { CALM };
         self.saved = (self.saved + elapsed.as_secs_f64() * share).min(MOST_SAVED);
         Duration::from_secs_f64(self.saved.max(0.0))
     }
 
-    /// Takes note of how long was read.
-    pub fn spent(&mut self, time: Duration) {
+    /// Takes note of what was read, and for how long.
+    pub fn took(&mut self, read: Reread, time: Duration) {
         self.saved -= time.as_secs_f64();
+        self.read.add(read);
+        self.passes = self.passes.saturating_sub(u32::from(read.pass_done));
+        if !self.urgent || self.settling || self.passes > 0 {
+            return;
+        }
+        self.settling = true;
+        (self.hits, self.misses) = (0, 0);
+        if self.read.changed.saturating_mul(WORTHWHILE) < self.read.read {
+            self.wait = self.next_wait;
+            self.next_wait = (self.next_wait * 2).min(WAIT.1);
+        } else {
+            self.next_wait = WAIT.0;
+        }
     }
 }
 
@@ -114,11 +136,21 @@ mod tests {
         let mut read = Duration::ZERO;
         for _ in 0..1000 {
             if pace.allowance(Duration::from_millis(100)) > Duration::from_millis(1) {
-                pace.spent(piece);
+                pace.took(Reread::default(), piece);
                 read += piece;
             }
         }
         read
+    }
+
+    /// A pass of a thousand entries ends, and some of them were new.
+    fn end_pass(pace: &mut Pace, changed: u64) {
+        let read = Reread {
+            read: 1000,
+            changed,
+            pass_done: true,
+        };
+        pace.took(read, Duration::ZERO);
     }
 
     #[test]
@@ -143,16 +175,46 @@ mod tests {
 
         // The pass that had begun before ends, and then a whole one: as many still miss, so they are the
         // host's own.
-        pace.pass_done();
+        end_pass(&mut pace, 100);
         pace.observe(700, 300);
         assert!(pace.is_urgent());
-        pace.pass_done();
+        end_pass(&mut pace, 100);
         pace.observe(700, 300);
         assert!(!pace.is_urgent());
         pace.observe(700, 300);
         assert!(!pace.is_urgent());
         pace.observe(500, 500);
         assert!(pace.is_urgent());
+    }
+
+    #[test]
+    fn pace_when_reading_is_in_vain_waits_longer_each_time_until_it_is_not() {
+        let mut pace = Pace::default();
+        pace.observe(900, 100);
+        // The host is busy and idle in turns of a second: its own accesses come and go.
+        let mut urgent_at = Vec::new();
+        for second in 0..600 {
+            pace.observe(500, 500);
+            if pace.is_urgent() {
+                urgent_at.push(second);
+                end_pass(&mut pace, 0);
+                end_pass(&mut pace, 0);
+                pace.observe(500, 500);
+                assert!(!pace.is_urgent());
+            }
+            pace.observe(900, 100);
+            pace.allowance(Duration::from_secs(1));
+        }
+        assert_eq!(urgent_at, [0, 10, 30, 70, 150, 310]);
+
+        pace.allowance(WAIT.1);
+        for _ in 0..2 {
+            pace.observe(500, 500);
+            assert!(pace.is_urgent());
+            end_pass(&mut pace, 10);
+            end_pass(&mut pace, 10);
+            pace.observe(900, 100);
+        }
     }
 
     #[test]
