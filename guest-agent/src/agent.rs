@@ -25,6 +25,8 @@ const POLL: Duration = Duration::from_millis(100);
 const SAY_EVERY: Duration = Duration::from_secs(1);
 /// A source that failed is tried again after so long, and sources are probed anew.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often it is looked whether memory was plugged in or out.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// A source outlives a lost connection for so long: the host's agent may only be restarted.
 const KEEP_SOURCE: Duration = Duration::from_secs(5);
 /// Batches that wait for credit.
@@ -45,6 +47,7 @@ pub(crate) fn run(settings: &Settings, terminate: &AtomicBool) -> anyhow::Result
         idle_since: Instant::now(),
         next_try: Instant::now(),
         next_say: Instant::now(),
+        next_look: Instant::now() + LOOK_EVERY,
         waiting: VecDeque::new(),
         taken: 0,
         no_credit: 0,
@@ -76,6 +79,7 @@ struct Agent {
     /// When a source that failed is tried again.
     next_try: Instant,
     next_say: Instant,
+    next_look: Instant,
     waiting: VecDeque<Message>,
     /// Observations, and those that were left out for want of credit, in this session.
     taken: u64,
@@ -100,6 +104,7 @@ impl Agent {
         let wanted = self.session.as_ref().is_some_and(Session::is_welcome);
         if wanted {
             self.idle_since = Instant::now();
+            self.look_for_memory();
             self.open_source();
         } else if self.source.is_some() && self.idle_since.elapsed() >= KEEP_SOURCE {
             self.stop_source();
@@ -166,6 +171,19 @@ impl Agent {
         }
         if let Some(wish) = self.session.as_mut().and_then(Session::take_wish) {
             self.follow(wish);
+        }
+    }
+
+    /// A source that watches ranges is set up anew when they change.
+    fn look_for_memory(&mut self) {
+        if Instant::now() < self.next_look {
+            return;
+        }
+        self.next_look = Instant::now() + LOOK_EVERY;
+        if self.setup.look_for_memory() {
+            eprintln!("guest-agent: memory was plugged in or out");
+            self.stop_source();
+            self.next_try = Instant::now();
         }
     }
 

@@ -51,14 +51,23 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn new(root: SysRoot, run_dir: &Path, max_regions: u32) -> Self {
-        // DAMON alone needs it, and says so.
-        let memory = frames::system_ram(&root).unwrap_or_default();
-        Self {
+        let mut setup = Self {
             root,
             run_dir: run_dir.to_owned(),
             max_regions,
-            memory,
-        }
+            memory: Vec::new(),
+        };
+        setup.look_for_memory();
+        setup
+    }
+
+    /// Reads where memory lies; whether that has changed: it may be plugged in or out.
+    pub(crate) fn look_for_memory(&mut self) -> bool {
+        // Only DAMON needs it, and says so where it can't be read.
+        let memory = frames::system_ram(&self.root).unwrap_or_default();
+        let changed = memory != self.memory;
+        self.memory = memory;
+        changed
     }
 }
 
@@ -123,4 +132,39 @@ pub(crate) fn open(
         InGuest::Nothing => anyhow::bail!("no source works in this guest"),
     };
     opened.with_context(|| format!("{kind} can't be started"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setup_when_memory_is_plugged_sees_it_once() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("proc")).unwrap();
+        let iomem = root.path().join("proc/iomem");
+        let low = "00100000-0fffffff : System RAM\n";
+        std::fs::write(&iomem, low).unwrap();
+        let mut setup = Setup::new(SysRoot::at(root.path()), root.path(), 100);
+        assert_eq!(setup.memory, [(1 << 20, 255 << 20)]);
+        assert!(!setup.look_for_memory());
+
+        std::fs::write(&iomem, format!("{low}100000000-10fffffff : System RAM\n")).unwrap();
+        assert!(setup.look_for_memory());
+        assert_eq!(setup.memory.len(), 2);
+        assert!(!setup.look_for_memory());
+    }
+
+    #[test]
+    fn probe_when_nothing_is_there_says_why_of_each() {
+        let root = tempfile::tempdir().unwrap();
+        let setup = Setup::new(SysRoot::at(root.path()), root.path(), 100);
+        let found = probe(&setup, None);
+        assert_eq!(found.can, []);
+        let reasons = found.reasons();
+        for word in ["pebs: ", "ibs: ", "damon: ", "page-faults: ", "run as root"] {
+            assert!(reasons.contains(word), "{reasons}");
+        }
+        assert!(open(&setup, InGuest::Nothing, &Wish::default()).is_err());
+    }
 }
