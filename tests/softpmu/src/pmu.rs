@@ -176,8 +176,9 @@ impl Pmu {
         cache.is_some_and(|cache| cache.misses(linear))
     }
 
-    /// Counts an access of a CPU that reaches memory. `true` when a sample of it is due; accesses outside of the memory that
-    /// is counted (devices', and this file's own) are none. Called by that CPU's thread alone.
+    /// Counts an access of a CPU that reaches memory. `true` when a sample of it is due; accesses outside of
+    /// the memory that is counted (devices', and this file's own) are none. Called by that CPU's thread
+    /// alone.
     #[must_use]
     #[inline]
     pub fn count(&self, cpu: u32, physical: u64) -> bool {

@@ -274,7 +274,7 @@ impl Runner<'_> {
         }
         // The next sample shall know where the hot set is.
         locked(&running.watch).translate()?;
-        // Not before: booting and the first touch would take several times as long.
+        // Not before: booting and the first touch would take longer.
         let watch = Arc::clone(&running.watch);
         let pmu = locked(&self.board).pmu.clone();
         if let Some(pmu) = pmu {
