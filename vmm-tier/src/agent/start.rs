@@ -35,7 +35,7 @@ use crate::{
     discover::{self, Discovered},
     host::node_facts,
     size,
-    source::{Candidate, Setup, Source},
+    source::{Candidate, Opener, Setup},
 };
 
 /// How long the agent waits for QEMU's monitor: while it does, nothing else is done.
@@ -221,22 +221,41 @@ fn sources(
     };
     let mut candidates = settings.source.candidates(root, setup.is_kvm);
     if !settings.source.auto {
-        check(&mut candidates, &setup, map)?;
+        candidates = open_all(candidates, &setup, map)?;
     }
     Sources::start(candidates, &setup, map).context("a source's thread can't be started")
 }
 
 /// Asked for by name, a source must work; `auto` starts blind and tries again.
-fn check(
-    candidates: &mut [Candidate],
+fn open_all(
+    candidates: Vec<Candidate>,
     setup: &Setup,
     map: &Arc<GuestMemoryMap>,
-) -> anyhow::Result<()> {
-    for Candidate { kind, open } in candidates {
-        let opened = open(setup, map).and_then(Source::stop);
-        opened.with_context(|| format!("{kind} was asked for as a source, and can't be used"))?;
+) -> anyhow::Result<Vec<Candidate>> {
+    let mut opened = Vec::new();
+    for Candidate { kind, mut open } in candidates {
+        match open(setup, map) {
+            Ok(source) => opened.push((kind, open, source)),
+            Err(error) => {
+                for (kind, _, source) in opened {
+                    if let Err(error) = source.stop() {
+                        tracing::warn!("{kind} did not end cleanly: {error:#}");
+                    }
+                }
+                let unusable = format!("{kind} was asked for as a source, and can't be used");
+                return Err(error.context(unusable));
+            }
+        }
     }
-    Ok(())
+    let candidates = opened.into_iter().map(|(kind, mut open, source)| {
+        let mut first = Some(source);
+        let open: Opener = Box::new(move |setup, map| match first.take() {
+            Some(source) => Ok(source),
+            None => open(setup, map),
+        });
+        Candidate { kind, open }
+    });
+    Ok(candidates.collect())
 }
 
 /// The threads of the guest's CPUs.
