@@ -5,6 +5,7 @@
 //! that both speak of the same time.
 
 use crate::result::{GuestPoint, Point};
+use crate::stats::mean;
 
 /// A moment's hit ratio as counted and as told.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,6 +59,18 @@ pub fn compare(series: &[(f64, &Point, &GuestPoint)]) -> Vec<Comparison> {
     found
 }
 
+/// How far the agent is off on average, over the last seconds; `None` when nothing was compared.
+#[must_use]
+pub fn mean_error(found: &[Comparison], over_s: f64) -> Option<f64> {
+    let last = found.last()?.t;
+    let errors: Vec<f64> = found
+        .iter()
+        .filter(|found| found.t > last - over_s)
+        .map(Comparison::error)
+        .collect();
+    mean(&errors)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +105,21 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].counted, 0.75);
         assert!((found[0].error() - 0.05).abs() < 1e-9);
+    }
+
+    #[test]
+    fn mean_error_when_early_seconds_are_off_counts_the_last_ones() {
+        let at = |t, told| Comparison {
+            t,
+            counted: 0.5,
+            told,
+        };
+        let found = [at(1.0, 0.0), at(9.5, 0.4), at(10.0, 0.7)];
+
+        let error = mean_error(&found, 5.0).unwrap();
+
+        assert!((error - 0.15).abs() < 1e-9, "{error}");
+        assert_eq!(mean_error(&[], 5.0), None);
     }
 
     #[test]

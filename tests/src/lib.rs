@@ -5,6 +5,7 @@
 //! first process of the emulated host: it starts guests and agents as the scenario says and
 //! measures. `lab-guest` is the first process of a guest: the workload.
 
+pub mod account;
 pub mod checks;
 pub mod cpio;
 pub mod emulator;
