@@ -84,6 +84,8 @@ pub(crate) fn open(
     while agent.peer.session.is_none() && agent.opened.elapsed() < GREETING {
         agent.exchange(GREETING)?;
     }
+    // Whoever opens it tells of this one.
+    agent.told.0 = agent.peer.sessions;
     Ok(Box::new(agent))
 }
 
@@ -270,8 +272,8 @@ impl Source for GuestAgent {
         let hello = &session.hello;
         let since = process::now().since(session.since).as_secs();
         let mut line = format!(
-            "the guest's agent {} over {place}, in its session for {since} s: observes with {}, kernel \
-             {}, pages of {}, {} MiB",
+            "the guest's agent {} over {place} (session of {since} s) observes with {}; kernel {}, pages of \
+             {}, {} MiB",
             hello.agent,
             session.source,
             hello.kernel,
