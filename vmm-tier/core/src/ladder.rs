@@ -12,18 +12,24 @@
 //!                      Down            Silent, Broken ──(later)──► tried again
 //! ```
 
+mod candidate;
+mod health;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
+use self::candidate::Candidate;
+pub use self::{
+    candidate::{TRIAL, quality},
+    health::{Health, likely_cause},
+};
 use crate::{
     engine::SourceStats,
-    sample::{DropReason, SampleAccount, Sight, SourceKind},
+    sample::{Sight, SourceKind},
     time::Time,
 };
 
-/// For how long a source is tried before it is compared with others.
-pub const TRIAL: Duration = Duration::from_secs(6);
 /// After this time without a usable record a source is silent or broken, at the least.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How many times longer that is while the guest is at rest, and sources look at it in turns.
@@ -33,70 +39,6 @@ pub const ANEW: Duration = Duration::from_secs(300);
 /// How much better another source must be to take over: less is noise, and each change makes heats less
 /// sure for a while.
 const BETTER: f64 = 1.25;
-/// Usable records a second at which a source is half as good as one with any number of them.
-const HALF_GOOD_RATE: f64 = 50.0;
-/// What counts of tests are worth beside counts of accesses: they can't tell hot from very hot.
-const TESTS_WORTH: f64 = 0.7;
-
-/// How a source does.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "health")]
-pub enum Health {
-    /// Others serve better.
-    Resting,
-    /// It is being opened.
-    Opening,
-    /// It is open, and has not been tried long enough.
-    OnTrial,
-    /// It delivers.
-    Good,
-    /// Nothing comes, though the guest runs.
-    Silent {
-        /// What may be wrong.
-        reason: String,
-    },
-    /// Records come, and none can be used.
-    Broken {
-        /// The likeliest cause.
-        reason: String,
-    },
-    /// It can't be opened, or ended.
-    Down {
-        /// Why.
-        reason: String,
-    },
-}
-
-impl Health {
-    /// The word that clients see.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Resting => "resting",
-            Self::Opening => "opening",
-            Self::OnTrial => "on-trial",
-            Self::Good => "good",
-            Self::Silent { .. } => "silent",
-            Self::Broken { .. } => "broken",
-            Self::Down { .. } => "down",
-        }
-    }
-
-    /// What is wrong, if something is.
-    #[must_use]
-    pub fn reason(&self) -> Option<&str> {
-        match self {
-            Self::Silent { reason } | Self::Broken { reason } | Self::Down { reason } => {
-                Some(reason)
-            }
-            _ => None,
-        }
-    }
-
-    const fn delivers(&self) -> bool {
-        matches!(self, Self::OnTrial | Self::Good)
-    }
-}
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,24 +77,6 @@ pub struct Rung {
     pub quality: Option<f64>,
     /// Usable records a second in the last trial.
     pub accepted_per_s: f64,
-}
-
-#[derive(Debug)]
-struct Candidate {
-    health: Health,
-    sight: Option<Sight>,
-    label: String,
-    /// When the state began.
-    since: Time,
-    /// When a usable record came last.
-    usable_at: Time,
-    /// The account when `window` began.
-    begin: SampleAccount,
-    window: Time,
-    /// The account at the last look.
-    last: SampleAccount,
-    quality: Option<f64>,
-    accepted_per_s: f64,
 }
 
 /// See the [module](self). Pure: told what happens, asked what to do.
@@ -382,122 +306,6 @@ impl Ladder {
                 )
             }
         }
-    }
-}
-
-impl Candidate {
-    fn new(now: Time) -> Self {
-        Self {
-            health: Health::Opening,
-            sight: None,
-            label: String::new(),
-            since: now,
-            usable_at: now,
-            begin: SampleAccount::default(),
-            window: now,
-            last: SampleAccount::default(),
-            quality: None,
-            accepted_per_s: 0.0,
-        }
-    }
-
-    fn set(&mut self, now: Time, kind: SourceKind, health: Health) -> Vec<Step> {
-        if self.health == health {
-            return Vec::new();
-        }
-        self.health = health.clone();
-        self.since = now;
-        vec![Step::Tell(kind, health)]
-    }
-
-    fn begin_window(&mut self, now: Time) {
-        self.begin = self.last.clone();
-        self.window = now;
-    }
-
-    fn look(&mut self, now: Time, stats: &SourceStats) {
-        // Accounts never go back; what a paused agent drops was usable.
-        let usable = |account: &SampleAccount| {
-            let paused = account.dropped.get(&DropReason::Paused);
-            account.accepted + paused.copied().unwrap_or(0)
-        };
-        if usable(&stats.account) > usable(&self.last) {
-            self.usable_at = now;
-        }
-        self.last = stats.account.clone();
-        let span = now.since(self.window);
-        if span < TRIAL {
-            return;
-        }
-        let accepted = usable(&stats.account).saturating_sub(usable(&self.begin));
-        self.accepted_per_s = accepted as f64 / span.as_secs_f64();
-        self.quality = (accepted > 0).then(|| quality(stats, self.accepted_per_s));
-        self.begin_window(now);
-    }
-
-    /// What is wrong with a source of which nothing could be used for a while.
-    fn trouble(&self) -> Health {
-        let new = |reason: &DropReason| {
-            let before = self.begin.dropped.get(reason).copied().unwrap_or(0);
-            self.last.dropped.get(reason).copied().unwrap_or(0) - before
-        };
-        let arrived = self.last.arrived - self.begin.arrived;
-        let most = self.last.dropped.keys().max_by_key(|reason| new(reason));
-        match most {
-            Some(&reason) if arrived > 0 && new(&reason) > 0 => Health::Broken {
-                reason: format!(
-                    "{arrived} records came and none could be used: {}",
-                    likely_cause(reason)
-                ),
-            },
-            _ if self.last.lost > self.begin.lost => Health::Broken {
-                reason: "the kernel's ring overflows, and nothing is left in it".to_owned(),
-            },
-            _ => Health::Silent {
-                reason: "it is open, and nothing comes though the guest runs: the events may not count in \
-                         guest mode, or the guest is idle"
-                    .to_owned(),
-            },
-        }
-    }
-}
-
-/// How good a source is: 0 to 1, the product of how exact it is, how much of the guest it speaks for, how
-/// many records it brings, and how fresh they are.
-#[must_use]
-pub fn quality(stats: &SourceStats, accepted_per_s: f64) -> f64 {
-    let many = accepted_per_s / (accepted_per_s + HALF_GOOD_RATE);
-    let fresh = 1.0 / (1.0 + stats.staleness.as_secs_f64());
-    let worth = if stats.tests_pages { TESTS_WORTH } else { 1.0 };
-    stats.precision * stats.coverage * many * fresh * worth
-}
-
-/// Why records are dropped for one reason and no other, in a source whose records are all dropped.
-#[must_use]
-pub const fn likely_cause(reason: DropReason) -> &'static str {
-    match reason {
-        DropReason::Malformed => {
-            "they are not what this kernel version writes; report it with the kernel's version"
-        }
-        DropReason::ForeignTarget => "they are of another process",
-        DropReason::NotGuestRam => {
-            "their addresses are not in the guest's memory: only the host's own accesses are seen, or \
-             addresses are of the guest's page tables"
-        }
-        DropReason::StaleMap => "the memory map changes faster than they come",
-        DropReason::QueueFull => "the agent can't keep up: the host's CPUs are overloaded",
-        DropReason::Paused => "tiering is paused",
-        DropReason::NoAddress => {
-            "they carry no address: the hardware, or what the hypervisor above shows of it, can't give one"
-        }
-        DropReason::WrongMode => "all were made by the host's kernel, none by the guest",
-        DropReason::Unmapped => {
-            "their host-physical addresses are none of the guest's pages: the inverse map is out of date, \
-             or the guest does not run"
-        }
-        DropReason::Hostile => "the guest's agent breaks the protocol: update it",
-        DropReason::RateLimited => "the guest's agent sends more than it may",
-        DropReason::OutOfSequence => "the guest's agent repeats itself: restart it",
     }
 }
 

@@ -1,6 +1,7 @@
 //! The ladder against sources that do as they like.
 
 use super::*;
+use crate::sample::DropReason;
 
 const SECOND: u64 = 1_000_000_000;
 
