@@ -107,9 +107,10 @@ impl Candidate {
                 reason: "the kernel's ring overflows, and nothing is left in it".to_owned(),
             },
             _ => Health::Silent {
-                reason: "it is open, and nothing comes though the guest runs: the events may not count in \
-                         guest mode, or the guest is idle"
-                    .to_owned(),
+                reason: format!(
+                    "nothing comes of it, though the guest's CPUs are busy ({})",
+                    self.label
+                ),
             },
         }
     }
