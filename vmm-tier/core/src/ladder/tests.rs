@@ -1,5 +1,7 @@
 //! The ladder against sources that do as they like.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::sample::DropReason;
 
@@ -221,4 +223,75 @@ fn resting_source_when_a_while_has_passed_is_tried_anew() {
         &[(SourceKind::Damon, 3000, 1.0), (SourceKind::Ibs, 20, 1.0)],
     );
     assert_eq!(lab.ladder.believed(), Some(SourceKind::Damon));
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    Up(SourceKind, Sight),
+    Down(SourceKind),
+    Delivers(SourceKind, u64),
+    Drops(SourceKind, u64),
+    Runs(bool),
+    Quiet(bool),
+    Looks(u64),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let kind = || prop::sample::select(SourceKind::ALL.to_vec());
+    let sight = prop::sample::select(vec![Sight::Guest, Sight::HostMode, Sight::FirstTouch]);
+    prop_oneof![
+        2 => (kind(), sight).prop_map(|(kind, sight)| Happens::Up(kind, sight)),
+        1 => kind().prop_map(Happens::Down),
+        4 => (kind(), 1..5000_u64).prop_map(|(kind, n)| Happens::Delivers(kind, n)),
+        2 => (kind(), 1..5000_u64).prop_map(|(kind, n)| Happens::Drops(kind, n)),
+        1 => any::<bool>().prop_map(Happens::Runs),
+        1 => any::<bool>().prop_map(Happens::Quiet),
+        8 => (1..40_u64).prop_map(Happens::Looks),
+    ]
+}
+
+proptest! {
+    /// Whatever happens, who is believed sees the guest and was not found wanting, the steps tell every
+    /// change, and while none is believed no source rests.
+    #[test]
+    fn ladder_when_anything_happens_believes_who_delivers(
+        story in prop::collection::vec(happens(), 1..200),
+    ) {
+        let mut lab = Lab::new(&SourceKind::ALL);
+        for what in story {
+            match what {
+                // Only what works can come up.
+                Happens::Up(kind, sight) if lab.working[&kind] => lab.up(kind, sight),
+                Happens::Up(..) => {}
+                Happens::Down(kind) if lab.working[&kind] => {
+                    let steps = lab.ladder.down(lab.now, kind, "gone".to_owned());
+                    lab.take(steps);
+                }
+                Happens::Down(_) => {}
+                Happens::Delivers(kind, n) => {
+                    let stats = lab.stats.entry(kind).or_default();
+                    stats.account.accept(n);
+                    (stats.precision, stats.coverage) = (1.0 / n as f64, 1.0);
+                }
+                Happens::Drops(kind, n) => {
+                    let stats = lab.stats.entry(kind).or_default();
+                    stats.account.drop_records(DropReason::NoAddress, n);
+                }
+                Happens::Runs(runs) => lab.ladder.set_guest_runs(lab.now, runs),
+                Happens::Quiet(quiet) => lab.ladder.set_quiet(lab.now, quiet),
+                Happens::Looks(seconds) => lab.run(seconds, &[]),
+            }
+            let believed = lab.ladder.believed();
+            prop_assert_eq!(believed, lab.believed.last().copied().flatten());
+            for rung in lab.ladder.rungs() {
+                prop_assert_eq!(rung.believed, believed == Some(rung.kind));
+                prop_assert_eq!(rung.health == Health::Resting, !lab.working[&rung.kind]);
+                if rung.believed {
+                    prop_assert_eq!(rung.sight, Some(Sight::Guest));
+                    prop_assert!(matches!(rung.health, Health::OnTrial | Health::Good));
+                }
+                prop_assert!(believed.is_some() || rung.health != Health::Resting);
+            }
+        }
+    }
 }
