@@ -25,7 +25,7 @@ const PAGE_SHIFT: u32 = PAGE.trailing_zeros();
 #[derive(Debug, thiserror::Error)]
 pub enum PmuError {
     /// It can't be opened or mapped.
-    #[error("{path}: {source}")]
+    #[error("the shared file {path} can't be mapped")]
     File {
         /// Which.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum PmuError {
         source: io::Error,
     },
     /// It holds no layout.
-    #[error("{path}: {source}")]
+    #[error("the shared file {path} can't be used")]
     Layout {
         /// Which.
         path: PathBuf,
@@ -502,9 +502,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(8192).unwrap();
 
-        let error = Pmu::open(file.path()).unwrap_err().to_string();
+        let error = Pmu::open(file.path()).unwrap_err();
 
-        assert!(error.contains(file.path().to_str().unwrap()), "{error}");
-        assert!(error.contains("no layout"), "{error}");
+        let said = error.to_string();
+        assert!(said.contains(file.path().to_str().unwrap()), "{said}");
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("no layout"), "{why}");
     }
 }

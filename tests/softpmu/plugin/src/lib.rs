@@ -4,6 +4,7 @@
 
 mod qemu;
 
+use std::error::Error;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -44,7 +45,8 @@ extern "C" fn qemu_plugin_install(
     let pmu = match Pmu::open(path) {
         Ok(pmu) => pmu,
         Err(error) => {
-            eprintln!("softpmu: {error}");
+            let why = error.source().map(ToString::to_string);
+            eprintln!("softpmu: {error}: {}", why.unwrap_or_default());
             return 1;
         }
     };
