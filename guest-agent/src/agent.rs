@@ -197,7 +197,11 @@ impl Agent {
         if std::mem::replace(&mut self.wish, wish) == wish {
             return;
         }
-        if let Some((kind, source)) = &mut self.source
+        // The next wish opens a source again, at once.
+        self.next_try = Instant::now();
+        if wish.is_rest() {
+            self.stop_source();
+        } else if let Some((kind, source)) = &mut self.source
             && let Err(error) = source.set_wish(&wish)
         {
             eprintln!("guest-agent: {kind}: {error:#}");
@@ -218,7 +222,7 @@ impl Agent {
     }
 
     fn open_source(&mut self) {
-        if self.source.is_some() || Instant::now() < self.next_try {
+        if self.source.is_some() || self.wish.is_rest() || Instant::now() < self.next_try {
             return;
         }
         self.next_try = Instant::now() + RETRY;
@@ -339,6 +343,7 @@ impl Agent {
     fn trouble(&self) -> String {
         match (&self.source, self.failure.as_str()) {
             (Some(_), _) => String::new(),
+            _ if self.wish.is_rest() => String::new(),
             (None, "") => self.found.reasons(),
             (None, failure) => failure.to_owned(),
         }

@@ -9,6 +9,7 @@
 //! The agent may be started, killed and replaced at any time, and may be anyone: see [`peer`].
 
 mod address;
+mod convert;
 mod limits;
 mod link;
 mod peer;
@@ -62,6 +63,8 @@ struct GuestAgent {
     decoder: Decoder,
     peer: Peer,
     pace: PaceKeeper,
+    /// Whether the agent rests between its turns, and since when it does or not.
+    resting: (bool, Instant),
     quiet: bool,
     quiet_factor: u32,
     buffer: Vec<u8>,
@@ -111,6 +114,7 @@ impl GuestAgent {
             decoder: Decoder::new(),
             peer,
             pace,
+            resting: (false, Instant::now()),
             quiet: false,
             quiet_factor: setup.quiet_factor,
             buffer: vec![0; MAX_FRAME],
@@ -249,9 +253,29 @@ impl GuestAgent {
         tracing::info!(session = self.peer.sessions, "{}", self.label());
     }
 
+    /// While the guest is at rest and slow looks would tell too little, its agent looks in turns.
+    fn take_turns(&mut self) {
+        let (resting, since) = self.resting;
+        let next = match self.pace.pace().turns {
+            None => false,
+            Some(turns) if resting => since.elapsed() < turns.rest,
+            Some(turns) => since.elapsed() >= turns.watch,
+        };
+        if next != resting {
+            self.resting = (next, Instant::now());
+            self.send_wish();
+        } else if self.pace.pace().turns.is_none() {
+            self.resting.1 = Instant::now();
+        }
+    }
+
     fn send_wish(&mut self) {
         let slower = if self.quiet { self.quiet_factor } else { 1 };
-        self.peer.set_wish(wish(self.pace.pace(), slower));
+        let wish = match self.resting.0 {
+            true => Wish::default(),
+            false => wish(self.pace.pace(), slower),
+        };
+        self.peer.set_wish(wish);
     }
 }
 
@@ -271,11 +295,14 @@ impl Source for GuestAgent {
         };
         let hello = &session.hello;
         let since = process::now().since(session.since).as_secs();
+        let source = match self.resting.0 {
+            true => "rests until its next turn".to_owned(),
+            false => format!("observes with {}", session.source),
+        };
         let mut line = format!(
-            "the guest's agent {} over {place} (session of {since} s) observes with {}; kernel {}, pages of \
+            "the guest's agent {} over {place} (session of {since} s) {source}; kernel {}, pages of \
              {}, {} MiB",
             hello.agent,
-            session.source,
             hello.kernel,
             sizes(&hello.page_sizes),
             hello.memory_bytes >> 20,
@@ -306,6 +333,7 @@ impl Source for GuestAgent {
         if changed {
             self.send_wish();
         }
+        self.take_turns();
         // An agent that is silent within its session may go on at any time: the guest may be stopped.
         let alone = self.peer.session.is_none() && self.silence() >= ALONE_AFTER;
         let ended = alone.then(|| self.why_alone());
@@ -320,6 +348,7 @@ impl Source for GuestAgent {
     fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
         self.quiet = quiet;
         self.pace.set_quiet(quiet);
+        self.resting = (false, Instant::now());
         self.send_wish();
         Ok(())
     }

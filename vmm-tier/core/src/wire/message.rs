@@ -198,7 +198,8 @@ pub struct Credit {
     pub bytes: u64,
 }
 
-/// The pace that the host wishes for. The guest's agent keeps to its own limits.
+/// The pace that the host wishes for. The guest's agent keeps to its own limits. All zero: observe nothing
+/// for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
     /// Single accesses a second.
@@ -212,6 +213,12 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// Whether nothing is to be observed for now.
+    #[must_use]
+    pub fn is_rest(&self) -> bool {
+        *self == Self::default()
+    }
+
     fn put(&self, out: &mut Vec<u8>) {
         for value in [
             self.accesses_per_s,

@@ -6,25 +6,21 @@
 use std::{collections::VecDeque, time::Duration};
 
 use tier_core::{
-    addr::Gpa,
     map::GuestMemoryMap,
-    sample::{
-        AccessKind, AccessSample, DropReason, SampleAccount, SampleAddress, SampleBatch, SourceKind,
-    },
+    sample::{AccessSample, DropReason, SampleAccount, SampleBatch},
     time::Time,
-    wire::{Batch, Credit, Decoded, Drops, Frame, Hello, InGuest, Message, Observed, Region, Wish},
+    wire::{Batch, Credit, Decoded, Drops, Frame, Hello, InGuest, Message, Observed, Wish},
 };
 
-use super::limits::Limits;
+use super::{
+    convert::{MAX_SPAN_NS, access_sample, empty, push_region, region_span},
+    limits::Limits,
+};
 
 /// Sessions that have ended and are remembered, so that their frames can't begin them again.
 const PAST_SESSIONS: usize = 64;
 /// Most frames that may be missing in one place.
 const MAX_GAP: u64 = 1 << 20;
-/// The longest time that a batch speaks for, in nanoseconds.
-const MAX_SPAN_NS: u64 = 10_000_000_000;
-/// Least time between two tests of a page, in nanoseconds: no kernel can do better.
-const LEAST_TEST_NS: u64 = 500_000;
 /// The longest sampling period believed.
 const MAX_PERIOD: u64 = 10_000_000;
 /// Least time between two questions who is there, in nanoseconds.
@@ -327,12 +323,7 @@ impl Peer {
         match &batch.observed {
             Observed::Accesses { period, samples } => {
                 let period = (*period).min(MAX_PERIOD);
-                let samples = samples.iter().map(|access| AccessSample {
-                    address: SampleAddress::Guest(access.gpa),
-                    len: 1,
-                    weight: 1.0,
-                    kind: access.kind,
-                });
+                let samples = samples.iter().map(access_sample);
                 self.add_accesses(period, samples, now, generation);
             }
             Observed::Regions { tests, regions } => {
@@ -387,52 +378,5 @@ impl Peer {
             session.told = credit;
             self.reply(Message::Credit(credit));
         }
-    }
-}
-
-/// How long a report of regions speaks for, in nanoseconds: what the agent says, as far as that is possible.
-fn region_span(batch: &Batch, tests: u32) -> u64 {
-    let least = u64::from(tests) * LEAST_TEST_NS;
-    batch.span_ns.clamp(least.min(MAX_SPAN_NS), MAX_SPAN_NS)
-}
-
-fn empty(now: Time, map_generation: u64, tests: u32, period: u64) -> SampleBatch {
-    SampleBatch {
-        source: SourceKind::Guest,
-        end: now,
-        span: Duration::ZERO,
-        tests,
-        period,
-        settled: true,
-        map_generation,
-        samples: Vec::new(),
-        account: SampleAccount::default(),
-    }
-}
-
-/// A region as samples that each lie in one range of the map: what is contiguous for the guest may not
-/// be so in QEMU. One that lies in none is left whole, for the engine to refuse.
-///
-/// A batch's regions are disjoint, so all their pieces together are at most as many as regions and
-/// ranges.
-fn push_region(samples: &mut Vec<AccessSample>, region: &Region, map: &GuestMemoryMap) {
-    let sample = |start: u64, len: u64| AccessSample {
-        address: SampleAddress::Guest(Gpa(start)),
-        len,
-        // A count of at most `MAX_TESTS`: far below the 2²⁴ that an f32 holds exactly.
-        weight: region.used as f32,
-        kind: AccessKind::Any,
-    };
-    let (start, end) = (region.start.0, region.start.0.saturating_add(region.len));
-    let ranges = map.ranges();
-    let first = ranges.partition_point(|range| range.gpa_end() <= start);
-    let before = samples.len();
-    let touched = ranges[first..].iter().take_while(|range| range.gpa.0 < end);
-    samples.extend(touched.map(|range| {
-        let from = range.gpa.0.max(start);
-        sample(from, range.gpa_end().min(end) - from)
-    }));
-    if samples.len() == before {
-        samples.push(sample(start, region.len));
     }
 }

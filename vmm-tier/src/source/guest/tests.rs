@@ -422,6 +422,38 @@ fn agent_when_it_hangs_up_ends_its_session_and_nobody_is_found() {
 }
 
 #[test]
+fn agent_when_all_is_in_use_and_nothing_is_to_be_done_looks_in_turns() {
+    let mut rig = Rig::new();
+    rig.send(1, 0, hello());
+    rig.host.set_quiet(true).unwrap();
+    rig.poll();
+    // Slow looks find everything in use at every look.
+    for sequence in 1..=3 {
+        rig.send(1, sequence, regions(&[(2 * MIB, 60 * MIB, 20)]));
+    }
+    rig.poll_until("the batches", |rig| rig.batches.len() == 3);
+    let Some(turns) = rig.host.pace.pace().turns else {
+        panic!("{:?}", rig.host.pace);
+    };
+    let mut wishes = Vec::new();
+    for over in [turns.watch, turns.rest] {
+        rig.said();
+        let Some(since) = Instant::now().checked_sub(over) else {
+            eprintln!("SKIPPED: this machine has only just begun");
+            return;
+        };
+        rig.host.resting.1 = since;
+        rig.poll();
+        rig.poll();
+        wishes.extend(rig.said().into_iter().filter_map(|said| match said {
+            Message::Wish(wish) => Some(wish.is_rest()),
+            _ => None,
+        }));
+    }
+    assert_eq!(wishes, [true, false]);
+}
+
+#[test]
 fn poll_when_nobody_answers_for_long_ends_and_says_what_to_do() {
     let mut rig = Rig::new();
     let since = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
