@@ -51,6 +51,8 @@ pub enum Word {
     Lost,
     /// The CPUs whose accesses are counted and sampled now, a bit each.
     Armed,
+    /// Records without room since the last that was written: told with the next.
+    Untold,
 }
 
 /// The sizes that make up a shared file.

@@ -96,8 +96,6 @@ struct Writer {
     busy: AtomicBool,
     /// Where the next record goes. Not read back from the file, where anybody could write.
     head: AtomicU64,
-    /// Samples without room since the last record.
-    pending_lost: AtomicU64,
 }
 
 impl Pmu {
@@ -147,7 +145,6 @@ impl Pmu {
             writer: Writer {
                 busy: AtomicBool::new(false),
                 head: AtomicU64::new(head),
-                pending_lost: AtomicU64::new(0),
             },
             began: Instant::now(),
         })
@@ -231,7 +228,8 @@ impl Pmu {
 
     /// Writes a record, and before it how many had no room, as the kernel does. Under the lock.
     fn push(&self, record: &[u64; SAMPLE_WORDS], cpu: u32, time_ns: u64) {
-        let lost = self.writer.pending_lost.load(Ordering::Relaxed);
+        let untold = self.layout.word(Word::Untold);
+        let lost = self.shared.load(untold).unwrap_or(0);
         let head = self.writer.head.load(Ordering::Relaxed);
         let capacity = self.layout.ring().1;
         // Acquire: what the consumer has read it has read before it moved the tail.
@@ -243,14 +241,14 @@ impl Pmu {
         let needed = ((SAMPLE_WORDS + note) * 8) as u64;
         // A tail that makes no sense leaves no room.
         if needed > capacity.saturating_sub(head.wrapping_sub(tail)) {
-            self.writer.pending_lost.store(lost + 1, Ordering::Relaxed);
+            self.shared.store(untold, lost.saturating_add(1));
             self.add(Word::Lost);
             return;
         }
         let mut at = head;
         if lost > 0 {
             at = self.write(at, &record::lost(lost, cpu, time_ns));
-            self.writer.pending_lost.store(0, Ordering::Relaxed);
+            self.shared.store(untold, 0);
         }
         at = self.write(at, record);
         self.writer.head.store(at, Ordering::Relaxed);

@@ -8,11 +8,13 @@ use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, Pid, sched_setaffinity};
-use softpmu::layout::{Layout, Word};
+use softpmu::layout::{DATA_HEAD, DATA_TAIL, Layout, Word};
 use softpmu::shared::Shared;
 
 use crate::event::{Accesses, PmuCounts};
@@ -75,6 +77,21 @@ impl Pmu {
             mask |= u64::from(on) << cpu;
         }
         self.shared.store(self.layout.word(Word::Armed), mask);
+    }
+
+    /// Empties the ring: for whoever reads from now on nothing was written before and nothing lost, as with an
+    /// event of perf that is opened. Nobody may read at this time.
+    pub fn empty(&self) {
+        let armed = self.layout.word(Word::Armed);
+        let before = self.shared.load(armed).unwrap_or(0);
+        self.shared.store(armed, 0);
+        // A record that is being written is soon done.
+        std::thread::sleep(Duration::from_millis(10));
+        let head = self.shared.word(DATA_HEAD);
+        let head = head.map_or(0, |head| head.load(Ordering::Acquire));
+        self.shared.store(DATA_TAIL, head);
+        self.shared.store(self.layout.word(Word::Untold), 0);
+        self.shared.store(armed, before);
     }
 
     /// Gives a guest's virtual CPUs the CPUs that are counted, and the others to all other threads of its QEMU
@@ -311,6 +328,44 @@ Node 1, zone    DMA32
         let found = device(folder.path()).unwrap();
 
         assert!(found.ends_with("0000:00:02.0"));
+    }
+
+    #[test]
+    fn ring_when_emptied_tells_nothing_of_before() {
+        let layout = Layout::new(4096, 16, 2, 64).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(layout.file_bytes()).unwrap();
+        let map = || Shared::map(&file, layout.file_bytes()).unwrap();
+        layout.write(&map()).unwrap();
+        let producer = softpmu::Pmu::new(map()).unwrap();
+        let pmu = Pmu {
+            path: PathBuf::new(),
+            shared: map(),
+            layout,
+            nodes: Vec::new(),
+        };
+        pmu.arm(true);
+        let access = softpmu::Access {
+            rip: 0,
+            linear: 0,
+            physical: 0,
+            store: false,
+            size_shift: 0,
+        };
+        for _ in 0..100 {
+            producer.sample(&access, 1);
+        }
+
+        pmu.empty();
+
+        assert!(producer.armed(1), "it goes on");
+        assert_eq!(pmu.shared.load(DATA_HEAD), pmu.shared.load(DATA_TAIL));
+        let head = pmu.shared.load(DATA_HEAD).unwrap();
+        producer.sample(&access, 1);
+        // A sample of 104 bytes and no note of lost ones.
+        assert_eq!(pmu.shared.load(DATA_HEAD), Some(head + 104));
+        // What the lab tells of it goes on.
+        assert_eq!(pmu.counts().lost, 61);
     }
 
     /// A process's own memory, seen through a PMU whose counters the test writes.

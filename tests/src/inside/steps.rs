@@ -353,6 +353,7 @@ impl Runner<'_> {
         let pmu = locked(&self.board).pmu.clone();
         let args: Vec<String> = match &pmu {
             Some(pmu) => {
+                pmu.empty();
                 let path = pmu.path.to_string_lossy();
                 args.iter().map(|arg| arg.replace("{pmu}", &path)).collect()
             }
