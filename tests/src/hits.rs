@@ -30,11 +30,17 @@ impl Comparison {
 #[must_use]
 pub fn compare(series: &[(f64, &Point, &GuestPoint)]) -> Vec<Comparison> {
     let (mut fast, mut slow) = (0.0, 0.0);
-    let mut last: Option<f64> = None;
+    let (mut last, mut half_life): (Option<f64>, Option<f64>) = (None, None);
     let mut found = Vec::new();
     for (t, _, guest) in series {
-        let Some(half_life_s) = guest.half_life_s.filter(|seconds| *seconds > 0.0) else {
-            continue; // the agent does not answer yet, and so has seen nothing
+        // An agent that does not answer in time goes on all the same; before its first answer it has
+        // seen nothing.
+        half_life = guest
+            .half_life_s
+            .filter(|seconds| *seconds > 0.0)
+            .or(half_life);
+        let Some(half_life_s) = half_life else {
+            continue;
         };
         if let Some(last) = last {
             let kept = (-(t - last) / half_life_s).exp2();
@@ -105,6 +111,21 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].counted, 0.75);
         assert!((found[0].error() - 0.05).abs() < 1e-9);
+    }
+
+    #[test]
+    fn comparison_when_the_agent_misses_an_answer_counts_what_it_saw_meanwhile() {
+        let mut silent = point(0, 1000, None);
+        silent.half_life_s = None;
+
+        let found = compared(&[
+            (0.0, point(0, 0, None)),
+            (10.0, silent),
+            (20.0, point(500, 0, Some(0.5))),
+        ]);
+
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].counted, 0.5);
     }
 
     #[test]
