@@ -32,8 +32,6 @@ use crate::{
 
 /// After this time without a usable record a source is silent or broken, at the least.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How many times longer that is while the guest is at rest, and sources look at it in turns.
-const QUIET_PATIENCE: u32 = 12;
 /// When sources that rest, or had failed, are tried again.
 pub const ANEW: Duration = Duration::from_secs(300);
 /// How much better another source must be to take over: less is noise, and each change makes heats less
@@ -88,14 +86,21 @@ pub struct Ladder {
     settled_at: Time,
     guest_runs: bool,
     quiet: bool,
-    patience: Duration,
+    /// After how long without a usable record a source is blamed: at work, and at rest.
+    patience: (Duration, Duration),
 }
 
 impl Ladder {
     /// A ladder of these candidates, all of which begin to work. None of them reports less often than
-    /// every `slowest`.
+    /// every `slowest`, or every `at_rest` while [the guest is at rest](Self::set_quiet).
     #[must_use]
-    pub fn new(kinds: impl IntoIterator<Item = SourceKind>, slowest: Duration, now: Time) -> Self {
+    pub fn new(
+        kinds: impl IntoIterator<Item = SourceKind>,
+        slowest: Duration,
+        at_rest: Duration,
+        now: Time,
+    ) -> Self {
+        let patience = PATIENCE.max(slowest * 3);
         let candidate = |kind| (kind, Candidate::new(now));
         Self {
             candidates: kinds.into_iter().map(candidate).collect(),
@@ -103,7 +108,7 @@ impl Ladder {
             settled_at: now,
             guest_runs: true,
             quiet: false,
-            patience: PATIENCE.max(slowest * 3),
+            patience: (patience, patience + at_rest),
         }
     }
 
@@ -194,7 +199,8 @@ impl Ladder {
         if !self.guest_runs {
             return steps;
         }
-        let patience = self.patience * if self.quiet { QUIET_PATIENCE } else { 1 };
+        let (at_work, at_rest) = self.patience;
+        let patience = if self.quiet { at_rest } else { at_work };
         for (&kind, candidate) in &mut self.candidates {
             if candidate.health.delivers() && now.since(candidate.usable_at) >= patience {
                 candidate.quality = None;

@@ -23,7 +23,7 @@ const ALMOST: f64 = 0.85;
 /// Batches that must agree before the pace changes: the first one after a change may span both paces.
 const AGREE: u32 = 1;
 /// Aggregations for which a guest at rest is watched in its turn.
-const WATCHED_AGGREGATIONS: u32 = 5;
+pub const WATCHED_AGGREGATIONS: u32 = 5;
 /// Most halvings: an eighth of the regions still tells apart what is a hundred pages long.
 const MAX_HALVINGS: u32 = 3;
 

@@ -14,6 +14,7 @@ use tier_core::{
     ladder::{Health, Ladder, Rung, Step},
     map::GuestMemoryMap,
     moves::{MoveReport, Outcome},
+    pace::WATCHED_AGGREGATIONS,
     sample::{SampleAccount, Sight, SourceKind},
     time::Time,
 };
@@ -54,6 +55,8 @@ impl Sources {
         map: &Arc<GuestMemoryMap>,
     ) -> std::io::Result<Self> {
         let (out, reports) = bounded(QUEUE);
+        let slowest = setup.damon.aggregation;
+        let at_rest = slowest * WATCHED_AGGREGATIONS * setup.quiet_factor;
         let kinds: Vec<_> = candidates.iter().map(|candidate| candidate.kind).collect();
         let mut threads = BTreeMap::new();
         for Candidate { kind, open } in candidates {
@@ -64,7 +67,7 @@ impl Sources {
         Ok(Self {
             threads,
             reports,
-            ladder: Ladder::new(kinds, setup.damon.aggregation, process::now()),
+            ladder: Ladder::new(kinds, slowest, at_rest, process::now()),
             root: setup.root.clone(),
             pid: setup.pid,
             vcpus: setup.vcpus.clone(),

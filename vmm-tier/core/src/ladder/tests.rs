@@ -23,7 +23,12 @@ impl Lab {
     fn new(kinds: &[SourceKind]) -> Self {
         Self {
             now: Time(0),
-            ladder: Ladder::new(kinds.iter().copied(), Duration::from_millis(400), Time(0)),
+            ladder: Ladder::new(
+                kinds.iter().copied(),
+                Duration::from_millis(400),
+                Duration::from_secs(20),
+                Time(0),
+            ),
             stats: BTreeMap::new(),
             believed: Vec::new(),
             told: Vec::new(),
@@ -169,7 +174,7 @@ fn source_when_the_guest_is_at_rest_may_look_in_turns() {
         lab.run(2, &[DAMON]);
     }
     assert_eq!(lab.believed, [Some(SourceKind::Damon)]);
-    lab.run(60, &[]);
+    lab.run(25, &[]);
     assert_eq!(lab.ladder.believed(), None, "that is no turn");
 }
 
