@@ -5,7 +5,7 @@
 //! emulated host KVM with nested paging. Latency and bandwidth of the HMAT are told to the kernel,
 //! not emulated.
 //!
-//! Two faults of the emulator (seen in 10.0.2 and 11.1.3; the newest is used in the hope of better)
+//! Three faults of the emulator (seen in 10.0.2 and 11.1.3; the newest is used in the hope of better)
 //! end a run now and then, with and without an agent:
 //!
 //! - With a thread for each CPU, a write to code discards its translation *before* it stores. A CPU
@@ -16,7 +16,10 @@
 //!   emulated CPU is kicked before the next exit from the guest, it is delivered once more: the guest
 //!   panics, resets or stands still. With one thread for all CPUs, which kicks them in turn, four of
 //!   four guests went so within a minute, no agent near; with a thread for each it takes some 50 guests.
+//! - An emulated CPU that halted is never woken again: its thread sleeps for good, and whatever ran on that
+//!   CPU stands still, without a word from the emulated kernel. [`StandStill`] notices.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -82,6 +85,48 @@ impl CpuTime {
     }
 }
 
+/// Notices an emulated CPU that never runs again.
+#[derive(Debug)]
+pub struct StandStill {
+    /// When each was seen to have run last.
+    ran: BTreeMap<String, (u64, Instant)>,
+}
+
+impl StandStill {
+    /// Even an idle CPU has a timer now and then.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Begins to watch.
+    #[must_use]
+    pub fn new() -> Self {
+        let ran = BTreeMap::new();
+        Self { ran }
+    }
+
+    /// The CPU that has not run for a minute, if there is one.
+    pub fn look(&mut self, emulator: &Emulator, now: Instant) -> Option<String> {
+        self.take(emulator.cpus(), now)
+    }
+
+    fn take(&mut self, cpus: BTreeMap<String, CpuTime>, now: Instant) -> Option<String> {
+        for (name, cpu) in cpus {
+            let last = self.ran.entry(name).or_insert((cpu.run_ns, now));
+            if last.0 != cpu.run_ns {
+                *last = (cpu.run_ns, now);
+            }
+        }
+        let mut ran = self.ran.iter();
+        let stands = ran.find(|(_, (_, at))| now.duration_since(*at) >= Self::LIMIT)?;
+        Some(stands.0.clone())
+    }
+}
+
+impl Default for StandStill {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// A running emulator; dropping it kills it.
 #[derive(Debug)]
 pub struct Emulator {
@@ -127,18 +172,30 @@ impl Emulator {
     /// How long the threads of the emulated CPUs have run, and waited for a CPU of this machine.
     #[must_use]
     pub fn cpu_time(&self) -> CpuTime {
-        let folder = format!("/proc/{}/task", self.child.id());
         let mut sum = CpuTime::default();
-        for task in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
-            if read("comm").starts_with("CPU ") {
-                let text = read("schedstat");
-                let mut fields = text.split_whitespace().map(|f| f.parse().unwrap_or(0));
-                sum.run_ns += fields.next().unwrap_or(0);
-                sum.wait_ns += fields.next().unwrap_or(0);
-            }
+        for cpu in self.cpus().values() {
+            sum.run_ns += cpu.run_ns;
+            sum.wait_ns += cpu.wait_ns;
         }
         sum
+    }
+
+    /// The same of each emulated CPU, by the name of its thread.
+    fn cpus(&self) -> BTreeMap<String, CpuTime> {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let mut cpus = BTreeMap::new();
+        for task in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let name = read("comm").trim().to_owned();
+            if name.starts_with("CPU ") {
+                let text = read("schedstat");
+                let mut fields = text.split_whitespace().map(|f| f.parse().unwrap_or(0));
+                let mut next = || fields.next().unwrap_or(0);
+                let (run_ns, wait_ns) = (next(), next());
+                cpus.insert(name, CpuTime { run_ns, wait_ns });
+            }
+        }
+        cpus
     }
 
     /// Waits for the emulator's own end for a while.
@@ -310,6 +367,27 @@ mod tests {
             text.contains("memory-backend-file,id=pmu,share=on,size=8192,mem-path=/proc/7/fd/3")
         );
         assert!(text.contains("-device ivshmem-plain,memdev=pmu"));
+    }
+
+    #[test]
+    fn cpu_when_it_never_runs_again_is_noticed_and_one_that_idles_is_not() {
+        let mut still = StandStill::new();
+        let begin = Instant::now();
+        let mut found = None;
+        for second in 0..=90_u64 {
+            let run = |run_ns| CpuTime {
+                run_ns,
+                wait_ns: second,
+            };
+            let cpus = [
+                ("CPU 0/TCG", run(second.min(20))),
+                ("CPU 1/TCG", run(second / 50)),
+            ];
+            let cpus = cpus.map(|(name, time)| (name.to_owned(), time)).into();
+            found = still.take(cpus, begin + Duration::from_secs(second));
+            assert_eq!(found.is_some(), second >= 80, "{second}");
+        }
+        assert_eq!(found.as_deref(), Some("CPU 0/TCG"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use rustix::fs::MemfdFlags;
 use softpmu::{Layout, Shared};
 
-use crate::emulator::{Emulator, Files, PmuFiles};
+use crate::emulator::{Emulator, Files, PmuFiles, StandStill};
 use crate::event::Event;
 use crate::image::{Cache, Programs, write_overlay};
 use crate::result::ScenarioResult;
@@ -155,6 +155,7 @@ fn listen(
     let began = Instant::now();
     let mut events = Tail::new(&files.events);
     let mut cpu = emulator.cpu_time();
+    let mut still = StandStill::new();
     loop {
         let ended = emulator.ended()?;
         while let Some(line) = events.next_line()? {
@@ -186,6 +187,13 @@ fn listen(
                 "the emulator ended too early ({status}); see {} and {}",
                 files.console.display(),
                 files.messages.display()
+            ));
+            return Ok(());
+        }
+        if let Some(cpu) = still.look(emulator, Instant::now()) {
+            result.error = Some(format!(
+                "the emulator lost {cpu}, which has not run for a minute; see {}",
+                files.console.display()
             ));
             return Ok(());
         }
