@@ -187,7 +187,7 @@ impl Sampler {
                 Ok(End::Told) => return,
                 Ok(End::Rest) => continue,
                 Err(error) => {
-                    if !self.tell(&Report::Down(format!("{error:#}"))) {
+                    if !self.tell(Report::Down(format!("{error:#}"))) {
                         return;
                     }
                 }
@@ -235,7 +235,7 @@ impl Sampler {
         source.set_quiet(self.quiet)?;
         let (sight, mut shown) = (source.sight(), source.label());
         let label = shown.clone();
-        if !self.tell(&Report::Up { sight, label }) {
+        if !self.tell(Report::Up { sight, label }) {
             return Ok(End::Told);
         }
         let mut labelled = Instant::now();
@@ -288,20 +288,13 @@ impl Sampler {
     }
 
     /// Waits until the agent has room for the news; whether it still wants any.
-    fn tell(&mut self, report: &Report) -> bool {
+    fn tell(&mut self, report: Report) -> bool {
+        let mut news = (self.kind, report);
         loop {
-            let news = match report {
-                Report::Up { sight, label } => Report::Up {
-                    sight: *sight,
-                    label: label.clone(),
-                },
-                Report::Down(reason) => Report::Down(reason.clone()),
-                Report::Label(_) | Report::Batch(_) | Report::Lost => return true,
-            };
-            match self.out.send_timeout((self.kind, news), POLL) {
+            match self.out.send_timeout(news, POLL) {
                 Ok(()) => return true,
                 Err(SendTimeoutError::Disconnected(_)) => return false,
-                Err(SendTimeoutError::Timeout(_)) => {}
+                Err(SendTimeoutError::Timeout(back)) => news = back,
             }
             // The agent may be waiting for this thread to end.
             match self.orders.try_recv() {
