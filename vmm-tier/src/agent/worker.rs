@@ -21,6 +21,7 @@ use tier_core::{
 use tier_sys::{
     pagemap::{PageRange, Pagemap},
     pages::{self, PageStatus},
+    process::thread_cpu_time,
     sysroot::SysRoot,
 };
 
@@ -116,12 +117,6 @@ impl Drop for Worker {
             let _ = thread.join();
         }
     }
-}
-
-/// CPU time of this thread: what its kernel calls cost, whoever else has the CPU meanwhile.
-fn thread_cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
 }
 
 /// Looks up which pages of the request are huge and where each lies.

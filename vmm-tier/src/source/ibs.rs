@@ -16,7 +16,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustix::time::{ClockId, clock_gettime};
 use tier_core::{
     addr::Hva,
     map::GuestMemoryMap,
@@ -167,8 +166,8 @@ impl Ibs {
         if allowed < LEAST_READING {
             return Ok(());
         }
-        let began = thread_time();
-        let spent = || thread_time().saturating_sub(began);
+        let began = process::thread_cpu_time();
+        let spent = || process::thread_cpu_time().saturating_sub(began);
         let done = self.inverse.roll(&self.pagemap, || spent() < allowed)?;
         let spent = spent();
         self.pace.took(done, spent);
@@ -482,7 +481,7 @@ impl Clock {
     fn start() -> Self {
         Self {
             wall: Instant::now(),
-            cpu: thread_time(),
+            cpu: process::thread_cpu_time(),
         }
     }
 
@@ -495,11 +494,4 @@ impl Clock {
             self.cpu.saturating_sub(before.cpu),
         )
     }
-}
-
-/// CPU time of this thread.
-fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    let seconds = Duration::from_secs(time.tv_sec.cast_unsigned());
-    seconds + Duration::from_nanos(time.tv_nsec.cast_unsigned())
 }

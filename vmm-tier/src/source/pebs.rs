@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::time::{ClockId, clock_gettime};
 use tier_core::{
     addr::Hva,
     map::GuestMemoryMap,
@@ -23,6 +22,7 @@ use tier_sys::{
         record::Sample,
         threads::ThreadEvent,
     },
+    process,
     sysroot::SysRoot,
 };
 
@@ -174,13 +174,8 @@ pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<B
         governor: PeriodGovernor::new(goals, START_PERIOD),
         quiet_factor: setup.quiet_factor,
         looked: Instant::now(),
-        cpu: thread_cpu_time(),
+        cpu: process::thread_cpu_time(),
     }))
-}
-
-/// CPU time of this thread so far.
-fn thread_cpu_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// What batches tell the governor.
@@ -210,7 +205,7 @@ impl Source for PebsSource {
 
     fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
         let polled = self.inner.poll(timeout)?;
-        let (now, cpu) = (Instant::now(), thread_cpu_time());
+        let (now, cpu) = (Instant::now(), process::thread_cpu_time());
         let look = PeriodLook {
             cpu: cpu.saturating_sub(std::mem::replace(&mut self.cpu, cpu)),
             wall: now - std::mem::replace(&mut self.looked, now),

@@ -157,6 +157,13 @@ pub fn own_cpu_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
+/// CPU time of the calling thread so far: what its kernel calls cost, whoever else has the CPU meanwhile.
+#[must_use]
+pub fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 /// The command line of a process, one string an argument; empty for a kernel thread.
 ///
 /// # Errors
