@@ -2,13 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{addr::BASE_PAGE, moves::Page};
+use crate::{
+    addr::BASE_PAGE,
+    moves::{self, Page},
+};
 
-/// What a page's own work is taken to cost before it is measured (isolation, unmapping, TLB, the page
-/// tables of KVM): the kernel's migration path takes 2 to 5 µs a page on current servers.
-const ASSUMED_PAGE_NS: f64 = 5_000.0;
-/// What copying 4 KiB is taken to cost before it is measured: 8 GB/s.
-const ASSUMED_FRAME_NS: f64 = 500.0;
 /// The most that a page's own work and the copy of 4 KiB (2 GB/s) are believed to cost. Where more is
 /// measured the CPU was taken away meanwhile, or is an emulated one: latencies are not stretched with it.
 const MOST_PAGE_NS: f64 = 15_000.0;
@@ -41,7 +39,7 @@ impl MoveCosts {
 
     /// What moving a page of this size costs, in nanoseconds.
     pub(super) fn of(&self, page_bytes: u64) -> f64 {
-        let assumed = || ASSUMED_PAGE_NS + ASSUMED_FRAME_NS * frames(page_bytes);
+        let assumed = || moves::assumed_cost_ns(page_bytes);
         self.by_page_size
             .get(&page_bytes)
             .copied()
