@@ -225,6 +225,12 @@ impl VmEngine {
         self.totals.promoted_bytes + self.totals.demoted_bytes
     }
 
+    /// Bytes that the heaps take.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.heap.memory_bytes()
+    }
+
     /// When to give the next [`Event::Tick`] at the latest because moves wait for their rate; `None`
     /// if none do. While nothing is planned (moves pause, or a batch is under way) time alone changes
     /// nothing.

@@ -163,7 +163,7 @@ impl VmEngine {
             absent_bytes: self.scanner.last_round.absent_bytes,
             elsewhere_bytes: self.scanner.last_round.elsewhere_bytes,
             in_flight_pages: self.flights.pages().count() as u64,
-            engine_memory_bytes: self.heap.memory_bytes() as u64,
+            engine_memory_bytes: self.memory_bytes() as u64,
             move_cost_ns: self.totals.costs.measured(),
             map_generation: self.map.as_ref().map_or(0, |map| map.generation()),
             policy: self.policy(),

@@ -4,6 +4,9 @@
 //! [`dual_heap`] is the engine itself; the others follow their papers and sources, with the constants named
 //! there.
 
+pub mod dual_heap;
+pub mod oracle;
+
 use std::time::Duration;
 
 use crate::{
@@ -68,7 +71,9 @@ impl Default for PolicySetup {
 type Maker = fn(&Host, &PolicySetup) -> Box<dyn Policy + Send>;
 
 /// All policies but the oracle (which needs the future), by name, in the order in which tables show them.
-pub const ALL: [(&str, Maker); 0] = [];
+pub const ALL: [(&str, Maker); 1] = [("dual-heap", |host, setup| {
+    Box::new(dual_heap::DualHeaps::new(host, setup))
+})];
 
 /// No policy has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,11 +11,17 @@
 
 pub mod guest;
 pub mod host;
+pub mod profile;
+pub mod score;
+pub mod simulation;
 pub mod slice;
 
 pub use self::{
     guest::Guest,
     host::{Conditions, Costs, Failures, Host, Ledger},
+    profile::{DEFAULT_PROFILE_BYTES, Profile},
+    score::{Plateau, Samples, Score},
+    simulation::Simulation,
     slice::{Sample, Slice, Touch},
 };
 use crate::{sample::AccessKind, time::Time};
