@@ -12,17 +12,21 @@
 pub mod guest;
 pub mod host;
 pub mod profile;
+pub mod sampler;
 pub mod score;
 pub mod simulation;
 pub mod slice;
+pub mod slicer;
 
 pub use self::{
     guest::Guest,
     host::{Conditions, Costs, Failures, Host, Ledger},
     profile::{DEFAULT_PROFILE_BYTES, Profile},
+    sampler::{Sampler, SamplerSettings},
     score::{Plateau, Samples, Score},
     simulation::Simulation,
     slice::{Sample, Slice, Touch},
+    slicer::{Sampling, Slicer, SlicerAccount, SlicerError, SlicerSettings},
 };
 use crate::{sample::AccessKind, time::Time};
 
