@@ -5,7 +5,17 @@
 //! there.
 
 pub mod dual_heap;
+pub mod fixed;
+pub mod hemem;
+pub mod kernel;
+pub mod lists;
+pub mod lru;
+pub mod memtis;
+pub mod nomad;
 pub mod oracle;
+mod parts;
+pub mod random;
+pub mod tpp;
 
 use std::time::Duration;
 
@@ -71,9 +81,18 @@ impl Default for PolicySetup {
 type Maker = fn(&Host, &PolicySetup) -> Box<dyn Policy + Send>;
 
 /// All policies but the oracle (which needs the future), by name, in the order in which tables show them.
-pub const ALL: [(&str, Maker); 1] = [("dual-heap", |host, setup| {
-    Box::new(dual_heap::DualHeaps::new(host, setup))
-})];
+pub const ALL: &[(&str, Maker)] = &[
+    ("dual-heap", |h, s| {
+        Box::new(dual_heap::DualHeaps::new(h, s))
+    }),
+    ("memtis", |h, s| Box::new(memtis::Memtis::new(h, s))),
+    ("hemem", |h, s| Box::new(hemem::HeMem::new(h, s))),
+    ("tpp", |h, s| Box::new(tpp::Tpp::new(h, s))),
+    ("nomad", |h, s| Box::new(nomad::Nomad::new(h, s))),
+    ("lru", |h, s| Box::new(lru::Lru::new(h, s))),
+    ("random", |h, s| Box::new(random::RandomExchange::new(h, s))),
+    ("static", |h, s| Box::new(fixed::Static::new(h, s))),
+];
 
 /// No policy has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
