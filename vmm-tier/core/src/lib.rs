@@ -21,6 +21,7 @@ pub mod random;
 pub mod replay;
 pub mod sample;
 pub mod settings;
+pub mod sketch;
 pub mod tiers;
 pub mod time;
 pub mod wire;
