@@ -1,11 +1,11 @@
 //! The command line. A contract: tests and users rely on names and meanings.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use tier_core::addr::NodeSet;
 
-use crate::size::Size;
+use crate::{duration, size::Size, trace::Format};
 
 /// Memory tiering for hosts of KVM/QEMU guests.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a trace of accesses from what other programs wrote
+    Record(Box<RecordArgs>),
     /// Say what works on this host, what would fight the tiering, and what to do
     #[command(after_help = "Exit status: 0 only if tiering can run here.")]
     Doctor {
@@ -90,4 +92,28 @@ pub(crate) struct RunArgs {
     /// Plan and report, but move nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Args)]
+pub(crate) struct RecordArgs {
+    /// The trace to make; it is called OUTPUT.part until it is whole
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// The VM's or the program's name in the trace
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Make the trace from this file: CSV lines, output of valgrind's lackey, or a recording that was cut;
+    /// - is the standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) import: PathBuf,
+    /// The imported file's format: auto, native, csv, lackey
+    #[arg(long, default_value_t)]
+    pub(crate) format: Format,
+    /// Time that each data access takes where the imported file has no clock
+    #[arg(long, value_name = "DURATION", default_value = "1us", value_parser = duration::parse)]
+    pub(crate) step: Duration,
+    /// Keep what is whole of a recording that was cut
+    #[arg(long)]
+    pub(crate) partial: bool,
 }

@@ -7,10 +7,13 @@ mod config;
 mod ctl;
 mod discover;
 mod doctor;
+mod duration;
 mod host;
 mod map_cmd;
+mod record;
 mod size;
 mod source;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -60,6 +63,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             arguments,
         } => ctl::run(&socket, &command, arguments.as_deref()),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
+        Command::Record(args) => record::run(&args),
         Command::Doctor { qmp, json } => doctor::run(qmp.as_deref(), json),
     }
 }

@@ -24,5 +24,6 @@ pub mod settings;
 pub mod sketch;
 pub mod tiers;
 pub mod time;
+pub mod trace;
 pub mod wire;
 pub mod workload;

@@ -25,17 +25,20 @@ pub enum SourceKind {
     KvmFaults,
     /// Page faults of QEMU's threads.
     HostFaults,
+    /// A recording of another source.
+    Replay,
 }
 
 impl SourceKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Damon,
         Self::Ibs,
         Self::Pebs,
         Self::Guest,
         Self::KvmFaults,
         Self::HostFaults,
+        Self::Replay,
     ];
 
     /// The word that users write and read.
@@ -48,6 +51,7 @@ impl SourceKind {
             Self::Guest => "guest",
             Self::KvmFaults => "kvm-faults",
             Self::HostFaults => "host-faults",
+            Self::Replay => "replay",
         }
     }
 }

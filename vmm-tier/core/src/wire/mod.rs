@@ -38,7 +38,7 @@
 mod batch;
 mod decoder;
 mod message;
-mod varint;
+pub(crate) mod varint;
 
 pub use self::{
     batch::{Access, Batch, BatchBuilder, Observed, Region},

@@ -6,7 +6,7 @@ use super::WireError;
 const MAX_BYTES: usize = 10;
 
 /// Appends a number.
-pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
@@ -15,41 +15,41 @@ pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Appends a text with its length.
-pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
     put(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
 }
 
 /// Maps small numbers of either sign to small numbers without one: 0, -1, 1, -2 … to 0, 1, 2, 3 …
-pub(super) const fn zigzag(value: i64) -> u64 {
+pub(crate) const fn zigzag(value: i64) -> u64 {
     ((value << 1) ^ (value >> 63)).cast_unsigned()
 }
 
 /// The inverse of [`zigzag`].
-pub(super) const fn unzigzag(value: u64) -> i64 {
+pub(crate) const fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -((value & 1).cast_signed())
 }
 
 /// Takes numbers off the front of a payload.
 #[derive(Debug)]
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    pub(super) const fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(super) const fn left(&self) -> usize {
+    pub(crate) const fn left(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn byte(&mut self) -> Result<u8, WireError> {
+    pub(crate) fn byte(&mut self) -> Result<u8, WireError> {
         let (&first, rest) = self.0.split_first().ok_or(WireError::Short)?;
         self.0 = rest;
         Ok(first)
     }
 
-    pub(super) fn number(&mut self) -> Result<u64, WireError> {
+    pub(crate) fn number(&mut self) -> Result<u64, WireError> {
         let mut value = 0_u64;
         for index in 0..MAX_BYTES {
             let byte = self.byte()?;
@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A number that is at most `most`.
-    pub(super) fn at_most(&mut self, most: u64, what: &'static str) -> Result<u64, WireError> {
+    pub(crate) fn at_most(&mut self, most: u64, what: &'static str) -> Result<u64, WireError> {
         match self.number()? {
             value if value <= most => Ok(value),
             _ => Err(WireError::OutOfBounds(what)),
@@ -75,14 +75,14 @@ impl<'a> Reader<'a> {
     }
 
     /// A number of 32 bits that is at most `most`.
-    pub(super) fn small(&mut self, most: u32, what: &'static str) -> Result<u32, WireError> {
+    pub(crate) fn small(&mut self, most: u32, what: &'static str) -> Result<u32, WireError> {
         let value = self.at_most(u64::from(most), what)?;
         u32::try_from(value).map_err(|_| WireError::OutOfBounds(what))
     }
 
     /// A text of at most [`MAX_TEXT`](super::MAX_TEXT) bytes. What a terminal might take for more than a
     /// letter becomes a question mark: it will be printed.
-    pub(super) fn text(&mut self) -> Result<String, WireError> {
+    pub(crate) fn text(&mut self) -> Result<String, WireError> {
         let len = self.at_most(super::MAX_TEXT as u64, "a text's length")? as usize;
         let (text, rest) = self.0.split_at_checked(len).ok_or(WireError::Short)?;
         self.0 = rest;
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Nothing may be left.
-    pub(super) const fn finish(self) -> Result<(), WireError> {
+    pub(crate) const fn finish(self) -> Result<(), WireError> {
         match self.left() {
             0 => Ok(()),
             left => Err(WireError::Trailing(left)),

@@ -1,0 +1,150 @@
+//! The file that a trace is written to.
+//!
+//! While it is written it is called `FILE.part`: a recording that is killed leaves that behind, and what was
+//! written of it can be read. Whole, it takes its name.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use tier_core::{
+    replay::Access,
+    trace::{self, Encoder, End, Event, Header},
+};
+
+use crate::trace::TraceError;
+
+/// Bytes that are collected before they are written.
+const BUFFER: usize = 1 << 20;
+
+/// A trace being written.
+#[derive(Debug)]
+pub(super) struct Output {
+    path: PathBuf,
+    part: Part,
+    file: File,
+    encoder: Encoder,
+    bytes: Vec<u8>,
+    written: u64,
+}
+
+/// The file under its other name. Removed when it is dropped, unless it is to be kept.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.keep {
+            // It may be gone already.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Output {
+    /// Begins a trace that will be called `path`.
+    pub(super) fn create(path: &Path, header: &Header) -> anyhow::Result<Self> {
+        let Some(name) = path.file_name() else {
+            anyhow::bail!("{} names no file", path.display());
+        };
+        anyhow::ensure!(
+            !path.exists(),
+            "{} exists: remove it, or give --output another name",
+            path.display()
+        );
+        let mut part_name = name.to_owned();
+        part_name.push(".part");
+        let part_path = path.with_file_name(part_name);
+        let file = match File::create_new(&part_path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => anyhow::bail!(
+                "{0} exists: a recording runs, or one was killed; keep what it has with 'vmm-tier record --import \
+                 {0} --partial --output OUT', or remove it",
+                part_path.display()
+            ),
+            file => file.with_context(|| format!("{} can't be created", part_path.display()))?,
+        };
+        let part = Part {
+            path: part_path,
+            keep: false,
+        };
+        let mut bytes = Vec::with_capacity(BUFFER);
+        let encoder = Encoder::new(header, &mut bytes);
+        Ok(Self {
+            path: path.to_owned(),
+            part,
+            file,
+            encoder: encoder.map_err(|source| TraceError::native(path, source))?,
+            bytes,
+            written: 0,
+        })
+    }
+
+    fn encode(
+        &mut self,
+        put: impl FnOnce(&mut Encoder, &mut Vec<u8>) -> Result<(), trace::TraceError>,
+    ) -> Result<(), TraceError> {
+        put(&mut self.encoder, &mut self.bytes)
+            .map_err(|source| TraceError::native(&self.path, source))?;
+        if self.bytes.len() >= BUFFER {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn accesses(&mut self, accesses: &[Access]) -> Result<(), TraceError> {
+        self.encode(|encoder, out| {
+            let mut accesses = accesses.iter();
+            accesses.try_for_each(|access| encoder.access(access, out))
+        })
+    }
+
+    pub(super) fn event(&mut self, event: Event) -> Result<(), TraceError> {
+        self.encode(|encoder, out| match event {
+            Event::Batch(batch) => encoder.batch(batch, out),
+            Event::Mark(mark) => encoder.mark(mark.at, &mark.text, out),
+        })
+    }
+
+    /// Counts accesses outside the guest's memory.
+    pub(super) const fn outside(&mut self, accesses: u64) {
+        self.encoder.outside(accesses);
+    }
+
+    /// What was written so far, and in how many bytes.
+    pub(super) const fn so_far(&self) -> (&End, u64) {
+        let bytes = self.written + self.bytes.len() as u64;
+        (self.encoder.so_far(), bytes)
+    }
+
+    fn write(&mut self) -> Result<(), TraceError> {
+        let written = self.file.write_all(&self.bytes);
+        written.map_err(|source| TraceError::Write {
+            path: self.part.path.clone(),
+            source,
+        })?;
+        self.written += self.bytes.len() as u64;
+        self.bytes.clear();
+        Ok(())
+    }
+
+    /// Ends the trace and gives it its name. Returns what is in it, and its length in bytes.
+    pub(super) fn finish(mut self) -> Result<(End, u64), TraceError> {
+        self.encoder
+            .finish(&mut self.bytes)
+            .map_err(|source| TraceError::native(&self.path, source))?;
+        self.write()?;
+        let named = self.file.sync_all();
+        let named = named.and_then(|()| fs::rename(&self.part.path, &self.path));
+        named.map_err(|source| TraceError::Write {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok((self.encoder.so_far().clone(), self.written))
+    }
+}

@@ -1,0 +1,200 @@
+//! Traces of accesses in files: recordings of this program, CSV lines, valgrind's lackey.
+//!
+//! A trace is read in order and in pieces, so it may be larger than memory; what must be read twice is
+//! opened twice. Nothing of it is believed: each line and block is checked, and what is wrong is told with
+//! its place.
+
+mod csv;
+mod error;
+mod format;
+mod lackey;
+mod lines;
+mod native;
+
+use std::{fs::File, path::Path, time::Duration};
+
+use tier_core::{
+    replay::{Access, Accesses},
+    trace::{End, Header, Mark, Origin, TraceRange},
+};
+
+pub(crate) use self::{error::TraceError, format::Format, native::Native};
+use self::{format::Detected, lines::Lines};
+
+/// How a trace is to be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// How long each data access takes in formats without a clock.
+    pub(crate) step: Duration,
+    /// A trace of this program's that was cut is read as far as it is whole.
+    pub(crate) partial: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            step: Duration::from_micros(1),
+            partial: false,
+        }
+    }
+}
+
+/// What is known of a trace before it is read.
+#[derive(Clone, Debug)]
+pub(crate) struct TraceInfo {
+    /// How it is written; never [`Format::Auto`].
+    pub(crate) format: Format,
+    /// Its length in bytes; 0 for a pipe.
+    pub(crate) bytes: u64,
+    /// Who made it.
+    pub(crate) origin: Origin,
+    /// The VM or the program; the file's name where nothing is said.
+    pub(crate) name: String,
+    /// When it was begun: seconds since 1970, 0 if that is not known.
+    pub(crate) started: u64,
+    /// The accesses that one record stands for; 1 where every access is there.
+    pub(crate) period: u64,
+    /// How often a page was tested in a batch, for a recording of a source that tests pages; else 0.
+    pub(crate) tests: u32,
+    /// The guest's memory, empty where it is not known: addresses outside are dropped and counted.
+    pub(crate) ranges: Vec<TraceRange>,
+    /// Changes of phase, as far as they are known beforehand.
+    pub(crate) marks: Vec<Mark>,
+    /// What the trace itself says of its length, its losses and its drops; only recordings of this program do.
+    pub(crate) end: Option<End>,
+}
+
+impl TraceInfo {
+    fn new(format: Format, bytes: u64, header: Header) -> Self {
+        Self {
+            format,
+            bytes,
+            origin: header.origin,
+            name: header.name,
+            started: header.started,
+            period: header.period,
+            tests: header.tests,
+            ranges: header.ranges,
+            marks: Vec::new(),
+            end: None,
+        }
+    }
+}
+
+/// What was passed over while a trace was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Accesses handed on.
+    pub(crate) accesses: u64,
+    /// Accesses outside the ranges that the trace itself tells of.
+    pub(crate) outside: u64,
+    /// Instruction fetches, which are no accesses to data.
+    pub(crate) fetches: u64,
+    /// Lines of valgrind itself, comments, empty lines.
+    pub(crate) other_lines: u64,
+}
+
+/// A trace, opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) accesses: TraceFile,
+    pub(crate) info: TraceInfo,
+}
+
+/// Accesses from a file.
+#[derive(Debug)]
+pub(crate) struct TraceFile(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Native(Box<Native>),
+    Lines(Lines),
+}
+
+impl TraceFile {
+    /// Bytes read so far; beside [`TraceInfo::bytes`] this tells how far the reading is.
+    pub(crate) fn position(&self) -> u64 {
+        match &self.0 {
+            Kind::Native(native) => native.position(),
+            Kind::Lines(lines) => lines.position(),
+        }
+    }
+
+    /// What was handed on and what was passed over.
+    pub(crate) fn counts(&self) -> Counts {
+        match &self.0 {
+            Kind::Native(native) => native.counts(),
+            Kind::Lines(lines) => lines.counts(),
+        }
+    }
+
+    /// The reader of blocks, with what stands between accesses, if it is a recording of this program.
+    pub(crate) fn native(&mut self) -> Option<&mut Native> {
+        match &mut self.0 {
+            Kind::Native(native) => Some(native),
+            Kind::Lines(_) => None,
+        }
+    }
+
+    /// Why the rest is missing, if a cut trace was read as far as it is whole.
+    pub(crate) fn cut(&self) -> Option<tier_core::trace::TraceError> {
+        match &self.0 {
+            Kind::Native(native) => native.cut(),
+            Kind::Lines(_) => None,
+        }
+    }
+}
+
+impl Accesses for TraceFile {
+    type Error = TraceError;
+
+    fn fill(&mut self, out: &mut Vec<Access>) -> Result<bool, TraceError> {
+        match &mut self.0 {
+            Kind::Native(native) => native.fill(out),
+            Kind::Lines(lines) => lines.fill(out),
+        }
+    }
+}
+
+/// Opens a trace. `-` is the standard input, which like a pipe can be read once.
+///
+/// # Errors
+/// If it can't be read, has no access in it, or is of no format that is known, or of another than `format`.
+pub(crate) fn open(path: &Path, format: Format, options: Options) -> Result<Opened, TraceError> {
+    let file = match path.to_str() {
+        Some("-") => File::open("/dev/stdin"),
+        _ => File::open(path),
+    };
+    let file = file.map_err(|source| TraceError::open(path, source))?;
+    let metadata = file.metadata();
+    let metadata = metadata.map_err(|source| TraceError::open(path, source))?;
+    if metadata.is_dir() {
+        return Err(TraceError::Folder(path.to_owned()));
+    }
+    let bytes = if metadata.is_file() {
+        metadata.len()
+    } else {
+        0
+    };
+    let Detected { format, file } = format::detect(path, file, format)?;
+    let syntax = match format {
+        Format::Native | Format::Auto => {
+            let (native, info) = Native::open(path, file, bytes, options)?;
+            return Ok(Opened {
+                accesses: TraceFile(Kind::Native(Box::new(native))),
+                info,
+            });
+        }
+        Format::Csv => lines::Syntax::Csv,
+        Format::Lackey => lines::Syntax::lackey(options.step),
+    };
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    let header = Header::import(format.name(), &name.to_string_lossy());
+    Ok(Opened {
+        accesses: TraceFile(Kind::Lines(Lines::new(path, file, syntax))),
+        info: TraceInfo::new(format, bytes, header),
+    })
+}
+
+#[cfg(test)]
+mod tests;
