@@ -10,6 +10,9 @@ struct Column {
     other: u32,
 }
 
+/// Most items that [`Alias::of_scattered`] looks at one by one: a fifth of a second.
+const MOST_ITEMS: u32 = 1 << 23;
+
 /// A distribution over 0 .. n.
 #[derive(Clone, Debug)]
 pub(super) struct Alias {
@@ -52,6 +55,17 @@ impl Alias {
         let mut weights: Vec<f64> = zipf_weights(n, exponent).collect();
         if let Some(random) = random {
             random.shuffle(&mut weights);
+        }
+        Self::new(&weights)
+    }
+
+    /// Items are popular by Zipf's law and lie scattered over `n` numbers, `each` to one in the mean: what
+    /// is left of the law when each page holds many items. Where there are very many, fewer stand for them.
+    pub(super) fn of_scattered(n: u32, each: u32, exponent: f64, random: &mut Random) -> Self {
+        let items = (u64::from(n) * u64::from(each)).min(u64::from(MOST_ITEMS.max(n))) as u32;
+        let mut weights = vec![0.0; n as usize];
+        for weight in zipf_weights(items, exponent) {
+            weights[random.below(u64::from(n)) as usize] += weight;
         }
         Self::new(&weights)
     }

@@ -51,6 +51,26 @@ impl Pattern for Gups {
     }
 }
 
+/// `HeMem`'s set-up (SOSP 2021): nine of ten updates go to a hot set of a 32nd of the table (16 of 512 GB), the others
+/// anywhere. In mid-run another hot set, elsewhere, takes its place: all of it, where `HeMem`'s authors
+/// shift a part.
+pub(super) fn hemem(scale: &Scale, _: &mut Random) -> Plan {
+    let len = scale.share(1, 32);
+    let block = |first| Block { first, len };
+    let mut plan = Plan::steady(Gups {
+        hot: block(scale.share(5, 8)),
+        rest: Block {
+            first: 0,
+            len: scale.pages,
+        },
+        next: vec![block(scale.share(7, 8))],
+        store: None,
+    });
+    plan.changes = vec![scale.seconds / 2];
+    plan.phases = scale.seconds > 1;
+    plan
+}
+
 /// Demeter's set-up (SOSP 2025): a table of 14 GiB in a guest of 16 GiB, a hot set of 1 GiB at its end, so that it
 /// starts on the slow tier; nine of ten updates are hot, the others go to the rest of the table.
 pub(super) fn demeter(scale: &Scale, _: &mut Random) -> Plan {

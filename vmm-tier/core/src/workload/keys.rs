@@ -43,6 +43,44 @@ pub(super) fn zipf(scale: &Scale, random: &mut Random) -> Plan {
     })
 }
 
+/// Of 1000 pages, those that change their rank in a second.
+const DRIFTING: u32 = 10;
+
+struct Drift {
+    ranks: Alias,
+    /// The page of each rank.
+    order: Vec<u32>,
+}
+
+impl Pattern for Drift {
+    #[inline]
+    fn next(&mut self, random: &mut Random) -> (u64, AccessKind) {
+        let rank = self.ranks.pick(random.draw());
+        at_page(self.order[rank as usize], random.draw() as u32)
+    }
+
+    fn change(&mut self, random: &mut Random) {
+        let pages = self.order.len() as u64;
+        for _ in 0..(pages * u64::from(DRIFTING) / 2000).max(1) {
+            let (a, b) = (random.below(pages), random.below(pages));
+            self.order.swap(a as usize, b as usize);
+        }
+    }
+}
+
+/// A cache in front of a database, whose popular keys change with the day's news: as [`zipf`], but each second one
+/// in 100 pages changes its rank with another, so that after two minutes two of three have moved.
+pub(super) fn drift(scale: &Scale, random: &mut Random) -> Plan {
+    let mut order: Vec<u32> = (0..scale.pages).collect();
+    random.shuffle(&mut order);
+    let mut plan = Plan::steady(Drift {
+        ranks: Alias::zipf(scale.pages, YCSB, None),
+        order,
+    });
+    plan.changes = (1..scale.seconds).collect();
+    plan
+}
+
 /// Share of the pages that is hot in a phase.
 const HOT_SHARE: u32 = 8;
 /// Of 256 accesses, those that go to the hot set: 9 in 10.

@@ -6,9 +6,13 @@
 //! the guest, so a workload keeps its shape at any scale.
 
 mod alias;
+mod btree;
 mod generator;
 mod gups;
 mod keys;
+mod pagerank;
+mod scan;
+mod scattered;
 
 use std::convert::Infallible;
 
@@ -118,14 +122,54 @@ pub const ALL: &[Entry] = &[
         maker: gups::demeter,
     },
     Entry {
+        name: "gups-hemem",
+        description: "updates at random, 9 in 10 to a hot 32nd that is another from mid-run on",
+        maker: gups::hemem,
+    },
+    Entry {
         name: "zipf",
-        description: "a key-value store: keys by Zipf's law with exponent 0.99",
+        description: "a key-value store: pages by Zipf's law with exponent 0.99, scattered",
         maker: keys::zipf,
     },
     Entry {
+        name: "drift",
+        description: "the same, and each second one in 100 pages changes its rank",
+        maker: keys::drift,
+    },
+    Entry {
+        name: "scan-hot",
+        description: "a hot eighth, and a scan over all the rest that goes round in 10 s",
+        maker: scan::scan_hot,
+    },
+    Entry {
         name: "phases",
-        description: "hot sets one after the other, by Zipf's law inside",
+        description: "several hot eighths one after the other, by Zipf's law inside",
         maker: keys::phases,
+    },
+    Entry {
+        name: "scattered",
+        description: "one hot 4 KiB page in eight, in every 2 MiB",
+        maker: scattered::scattered,
+    },
+    Entry {
+        name: "scattered-huge",
+        description: "the same accesses in a guest on huge pages",
+        maker: scattered::scattered_huge,
+    },
+    Entry {
+        name: "sequential",
+        description: "a sweep over all memory, line by line, again and again",
+        maker: scan::sequential,
+    },
+    Entry {
+        name: "pagerank",
+        description: "edges as a stream, and ranks gathered at random from a graph with hubs",
+        maker: pagerank::pagerank,
+    },
+    Entry {
+        name: "btree",
+        description: "a B-tree: hot inner nodes, popular leaves, and inserts that split them",
+        maker: btree::btree,
     },
 ];
 
