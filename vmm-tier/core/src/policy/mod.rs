@@ -15,6 +15,7 @@ pub mod nomad;
 pub mod oracle;
 mod parts;
 pub mod random;
+pub mod sketch;
 pub mod tpp;
 
 use std::time::Duration;
@@ -85,6 +86,7 @@ pub const ALL: &[(&str, Maker)] = &[
     ("dual-heap", |h, s| {
         Box::new(dual_heap::DualHeaps::new(h, s))
     }),
+    ("sketch", |h, s| Box::new(sketch::Sketch::new(h, s))),
     ("memtis", |h, s| Box::new(memtis::Memtis::new(h, s))),
     ("hemem", |h, s| Box::new(hemem::HeMem::new(h, s))),
     ("tpp", |h, s| Box::new(tpp::Tpp::new(h, s))),

@@ -365,7 +365,8 @@ impl SketchHeat {
         let (_, why) = held?;
         *self.stats.of(why) -= 1;
         if self.aside.is_empty() {
-            self.ends.clear();
+            // Ends that are out of date, and the memory of all that there were.
+            self.ends = BinaryHeap::new();
         }
         Some(why)
     }
