@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use tier_core::addr::NodeSet;
 
-use crate::{duration, size::Size, trace::Format};
+use crate::{duration, replay::ReplayArgs, size::Size, trace::Format};
 
 /// Memory tiering for hosts of KVM/QEMU guests.
 #[derive(Debug, Parser)]
@@ -43,6 +43,11 @@ pub(crate) enum Command {
     },
     /// Make a trace of accesses from what other programs wrote
     Record(Box<RecordArgs>),
+    /// Let policies place a recorded guest's pages again, and compare them with one that knows the future
+    #[command(
+        after_help = "Exit status: 0 if all was replayed. With the same input the figures are the same, but for CPU time."
+    )]
+    Replay(Box<ReplayArgs>),
     /// Say what works on this host, what would fight the tiering, and what to do
     #[command(after_help = "Exit status: 0 only if tiering can run here.")]
     Doctor {

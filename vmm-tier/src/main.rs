@@ -11,8 +11,10 @@ mod duration;
 mod host;
 mod map_cmd;
 mod record;
+mod replay;
 mod size;
 mod source;
+mod table;
 mod trace;
 
 use std::process::ExitCode;
@@ -64,6 +66,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         } => ctl::run(&socket, &command, arguments.as_deref()),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
         Command::Record(args) => record::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Doctor { qmp, json } => doctor::run(qmp.as_deref(), json),
     }
 }

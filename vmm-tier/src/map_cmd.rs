@@ -21,6 +21,7 @@ use tier_sys::{
 use crate::{
     discover::{Discovered, discover},
     size::human,
+    table::table,
 };
 
 /// Pages asked for in one kernel call: large enough to make the call's own cost vanish, small enough
@@ -236,34 +237,6 @@ fn amounts(nodes: &[NodeId], len: u64, bytes: &BTreeMap<NodeId, u64>) -> Vec<Str
 
 pub(crate) fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
-/// Lays out rows in columns two blanks apart, without blanks at the end of a line.
-fn table(rows: &[Vec<String>], is_right: impl Fn(usize) -> bool) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
-            .max()
-    };
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| width(column).unwrap_or(0))
-        .collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let width = widths[column];
-            let _ = match is_right(column) {
-                true => write!(line, "{cell:>width$}  "),
-                false => write!(line, "{cell:<width$}  "),
-            };
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
 }
 
 /// Bytes of a range on each node. A page that reaches over the range's ends counts with the part inside.

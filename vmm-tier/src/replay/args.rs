@@ -1,0 +1,194 @@
+//! The command line of `vmm-tier replay`. A contract: tests and users rely on names and meanings.
+
+use std::{path::PathBuf, str::FromStr};
+
+use clap::{Args, ValueEnum};
+
+use super::fast::FastSize;
+
+/// Arguments of `replay`.
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// Generated accesses, or all: see the list that an unknown name brings
+    #[arg(long, value_name = "NAME", value_delimiter = ',', required = true)]
+    pub(crate) workload: Vec<String>,
+    /// Policies, or all; the oracle always runs, for the others are measured by it
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        default_value = "dual-heap"
+    )]
+    pub(crate) policy: Vec<String>,
+    /// DRAM for the guest: 512M, 25% or 1:4 of its memory; several give the curve
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_delimiter = ',',
+        default_value = "25%"
+    )]
+    pub(crate) fast: Vec<FastSize>,
+    /// One access in so many is a sample, which is what policies see [default: 4093; 1 for a recorded trace,
+    /// whose records are samples]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) period: Option<u64>,
+    /// What the files are
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    pub(crate) format: Format,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print tables for a document: policies as columns
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) markdown: bool,
+    /// Write the curve of DRAM and hits here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Print no curve
+    #[arg(long)]
+    pub(crate) no_chart: bool,
+    /// Add the share of hits in each second to the JSON
+    #[arg(long, requires = "json")]
+    pub(crate) timeline: bool,
+    /// Print no progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// The share of accesses for which the DRAM that it takes is looked up on the curve, in percent
+    #[arg(long, value_name = "PERCENT", default_value = "95", value_parser = percent)]
+    pub(crate) target: f64,
+
+    /// Play a trace so many times slower; auto: such that it takes 120 s if it is shorter, for policies count in
+    /// seconds
+    #[arg(
+        long,
+        value_name = "N|auto",
+        default_value = "auto",
+        help_heading = "Time and memory"
+    )]
+    pub(crate) stretch: Stretch,
+    /// Nanoseconds from one access of a lackey trace to the next
+    #[arg(long, value_name = "NS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), help_heading = "Time and memory")]
+    pub(crate) access_time: u64,
+    /// The guest has pages of 2 MiB
+    #[arg(long, help_heading = "Time and memory")]
+    pub(crate) huge: bool,
+
+    /// Accesses to DRAM are sampled so many times as often as those to slow memory
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = bias, help_heading = "Sampling and policies")]
+    pub(crate) bias: f64,
+    /// Percentage of samples that are lost
+    #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = percent, help_heading = "Sampling and policies")]
+    pub(crate) loss: f64,
+    /// The half-life of heat, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds, help_heading = "Sampling and policies")]
+    pub(crate) half_life: f64,
+    /// What random numbers follow from
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Sampling and policies"
+    )]
+    pub(crate) seed: u64,
+
+    /// Pages of 4 KiB of a generated guest
+    #[arg(long, value_name = "N", requires = "workload", help_heading = "Workloads", value_parser = clap::value_parser!(u32).range(64..=1 << 28))]
+    pub(crate) pages: Option<u32>,
+    /// Accesses a second
+    #[arg(long, value_name = "N", requires = "workload", help_heading = "Workloads", value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
+    pub(crate) rate: Option<u64>,
+    /// How long it runs
+    #[arg(long, value_name = "SECONDS", requires = "workload", help_heading = "Workloads", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) seconds: Option<u32>,
+}
+
+/// What a file may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// As it begins
+    Auto,
+    /// As `vmm-tier record` writes it
+    Native,
+    /// Lines of `time_ns,address,kind`
+    Csv,
+    /// Output of `valgrind --tool=lackey --trace-mem=yes`
+    Lackey,
+}
+
+/// How much slower a trace is played.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Stretch {
+    /// Such that it is long enough.
+    Auto,
+    /// So many times.
+    By(f64),
+}
+
+/// A number that is none, or out of its range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{text}' is not {what}")]
+pub(crate) struct ParseNumberError {
+    text: String,
+    what: &'static str,
+}
+
+fn number(
+    text: &str,
+    what: &'static str,
+    range: std::ops::RangeInclusive<f64>,
+) -> Result<f64, ParseNumberError> {
+    let number = text.trim().parse().ok().filter(|n| range.contains(n));
+    number.ok_or_else(|| ParseNumberError {
+        text: text.to_owned(),
+        what,
+    })
+}
+
+fn percent(text: &str) -> Result<f64, ParseNumberError> {
+    let bare = text.trim().trim_end_matches('%');
+    number(bare, "a percentage from 0 to 100", 0.0..=100.0)
+}
+
+fn bias(text: &str) -> Result<f64, ParseNumberError> {
+    number(text, "a factor from 1 to 1000", 1.0..=1000.0)
+}
+
+fn seconds(text: &str) -> Result<f64, ParseNumberError> {
+    number(
+        text,
+        "a number of seconds from 0.01 to 86400",
+        0.01..=86_400.0,
+    )
+}
+
+impl FromStr for Stretch {
+    type Err = ParseNumberError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WHAT: &str = "auto or a factor from 0.000001 to 1000000000";
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => number(text, WHAT, 1e-6..=1e9).map(Self::By),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_when_out_of_range_are_refused() {
+        assert_eq!(percent("95%"), Ok(95.0));
+        assert_eq!("auto".parse(), Ok(Stretch::Auto));
+        assert_eq!("1e3".parse(), Ok(Stretch::By(1000.0)));
+        for text in ["", "NaN", "-1", "101", "x"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
+        for text in ["0", "NaN", "inf", "fast"] {
+            assert!(text.parse::<Stretch>().is_err(), "{text}");
+        }
+        assert!(bias("0.5").is_err());
+        assert!(seconds("0").is_err());
+    }
+}

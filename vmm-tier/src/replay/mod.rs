@@ -1,0 +1,63 @@
+//! `vmm-tier replay`: policies place the pages of a recorded or generated guest again, and are compared.
+//!
+//! ```text
+//! Input ─► Facts ─► pass 1: Profile ─► pass 2: lockstep of Simulations ─► Report ─► text, JSON, SVG
+//! ```
+
+mod args;
+mod chart;
+mod curve;
+mod fast;
+mod input;
+mod lockstep;
+mod passes;
+mod progress;
+mod report;
+mod settings;
+mod svg;
+mod text;
+mod thin;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+pub(crate) use self::args::ReplayArgs;
+use self::{input::Input, progress::Progress, report::Report, settings::Settings};
+use crate::map_cmd::print;
+
+/// Replays what the arguments name and prints what comes of it.
+///
+/// # Errors
+/// If a name is not known, an input can't be replayed, or a file not be written.
+pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
+    let settings = Settings::new(args)?;
+    let progress = Progress::new(args.quiet);
+    let mut report = Report::default();
+    for input in inputs(&settings) {
+        let outcome = passes::replay(&input, &settings, &progress)
+            .with_context(|| format!("{} can't be replayed", input.name()))?;
+        report.add(outcome.trace, outcome.runs, settings.target);
+    }
+    progress.end();
+    if let Some(path) = &settings.svg {
+        let picture = svg::draw(&report, settings.target)?;
+        std::fs::write(path, picture)
+            .with_context(|| format!("the curve can't be written to {}", path.display()))?;
+    }
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        text::report(&report, !args.no_chart)
+    };
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inputs(settings: &Settings) -> Vec<Input> {
+    let scale = settings.scale;
+    let workloads = settings.workloads.iter();
+    workloads
+        .map(|&name| Input::Workload { name, scale })
+        .collect()
+}

@@ -1,0 +1,338 @@
+//! Replays one input: learns what the oracle needs, then runs all simulations in step.
+
+use std::{sync::Arc, time::Duration};
+
+use tier_core::{
+    policy::{
+        self, PolicySetup, UnknownPolicy,
+        oracle::{Oracle, Plan, PlanKind},
+    },
+    replay::{
+        Profile, Sampling, Score, Simulation, Slice, Slicer, SlicerAccount, SlicerSettings,
+        profile::DEFAULT_PROFILE_BYTES,
+    },
+    time::Time,
+};
+
+use super::{
+    args::Stretch,
+    input::{AnyAccesses, Facts, Input},
+    lockstep,
+    progress::Progress,
+    report::{Plateau, Run, Samples, Trace},
+    settings::{Choice, Settings},
+    thin,
+};
+use crate::table::count;
+
+/// A trace shorter than this is slowed down to it: policies think in seconds, and two minutes show them settle
+/// and change.
+const LONG_ENOUGH: Duration = Duration::from_secs(120);
+/// Epochs of the oracle where memory suffices.
+const EPOCH: Duration = Duration::from_secs(1);
+/// Slices that are simulated at a time: a second of them, or fewer if they are full.
+const BATCH_SLICES: usize = 100;
+/// Pages and samples in a batch, at most: some 30 MB.
+const BATCH_ENTRIES: usize = 2 << 20;
+
+/// What an input comes to.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) trace: Trace,
+    pub(super) runs: Vec<Run>,
+}
+
+/// Why an input can't be replayed with these sizes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReplayError {
+    /// DRAM without a page.
+    #[error(
+        "{size} of a guest of {guest_bytes} bytes is less than one of its pages ({page_bytes} bytes): \
+         give it more with --fast"
+    )]
+    NoPage {
+        /// As asked for.
+        size: String,
+        /// The guest's memory.
+        guest_bytes: u64,
+        /// The smallest page.
+        page_bytes: u64,
+    },
+}
+
+/// One input and how it is played.
+struct Play<'a> {
+    input: &'a Input,
+    facts: Facts,
+    slicing: SlicerSettings,
+    stretch: f64,
+    progress: &'a Progress,
+    name: String,
+}
+
+/// Replays an input.
+///
+/// # Errors
+/// If it can't be read, or a size of DRAM holds no page of its guest.
+pub(super) fn replay(
+    input: &Input,
+    settings: &Settings,
+    progress: &Progress,
+) -> anyhow::Result<Outcome> {
+    let play = Play::new(input, settings, progress)?;
+    let sizes = sizes(settings, &play.facts)?;
+    let profile = play.learn()?;
+    let (scores, account) = play.simulate(settings, &sizes, &profile)?;
+    let trace = play.trace(settings, &account, &sizes);
+    let runs = runs(&trace, &scores, &play.slicing.sampling, settings.timeline);
+    Ok(Outcome { trace, runs })
+}
+
+impl<'a> Play<'a> {
+    fn new(input: &'a Input, settings: &Settings, progress: &'a Progress) -> anyhow::Result<Self> {
+        let facts = input.facts(settings.huge)?;
+        let stretch = match settings.stretch {
+            Stretch::By(factor) => factor,
+            Stretch::Auto if facts.is_recorded => stretch_for(facts.duration),
+            Stretch::Auto => 1.0,
+        };
+        let mut sampler = settings.sampler;
+        sampler.period = settings.period.unwrap_or(sampler.period);
+        let slicing = SlicerSettings {
+            stretch,
+            sampling: Sampling::Every(sampler),
+            ..SlicerSettings::default()
+        };
+        Ok(Self {
+            name: input.name(),
+            input,
+            facts,
+            slicing,
+            stretch,
+            progress,
+        })
+    }
+
+    fn slicer(&self) -> anyhow::Result<Slicer<AnyAccesses>> {
+        let guest = Arc::clone(&self.facts.guest);
+        Ok(Slicer::new(guest, self.input.open()?, &self.slicing)?)
+    }
+
+    /// Seconds, as played.
+    fn seconds(&self) -> f64 {
+        self.facts.duration.as_secs_f64() * self.stretch
+    }
+
+    fn period(&self) -> u64 {
+        match self.slicing.sampling {
+            Sampling::Every(sampler) => sampler.period,
+            Sampling::All { period, .. } => period,
+        }
+    }
+
+    fn show(&self, slice: &Slice, start: &mut Option<Time>) {
+        let start = *start.get_or_insert(slice.start);
+        let done = slice.end.since(start).as_secs_f64();
+        self.progress.set(done, self.seconds());
+    }
+
+    /// The first pass: how often each page is used, and when.
+    fn learn(&self) -> anyhow::Result<Profile> {
+        self.progress.begin(&self.name, 1, 2, "learning");
+        let mut slicer = self.slicer()?;
+        let pages = self.facts.guest.pages();
+        let mut profile = Profile::new(pages, EPOCH, DEFAULT_PROFILE_BYTES);
+        let (mut slice, mut start) = (Slice::default(), None);
+        while let Some(slice) = slicer.next_slice(&mut slice)? {
+            profile.add(slice);
+            self.show(slice, &mut start);
+        }
+        Ok(profile.finish())
+    }
+
+    /// The second pass: every policy with every size.
+    fn simulate(
+        &self,
+        settings: &Settings,
+        sizes: &[u64],
+        profile: &Profile,
+    ) -> anyhow::Result<(Vec<Score>, SlicerAccount)> {
+        self.progress.begin(&self.name, 2, 2, "simulating");
+        let setup = PolicySetup {
+            period: self.period(),
+            ..settings.setup.clone()
+        };
+        let mut simulations = Vec::with_capacity(sizes.len() * settings.policies.len());
+        for &fast_bytes in sizes {
+            for &choice in &settings.policies {
+                let guest = Arc::clone(&self.facts.guest);
+                let conditions = settings.conditions;
+                simulations.push(Simulation::new(
+                    guest,
+                    fast_bytes,
+                    conditions,
+                    |host| match choice {
+                        Choice::Online(name) => policy::make(name, host, &setup),
+                        Choice::Oracle(kind) => {
+                            let plan = Plan::new(kind, profile, host);
+                            Ok::<_, UnknownPolicy>(Box::new(Oracle::new(Arc::new(plan))))
+                        }
+                    },
+                )?);
+            }
+        }
+        let mut slicer = self.slicer()?;
+        let mut start = None;
+        lockstep::run(&mut simulations, || {
+            let batch = next_batch(&mut slicer)?;
+            if let Some(last) = batch.last() {
+                self.show(last, &mut start);
+            }
+            anyhow::Ok(batch)
+        })?;
+        let start = start.unwrap_or_default();
+        let phases: Vec<Time> = self
+            .facts
+            .phases
+            .iter()
+            .map(|phase| start + phase.since(start).mul_f64(self.stretch))
+            .collect();
+        let scores = simulations.into_iter();
+        let scores = scores.map(|simulation| simulation.finish(&phases));
+        Ok((scores.collect(), slicer.account()))
+    }
+
+    fn trace(&self, settings: &Settings, account: &SlicerAccount, sizes: &[u64]) -> Trace {
+        let guest = &self.facts.guest;
+        let mut trace = Trace {
+            trace: self.name.clone(),
+            seconds: self.seconds(),
+            stretched: self.stretch,
+            guest_bytes: guest.bytes(),
+            pages: guest.pages(),
+            accesses: account.accesses,
+            outside: account.outside,
+            period: self.period(),
+            notes: Vec::new(),
+        };
+        if self.stretch != 1.0 {
+            trace.notes.push(format!(
+                "the trace took {:.3?} and is played {} times slower, for policies count in seconds; --stretch 1 \
+                 plays it as it was",
+                self.facts.duration,
+                count(self.stretch.round() as u64),
+            ));
+        }
+        let most = sizes.last().copied().unwrap_or(0);
+        let thin = thin::note(&trace, account.sampled, most, settings.setup.half_life);
+        trace.notes.extend(thin);
+        trace
+    }
+}
+
+/// How much slower a trace of this length is played.
+fn stretch_for(duration: Duration) -> f64 {
+    let seconds = duration.as_secs_f64();
+    if seconds > 0.0 && duration < LONG_ENOUGH {
+        LONG_ENOUGH.as_secs_f64() / seconds
+    } else {
+        1.0
+    }
+}
+
+/// The sizes of DRAM in bytes, rising, each once.
+fn sizes(settings: &Settings, facts: &Facts) -> Result<Vec<u64>, ReplayError> {
+    let guest_bytes = facts.guest.bytes();
+    let smallest = facts.guest.ranges().map(|range| range.page_bytes).min();
+    let page_bytes = smallest.unwrap_or(0);
+    let sizes = settings.fast.iter().map(|size| {
+        let bytes = size.bytes(guest_bytes);
+        if bytes < page_bytes {
+            let size = size.to_string();
+            return Err(ReplayError::NoPage {
+                size,
+                guest_bytes,
+                page_bytes,
+            });
+        }
+        Ok(bytes)
+    });
+    let mut sizes = sizes.collect::<Result<Vec<u64>, _>>()?;
+    sizes.sort_unstable();
+    sizes.dedup();
+    Ok(sizes)
+}
+
+fn next_batch(slicer: &mut Slicer<AnyAccesses>) -> anyhow::Result<Vec<Slice>> {
+    let mut batch = Vec::with_capacity(BATCH_SLICES);
+    let mut entries = 0;
+    while batch.len() < BATCH_SLICES && entries < BATCH_ENTRIES {
+        let mut slice = Slice::default();
+        if slicer.next_slice(&mut slice)?.is_none() {
+            break;
+        }
+        entries += slice.touched.len() + slice.samples.len();
+        batch.push(slice);
+    }
+    Ok(batch)
+}
+
+/// Scores as people and programs read them.
+fn runs(trace: &Trace, scores: &[Score], sampling: &Sampling, timeline: bool) -> Vec<Run> {
+    let all_are_samples = matches!(sampling, Sampling::All { .. });
+    let paying = PlanKind::Paying.name();
+    let run = |score: &Score| {
+        let same_size = |other: &&Score| other.fast_bytes == score.fast_bytes;
+        let oracle = scores
+            .iter()
+            .filter(same_size)
+            .find(|other| other.policy == paying);
+        let best = oracle.map_or(0.0, Score::hit_ratio);
+        let samples = &score.samples;
+        // Where accesses are sampled, those outside were never samples.
+        let outside = if all_are_samples { samples.outside } else { 0 };
+        let dropped = [("outside-guest", outside)];
+        Run {
+            trace: trace.trace.clone(),
+            policy: score.policy.to_owned(),
+            fast_bytes: score.fast_bytes,
+            guest_bytes: trace.guest_bytes,
+            accesses: score.accesses,
+            hit_ratio: score.hit_ratio(),
+            oracle_share: (best > 0.0).then(|| score.hit_ratio() / best),
+            moved_bytes: score.ledger.copied_bytes(),
+            least_bytes: oracle.map_or(0, |oracle| oracle.ledger.copied_bytes()),
+            ping_pong: score.ledger.ping_pong_share(),
+            slowdown: score.slowdown,
+            plateaus: plateaus(score),
+            samples: Samples {
+                arrived: samples.arrived + outside,
+                accepted: samples.arrived,
+                lost: samples.lost,
+                dropped: dropped.into_iter().filter(|(_, n)| *n > 0).collect(),
+                unseen: samples.unseen,
+            },
+            ns_per_sample: (samples.arrived > 0).then(|| score.ns_per_sample()),
+            failed: score.failed().clone(),
+            faults: score.ledger.faults,
+            memory_bytes: score.memory_bytes as u64,
+            timeline: timeline.then(|| {
+                let seconds = score.timeline.iter();
+                let hits = seconds.map(|&(fast, all)| (all > 0).then(|| fast as f64 / all as f64));
+                hits.collect()
+            }),
+        }
+    };
+    scores.iter().map(run).collect()
+}
+
+/// The first phase begins with the first access.
+fn plateaus(score: &Score) -> Vec<Plateau> {
+    let start = score.plateaus.first().map(|plateau| plateau.from);
+    let plateau = |plateau: &tier_core::replay::Plateau| Plateau {
+        from_s: plateau.from.since(start.unwrap_or_default()).as_secs_f64(),
+        level: plateau.level,
+        reached_after_s: plateau.reached_after.map(|time| time.as_secs_f64()),
+    };
+    score.plateaus.iter().map(plateau).collect()
+}

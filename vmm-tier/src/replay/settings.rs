@@ -1,0 +1,184 @@
+//! What is to be replayed: arguments, checked once.
+
+use std::{path::PathBuf, time::Duration};
+
+use tier_core::{
+    policy::{self, PolicySetup, UnknownPolicy, oracle::PlanKind},
+    replay::{Conditions, SamplerSettings},
+    workload::{self, Scale, UnknownWorkload},
+};
+
+use super::{
+    args::{ReplayArgs, Stretch},
+    fast::FastSize,
+};
+
+/// The word for all policies, or all workloads.
+const ALL: &str = "all";
+
+/// A policy as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// One that decides from what it has seen.
+    Online(&'static str),
+    /// One that knows the future.
+    Oracle(PlanKind),
+}
+
+impl Choice {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Online(name) => name,
+            Self::Oracle(kind) => kind.name(),
+        }
+    }
+}
+
+/// Validated settings of `vmm-tier replay`.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) workloads: Vec<&'static str>,
+    pub(super) scale: Scale,
+    /// The policies in the order of the tables; the oracle is among them.
+    pub(super) policies: Vec<Choice>,
+    pub(super) fast: Vec<FastSize>,
+    /// As asked for; else it depends on the trace.
+    pub(super) period: Option<u64>,
+    pub(super) sampler: SamplerSettings,
+    pub(super) conditions: Conditions,
+    pub(super) setup: PolicySetup,
+    pub(super) stretch: Stretch,
+    pub(super) huge: bool,
+    /// A share of accesses.
+    pub(super) target: f64,
+    pub(super) timeline: bool,
+    pub(super) svg: Option<PathBuf>,
+}
+
+/// Arguments that make no sense.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// A name that no policy has.
+    #[error("{0}, {oracles}, or {ALL}", oracles = oracles().join(", "))]
+    Policy(UnknownPolicy),
+    /// A name that no workload has.
+    #[error("{0}, or {ALL}")]
+    Workload(UnknownWorkload),
+}
+
+impl Settings {
+    /// Checks arguments.
+    ///
+    /// # Errors
+    /// If a name is not known.
+    pub(super) fn new(args: &ReplayArgs) -> Result<Self, SettingsError> {
+        let default = Scale::default();
+        let setup = PolicySetup {
+            half_life: Duration::from_secs_f64(args.half_life),
+            seed: args.seed,
+            ..PolicySetup::default()
+        };
+        let mut conditions = Conditions {
+            fast_bias: args.bias,
+            ..Conditions::default()
+        };
+        conditions.failures.seed = args.seed;
+        Ok(Self {
+            workloads: workloads(&args.workload)?,
+            scale: Scale {
+                pages: args.pages.unwrap_or(default.pages),
+                rate_per_s: args.rate.unwrap_or(default.rate_per_s),
+                seconds: args.seconds.unwrap_or(default.seconds),
+                seed: args.seed,
+            },
+            policies: policies(&args.policy)?,
+            fast: args.fast.clone(),
+            period: args.period,
+            sampler: SamplerSettings {
+                loss: args.loss / 100.0,
+                seed: args.seed,
+                ..SamplerSettings::default()
+            },
+            conditions,
+            setup,
+            stretch: args.stretch,
+            huge: args.huge,
+            target: args.target / 100.0,
+            timeline: args.timeline,
+            svg: args.svg.clone(),
+        })
+    }
+}
+
+fn oracles() -> [&'static str; 2] {
+    [PlanKind::Paying, PlanKind::Free].map(PlanKind::name)
+}
+
+fn workloads(names: &[String]) -> Result<Vec<&'static str>, SettingsError> {
+    let mut found = Vec::new();
+    for name in names.iter().map(|name| name.trim()) {
+        let before = found.len();
+        found.extend(workload::names().filter(|known| name == ALL || name == *known));
+        if found.len() == before {
+            let name = name.to_owned();
+            return Err(SettingsError::Workload(UnknownWorkload { name }));
+        }
+    }
+    Ok(once(found))
+}
+
+/// The policies asked for, each once; the oracle comes last if it was not asked for.
+fn policies(names: &[String]) -> Result<Vec<Choice>, SettingsError> {
+    let oracles = || [PlanKind::Paying, PlanKind::Free].map(Choice::Oracle);
+    let known = || policy::names().map(Choice::Online).chain(oracles());
+    let mut found = Vec::new();
+    for name in names.iter().map(|name| name.trim()) {
+        let before = found.len();
+        found.extend(known().filter(|choice| name == ALL || name == choice.name()));
+        if found.len() == before {
+            let name = name.to_owned();
+            return Err(SettingsError::Policy(UnknownPolicy { name }));
+        }
+    }
+    found.push(Choice::Oracle(PlanKind::Paying));
+    Ok(once(found))
+}
+
+/// Each item once, where it comes first.
+fn once<T: PartialEq>(items: Vec<T>) -> Vec<T> {
+    let mut kept: Vec<T> = Vec::with_capacity(items.len());
+    for item in items {
+        if !kept.contains(&item) {
+            kept.push(item);
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> Vec<String> {
+        text.split(',').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn policies_when_named_come_in_that_order_and_the_oracle_always() {
+        let chosen = policies(&names("oracle-free, dual-heap,dual-heap")).unwrap();
+        let chosen: Vec<&str> = chosen.into_iter().map(Choice::name).collect();
+        assert_eq!(chosen, ["oracle-free", "dual-heap", "oracle"]);
+        let all = policies(&names("all")).unwrap();
+        assert_eq!(all.len(), policy::names().count() + 2);
+    }
+
+    #[test]
+    fn names_when_unknown_bring_the_list_of_those_that_are() {
+        let error = policies(&names("dual-heap,best")).unwrap_err().to_string();
+        for part in ["\"best\"", "dual-heap", "oracle-free", "all"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let error = workloads(&names("")).unwrap_err().to_string();
+        assert!(error.contains("gups-demeter"), "{error}");
+    }
+}
