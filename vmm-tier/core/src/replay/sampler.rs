@@ -141,27 +141,21 @@ impl Sampler {
         }
     }
 
-    /// Accesses that can still go by without a record.
+    /// Accesses until the next record, that one included.
     #[inline]
     pub(super) const fn left(&self) -> u64 {
         self.left
     }
 
-    /// So many accesses went by without a record, fewer than are [`left`](Self::left).
+    /// So many accesses go by, fewer than are [`left`](Self::left).
     #[inline]
-    pub(super) const fn set_left(&mut self, left: u64) {
-        self.left = left;
+    pub(super) const fn pass(&mut self, accesses: u64) {
+        self.left -= accesses;
     }
 
     /// What is recorded of at least as many accesses as are left; `None` if all of it is lost.
     #[cold]
-    pub(super) fn record(
-        &mut self,
-        at: Time,
-        page: u32,
-        mut weight: u64,
-        kind: AccessKind,
-    ) -> Option<Sample> {
+    fn record(&mut self, at: Time, page: u32, mut weight: u64, kind: AccessKind) -> Option<Sample> {
         let mut arrived = 0;
         let many = weight / self.settings.period;
         if many > MANY {

@@ -80,12 +80,26 @@ const IDLE: Duration = Duration::from_secs(1);
 const IDLE_SHARE: u64 = 100;
 /// Up to a sixteenth of all pages, the used ones are listed and sorted; from then on all are looked at.
 const LISTED_SHARE: usize = 16;
+/// Accesses that are looked at together.
+const CHUNK: usize = 64;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    accesses: u32,
-    stores: u32,
+/// Accesses to a page in this slice in the low half, stores in the high half: one addition counts both.
+type Count = u64;
+
+/// Adds to a count, which stays at the most that it can hold.
+const fn saturating(count: Count, weight: u32, stored: u32) -> Count {
+    let (accesses, stores) = (count as u32, (count >> 32) as u32);
+    accesses.saturating_add(weight) as u64 | (stores.saturating_add(stored) as u64) << 32
+}
+
+#[inline]
+fn stored(access: &Access) -> u32 {
+    if access.kind == AccessKind::Store {
+        access.weight
+    } else {
+        0
+    }
 }
 
 /// A run of the guest's memory, as [`Guest::ranges`] has it.
@@ -121,6 +135,8 @@ pub struct Slicer<A> {
     /// there are too many to list.
     listed: Vec<u32>,
     listed_len: usize,
+    /// All accesses of this slice: while they are few, no count can overflow.
+    counted: u64,
     account: SlicerAccount,
 }
 
@@ -171,9 +187,10 @@ impl<A: Accesses> Slicer<A> {
             ended: false,
             origin: None,
             start: 0,
-            counts: vec![Count::default(); pages],
+            counts: vec![0; pages],
             listed: vec![0; pages / LISTED_SHARE + 1],
             listed_len: 0,
+            counted: 0,
             account: SlicerAccount::default(),
         })
     }
@@ -300,8 +317,9 @@ impl<A: Accesses> Slicer<A> {
         self.buffer = buffer;
     }
 
-    /// Takes single accesses inside a guest of one run, sampled, until one comes that is none. This is
-    /// where the time goes: a look-up by arithmetic, a count, and the sampler's counter in a register.
+    /// Takes single accesses inside a guest of one run, sampled, until one comes that is none. This is where the
+    /// time goes, so chunks of them are looked up, counted and sampled one after the other: short loops without
+    /// branches that can't be foretold, whose misses of the cache overlap. Most chunks hold no sample.
     fn take_plain<'b>(
         &mut self,
         last: u64,
@@ -312,46 +330,56 @@ impl<A: Accesses> Slicer<A> {
             return accesses;
         };
         let counts = &mut self.counts[..];
-        let listed = &mut self.listed[..];
-        let full = listed.len() - 1;
-        let mut listed_len = self.listed_len;
-        let mut left = sampler.left();
-        let mut seen = 0_u64;
+        let full = self.listed.len() - 1;
+        let mut pages = [0_u32; CHUNK];
         let mut rest = accesses;
-        while let Some((access, after)) = rest.split_first() {
-            let offset = access.address.wrapping_sub(run.address);
-            let plain = access.len <= 1 && access.weight > 0 && offset < run.len;
-            if access.at.0 > last || !plain {
-                break;
+        loop {
+            let (mut plain, mut weights) = (0, 0_u64);
+            for (page, access) in pages.iter_mut().zip(rest) {
+                let offset = access.address.wrapping_sub(run.address);
+                let single = (access.len <= 1) & (access.weight > 0) & (offset < run.len);
+                if !single | (access.at.0 > last) {
+                    break;
+                }
+                *page = (offset >> run.shift) as u32;
+                weights += u64::from(access.weight);
+                plain += 1;
             }
+            let (chunk, after) = rest.split_at(plain);
+            let fits = self.counted.wrapping_add(weights) <= u64::from(u32::MAX);
+            if plain == 0 || !fits {
+                return rest;
+            }
+            let pages = &pages[..plain];
+            if self.listed_len < full {
+                for (&page, access) in pages.iter().zip(chunk) {
+                    let count = &mut counts[page as usize];
+                    self.listed[self.listed_len] = page;
+                    self.listed_len = (self.listed_len + usize::from(*count == 0)).min(full);
+                    let both = u64::from(access.weight) | u64::from(stored(access)) << 32;
+                    *count = count.wrapping_add(both);
+                }
+            } else {
+                for (&page, access) in pages.iter().zip(chunk) {
+                    let count = &mut counts[page as usize];
+                    let both = u64::from(access.weight) | u64::from(stored(access)) << 32;
+                    *count = count.wrapping_add(both);
+                }
+            }
+            if weights < sampler.left() {
+                sampler.pass(weights);
+            } else {
+                for (&page, access) in pages.iter().zip(chunk) {
+                    let Access {
+                        at, weight, kind, ..
+                    } = *access;
+                    sampler.see(at, page, weight, kind, &mut slice.samples);
+                }
+            }
+            self.counted += weights;
+            self.account.accesses += weights;
             rest = after;
-            let page = (offset >> run.shift) as u32;
-            let weight = access.weight;
-            let count = &mut counts[page as usize];
-            listed[listed_len] = page;
-            listed_len = (listed_len + usize::from(count.accesses == 0)).min(full);
-            count.accesses = count.accesses.saturating_add(weight);
-            let stored = if access.kind == AccessKind::Store {
-                weight
-            } else {
-                0
-            };
-            count.stores = count.stores.saturating_add(stored);
-            let weight = u64::from(weight);
-            seen += weight;
-            if weight < left {
-                left -= weight;
-            } else {
-                sampler.set_left(left);
-                let sample = sampler.record(access.at, page, weight, access.kind);
-                slice.samples.extend(sample);
-                left = sampler.left();
-            }
         }
-        sampler.set_left(left);
-        self.listed_len = listed_len;
-        self.account.accesses += seen;
-        rest
     }
 
     /// Takes any access: one outside, a range, a record of a source.
@@ -385,11 +413,9 @@ impl<A: Accesses> Slicer<A> {
         let count = &mut self.counts[page as usize];
         self.listed[self.listed_len] = page;
         let full = self.listed.len() - 1;
-        self.listed_len = (self.listed_len + usize::from(count.accesses == 0)).min(full);
-        count.accesses = count.accesses.saturating_add(weight);
-        if kind == AccessKind::Store {
-            count.stores = count.stores.saturating_add(weight);
-        }
+        self.listed_len = (self.listed_len + usize::from(*count == 0)).min(full);
+        *count = saturating(*count, weight, stored(access));
+        self.counted = self.counted.saturating_add(u64::from(weight));
         self.account.accesses += u64::from(weight);
         match &mut self.sampler {
             Some(sampler) => sampler.see(at, page, weight, kind, &mut slice.samples),
@@ -407,13 +433,13 @@ impl<A: Accesses> Slicer<A> {
     fn close(&mut self, slice: &mut Slice) {
         let touched = &mut slice.touched;
         let mut put = |page: u32, count: &mut Count| {
-            let Count { accesses, stores } = std::mem::take(count);
+            let count = std::mem::take(count);
             // A record of weight 0 says that a page was not used; one that comes twice was put already.
-            if accesses > 0 {
+            if count > 0 {
                 touched.push(Touch {
                     page,
-                    accesses,
-                    stores,
+                    accesses: count as u32,
+                    stores: (count >> 32) as u32,
                 });
             }
         };
@@ -428,7 +454,7 @@ impl<A: Accesses> Slicer<A> {
                 put(page, count);
             }
         }
-        self.listed_len = 0;
+        (self.listed_len, self.counted) = (0, 0);
         if self.settings.stretch != 1.0 {
             let (origin, latest) = (
                 self.origin.unwrap_or(0),

@@ -1,5 +1,7 @@
 //! Draws from any distribution in constant time: the alias method (Walker, 1977; built as by Vose, 1991).
 
+use std::hint::select_unpredictable;
+
 use crate::random::{Random, scaled};
 
 /// One of equally likely columns: itself, or another that is drawn in its stead.
@@ -74,12 +76,9 @@ impl Alias {
     #[inline]
     pub(super) fn pick(&self, bits: u64) -> u32 {
         let index = scaled((bits >> 32) as u32, self.columns.len() as u32);
-        let column = self.columns[index as usize];
-        if (bits as u32) < column.own {
-            index
-        } else {
-            column.other
-        }
+        let Column { own, other } = self.columns[index as usize];
+        // A branch here would be foretold wrong half of the time.
+        select_unpredictable((bits as u32) < own, index, other)
     }
 }
 

@@ -20,6 +20,16 @@ pub(super) const LINES: u32 = (BASE_PAGE / LINE) as u32;
 /// Accesses that are yielded at a time: 128 KiB, which fit a second-level cache.
 const BLOCK: u64 = 4096;
 
+/// Accesses that are made at a time.
+const CHUNK: usize = 256;
+const EMPTY: Access = Access {
+    at: Time(0),
+    address: 0,
+    len: 1,
+    weight: 1,
+    kind: AccessKind::Load,
+};
+
 /// Where accesses go.
 pub(super) trait Pattern: Send {
     /// The next access: bytes from the start of memory, and its kind.
@@ -69,10 +79,11 @@ impl Clock {
     #[inline]
     const fn tick(&mut self) -> Time {
         let now = self.at;
-        self.rest += self.step_rest;
+        // Both are below the rate, and time ends after 584 years.
+        self.rest = self.rest.wrapping_add(self.step_rest);
         let carry = self.rest >= self.rate;
-        self.rest -= if carry { self.rate } else { 0 };
-        self.at += self.step + carry as u64;
+        self.rest = self.rest.wrapping_sub(if carry { self.rate } else { 0 });
+        self.at = self.at.wrapping_add(self.step.wrapping_add(carry as u64));
         Time(now)
     }
 }
@@ -133,24 +144,25 @@ impl<P: Pattern> Accesses for Patterned<P> {
                     continue;
                 }
                 Some(until) => {
-                    let n = room.min(generator.left).min(*until);
+                    let n = room.min(generator.left).min(*until).min(CHUNK as u64);
                     *until -= n;
                     n
                 }
-                None => room.min(generator.left),
+                None => room.min(generator.left).min(CHUNK as u64),
             };
-            // Local copies stay in registers.
+            // Local copies stay in registers, and the chunk in the first-level cache.
             let (mut clock, mut random) = (generator.clock, generator.random.clone());
-            out.extend((0..n).map(|_| {
+            let mut chunk = [EMPTY; CHUNK];
+            for access in &mut chunk[..n as usize] {
                 let (offset, kind) = pattern.next(&mut random);
-                Access {
+                *access = Access {
                     at: clock.tick(),
-                    address: FIRST_ADDRESS + offset,
-                    len: 1,
-                    weight: 1,
+                    address: FIRST_ADDRESS.wrapping_add(offset),
                     kind,
-                }
-            }));
+                    ..EMPTY
+                };
+            }
+            out.extend_from_slice(&chunk[..n as usize]);
             (generator.clock, generator.random) = (clock, random);
             generator.left -= n;
             room -= n;
