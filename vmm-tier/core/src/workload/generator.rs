@@ -120,6 +120,7 @@ impl Generator {
         Patterned {
             generator: self,
             pattern,
+            chunk: [EMPTY; CHUNK],
         }
     }
 }
@@ -128,13 +129,18 @@ impl Generator {
 pub(super) struct Patterned<P> {
     generator: Generator,
     pattern: P,
+    chunk: [Access; CHUNK],
 }
 
 impl<P: Pattern> Accesses for Patterned<P> {
     type Error = Infallible;
 
     fn fill(&mut self, out: &mut Vec<Access>) -> Result<bool, Infallible> {
-        let Self { generator, pattern } = self;
+        let Self {
+            generator,
+            pattern,
+            chunk,
+        } = self;
         let mut room = BLOCK;
         while room > 0 && generator.left > 0 {
             let n = match generator.changes.last_mut() {
@@ -152,17 +158,14 @@ impl<P: Pattern> Accesses for Patterned<P> {
             };
             // Local copies stay in registers, and the chunk in the first-level cache.
             let (mut clock, mut random) = (generator.clock, generator.random.clone());
-            let mut chunk = [EMPTY; CHUNK];
-            for access in &mut chunk[..n as usize] {
+            let chunk = &mut chunk[..n as usize];
+            for access in &mut *chunk {
                 let (offset, kind) = pattern.next(&mut random);
-                *access = Access {
-                    at: clock.tick(),
-                    address: FIRST_ADDRESS.wrapping_add(offset),
-                    kind,
-                    ..EMPTY
-                };
+                access.at = clock.tick();
+                access.address = FIRST_ADDRESS.wrapping_add(offset);
+                access.kind = kind;
             }
-            out.extend_from_slice(&chunk[..n as usize]);
+            out.extend_from_slice(chunk);
             (generator.clock, generator.random) = (clock, random);
             generator.left -= n;
             room -= n;
