@@ -4,11 +4,16 @@
 //! `kernel/sched/fair.c`).
 //!
 //! # Hint faults
-//! A scanner makes pages of the slow tier inaccessible, a stretch of the address space at a time; the next access
-//! to such a page faults, and the kernel learns that it is used. 256 MiB are scanned in a period, which is
-//! 1 s over the number of such stretches in the guest and at least 100 ms: a guest of up to 256 MiB is scanned
-//! once a second, one of 16 GiB in 6.4 s. The kernel lengthens the period up to 60 s when it finds faults of no
-//! use; that is not modelled, which makes it react sooner.
+//! A scanner makes pages of the slow tier inaccessible (it *arms* them), a stretch of the address space at a time;
+//! the next access to such a page faults, and the kernel learns that it is used. 256 MiB are armed in a period,
+//! which is 1 s over the number of such stretches in the guest, and at least 100 ms: a guest of up to 256 MiB is
+//! gone through once a second, one of 16 GiB in 6.4 s. These times are kept; the stretches are not. A large guest
+//! has many, whose faults find room that was made since the last one; so that a small one has as many
+//! chances, the scanner goes on evenly. The kernel lengthens the period up to 60 s when it finds faults
+//! of no use; that is not modelled, which makes it react sooner.
+//!
+//! A hot page faults as soon as it is armed, a cold one later or never: that decides who finds room. The time is
+//! drawn: the first of n accesses that are spread evenly over a slice comes at the least of n uniform numbers.
 //!
 //! # Lists
 //! Pages come into the *inactive* list of their node, at the front. `kswapd` looks at its back: a page whose
@@ -26,13 +31,13 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Seen,
+    PolicySetup, Seen,
     lists::Lists,
-    parts::{ENOUGH_FAILURES, Timer, placed},
+    parts::{ENOUGH_FAILURES, Random, placed},
 };
 use crate::{
     moves::Outcome,
-    replay::{Guest, Host},
+    replay::{Guest, Host, Touch},
     settings::Tier,
 };
 
@@ -53,6 +58,62 @@ const SCAN_PERIOD: Duration = Duration::from_secs(1);
 const LEAST_SCAN_PERIOD: Duration = Duration::from_millis(100);
 const KSWAPD_PAGES_PER_S: f64 = 317_000.0;
 
+/// Parts of a slice in which faults and `kswapd` take turns.
+const PARTS: usize = 8;
+
+/// A page with a mark that was used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Event {
+    /// When it faulted or was used first, as a share of the slice.
+    pub(super) when: f32,
+    pub(super) page: u32,
+    /// The marks before; armed if it faulted, and it is disarmed by now.
+    pub(super) marks: u8,
+    /// Accesses to it in this slice.
+    pub(super) accesses: u32,
+    /// Stores among them.
+    pub(super) stores: u32,
+}
+
+/// Events by turns.
+pub(super) fn turns(events: &[Event]) -> impl Iterator<Item = &[Event]> {
+    let mut rest = events;
+    (1..=PARTS).map(move |part| {
+        let end = part as f32 / PARTS as f32;
+        let now = match part {
+            PARTS => rest.len(),
+            _ => rest.partition_point(|event| event.when < end),
+        };
+        let (now, later) = rest.split_at(now);
+        rest = later;
+        now
+    })
+}
+
+/// The share of a slice that a turn takes.
+pub(super) const TURN: f64 = 1.0 / PARTS as f64;
+
+/// The pages that the scanner came by in a slice.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    from: u32,
+    len: u32,
+    /// The guest's pages: the scanner begins again after the last.
+    pages: u32,
+}
+
+impl Stretch {
+    /// When an armed page was armed, as a share of the slice: 0 if that was before.
+    fn armed_at(self, page: u32) -> f32 {
+        let after = (page + self.pages - self.from) % self.pages;
+        if after < self.len {
+            after as f32 / self.len as f32
+        } else {
+            0.0
+        }
+    }
+}
+
 /// What the kernel knows of a page.
 #[derive(Clone, Copy, Debug, Default)]
 struct Page {
@@ -72,13 +133,17 @@ pub(super) struct Kernel {
     slice: u32,
     /// Where the scanner goes on.
     cursor: u32,
-    scan: Timer,
+    /// The time in which it goes through the guest.
+    pass: Duration,
+    /// Bytes that it is due to go through; below zero after a large page.
+    scan_bytes: f64,
     /// Pages that `kswapd` may still look at.
     looks: f64,
+    random: Random,
 }
 
 impl Kernel {
-    pub(super) fn new(host: &Host) -> Self {
+    pub(super) fn new(host: &Host, setup: &PolicySetup) -> Self {
         let guest = host.shared_guest();
         let mut lists = Lists::new(host.shared_guest(), 4);
         for (page, tier) in placed(host) {
@@ -89,7 +154,7 @@ impl Kernel {
             lists.to_front(inactive, page);
         }
         let stretches = guest.bytes().div_ceil(SCAN_BYTES).clamp(1, 1 << 20) as u32;
-        let period = (SCAN_PERIOD / stretches).max(LEAST_SCAN_PERIOD);
+        let pass = (LEAST_SCAN_PERIOD * stretches).max(SCAN_PERIOD);
         Self {
             lists,
             marks: vec![0; guest.pages() as usize],
@@ -97,60 +162,99 @@ impl Kernel {
             guest,
             slice: 0,
             cursor: 0,
-            scan: Timer::new(period),
+            pass,
+            scan_bytes: 0.0,
             looks: 0.0,
+            random: Random::new(setup.seed),
         }
     }
 
-    /// Takes the accessed bits of a slice. `event` is told of each used page with a mark: the page, its marks before
-    /// (the page is disarmed by then), and its stores.
-    pub(super) fn take(&mut self, seen: &Seen<'_>, mut event: impl FnMut(&mut Self, u32, u8, u32)) {
+    /// Arms pages and takes the accessed bits of a slice. Returns used pages with a mark of which `wanted` says so (of
+    /// their marks and stores), in the order of time: of their fault, or else of their first use. What a policy
+    /// marks with `until_armed` is unmarked when the scanner comes by.
+    pub(super) fn take(
+        &mut self,
+        seen: &Seen<'_>,
+        host: &Host,
+        until_armed: u8,
+        wanted: impl Fn(u8, u32) -> bool,
+    ) -> Vec<Event> {
         self.slice += 1;
-        for touch in seen.touched {
-            let at = touch.page as usize;
-            let Some(page) = self.pages.get_mut(at) else {
+        let stretch = self.arm(seen, host, until_armed);
+        let mut events = Vec::new();
+        for &Touch {
+            page,
+            accesses,
+            stores,
+        } in seen.touched
+        {
+            let at = page as usize;
+            let Some(known) = self.pages.get_mut(at) else {
                 continue;
             };
-            page.used = self.slice;
-            let marks = self.marks[at];
-            if marks & !REFERENCED != 0 {
-                self.marks[at] &= !ARMED;
-                event(self, touch.page, marks, touch.stores);
+            known.used = self.slice;
+            let mut marks = self.marks[at];
+            if marks & !REFERENCED == 0 {
+                continue;
+            }
+            let mut when = self.random.first_of(accesses.max(1)) as f32;
+            if marks & ARMED != 0 {
+                let fault = when + stretch.armed_at(page);
+                // Otherwise it was used before it was armed.
+                if fault <= 1.0 {
+                    when = fault;
+                    self.marks[at] &= !ARMED;
+                } else {
+                    marks &= !ARMED;
+                }
+            }
+            if wanted(marks, stores) {
+                events.push(Event {
+                    when,
+                    page,
+                    marks,
+                    accesses,
+                    stores,
+                });
             }
         }
+        events.sort_by(|a, b| a.when.total_cmp(&b.when));
+        events
     }
 
-    /// Arms the next stretch of the guest if it is time. What a policy marks with `until_armed` is unmarked.
-    pub(super) fn arm(&mut self, seen: &Seen<'_>, host: &Host, until_armed: u8) {
-        if !self.scan.is_due(seen) {
-            return;
-        }
-        let mut bytes = 0;
-        while bytes < SCAN_BYTES && self.cursor < self.guest.pages() {
+    /// Arms the slow pages that the scanner comes by in a slice.
+    fn arm(&mut self, seen: &Seen<'_>, host: &Host, until_armed: u8) -> Stretch {
+        let all = self.guest.bytes() as f64;
+        let share = seen.end.since(seen.start).as_secs_f64() / self.pass.as_secs_f64();
+        self.scan_bytes += all * share.min(1.0);
+        let mut stretch = Stretch {
+            from: self.cursor,
+            len: 0,
+            pages: self.guest.pages(),
+        };
+        while self.scan_bytes > 0.0 {
             let page = self.cursor;
-            bytes += self.guest.page_bytes(page);
+            self.scan_bytes -= self.guest.page_bytes(page) as f64;
             if !host.is_fast(page) {
                 let marks = &mut self.marks[page as usize];
                 *marks = (*marks & !until_armed) | ARMED;
             }
-            self.cursor += 1;
+            self.cursor = (page + 1) % self.guest.pages();
+            stretch.len += 1;
         }
-        if self.cursor == self.guest.pages() {
-            self.cursor = 0;
-        }
+        stretch
     }
 
-    /// Demotes inactive pages until so many bytes are free, as far as `kswapd` comes in this slice.
+    /// Demotes inactive pages until so many bytes are free, as far as `kswapd` comes in this time.
     pub(super) fn kswapd(
         &mut self,
-        seen: &Seen<'_>,
+        span_s: f64,
         host: &mut Host,
         free_bytes: u64,
         mut demote: impl FnMut(&mut Host, u32, &mut u8) -> Outcome,
     ) {
-        let looks = seen.end.since(seen.start).as_secs_f64() * KSWAPD_PAGES_PER_S;
         // What is not used lapses, but for a page's fraction.
-        self.looks = self.looks.fract() + looks;
+        self.looks = self.looks.fract() + span_s * KSWAPD_PAGES_PER_S;
         let mut failures = 0;
         while host.fast_free() < free_bytes && self.looks >= 1.0 && failures < ENOUGH_FAILURES {
             self.looks -= 1.0;

@@ -4,8 +4,8 @@
 //! # What it does
 //! Hint faults, lists and `kswapd` are [the kernel's](super::kernel), the free 2 % of DRAM are
 //! [TPP's](super::tpp). Beyond that:
-//! - *One fault suffices.* A page that faults becomes a candidate. If it is used again in a later slice, and before
-//!   the next scan passes, it is queued for promotion. (The published module looks at the accessed bits of the
+//! - *One fault suffices.* A page that faults becomes a candidate. If it is used again before the next scan
+//!   passes, it is queued for promotion. (The published module looks at the accessed bits of the
 //!   last 20 candidates on every fault; as the fault itself sets the bit, nearly all are promoted. Asking for
 //!   another use is what the paper describes, and the better choice.)
 //! - *Transactional promotion.* A thread of its own copies a page while the guest goes on using it, and gives up
@@ -27,7 +27,7 @@ use std::collections::VecDeque;
 
 use super::{
     Policy, PolicySetup, Seen,
-    kernel::{ARMED, FAST_ACTIVE, FIRST_FREE_MARK, Kernel, SLOW_ACTIVE},
+    kernel::{ARMED, Event, FAST_ACTIVE, FIRST_FREE_MARK, Kernel, SLOW_ACTIVE, TURN, turns},
     parts::Random,
     tpp::DRAM_OVER_FREE,
 };
@@ -59,7 +59,7 @@ impl Nomad {
     #[must_use]
     pub fn new(host: &Host, setup: &PolicySetup) -> Self {
         Self {
-            kernel: Kernel::new(host),
+            kernel: Kernel::new(host, setup),
             queue: VecDeque::new(),
             random: Random::new(setup.seed),
             time_ns: 0.0,
@@ -73,40 +73,43 @@ impl Nomad {
         self.shadows
     }
 
-    /// Faults, candidates, and stores to shadowed pages.
-    fn take(&mut self, seen: &Seen<'_>, host: &mut Host) {
+    /// What becomes of a marked page that was used. Whether that was a fault, or two.
+    fn event(&mut self, event: &Event, host: &Host) -> u64 {
+        let page = event.page;
         let mut faults = 0;
-        let (queue, shadows) = (&mut self.queue, &mut self.shadows);
-        self.kernel.take(seen, |kernel, page, marks, stores| {
-            let now = &mut kernel.marks[page as usize];
-            if marks & SHADOWED != 0 && stores > 0 {
-                *now &= !SHADOWED;
-                *shadows -= 1;
-                faults += 1;
+        let marks = &mut self.kernel.marks[page as usize];
+        if *marks & SHADOWED != 0 && event.stores > 0 {
+            *marks &= !SHADOWED;
+            self.shadows -= 1;
+            faults += 1;
+        }
+        let is_fault = event.marks & ARMED != 0;
+        if is_fault {
+            faults += 1;
+            if *marks & QUEUED == 0 && !host.is_fast(page) {
+                *marks |= CANDIDATE;
             }
-            // Of a page that was promoted after it was armed nothing more is to be learnt.
-            let is_slow = !host.is_fast(page);
-            if marks & ARMED != 0 {
-                faults += 1;
-                if is_slow && marks & QUEUED == 0 {
-                    *now |= CANDIDATE;
-                }
-            } else if marks & CANDIDATE != 0 {
-                *now &= !CANDIDATE;
-                if is_slow {
-                    *now |= QUEUED;
-                    queue.push_back(page);
-                    kernel.lists.to_front(SLOW_ACTIVE, page);
-                }
-            }
-        });
-        host.charge_faults(faults);
+        }
+        if *marks & CANDIDATE != 0 && (!is_fault || self.is_used_again(event)) {
+            let marks = &mut self.kernel.marks[page as usize];
+            *marks = (*marks & !CANDIDATE) | QUEUED;
+            self.queue.push_back(page);
+            self.kernel.lists.to_front(SLOW_ACTIVE, page);
+        }
+        faults
     }
 
-    fn promote(&mut self, seen: &Seen<'_>, host: &mut Host) {
+    /// Whether another use follows the fault in the same slice.
+    fn is_used_again(&mut self, fault: &Event) -> bool {
+        let others = fault.accesses.saturating_sub(1);
+        others > 0 && f64::from(fault.when) + self.random.first_of(others) <= 1.0
+    }
+
+    /// Promotes what is queued, for this share of the slice.
+    fn promote(&mut self, seen: &Seen<'_>, share: f64, host: &mut Host) {
         let span_ns = seen.end.since(seen.start).as_nanos() as f64;
         // What is not used lapses.
-        self.time_ns = self.time_ns.min(0.0) + span_ns;
+        self.time_ns = self.time_ns.min(0.0) + span_ns * share;
         for _ in 0..self.queue.len() {
             if self.time_ns <= 0.0 {
                 break;
@@ -143,6 +146,23 @@ impl Nomad {
         }
     }
 
+    /// Makes room: by a change of the mapping where there is a shadow.
+    fn demote(&mut self, span_s: f64, host: &mut Host) {
+        let shadows = &mut self.shadows;
+        let free = host.fast_bytes() / DRAM_OVER_FREE;
+        self.kernel.kswapd(span_s, host, free, |host, page, marks| {
+            if *marks & SHADOWED == 0 {
+                return host.demote(page);
+            }
+            let outcome = host.remap_to_slow(page);
+            if outcome == Outcome::Moved {
+                *marks &= !SHADOWED;
+                *shadows -= 1;
+            }
+            outcome
+        });
+    }
+
     /// Whether a page is written during this share of the slice.
     fn is_written(&mut self, page: u32, share: f64, seen: &Seen<'_>) -> bool {
         let found = seen.touched.binary_search_by_key(&page, |touch| touch.page);
@@ -157,22 +177,16 @@ impl Policy for Nomad {
     }
 
     fn step(&mut self, seen: &Seen<'_>, host: &mut Host) {
-        self.take(seen, host);
-        self.promote(seen, host);
-        let shadows = &mut self.shadows;
-        let free = host.fast_bytes() / DRAM_OVER_FREE;
-        self.kernel.kswapd(seen, host, free, |host, page, marks| {
-            if *marks & SHADOWED == 0 {
-                return host.demote(page);
-            }
-            let outcome = host.remap_to_slow(page);
-            if outcome == Outcome::Moved {
-                *marks &= !SHADOWED;
-                *shadows -= 1;
-            }
-            outcome
+        let events = self.kernel.take(seen, host, CANDIDATE, |marks, stores| {
+            marks & (ARMED | CANDIDATE) != 0 || (marks & SHADOWED != 0 && stores > 0)
         });
-        self.kernel.arm(seen, host, CANDIDATE);
+        let turn_s = seen.end.since(seen.start).as_secs_f64() * TURN;
+        for turn in turns(&events) {
+            let faults = turn.iter().map(|event| self.event(event, host)).sum();
+            host.charge_faults(faults);
+            self.promote(seen, TURN, host);
+            self.demote(turn_s, host);
+        }
     }
 
     fn memory_bytes(&self) -> usize {

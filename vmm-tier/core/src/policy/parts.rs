@@ -56,6 +56,11 @@ impl Random {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
+    /// The least of so many numbers in [0, 1], at least one.
+    pub(super) fn first_of(&mut self, numbers: u32) -> f64 {
+        1.0 - self.share().powf(1.0 / f64::from(numbers))
+    }
+
     /// In 0 .. `count`, which is not 0.
     pub(super) fn below(&mut self, count: usize) -> usize {
         ((u128::from(self.next()) * count as u128) >> 64) as usize

@@ -22,7 +22,7 @@
 
 use super::{
     Policy, PolicySetup, Seen,
-    kernel::{ARMED, FAST_ACTIVE, Kernel, SLOW_ACTIVE, SLOW_INACTIVE},
+    kernel::{ARMED, FAST_ACTIVE, Kernel, SLOW_ACTIVE, SLOW_INACTIVE, TURN, turns},
 };
 use crate::{moves::Outcome, replay::Host};
 
@@ -33,17 +33,14 @@ pub(super) const DRAM_OVER_FREE: u64 = 50;
 #[derive(Clone, Debug)]
 pub struct Tpp {
     kernel: Kernel,
-    /// Active pages that faulted in this slice.
-    faulted: Vec<u32>,
 }
 
 impl Tpp {
     /// Starts with all pages inactive where they lie.
     #[must_use]
-    pub fn new(host: &Host, _setup: &PolicySetup) -> Self {
+    pub fn new(host: &Host, setup: &PolicySetup) -> Self {
         Self {
-            kernel: Kernel::new(host),
-            faulted: Vec::new(),
+            kernel: Kernel::new(host, setup),
         }
     }
 }
@@ -54,30 +51,26 @@ impl Policy for Tpp {
     }
 
     fn step(&mut self, seen: &Seen<'_>, host: &mut Host) {
-        let mut faults = 0;
-        let faulted = &mut self.faulted;
-        faulted.clear();
-        self.kernel.take(seen, |kernel, page, marks, _| {
-            if marks & ARMED == 0 {
-                return;
-            }
-            faults += 1;
-            match kernel.lists.list_of(page) {
-                Some(SLOW_INACTIVE) => kernel.lists.to_front(SLOW_ACTIVE, page),
-                Some(SLOW_ACTIVE) => faulted.push(page),
-                _ => {}
-            }
-        });
-        host.charge_faults(faults);
-        for &page in &self.faulted {
-            if host.promote(page) == Outcome::Moved {
-                self.kernel.lists.to_front(FAST_ACTIVE, page);
-            }
-        }
+        let faults = self
+            .kernel
+            .take(seen, host, 0, |marks, _| marks & ARMED != 0);
+        host.charge_faults(faults.len() as u64);
+        let turn_s = seen.end.since(seen.start).as_secs_f64() * TURN;
         let free = host.fast_bytes() / DRAM_OVER_FREE;
-        self.kernel
-            .kswapd(seen, host, free, |host, page, _| host.demote(page));
-        self.kernel.arm(seen, host, 0);
+        for turn in turns(&faults) {
+            for fault in turn {
+                let lists = &mut self.kernel.lists;
+                match lists.list_of(fault.page) {
+                    Some(SLOW_INACTIVE) => lists.to_front(SLOW_ACTIVE, fault.page),
+                    Some(SLOW_ACTIVE) if host.promote(fault.page) == Outcome::Moved => {
+                        lists.to_front(FAST_ACTIVE, fault.page);
+                    }
+                    _ => {}
+                }
+            }
+            self.kernel
+                .kswapd(turn_s, host, free, |host, page, _| host.demote(page));
+        }
     }
 
     fn memory_bytes(&self) -> usize {
