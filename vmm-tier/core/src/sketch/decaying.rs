@@ -48,6 +48,9 @@ pub struct SketchTooSmall {
     pub least_bytes: usize,
 }
 
+/// Where a page may stand, row by row.
+pub(super) type Homes = [Home; ROWS];
+
 /// What became of a sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Added {
@@ -157,7 +160,7 @@ impl DecayingSketch {
     pub fn add(&mut self, now: Time, page: u32, weight: f32) -> Added {
         let gain = self.gain(now, weight);
         if gain > 0.0 && page < self.pages {
-            self.grow(page, gain)
+            self.grow(self.homes(page), gain)
         } else {
             Added {
                 key: self.key(page),
@@ -181,15 +184,24 @@ impl DecayingSketch {
         }
     }
 
-    /// Adds a gain above 0 to the key of a page below `pages`.
+    /// Where a page may stand.
     #[inline]
-    pub(super) fn grow(&mut self, page: u32, gain: f32) -> Added {
+    pub(super) fn homes(&self, page: u32) -> Homes {
+        self.scatters.each_ref().map(|scatter| scatter.home(page))
+    }
+
+    /// The lines of these homes, in the array of all.
+    #[inline]
+    fn places(&self, homes: Homes) -> [usize; ROWS] {
+        let second = self.lines.len() / ROWS;
+        [homes[0].line as usize, second + homes[1].line as usize]
+    }
+
+    /// Adds a gain above 0 to the key of a page below `pages`, whose homes these are.
+    #[inline]
+    pub(super) fn grow(&mut self, homes: Homes, gain: f32) -> Added {
         let form = self.form;
-        let homes = [self.scatters[0].home(page), self.scatters[1].home(page)];
-        let places = [
-            homes[0].line as usize,
-            self.lines.len() / ROWS + homes[1].line as usize,
-        ];
+        let places = self.places(homes);
         for (home, place) in homes.into_iter().zip(places) {
             if let Some(way) = self.lines[place].find(home.remainder, form) {
                 let random = self.random();
@@ -278,14 +290,13 @@ impl DecayingSketch {
     /// The key of a page: 0 if it has none.
     #[must_use]
     pub fn key(&self, page: u32) -> f32 {
-        self.seat(page).map_or(0.0, |(place, way, _)| {
-            self.form.key(self.lines[place].0[way])
-        })
+        self.seat(page)
+            .map_or(0.0, |(place, way)| self.form.key(self.lines[place].0[way]))
     }
 
     /// Forgets a page. Returns the key it had.
     pub fn remove(&mut self, page: u32) -> f32 {
-        let Some((place, way, _)) = self.seat(page) else {
+        let Some((place, way)) = self.seat(page) else {
             return 0.0;
         };
         let slot = std::mem::take(&mut self.lines[place].0[way]);
@@ -402,26 +413,25 @@ impl DecayingSketch {
 
     /// The line and the slot that a page has.
     #[inline]
-    fn seat(&self, page: u32) -> Option<(usize, usize, Home)> {
+    fn seat(&self, page: u32) -> Option<(usize, usize)> {
         if page >= self.pages {
             return None;
         }
-        let second = self.lines.len() / ROWS;
-        self.scatters.iter().zip([0, second]).find_map(|(s, base)| {
-            let home = s.home(page);
-            let place = base + home.line as usize;
-            let way = self.lines[place].find(home.remainder, self.form)?;
-            Some((place, way, home))
-        })
+        let homes = self.homes(page);
+        homes
+            .iter()
+            .zip(self.places(homes))
+            .find_map(|(home, place)| {
+                let way = self.lines[place].find(home.remainder, self.form)?;
+                Some((place, way))
+            })
     }
 
     /// Touches the lines of a page ahead of their use; the value is of no use but to be waited for.
     #[inline]
-    pub(super) fn read_ahead(&self, page: u32) -> u32 {
-        let (first, second) = self.lines.split_at(self.lines.len() / ROWS);
-        let rows = self.scatters.iter().zip([first, second]);
-        rows.map(|(scatter, lines)| lines[scatter.home(page).line as usize].0[0])
-            .fold(0, |all, slot| all ^ slot)
+    pub(super) fn read_ahead(&self, homes: Homes) -> u32 {
+        let [first, second] = self.places(homes);
+        self.lines[first].0[0] ^ self.lines[second].0[0]
     }
 
     fn set_clock(&mut self, now: Time) {

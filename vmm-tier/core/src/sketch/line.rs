@@ -34,12 +34,16 @@ impl Line {
         (found as usize).checked_sub(1)
     }
 
-    /// The slot with the least key: an empty one if there is one.
+    /// The slot with the least key, an empty one if there is one; or one whose key differs from the least
+    /// in the last three bits of its mantissa only.
     #[inline]
     pub(super) fn least(&self) -> (usize, u32) {
-        let least = self.0.iter().fold(u32::MAX, |least, &slot| least.min(slot));
-        let way = self.0.iter().position(|&slot| slot == least);
-        (way.unwrap_or(0), least)
+        // The number of the slot in the place of bits that do not matter, so that the least is found and
+        // known in one go.
+        const WAY: u32 = WAYS as u32 - 1;
+        let numbered = (0u32..).zip(&self.0).map(|(way, &slot)| slot & !WAY | way);
+        let way = (numbered.fold(u32::MAX, u32::min) & WAY) as usize;
+        (way, self.0[way])
     }
 }
 
@@ -114,6 +118,16 @@ mod tests {
         assert_eq!((way, form.key(slot)), (15, 85.0));
         line.0[3] = 0;
         assert_eq!(line.least(), (3, 0));
+        // With one bit of remainder the way takes three of the key's 23 bits of mantissa.
+        let form = Form::new(1);
+        let keys = [1.5, 1.0, 1.0 + f32::EPSILON, 1.25];
+        for (slot, key) in line.0.iter_mut().zip(keys.iter().cycle()) {
+            *slot = form.slot(*key, 1, 0);
+        }
+        let (way, slot) = line.least();
+        assert!(way % 4 == 1 && form.key(slot) == 1.0);
+        line.0[7] = 0;
+        assert_eq!(line.least(), (7, 0));
         assert_eq!(
             line.find(0, form),
             None,

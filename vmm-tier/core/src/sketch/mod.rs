@@ -46,6 +46,7 @@ pub use decaying::{Added, DecayingSketch, SketchStats, SketchTooSmall};
 pub use look::SketchHeatStats;
 
 use candidates::{Best, Candidates};
+use decaying::Homes;
 use places::{Place, Places};
 
 /// Of the bytes granted, each of the two sets of candidates has one in so many. A refill of the one looks
@@ -158,7 +159,7 @@ impl SketchHeat {
     pub fn sample(&mut self, now: Time, id: PageId, weight: f32) -> bool {
         self.advance(now);
         let gain = self.sketch.gain(now, weight);
-        self.add(id.0, gain)
+        self.add(id.0, self.sketch.homes(id.0), gain)
     }
 
     /// Adds `weight` events to each page, in one go; returns how many of them are tracked.
@@ -168,22 +169,29 @@ impl SketchHeat {
         self.advance(now);
         let gain = self.sketch.gain(now, weight);
         let mut tracked = 0;
+        let mut homes = [Homes::default(); BLOCK];
         for block in ids.chunks(BLOCK) {
             // Read ahead for a block, the misses of different pages overlap.
-            let ahead = block.iter().map(|id| self.sketch.read_ahead(id.0));
-            std::hint::black_box(ahead.fold(0, |all, slot| all ^ slot));
-            tracked += block.iter().filter(|id| self.add(id.0, gain)).count();
+            let mut ahead = 0;
+            for (homes, id) in homes.iter_mut().zip(block) {
+                *homes = self.sketch.homes(id.0);
+                ahead ^= self.sketch.read_ahead(*homes);
+            }
+            std::hint::black_box(ahead);
+            for (homes, id) in homes.into_iter().zip(block) {
+                tracked += usize::from(self.add(id.0, homes, gain));
+            }
         }
         tracked
     }
 
     #[inline]
-    fn add(&mut self, id: u32, gain: f32) -> bool {
+    fn add(&mut self, id: u32, homes: Homes, gain: f32) -> bool {
         let place = self.places.get(id);
         if place == Place::Untracked || gain == 0.0 {
             return place != Place::Untracked;
         }
-        let added = self.sketch.grow(id, gain);
+        let added = self.sketch.grow(homes, gain);
         if place == Place::Slow && added.key > 0.0 {
             self.propose(id, Placement::Slow, added.key);
         }

@@ -17,7 +17,7 @@ pub(super) struct Scatter {
 }
 
 /// Where a page may stand, and what names it there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Home {
     pub(super) line: u32,
     pub(super) remainder: u32,
