@@ -14,9 +14,13 @@ use std::{f64::consts::LN_2, time::Duration};
 use crate::time::Time;
 
 /// Half-lives between landmark and now after which the landmark is moved. Keys then lie below
-/// 2^64 times the greatest count, far from the end of `f32` (2^127); between two moves of the
-/// landmark a count falls by 2^−64, and one that reaches the subnormal range (2^−126) is forgotten.
+/// 2^64 times the greatest count, far from the end of `f32` (2^127).
 const SHIFT_AT_HALF_LIVES: i128 = 64;
+
+/// The least key: a smaller one is nothing, and its page is forgotten. A count is remembered for at
+/// least 62 half-lives after its last sample, in which it falls below 10^−18. (Not 2^−126, where `f32`
+/// ends: the bit patterns in between are words of the dual heaps.)
+pub const MIN_KEY: f32 = f32::from_bits((127 - 62) << 23);
 
 /// How far one change of unit may move the landmark, in half-lives: keys stay far from the ends of
 /// `f32`.
@@ -102,12 +106,12 @@ impl Decay {
     }
 
     /// A key after the landmark moved by `halves` half-lives: `key · 2^−halves`, exact unless the
-    /// result is subnormal, which becomes 0: the heat is forgotten.
+    /// result is below [`MIN_KEY`], which becomes 0: the heat is forgotten.
     #[must_use]
     pub fn shifted(key: f32, halves: u64) -> f32 {
         // Through f64, whose range holds the factor for every shift that leaves anything of an f32.
         let factor = (-(halves.min(1000) as f64)).exp2();
-        normal_or_zero(f64::from(key) * factor)
+        key_or_zero(f64::from(key) * factor)
     }
 
     /// Multiplies every decayed count by `factor`, brought into 2^±20: all counts are in another unit
@@ -133,11 +137,11 @@ impl Decay {
     }
 }
 
-/// A key as `f32`: 0 below the normal range, the greatest finite number above it.
+/// A key as `f32`: 0 below [`MIN_KEY`], the greatest finite number above the range.
 #[must_use]
-pub(crate) fn normal_or_zero(key: f64) -> f32 {
+pub(crate) fn key_or_zero(key: f64) -> f32 {
     let key = (key as f32).min(f32::MAX);
-    if key >= f32::MIN_POSITIVE { key } else { 0.0 }
+    if key >= MIN_KEY { key } else { 0.0 }
 }
 
 fn bounded_ns(half_life: Duration) -> i128 {

@@ -2,10 +2,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use super::{
-    Placement,
-    pages::{Pages, Slot},
-};
+use super::{Placement, pages::Pages, word::Slot};
 use crate::time::Time;
 
 /// Why a page stands aside.

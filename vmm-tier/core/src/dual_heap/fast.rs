@@ -1,34 +1,44 @@
-//! The fast tier's heap: the least key on top, brought up to date only when it is looked at.
+//! The fast tier: which of its sampled pages is the coldest.
 //!
-//! A page's true key is in its word, so a sample does not touch the heap. An entry holds the key its
-//! page had when the entry was last looked at. Between moves keys only grow, so the entry is a lower
-//! bound; if the top's bound is its page's true key, no page of the tier has a smaller one.
+//! A page's key is in its word and only grows while the page stays, so a sample does not touch the
+//! [front](super::front): an entry holds the key that its page had when the entry was last looked at, a
+//! lower bound. If the top's is its page's true key, no page of the tier has a smaller one.
 //!
-//! Nor does a page that leaves the tier touch the heap: its entry stays behind and is dropped when it
-//! comes to the top, or when such entries outnumber the others. A page that comes back, or whose key
-//! was lowered, gets a new entry; an older one beside it does no harm.
+//! Nor does a page that leaves the tier touch the front: its entry stays behind and is dropped when it
+//! comes to the top, or when the front is cut. A page that comes back, or whose key was lowered, gets a
+//! new entry if it is below the bound; an older one beside it does no harm.
 
 use super::{
-    pages::{Pages, Slot},
-    slow::{Entry, push_tight},
+    front::{ARITY, Entry, Room},
+    pages::Pages,
+    word::Slot,
 };
 
-/// Children of a node: 8 entries fill a cache line, and 4 were no faster (benches/dual_heap.rs).
-const ARITY: usize = 8;
-
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FastHeap {
+    /// A heap, the least on top.
     entries: Vec<Entry>,
+    /// Every page below it has an entry, no entry is above it. Infinite if all have.
+    bound: f32,
+    room: Room,
 }
 
 impl FastHeap {
-    /// Adds an entry for a page with this key. `live` is the number of pages in the tier that have a
-    /// key, this one included.
-    pub(super) fn push(&mut self, entry: Entry, live: usize, pages: &Pages) {
-        if self.entries.len() > 2 * live + 64 {
-            self.compact(pages);
+    /// The front of a guest with so many pages, none of which has a key.
+    pub(super) fn new(pages: u32) -> Self {
+        Self {
+            entries: Vec::new(),
+            bound: f32::INFINITY,
+            room: Room::of(pages),
         }
-        push_tight(&mut self.entries, entry);
+    }
+
+    /// Takes note of a page that got this key, which its word says already.
+    pub(super) fn offer(&mut self, entry: Entry, pages: &Pages) {
+        if entry.key >= self.bound {
+            return;
+        }
+        self.room.append(&mut self.entries, entry);
         let mut index = self.entries.len() - 1;
         while index > 0 {
             let parent = (index - 1) / ARITY;
@@ -39,16 +49,22 @@ impl FastHeap {
             index = parent;
         }
         self.entries[index] = entry;
+        if self.room.is_full(&self.entries) {
+            self.cut(pages);
+        }
     }
 
     /// The page with the least true key. Refreshes and drops entries until the top is true.
     pub(super) fn top(&mut self, pages: &Pages) -> Option<Entry> {
         loop {
-            let top = *self.entries.first()?;
-            match pages.get(top.id) {
-                Slot::Fast(key) if key == top.key => return Some(top),
-                Slot::Fast(key) => self.sift_down(0, Entry { key, id: top.id }),
-                _ => self.drop_top(),
+            match self.entries.first() {
+                Some(&top) => match true_key(top, pages) {
+                    Some(key) if key == top.key => return Some(top),
+                    Some(key) if key < self.bound => self.sift_down(Entry { key, id: top.id }),
+                    _ => self.drop_top(),
+                },
+                None if self.bound == f32::INFINITY => return None,
+                None => self.refill(pages),
             }
         }
     }
@@ -60,12 +76,102 @@ impl FastHeap {
         }
         self.entries.swap_remove(0);
         if let Some(&first) = self.entries.first() {
-            self.sift_down(0, first);
+            self.sift_down(first);
         }
     }
 
-    fn sift_down(&mut self, start: usize, entry: Entry) {
-        let mut index = start;
+    /// Puts every key through `change`, which must keep order, as those in words were already.
+    pub(super) fn rescale(&mut self, change: impl Fn(f32) -> f32) {
+        for entry in &mut self.entries {
+            entry.key = change(entry.key);
+        }
+        if self.bound < f32::INFINITY {
+            self.bound = change(self.bound);
+        }
+    }
+
+    /// Bytes of memory held.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Entry>()
+    }
+
+    /// Whether the heap is in order and every page below the bound has an entry that is a lower bound
+    /// of its key.
+    pub(super) fn check(&self, pages: &Pages) -> Result<(), String> {
+        let mut bounds = std::collections::HashMap::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let Entry { key, id } = *entry;
+            if !(0.0..=f32::MAX).contains(&key) || key > self.bound {
+                return Err(format!("fast tier: page {id} in front has the key {key}"));
+            }
+            if index > 0 && self.entries[(index - 1) / ARITY].key > key {
+                return Err(format!("fast tier: entry {index} is less than its parent"));
+            }
+            let bound = bounds.entry(id).or_insert(key);
+            *bound = key.min(*bound);
+        }
+        for (id, slot) in pages.iter() {
+            if let Slot::Fast(key) = slot
+                && key < self.bound
+                && bounds.get(&id).is_none_or(|&bound| bound > key)
+            {
+                return Err(format!("fast tier: no entry bounds page {id}"));
+            }
+        }
+        if self.room.is_full(&self.entries) {
+            return Err("fast tier: the front has too many entries".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Brings all entries up to date and drops those that there is no room for.
+    fn cut(&mut self, pages: &Pages) {
+        let bound = self.bound;
+        self.entries.retain_mut(|entry| {
+            let key = true_key(*entry, pages).filter(|&key| key <= bound);
+            entry.key = key.unwrap_or(entry.key);
+            key.is_some()
+        });
+        self.keep_least();
+        self.put_in_order();
+    }
+
+    fn refill(&mut self, pages: &Pages) {
+        self.bound = f32::INFINITY;
+        pages.for_chunks(|first, words| {
+            for (id, &word) in (first..).zip(words) {
+                if let Slot::Fast(key) = Slot::of(word)
+                    && key < self.bound
+                {
+                    self.room.append(&mut self.entries, Entry { key, id });
+                    if self.room.is_full(&self.entries) {
+                        self.keep_least();
+                    }
+                }
+            }
+        });
+        self.put_in_order();
+    }
+
+    fn keep_least(&mut self) {
+        let least_first = |a: &Entry, b: &Entry| a.key.total_cmp(&b.key);
+        if let Some((kept, bound)) = self.room.split(&mut self.entries, least_first) {
+            self.entries.truncate(kept);
+            self.bound = bound;
+        }
+    }
+
+    /// Makes a heap of the entries, each page once. What is sorted is a heap.
+    fn put_in_order(&mut self) {
+        // The bits of positive floats are in the floats' order.
+        self.entries
+            .sort_unstable_by_key(|entry| (entry.key.to_bits(), entry.id));
+        self.entries.dedup();
+    }
+
+    /// Puts an entry at the top, or as far below it as order wants.
+    fn sift_down(&mut self, entry: Entry) {
+        let mut index = 0;
         loop {
             let first = index * ARITY + 1;
             let last = (first + ARITY).min(self.entries.len());
@@ -89,62 +195,12 @@ impl FastHeap {
         }
         self.entries[index] = entry;
     }
+}
 
-    /// Drops what pages left behind and brings all other entries up to date, in O(n log n).
-    fn compact(&mut self, pages: &Pages) {
-        self.entries.sort_unstable_by_key(|entry| entry.id);
-        self.entries.dedup_by_key(|entry| entry.id);
-        self.entries.retain_mut(|entry| match pages.get(entry.id) {
-            Slot::Fast(key) => {
-                entry.key = key;
-                true
-            }
-            _ => false,
-        });
-        for index in (0..self.entries.len().div_ceil(ARITY)).rev() {
-            self.sift_down(index, self.entries[index]);
-        }
-    }
-
-    /// Puts every entry through `change`, which must keep order.
-    pub(super) fn rescale(&mut self, change: impl Fn(f32) -> f32) {
-        for entry in &mut self.entries {
-            entry.key = change(entry.key);
-        }
-    }
-
-    /// Bytes of memory held.
-    pub(super) fn memory_bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<Entry>()
-    }
-
-    /// Whether the heap is in order and every page of the tier with a key has an entry that is a
-    /// lower bound of it.
-    pub(super) fn check(&self, pages: &Pages) -> Result<(), String> {
-        let mut bounds = std::collections::HashMap::new();
-        for (index, entry) in self.entries.iter().enumerate() {
-            if !entry.key.is_finite() || entry.key < 0.0 {
-                return Err(format!(
-                    "fast heap: page {} has the key {}",
-                    entry.id, entry.key
-                ));
-            }
-            if index > 0 && self.entries[(index - 1) / ARITY].key > entry.key {
-                return Err(format!("fast heap: entry {index} is less than its parent"));
-            }
-            let bound = bounds.entry(entry.id).or_insert(entry.key);
-            *bound = bound.min(entry.key);
-        }
-        for (id, slot) in pages.iter() {
-            if let Slot::Fast(key) = slot {
-                if !key.is_normal() {
-                    return Err(format!("fast tier: page {id} has the key {key}"));
-                }
-                if bounds.get(&id).is_none_or(|&bound| bound > key) {
-                    return Err(format!("fast heap: no entry bounds page {id}"));
-                }
-            }
-        }
-        Ok(())
+#[inline]
+fn true_key(entry: Entry, pages: &Pages) -> Option<f32> {
+    match pages.get(entry.id) {
+        Slot::Fast(key) => Some(key),
+        _ => None,
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{DualHeap, PageId, Placement, aside::Why, pages::Slot};
+use super::{DualHeap, PageId, Placement, aside::Why, word::Slot};
 use crate::time::Time;
 
 /// What is known of a page, for explanations.
@@ -99,7 +99,9 @@ impl DualHeap {
         let mut all = 0;
         for (_, slot) in self.pages.iter() {
             let goes_first = match (own, slot) {
-                (Slot::Slow(_), Slot::Slow(index)) => self.slow.key(index) > key,
+                (Slot::Slow(_) | Slot::Front(_), Slot::Slow(_) | Slot::Front(_)) => {
+                    self.key(slot) > key
+                }
                 (Slot::Fast(_) | Slot::FastNever, Slot::Fast(other)) => other < key,
                 (Slot::Fast(_), Slot::FastNever) => true,
                 (Slot::FastNever, Slot::FastNever) => false,
@@ -108,7 +110,11 @@ impl DualHeap {
             all += 1;
             before += u32::from(goes_first);
         }
-        matches!(own, Slot::Slow(_) | Slot::Fast(_) | Slot::FastNever).then_some((before, all))
+        matches!(
+            own,
+            Slot::Slow(_) | Slot::Front(_) | Slot::Fast(_) | Slot::FastNever
+        )
+        .then_some((before, all))
     }
 
     /// What [`DualHeap::coldest_fast`] would say, without bringing the heap up to date. Looks at every
@@ -165,7 +171,7 @@ impl DualHeap {
     pub fn stats(&self) -> HeapStats {
         HeapStats {
             fast_never_sampled: self.pages.cold(),
-            slow_sampled: self.slow.len() as u32,
+            slow_sampled: self.pages.slow_sampled(),
             ..self.stats
         }
     }
@@ -194,17 +200,16 @@ impl DualHeap {
         self.slow.check(&self.pages)?;
         self.fast.check(&self.pages)?;
         self.aside.check(&self.pages)?;
-        // Every entry of the slow heap and of the side table was found at its page; if there are as
-        // many pages as entries, each page is in exactly one place.
-        let (mut fast, mut slow, mut in_slow_heap, mut aside) = (0, 0, 0, 0);
+        // A page's word says where it is. Every entry of the side table was found at its page; if there
+        // are as many pages as entries, each page is in exactly one place.
+        let (mut fast, mut slow, mut aside) = (0, 0, 0);
         for (id, slot) in self.pages.iter() {
             self.check_pinned(id, slot)?;
             fast += u32::from(self.placement(id) == Placement::Fast);
             slow += u32::from(self.placement(id) == Placement::Slow);
-            in_slow_heap += usize::from(matches!(slot, Slot::Slow(_)));
             aside += usize::from(matches!(slot, Slot::Aside(_)));
         }
-        if in_slow_heap != self.slow.len() || aside != self.aside.iter().count() {
+        if aside != self.aside.iter().count() {
             return Err("there are entries without a page, or pages without an entry".to_owned());
         }
         let stats = self.stats;

@@ -23,19 +23,23 @@ use crate::{heat::Decay, time::Time};
 
 mod aside;
 mod fast;
+mod front;
 mod look;
 mod pages;
 mod pinned;
 mod sample;
 mod slow;
+mod word;
 
 pub use look::{HeapStats, PageState};
 pub use sample::Touched;
 
 use aside::{Aside, Held, Why};
 use fast::FastHeap;
-use pages::{MAX_PAGES, Pages, Slot};
-use slow::{Entry, SlowHeap};
+use front::Entry;
+use pages::Pages;
+use slow::SlowHeap;
+use word::{MAX_PAGES, Slot};
 
 /// The index of a 4 KiB frame of the guest's tracked space. A larger page is known by its first frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -89,8 +93,8 @@ impl DualHeap {
         let decay = Decay::new(half_life, Time(0));
         Ok(Self {
             pages: Pages::new(pages),
-            slow: SlowHeap::default(),
-            fast: FastHeap::default(),
+            slow: SlowHeap::new(pages),
+            fast: FastHeap::new(pages),
             aside: Aside::default(),
             decay,
             boost: (Time(0), 1.0),
@@ -164,8 +168,29 @@ impl DualHeap {
 
     /// Places each page of the run; see [`DualHeap::place`].
     pub fn place_run(&mut self, ids: Range<u32>, placement: Placement) {
-        for id in ids.start..ids.end.min(self.pages.len()) {
-            self.place(PageId(id), placement);
+        let ids = ids.start..ids.end.min(self.pages.len());
+        let never = match placement {
+            Placement::Fast => Slot::FastNever,
+            Placement::Slow => Slot::SlowNever,
+            Placement::Untracked => Slot::Untracked,
+        };
+        if never == Slot::Untracked || !self.pinned.is_empty() || ids.is_empty() {
+            for id in ids {
+                self.place(PageId(id), placement);
+            }
+            return;
+        }
+        // The kernel tells of millions of pages at the start: those that are new need only a word.
+        self.pages.reserve(ids.clone());
+        let mut others = Vec::new();
+        let mut first = ids.start;
+        while first < ids.end {
+            let (set, next) = self.pages.fill(first, ids.end, never, &mut others);
+            *self.stats.at(placement) += set;
+            for id in others.drain(..) {
+                self.place(PageId(id), placement);
+            }
+            first = next;
         }
     }
 
@@ -305,7 +330,7 @@ impl DualHeap {
         match self.pages.get(id) {
             Slot::Untracked => Placement::Untracked,
             Slot::Fast(_) | Slot::FastNever => Placement::Fast,
-            Slot::Slow(_) | Slot::SlowNever => Placement::Slow,
+            Slot::Slow(_) | Slot::Front(_) | Slot::SlowNever => Placement::Slow,
             Slot::Aside(index) => self
                 .aside
                 .get(index)
@@ -316,8 +341,8 @@ impl DualHeap {
     fn key(&self, slot: Slot) -> f32 {
         match slot {
             Slot::Untracked | Slot::FastNever | Slot::SlowNever => 0.0,
-            Slot::Fast(key) => key,
-            Slot::Slow(index) => self.slow.key(index),
+            Slot::Fast(key) | Slot::Slow(key) => key,
+            Slot::Front(index) => self.slow.key(index),
             Slot::Aside(index) => self.aside.get(index).map_or(0.0, |held| held.key),
         }
     }
@@ -328,9 +353,10 @@ impl DualHeap {
         let placement = self.placement(id);
         let (key, why) = match slot {
             Slot::Untracked => return None,
-            // An entry in the fast heap stays behind; see there.
-            Slot::FastNever | Slot::SlowNever | Slot::Fast(_) => (self.key(slot), None),
-            Slot::Slow(index) => (self.slow.remove(index, &mut self.pages).key, None),
+            // An entry in the fast tier's front stays behind; see there.
+            Slot::FastNever | Slot::SlowNever => (0.0, None),
+            Slot::Fast(key) | Slot::Slow(key) => (key, None),
+            Slot::Front(index) => (self.slow.remove(index, &mut self.pages).key, None),
             Slot::Aside(index) => {
                 let held = self.aside.remove(index)?;
                 *self.stats.of(held.why) -= 1;
@@ -338,6 +364,9 @@ impl DualHeap {
             }
         };
         self.pages.set(id, Slot::Untracked);
+        if matches!(slot, Slot::Front(_)) {
+            self.slow.refill_if_empty(&mut self.pages);
+        }
         *self.stats.at(placement) -= 1;
         Some(Detached { key, why })
     }
@@ -355,13 +384,8 @@ impl DualHeap {
         }
         *self.stats.at(placement) += 1;
         match (placement, key > 0.0) {
-            (Placement::Fast, true) => {
-                // `push_fast` expects a page that is counted already.
-                self.pages.set(id, Slot::FastNever);
-                self.push_fast(id, key);
-            }
+            (_, true) => self.give_key(id, placement, key),
             (Placement::Fast, false) => self.pages.set(id, Slot::FastNever),
-            (_, true) => self.slow.push(Entry { key, id }, &mut self.pages),
             (_, false) => self.pages.set(id, Slot::SlowNever),
         }
     }
@@ -374,11 +398,16 @@ impl DualHeap {
         self.pages.set(held.id, Slot::Aside(index));
     }
 
-    /// Gives a never-sampled page of the fast tier its first key.
-    fn push_fast(&mut self, id: u32, key: f32) {
-        self.pages.set(id, Slot::Fast(key));
-        let live = (self.stats.fast - self.pages.cold()) as usize;
-        self.fast.push(Entry { key, id }, live, &self.pages);
+    /// Gives a page that may be taken its first key in the tier.
+    fn give_key(&mut self, id: u32, placement: Placement, key: f32) {
+        let entry = Entry { key, id };
+        if placement == Placement::Fast {
+            self.pages.set(id, Slot::Fast(key));
+            self.fast.offer(entry, &self.pages);
+        } else {
+            self.pages.set(id, Slot::Slow(key));
+            self.slow.offer(entry, &mut self.pages);
+        }
     }
 
     /// Moves the landmark if that is due.

@@ -1,116 +1,66 @@
-//! The word that each tracked page has: which heap it is in and where, or its key itself.
+//! All pages' words.
 //!
-//! Pages stand in chunks of 512 frames (2 MiB, so that a huge page never shares one). A chunk takes
-//! memory only while a frame in it other than the first is tracked; a range that is untouched, or
-//! backed by huge pages, costs its 16-byte directory entry.
+//! Pages stand in chunks of 512 frames (2 MiB, so that a huge page never shares one). A chunk has all
+//! its words only while a frame in it other than the first is tracked; a range that is untouched, or
+//! backed by huge pages, costs 12 bytes a chunk. All words lie in one array: a sample finds its word
+//! by two loads, and the array is large enough for the kernel to back it with huge pages.
+//!
+//! ```text
+//! words: [ nowhere | head of chunk 0, 1, 2 … | block | block | block … ]
+//!                    ▲ the first frame's word,         512 words, of the chunk that owns it
+//!                      of chunks without a block
+//! ```
 
 use std::ops::Range;
+
+use super::word::{SLOW, Slot, key_of, with_key};
 
 /// log2 of the frames in a chunk.
 const CHUNK_SHIFT: u32 = 9;
 const CHUNK: usize = 1 << CHUNK_SHIFT;
 
-/// The most pages that can be tracked: indices need two tag bits of a word.
-pub(super) const MAX_PAGES: u32 = 1 << 30;
+/// The index of a word that is always `Untracked`: that of all pages that have none.
+pub(super) const NOWHERE: usize = 0;
 
-const SLOW_TAG: u32 = 0x8000_0000;
-const ASIDE_TAG: u32 = 0xc000_0000;
-const INDEX_MASK: u32 = 0x3fff_ffff;
-
-/// What a page's word says.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Slot {
-    /// Not tracked.
-    Untracked,
-    /// In the fast tier, without a sample.
-    FastNever,
-    /// In the slow tier, without a sample.
-    SlowNever,
-    /// In the fast tier, with this key; the fast heap has at least one entry for it.
-    Fast(f32),
-    /// In the slow heap, at this index.
-    Slow(u32),
-    /// In the side table, at this index.
-    Aside(u32),
-}
-
-impl Slot {
-    /// Keys are never subnormal, so their bit patterns below 2^23 are free for tags.
-    pub(super) fn word(self) -> u32 {
-        match self {
-            Self::Untracked => 0,
-            Self::FastNever => 1,
-            Self::SlowNever => 2,
-            Self::Fast(key) => key.to_bits(),
-            Self::Slow(index) => SLOW_TAG | index,
-            Self::Aside(index) => ASIDE_TAG | index,
-        }
-    }
-
-    #[inline]
-    pub(super) fn of(word: u32) -> Self {
-        match word {
-            0 => Self::Untracked,
-            1 => Self::FastNever,
-            2 => Self::SlowNever,
-            w if w < SLOW_TAG => Self::Fast(f32::from_bits(w)),
-            w if w < ASIDE_TAG => Self::Slow(w & INDEX_MASK),
-            w => Self::Aside(w & INDEX_MASK),
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Chunk {
-    /// All words, if a frame other than the first is or was tracked.
-    words: Option<Box<[u32; CHUNK]>>,
-    /// The first frame's word, if `words` is none.
-    head: u32,
+/// What is counted for each chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
     /// Frames that are tracked.
     tracked: u16,
     /// Frames that are `FastNever`.
     cold: u16,
 }
 
-impl Chunk {
-    fn words(&self) -> &[u32] {
-        self.words
-            .as_ref()
-            .map_or(std::slice::from_ref(&self.head), |words| words.as_slice())
-    }
-
-    fn words_mut(&mut self) -> &mut [u32] {
-        match &mut self.words {
-            Some(words) => words.as_mut_slice(),
-            None => std::slice::from_mut(&mut self.head),
-        }
-    }
-}
-
-/// All pages' words.
+/// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Pages {
-    chunks: Vec<Chunk>,
+    words: Vec<u32>,
+    /// For each chunk, the index of its first word: its head, or the first word of its block.
+    places: Vec<u32>,
+    counts: Vec<Counts>,
     /// One bit a chunk: it holds a `FastNever` page.
     cold_chunks: Vec<u64>,
+    /// The chunk of each block.
+    owners: Vec<u32>,
     pages: u32,
     tracked: u32,
     cold: u32,
-    allocated_chunks: usize,
+    slow_sampled: u32,
 }
 
 impl Pages {
     pub(super) fn new(pages: u32) -> Self {
-        let chunks = (pages as usize).div_ceil(CHUNK);
+        let chunks = pages.div_ceil(CHUNK as u32);
         Self {
-            chunks: std::iter::repeat_with(Chunk::default)
-                .take(chunks)
-                .collect(),
-            cold_chunks: vec![0; chunks.div_ceil(64)],
+            words: vec![0; chunks as usize + 1],
+            places: (0..chunks).map(|chunk| chunk + 1).collect(),
+            counts: vec![Counts::default(); chunks as usize],
+            cold_chunks: vec![0; chunks.div_ceil(64) as usize],
+            owners: Vec::new(),
             pages,
             tracked: 0,
             cold: 0,
-            allocated_chunks: 0,
+            slow_sampled: 0,
         }
     }
 
@@ -129,92 +79,156 @@ impl Pages {
         self.cold
     }
 
+    /// The number of pages that are `Slow` or `Front`.
+    pub(super) fn slow_sampled(&self) -> u32 {
+        self.slow_sampled
+    }
+
+    /// The index of a page's word in [`Pages::words_mut`], or [`NOWHERE`].
+    #[inline]
+    pub(super) fn index(&self, id: u32) -> usize {
+        let offset = id as usize % CHUNK;
+        match self.places.get((id >> CHUNK_SHIFT) as usize) {
+            Some(&place) if self.is_block(place) => place as usize + offset,
+            Some(&place) if offset == 0 => place as usize,
+            _ => NOWHERE,
+        }
+    }
+
+    /// All words. Those of pages with a key may be given another key of the same tier, no others.
+    #[inline]
+    pub(super) fn words_mut(&mut self) -> &mut [u32] {
+        &mut self.words
+    }
+
     #[inline]
     pub(super) fn get(&self, id: u32) -> Slot {
-        let chunk = self.chunks.get((id >> CHUNK_SHIFT) as usize);
-        let word = chunk.and_then(|chunk| chunk.words().get(id as usize % CHUNK));
-        Slot::of(word.copied().unwrap_or(0))
+        Slot::of(self.words[self.index(id)])
     }
 
-    /// Replaces the word of a tracked page by one of the same kind (a grown key, a new index).
+    /// Replaces the word of a page with a key by another of the same tier.
     #[inline]
     pub(super) fn update(&mut self, id: u32, slot: Slot) {
-        let chunk = &mut self.chunks[(id >> CHUNK_SHIFT) as usize];
-        chunk.words_mut()[id as usize % CHUNK] = slot.word();
+        let index = self.index(id);
+        self.words[index] = slot.word();
     }
 
-    /// Replaces a page's word by any other. Ids past the end are ignored.
+    /// Replaces a page's word. Ids past the end are ignored.
     pub(super) fn set(&mut self, id: u32, slot: Slot) {
         if id >= self.pages {
             return;
         }
-        let number = (id >> CHUNK_SHIFT) as usize;
-        let chunk = &mut self.chunks[number];
+        let chunk = (id >> CHUNK_SHIFT) as usize;
         let offset = id as usize % CHUNK;
-        if offset != 0 && chunk.words.is_none() {
+        if offset != 0 && !self.is_block(self.places[chunk]) {
             if slot == Slot::Untracked {
                 return;
             }
-            let mut words = Box::new([0; CHUNK]);
-            words[0] = chunk.head;
-            chunk.words = Some(words);
-            self.allocated_chunks += 1;
+            self.reserve_blocks(1);
+            self.add_block(chunk);
         }
-        let word = &mut chunk.words_mut()[offset];
-        let old = Slot::of(std::mem::replace(word, slot.word()));
+        let index = self.index(id);
+        let old = Slot::of(std::mem::replace(&mut self.words[index], slot.word()));
+        let counts = &mut self.counts[chunk];
         match (old == Slot::Untracked, slot == Slot::Untracked) {
             (true, false) => {
-                chunk.tracked += 1;
+                counts.tracked += 1;
                 self.tracked += 1;
             }
             (false, true) => {
-                chunk.tracked -= 1;
+                counts.tracked -= 1;
                 self.tracked -= 1;
             }
             _ => {}
         }
+        self.slow_sampled += u32::from(matches!(slot, Slot::Slow(_) | Slot::Front(_)));
+        self.slow_sampled -= u32::from(matches!(old, Slot::Slow(_) | Slot::Front(_)));
         match (old == Slot::FastNever, slot == Slot::FastNever) {
             (false, true) => {
-                chunk.cold += 1;
+                counts.cold += 1;
                 self.cold += 1;
-                self.cold_chunks[number / 64] |= 1 << (number % 64);
+                self.cold_chunks[chunk / 64] |= 1 << (chunk % 64);
             }
             (true, false) => {
-                chunk.cold -= 1;
+                counts.cold -= 1;
                 self.cold -= 1;
-                if chunk.cold == 0 {
-                    self.cold_chunks[number / 64] &= !(1 << (number % 64));
+                if counts.cold == 0 {
+                    self.cold_chunks[chunk / 64] &= !(1 << (chunk % 64));
                 }
             }
             _ => {}
         }
     }
 
+    /// Makes the untracked pages from `first` to the end of its chunk or to `end`, whichever is
+    /// nearer, `FastNever` or `SlowNever`. Pages that are tracked already are appended to `others`.
+    /// Returns how many were set, and the page at which to go on.
+    pub(super) fn fill(
+        &mut self,
+        first: u32,
+        end: u32,
+        never: Slot,
+        others: &mut Vec<u32>,
+    ) -> (u32, u32) {
+        let chunk = (first >> CHUNK_SHIFT) as usize;
+        let next = next_chunk(first).min(end);
+        let only_head = first as usize % CHUNK == 0 && next - first == 1;
+        if !only_head && !self.is_block(self.places[chunk]) {
+            self.add_block(chunk);
+        }
+        let start = self.index(first);
+        let mut set = 0;
+        for (id, word) in (first..next).zip(&mut self.words[start..]) {
+            if *word == Slot::Untracked.word() {
+                *word = never.word();
+                set += 1;
+            } else {
+                others.push(id);
+            }
+        }
+        self.tracked += u32::from(set);
+        self.counts[chunk].tracked += set;
+        if never == Slot::FastNever && set > 0 {
+            self.cold += u32::from(set);
+            self.counts[chunk].cold += set;
+            self.cold_chunks[chunk / 64] |= 1 << (chunk % 64);
+        }
+        (u32::from(set), next)
+    }
+
+    /// Makes room for all words of these pages.
+    pub(super) fn reserve(&mut self, ids: Range<u32>) {
+        let first = (ids.start >> CHUNK_SHIFT) as usize;
+        let last = (ids.end.div_ceil(CHUNK as u32) as usize).min(self.places.len());
+        let places = self.places.get(first..last).unwrap_or_default();
+        let missing = places.iter().filter(|&&place| !self.is_block(place));
+        self.reserve_blocks(missing.count());
+    }
+
     /// Gives back the memory of the chunk of `id` if nothing in it is tracked any more.
     pub(super) fn trim(&mut self, id: u32) {
-        if let Some(chunk) = self.chunks.get_mut((id >> CHUNK_SHIFT) as usize)
-            && chunk.tracked == 0
-            && chunk.words.take().is_some()
+        let chunk = (id >> CHUNK_SHIFT) as usize;
+        if self.counts.get(chunk).is_some_and(|c| c.tracked == 0)
+            && self.is_block(self.places[chunk])
         {
-            chunk.head = 0;
-            self.allocated_chunks -= 1;
+            self.remove_block(chunk);
         }
     }
 
     /// The words from page `first` to the end of its chunk or to `end`, whichever is nearer, and the
     /// page at which to go on.
     pub(super) fn run_mut(&mut self, first: u32, end: u32) -> (&mut [u32], u32) {
-        let next = ((first >> CHUNK_SHIFT) + 1)
-            .saturating_mul(CHUNK as u32)
-            .min(end);
-        let chunk = &mut self.chunks[(first >> CHUNK_SHIFT) as usize];
-        if chunk.tracked == 0 {
+        let chunk = (first >> CHUNK_SHIFT) as usize;
+        let next = next_chunk(first).min(end);
+        if self.counts[chunk].tracked == 0 {
             return (&mut [], next);
         }
-        let offset = first as usize % CHUNK;
-        let words = chunk.words_mut();
-        let last = (offset + (next - first) as usize).min(words.len());
-        (&mut words[offset.min(last)..last], next)
+        let words = match self.index(first) {
+            NOWHERE => 0..0,
+            head if !self.is_block(self.places[chunk]) => head..head + 1,
+            start => start..start + (next - first) as usize,
+        };
+        (&mut self.words[words], next)
     }
 
     /// The first `FastNever` page at or after `cursor`, going round the end.
@@ -235,36 +249,25 @@ impl Pages {
             })
     }
 
-    fn cold_in_chunk(&self, number: usize, offset: usize) -> Option<u32> {
-        let chunk = &self.chunks[number];
-        if chunk.cold == 0 {
+    fn cold_in_chunk(&self, chunk: usize, offset: usize) -> Option<u32> {
+        if self.counts[chunk].cold == 0 {
             return None;
         }
-        let found = chunk
-            .words()
+        let found = self
+            .chunk_words(chunk)
             .iter()
             .skip(offset)
             .position(|&w| w == Slot::FastNever.word())?;
-        Some((number * CHUNK + offset + found) as u32)
+        Some((chunk * CHUNK + offset + found) as u32)
     }
 
     fn cold_chunk(&self, from: usize) -> Option<usize> {
         let first = *self.cold_chunks.get(from / 64)? & (u64::MAX << (from % 64));
         let rest = self.cold_chunks[from / 64 + 1..].iter().copied();
-        std::iter::once(first)
-            .chain(rest)
-            .position(|bits| bits != 0)
-            .map(|word| {
-                (
-                    from / 64 + word,
-                    if word == 0 {
-                        first
-                    } else {
-                        self.cold_chunks[from / 64 + word]
-                    },
-                )
-            })
-            .map(|(word, bits)| word * 64 + bits.trailing_zeros() as usize)
+        let (word, bits) = (from / 64..)
+            .zip(std::iter::once(first).chain(rest))
+            .find(|&(_, bits)| bits != 0)?;
+        Some(word * 64 + bits.trailing_zeros() as usize)
     }
 
     /// All tracked pages in rising order.
@@ -275,90 +278,165 @@ impl Pages {
     /// The tracked pages among `ids` in rising order.
     pub(super) fn iter_in(&self, ids: Range<u32>) -> impl Iterator<Item = (u32, Slot)> + '_ {
         let first = (ids.start >> CHUNK_SHIFT) as usize;
-        let end = (ids.end as usize).div_ceil(CHUNK);
-        self.chunks
-            .iter()
-            .enumerate()
-            .take(end)
-            .skip(first)
-            .filter(|(_, chunk)| chunk.tracked > 0)
-            .flat_map(|(number, chunk)| {
-                let first = (number * CHUNK) as u32;
-                let slots = chunk.words().iter().map(|&word| Slot::of(word));
-                (first..).zip(slots)
+        let end = (ids.end as usize).div_ceil(CHUNK).min(self.counts.len());
+        (first..end)
+            .filter(|&chunk| self.counts[chunk].tracked > 0)
+            .flat_map(|chunk| {
+                let slots = self.chunk_words(chunk).iter().map(|&word| Slot::of(word));
+                ((chunk * CHUNK) as u32..).zip(slots)
             })
             .filter(move |(id, slot)| ids.contains(id) && *slot != Slot::Untracked)
     }
 
-    /// Puts every key in a `Fast` word through `change`; the pages whose key became 0 are set to
-    /// `FastNever` and their number is returned.
-    pub(super) fn rescale(&mut self, change: impl Fn(f32) -> f32) -> u32 {
-        let mut forgotten = 0;
-        for (number, chunk) in self
-            .chunks
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, c)| c.tracked > 0)
-        {
-            let mut cold = 0;
-            for word in chunk.words_mut() {
-                if let Slot::Fast(key) = Slot::of(*word) {
-                    let key = change(key);
-                    cold += u16::from(key == 0.0);
-                    *word = if key == 0.0 {
-                        Slot::FastNever
-                    } else {
-                        Slot::Fast(key)
-                    }
-                    .word();
-                }
-            }
-            if cold > 0 {
-                chunk.cold += cold;
-                forgotten += u32::from(cold);
-                self.cold_chunks[number / 64] |= 1 << (number % 64);
+    /// Calls `each` with the words of every chunk that is tracked, and its first page.
+    #[inline]
+    pub(super) fn for_chunks(&self, mut each: impl FnMut(u32, &[u32])) {
+        for (chunk, counts) in self.counts.iter().enumerate() {
+            if counts.tracked > 0 {
+                each((chunk * CHUNK) as u32, self.chunk_words(chunk));
             }
         }
-        self.cold += forgotten;
-        forgotten
+    }
+
+    /// Puts every key in a word through `change`; pages whose key became 0 are without a sample now.
+    pub(super) fn rescale(&mut self, change: impl Fn(f32) -> f32) {
+        for chunk in 0..self.counts.len() {
+            if self.counts[chunk].tracked == 0 {
+                continue;
+            }
+            let (mut fast, mut slow) = (0, 0);
+            let words = self.chunk_range(chunk);
+            for word in &mut self.words[words] {
+                let Some(key) = key_of(*word) else { continue };
+                let key = change(key);
+                if key > 0.0 {
+                    *word = with_key(*word, key);
+                } else if *word < SLOW {
+                    *word = Slot::FastNever.word();
+                    fast += 1;
+                } else {
+                    *word = Slot::SlowNever.word();
+                    slow += 1;
+                }
+            }
+            self.slow_sampled -= slow;
+            if fast > 0 {
+                self.counts[chunk].cold += fast;
+                self.cold += u32::from(fast);
+                self.cold_chunks[chunk / 64] |= 1 << (chunk % 64);
+            }
+        }
     }
 
     /// Bytes of memory held.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.chunks.capacity() * size_of::<Chunk>()
+        self.words.capacity() * size_of::<u32>()
+            + self.places.capacity() * size_of::<u32>()
+            + self.counts.capacity() * size_of::<Counts>()
             + self.cold_chunks.capacity() * size_of::<u64>()
-            + self.allocated_chunks * size_of::<[u32; CHUNK]>()
+            + self.owners.capacity() * size_of::<u32>()
     }
 
-    /// Whether all counts and bits agree with the words.
+    // --- blocks ------------------------------------------------------------------------------
+
+    #[inline]
+    fn is_block(&self, place: u32) -> bool {
+        place as usize > self.places.len()
+    }
+
+    fn chunk_range(&self, chunk: usize) -> Range<usize> {
+        let place = self.places[chunk];
+        let len = if self.is_block(place) { CHUNK } else { 1 };
+        place as usize..place as usize + len
+    }
+
+    fn chunk_words(&self, chunk: usize) -> &[u32] {
+        &self.words[self.chunk_range(chunk)]
+    }
+
+    /// Makes room for so many more blocks. Not by doubling: words are most of the engine's memory.
+    fn reserve_blocks(&mut self, blocks: usize) {
+        if self.words.capacity() - self.words.len() < blocks * CHUNK {
+            let more = blocks.max(self.owners.len() / 16);
+            self.words.reserve_exact(more * CHUNK);
+            self.owners.reserve_exact(more);
+        }
+    }
+
+    fn add_block(&mut self, chunk: usize) {
+        let place = self.words.len();
+        self.words.resize(place + CHUNK, Slot::Untracked.word());
+        self.words[place] = std::mem::take(&mut self.words[chunk + 1]);
+        self.places[chunk] = place as u32;
+        self.owners.push(chunk as u32);
+    }
+
+    /// Drops the block of a chunk, in which nothing is tracked: the last block takes its place.
+    fn remove_block(&mut self, chunk: usize) {
+        let place = self.places[chunk] as usize;
+        let last = self.words.len() - CHUNK;
+        let moved = self.owners.pop();
+        if let Some(moved) = moved
+            && place != last
+        {
+            self.words.copy_within(last.., place);
+            self.places[moved as usize] = place as u32;
+            self.owners[(place - self.places.len() - 1) / CHUNK] = moved;
+        }
+        self.words.truncate(last);
+        self.places[chunk] = chunk as u32 + 1;
+        let blocks = self.owners.len();
+        if (self.words.capacity() - last) / CHUNK > blocks / 8 {
+            self.words.shrink_to(last + blocks / 16 * CHUNK);
+            self.owners.shrink_to(blocks + blocks / 16);
+        }
+    }
+
+    /// Whether all counts, bits and blocks agree with the words.
     pub(super) fn check(&self) -> Result<(), String> {
-        let (mut tracked, mut cold, mut allocated) = (0, 0, 0);
-        for (number, chunk) in self.chunks.iter().enumerate() {
-            let slots = || chunk.words().iter().map(|&word| Slot::of(word));
-            let chunk_tracked = slots().filter(|&slot| slot != Slot::Untracked).count();
-            let chunk_cold = slots().filter(|&slot| slot == Slot::FastNever).count();
-            if chunk_tracked != usize::from(chunk.tracked) || chunk_cold != usize::from(chunk.cold)
-            {
-                return Err(format!("chunk {number}: its counts differ from its words"));
+        let blocks = self.places.iter().filter(|&&place| self.is_block(place));
+        let past_heads = self.words.len() - self.places.len() - 1;
+        if blocks.count() != self.owners.len() || past_heads != self.owners.len() * CHUNK {
+            return Err("blocks are miscounted".to_owned());
+        }
+        let at = |block: usize| (self.places.len() + 1 + block * CHUNK) as u32;
+        for (block, &chunk) in self.owners.iter().enumerate() {
+            if self.places[chunk as usize] != at(block) || self.words[chunk as usize + 1] != 0 {
+                return Err(format!("chunk {chunk}: its block is another's"));
             }
-            if (self.cold_chunks[number / 64] >> (number % 64) & 1 == 1) != (chunk_cold > 0) {
+        }
+        if self.words[NOWHERE] != Slot::Untracked.word() {
+            return Err("what is nowhere is tracked".to_owned());
+        }
+        let (mut tracked, mut cold, mut slow) = (0, 0, 0);
+        for (chunk, counts) in self.counts.iter().enumerate() {
+            let slots = || self.chunk_words(chunk).iter().map(|&word| Slot::of(word));
+            let found = Counts {
+                tracked: slots().filter(|&slot| slot != Slot::Untracked).count() as u16,
+                cold: slots().filter(|&slot| slot == Slot::FastNever).count() as u16,
+            };
+            if found != *counts {
+                return Err(format!("chunk {chunk}: its counts differ from its words"));
+            }
+            if (self.cold_chunks[chunk / 64] >> (chunk % 64) & 1 == 1) != (found.cold > 0) {
                 return Err(format!(
-                    "chunk {number}: its cold bit differs from its words"
+                    "chunk {chunk}: its cold bit differs from its words"
                 ));
             }
-            tracked += chunk_tracked;
-            cold += chunk_cold;
-            allocated += usize::from(chunk.words.is_some());
+            tracked += u32::from(found.tracked);
+            cold += u32::from(found.cold);
+            slow += slots()
+                .filter(|slot| matches!(slot, Slot::Slow(_) | Slot::Front(_)))
+                .count() as u32;
         }
-        if (tracked, cold, allocated)
-            != (
-                self.tracked as usize,
-                self.cold as usize,
-                self.allocated_chunks,
-            )
-        {
+        if (tracked, cold, slow) != (self.tracked, self.cold, self.slow_sampled) {
             return Err("page counts differ from the chunks".to_owned());
         }
         Ok(())
     }
+}
+
+/// The first page of the chunk after that of `id`.
+fn next_chunk(id: u32) -> u32 {
+    ((id >> CHUNK_SHIFT) + 1).saturating_mul(CHUNK as u32)
 }

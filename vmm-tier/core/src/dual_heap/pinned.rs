@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     DualHeap, PageId, Placement,
     aside::{Held, Why},
-    pages::Slot,
+    word::Slot,
 };
 
 impl DualHeap {

@@ -2,8 +2,16 @@
 
 use std::ops::Range;
 
-use super::{DualHeap, PageId, Placement, pages::Slot, slow::Entry};
-use crate::{heat::normal_or_zero, time::Time};
+use super::{
+    DualHeap, PageId, Placement,
+    front::Entry,
+    pages::NOWHERE,
+    word::{Slot, key_of, with_key},
+};
+use crate::{heat::key_or_zero, time::Time};
+
+/// Samples whose cache misses overlap: a few times those that a core can have outstanding.
+const BLOCK: usize = 64;
 
 /// The pages that a run of samples reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,21 +40,55 @@ impl DualHeap {
 
     /// Adds `weight` events to each page, in one go; returns how many of them are tracked.
     pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> usize {
-        /// About as many as a core has outstanding misses of its first cache.
-        const BLOCK: usize = 16;
         let gain = self.gain(now, weight);
-        let mut tracked = 0;
-        for block in ids.chunks(BLOCK) {
-            // A sample is a chain of cache misses: word, heap entry, parent. Read ahead for a block,
-            // the misses of different pages overlap.
-            let ahead = block.iter().map(|id| match self.pages.get(id.0) {
-                Slot::Slow(index) => self.slow.read_ahead(index),
-                _ => 0.0,
-            });
-            std::hint::black_box(ahead.sum::<f32>());
-            tracked += block.iter().filter(|id| self.add(id.0, gain)).count();
+        if gain == 0.0 {
+            let is_tracked = |id: &&PageId| self.pages.get(id.0) != Slot::Untracked;
+            return ids.iter().filter(is_tracked).count();
         }
-        tracked
+        ids.chunks(BLOCK)
+            .map(|block| self.sample_block(block, gain))
+            .sum()
+    }
+
+    /// A sample is a cache miss or two, of the chunk's place and of the word. Each is asked for in a
+    /// loop of its own, so that the misses of all samples of a block overlap.
+    fn sample_block(&mut self, block: &[PageId], gain: f32) -> usize {
+        let mut indices = [NOWHERE; BLOCK];
+        let indices = &mut indices[..block.len()];
+        for (index, id) in indices.iter_mut().zip(block) {
+            *index = self.pages.index(id.0);
+        }
+        let mark = self.slow.mark();
+        let words = self.pages.words_mut();
+        std::hint::black_box(indices.iter().fold(0, |all, &index| all ^ words[index]));
+
+        // Which of a block's samples fall on pages whose key is elsewhere, and which carry a slow page
+        // above the mark, is told without a branch, which samples would take at random.
+        let (mut keyed, mut other) = (Positions::default(), Positions::default());
+        for (position, &index) in indices.iter().enumerate() {
+            let is_keyed = key_of(words[index]).is_some();
+            keyed.push_if(is_keyed, position);
+            other.push_if(!is_keyed, position);
+        }
+        let mut hot = Positions::default();
+        for position in keyed.iter() {
+            let word = &mut words[indices[position]];
+            let old = *word;
+            if let Some(key) = key_of(old) {
+                *word = with_key(old, (key + gain).min(f32::MAX));
+            }
+            hot.push_if(*word > mark, position);
+        }
+        for position in hot.iter() {
+            let id = block[position].0;
+            if let Slot::Slow(key) = self.pages.get(id) {
+                self.slow.offer(Entry { key, id }, &mut self.pages);
+            }
+        }
+        let others = other
+            .iter()
+            .filter(|&position| self.add(block[position].0, gain));
+        keyed.len + others.count()
     }
 
     /// Adds `weight` events seen at `now` to every tracked page of the run; returns how many there
@@ -54,55 +96,37 @@ impl DualHeap {
     pub fn sample_run(&mut self, now: Time, ids: Range<u32>, weight: f32) -> Touched {
         let gain = self.gain(now, weight);
         let end = ids.end.min(self.pages.len());
-        // Sifting page by page costs up to a walk to the root each; past some share of the heap
-        // it is cheaper to restore the order once.
-        let in_bulk = gain > 0.0 && ids.len() > self.slow.len() / 8 && ids.len() > 64;
-        let (mut touched, mut grown) = (Touched::default(), false);
+        let mut touched = Touched::default();
         let mut first = ids.start;
-        let mut others = Vec::new();
+        let (mut hot, mut others) = (Vec::new(), Vec::new());
         while first < end {
+            let mark = self.slow.mark();
             let (words, next) = self.pages.run_mut(first, end);
             for (id, word) in (first..).zip(words) {
-                match Slot::of(*word) {
-                    Slot::Untracked => continue,
-                    // The common case in the fast tier: nothing but this word changes.
-                    Slot::Fast(key) => {
-                        *word = Slot::Fast((key + gain).min(f32::MAX)).word();
-                        touched.fast += 1;
-                        continue;
+                let old = *word;
+                if let Some(key) = key_of(old) {
+                    let key = (key + gain).min(f32::MAX);
+                    *word = with_key(old, key);
+                    touched.slow += old >> 31;
+                    touched.fast += 1 - (old >> 31);
+                    if *word > mark {
+                        hot.push(Entry { key, id });
                     }
-                    Slot::FastNever => touched.fast += 1,
-                    Slot::Slow(_) | Slot::SlowNever => touched.slow += 1,
-                    Slot::Aside(index) => match self.aside.get(index).map(|held| held.placement) {
-                        Some(Placement::Fast) => touched.fast += 1,
-                        _ => touched.slow += 1,
-                    },
-                }
-                others.push(id);
-            }
-            if gain > 0.0 {
-                for id in others.drain(..) {
-                    match self.pages.get(id) {
-                        Slot::Slow(index) if in_bulk => {
-                            self.slow.grow_unordered(index, gain);
-                            grown = true;
-                        }
-                        Slot::SlowNever if in_bulk => {
-                            self.slow
-                                .push_unordered(Entry { key: gain, id }, &mut self.pages);
-                            grown = true;
-                        }
-                        _ => {
-                            self.add(id, gain);
-                        }
-                    }
+                } else if old != Slot::Untracked.word() {
+                    others.push(id);
                 }
             }
-            others.clear();
+            for entry in hot.drain(..) {
+                self.slow.offer(entry, &mut self.pages);
+            }
+            for id in others.drain(..) {
+                match self.placement(id) {
+                    Placement::Fast => touched.fast += 1,
+                    _ => touched.slow += 1,
+                }
+                self.add(id, gain);
+            }
             first = next;
-        }
-        if grown {
-            self.slow.rebuild(&mut self.pages);
         }
         touched
     }
@@ -112,7 +136,7 @@ impl DualHeap {
     pub fn set_count(&mut self, id: PageId, count: f64, now: Time) -> bool {
         self.advance(now);
         let key = if count > 0.0 {
-            normal_or_zero(self.decay.key(count, now))
+            key_or_zero(self.decay.key(count, now))
         } else {
             0.0
         };
@@ -130,7 +154,7 @@ impl DualHeap {
         true
     }
 
-    /// What a sample adds to a key: never negative, never subnormal, finite.
+    /// What a sample adds to a key: never negative, never below the least key, finite.
     fn gain(&mut self, now: Time, weight: f32) -> f32 {
         if self.boost.0 != now {
             self.advance(now);
@@ -138,7 +162,7 @@ impl DualHeap {
         }
         // `weight > 0` is false for NaN.
         if weight > 0.0 {
-            normal_or_zero(f64::from(weight) * self.boost.1)
+            key_or_zero(f64::from(weight) * self.boost.1)
         } else {
             0.0
         }
@@ -152,12 +176,18 @@ impl DualHeap {
         }
         match slot {
             Slot::Untracked => {}
-            Slot::Fast(key) => self
-                .pages
-                .update(id, Slot::Fast((key + gain).min(f32::MAX))),
-            Slot::Slow(index) => self.slow.grow(index, gain, &mut self.pages),
-            Slot::FastNever => self.push_fast(id, gain),
-            Slot::SlowNever => self.slow.push(Entry { key: gain, id }, &mut self.pages),
+            Slot::Fast(key) => {
+                let key = (key + gain).min(f32::MAX);
+                self.pages.update(id, Slot::Fast(key));
+            }
+            Slot::Slow(key) => {
+                let key = (key + gain).min(f32::MAX);
+                self.pages.update(id, Slot::Slow(key));
+                self.slow.offer(Entry { key, id }, &mut self.pages);
+            }
+            Slot::Front(index) => self.slow.grow(index, gain, &mut self.pages),
+            Slot::FastNever => self.give_key(id, Placement::Fast, gain),
+            Slot::SlowNever => self.give_key(id, Placement::Slow, gain),
             Slot::Aside(index) => {
                 if let Some(held) = self.aside.get_mut(index) {
                     held.key = (held.key + gain).min(f32::MAX);
@@ -165,5 +195,36 @@ impl DualHeap {
             }
         }
         true
+    }
+}
+
+/// Positions in a block, in rising order.
+struct Positions {
+    all: [u8; BLOCK],
+    len: usize,
+}
+
+impl Default for Positions {
+    fn default() -> Self {
+        Self {
+            all: [0; BLOCK],
+            len: 0,
+        }
+    }
+}
+
+impl Positions {
+    /// At most once for each position. Without a branch on `wanted`.
+    #[inline]
+    fn push_if(&mut self, wanted: bool, position: usize) {
+        self.all[self.len % BLOCK] = position as u8;
+        self.len += usize::from(wanted);
+    }
+
+    #[inline]
+    fn iter(&self) -> impl Iterator<Item = usize> {
+        self.all[..self.len]
+            .iter()
+            .map(|&position| usize::from(position))
     }
 }

@@ -1,0 +1,69 @@
+//! The pages of a tier that may be taken next: those ahead of a bound.
+//!
+//! Of millions of pages only the foremost is ever taken, so only the foremost few are kept in order. A
+//! tier has a *front*: a bound, and a heap of the pages whose keys are ahead of it, which is above it in
+//! the slow tier, where the greatest is wanted, and below it in the fast tier, where the least is. A sample
+//! of any other page changes that page's word and nothing else.
+//!
+//! A front that is full is cut to a quarter, and its bound moves to the last key that was kept. For one
+//! that is empty, all pages are looked at and the foremost go in. Either costs little for each page
+//! that went in or out in between.
+
+use std::cmp::Ordering;
+
+/// Children of a node: 8 entries fill a cache line.
+pub(super) const ARITY: usize = 8;
+
+/// Of how many pages one has a place in a front that was cut. A look at them all takes about half a
+/// nanosecond a page, so half a microsecond for each page that can then be taken.
+const PAGES_A_PLACE: usize = 1024;
+const LEAST_ROOM: usize = 16;
+/// How many times its room a front may hold before it is cut.
+const GROWTH: usize = 4;
+
+/// A page and its key, or a bound of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Entry {
+    pub(super) key: f32,
+    pub(super) id: u32,
+}
+
+/// How many pages a front keeps when it is cut, and what it may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room(usize);
+
+impl Room {
+    /// For a guest of so many pages.
+    pub(super) fn of(pages: u32) -> Self {
+        Self(LEAST_ROOM + pages as usize / PAGES_A_PLACE)
+    }
+
+    #[inline]
+    pub(super) fn is_full(self, entries: &[Entry]) -> bool {
+        entries.len() >= GROWTH * self.0
+    }
+
+    /// Appends without the doubling of `Vec::push`, up to what the front may hold.
+    #[inline]
+    pub(super) fn append(self, entries: &mut Vec<Entry>, entry: Entry) {
+        let len = entries.len();
+        if len == entries.capacity() {
+            let wanted = (len + len / 2).clamp(LEAST_ROOM, GROWTH * self.0);
+            entries.reserve_exact(wanted.max(len + 1) - len);
+        }
+        entries.push(entry);
+    }
+
+    /// Moves those that there is room for to the front, in no order, and returns how many they are and
+    /// the last one's key; `None` if there is room for all.
+    pub(super) fn split(
+        self,
+        entries: &mut [Entry],
+        order: impl Fn(&Entry, &Entry) -> Ordering,
+    ) -> Option<(usize, f32)> {
+        (entries.len() > self.0).then(|| {
+            let (_, last, _) = entries.select_nth_unstable_by(self.0 - 1, order);
+            (self.0, last.key)
+        })
+    }
+}
