@@ -1,17 +1,26 @@
-//! Which pages samples fall on, for the benches of heaps.
+//! Which pages samples fall on, and the clock, for the benches of heaps.
 
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 use tier_core::dual_heap::PageId;
 
 /// A load and its name.
-pub type Load = (&'static str, fn(u32, usize) -> Vec<PageId>);
+pub(crate) type Load = (&'static str, fn(u32, usize) -> Vec<PageId>);
 
-pub const LOADS: [Load; 3] = [("zipf-0.99", zipf), ("gups", gups), ("uniform", uniform)];
+pub(crate) const LOADS: [Load; 3] = [("zipf-0.99", zipf), ("gups", gups), ("uniform", uniform)];
+
+/// CPU time of this thread: what others do on the machine is not in it, but for the caches they share.
+pub(crate) fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
 
 /// Uniform numbers: splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,17 +29,17 @@ impl Random {
     }
 
     /// In [0, 1).
-    pub fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    pub fn below(&mut self, end: u32) -> u32 {
+    pub(crate) fn below(&mut self, end: u32) -> u32 {
         ((u128::from(self.bits()) * u128::from(end)) >> 64) as u32
     }
 }
 
 /// Zipf ranks with exponent 0.99, as YCSB draws them (Gray et al., SIGMOD 1994), spread over the pages.
-pub fn zipf(pages: u32, samples: usize) -> Vec<PageId> {
+pub(crate) fn zipf(pages: u32, samples: usize) -> Vec<PageId> {
     const THETA: f64 = 0.99;
     let n = f64::from(pages);
     let (zeta_n, zeta_2) = (zeta(pages, THETA), zeta(2, THETA));
@@ -58,7 +67,7 @@ fn zeta(n: u32, theta: f64) -> f64 {
 }
 
 /// GUPS: 90 % of samples fall on the last sixteenth of the pages, the others anywhere.
-pub fn gups(pages: u32, samples: usize) -> Vec<PageId> {
+pub(crate) fn gups(pages: u32, samples: usize) -> Vec<PageId> {
     let hot = pages / 16;
     let mut random = Random(2);
     let draw = || match random.below(10) {
@@ -68,7 +77,7 @@ pub fn gups(pages: u32, samples: usize) -> Vec<PageId> {
     std::iter::repeat_with(draw).take(samples).collect()
 }
 
-pub fn uniform(pages: u32, samples: usize) -> Vec<PageId> {
+pub(crate) fn uniform(pages: u32, samples: usize) -> Vec<PageId> {
     let mut random = Random(3);
     std::iter::repeat_with(|| PageId(random.below(pages)))
         .take(samples)

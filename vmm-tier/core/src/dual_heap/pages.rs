@@ -172,7 +172,7 @@ impl Pages {
     ) -> (u32, u32) {
         let chunk = (first >> CHUNK_SHIFT) as usize;
         let next = next_chunk(first).min(end);
-        let only_head = first as usize % CHUNK == 0 && next - first == 1;
+        let only_head = next - first == 1 && first.is_multiple_of(CHUNK as u32);
         if !only_head && !self.is_block(self.places[chunk]) {
             self.add_block(chunk);
         }

@@ -55,7 +55,7 @@ impl Slot {
             Self::Front(index) => SLOW | index,
             Self::Aside(index) => {
                 let low = index & ((1 << ASIDE_SHIFT) - 1);
-                ASIDE + low | (index >> ASIDE_SHIFT) << 31
+                (ASIDE + low) | ((index >> ASIDE_SHIFT) << 31)
             }
         }
     }
@@ -68,7 +68,7 @@ impl Slot {
             1 => Self::FastNever,
             2 => Self::SlowNever,
             _ if low < ASIDE => Self::Front(low),
-            _ if low < LEAST => Self::Aside(low - ASIDE | (word >> 31) << ASIDE_SHIFT),
+            _ if low < LEAST => Self::Aside((low - ASIDE) | ((word >> 31) << ASIDE_SHIFT)),
             _ if word < SLOW => Self::Fast(f32::from_bits(low)),
             _ => Self::Slow(f32::from_bits(low)),
         }
@@ -89,7 +89,7 @@ pub(super) const fn key_of(word: u32) -> Option<f32> {
 /// A word of the same tier with another key.
 #[inline]
 pub(super) const fn with_key(word: u32, key: f32) -> u32 {
-    word & SLOW | key.to_bits()
+    (word & SLOW) | key.to_bits()
 }
 
 #[cfg(test)]
