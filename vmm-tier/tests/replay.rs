@@ -1,6 +1,10 @@
-//! `vmm-tier replay` as users run it: on small workloads.
+//! `vmm-tier replay` as users run it: on small workloads and traces.
 
-use std::process::{Command, Output};
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    process::{Command, Output},
+};
 
 use serde_json::Value;
 
@@ -184,4 +188,166 @@ fn arguments_when_wrong_are_told_with_what_to_do() {
         assert!(error.contains(hint), "{arguments:?}: {error}");
         assert_eq!(text(&output.stdout), "", "{arguments:?}");
     }
+}
+
+/// A trace of lines in a folder of its own.
+struct Trace {
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Trace {
+    fn new(lines: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.csv");
+        std::fs::write(&path, lines).unwrap();
+        Self {
+            path,
+            _folder: folder,
+        }
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+}
+
+/// Pages 0 to 3 are touched one after the other, then for 5 s page 3 nine times and page 0 once, again and again.
+fn four_pages() -> Trace {
+    let mut lines = String::from("time_ns,address,kind\n");
+    for page in 0..4 {
+        writeln!(lines, "{page},{:#x},load", page * 4096).unwrap();
+    }
+    for round in 1..500_u64 {
+        for step in 0..10 {
+            let at = round * 10_000_000 + step;
+            let address = if step == 9 { 0 } else { 3 * 4096 + 8 * step };
+            writeln!(lines, "{at},{address},store").unwrap();
+        }
+    }
+    Trace::new(&lines)
+}
+
+#[test]
+fn hits_when_nothing_moves_are_those_of_the_pages_touched_first() {
+    let trace = four_pages();
+    let report = json(&[
+        trace.path(),
+        "--policy=static,oracle-free",
+        "--fast=50%,8K",
+        "--stretch=1",
+        "--period=1",
+    ]);
+
+    // Pages 0 and 1 are in DRAM: they have 1 + 499 and 1 of 4994 accesses.
+    let fixed = run_of(&report, "static");
+    assert_eq!(fixed["hit-ratio"], 501.0 / 4994.0);
+    assert_eq!(fixed["moved-bytes"], 0);
+    assert_eq!(fixed["ping-pong"], 0.0);
+    assert_eq!(fixed["fast-bytes"], 8192);
+    // 501 accesses of 100 ns and 4493 of 250 ns (the latencies that are assumed), over 4994 of 100 ns.
+    let slowdown = (501.0 * 100.0 + 4493.0 * 250.0) / (4994.0 * 100.0);
+    let shown = fixed["slowdown"].as_f64().unwrap();
+    assert!((shown - slowdown).abs() < 1e-9, "{shown} {slowdown}");
+    let oracle = run_of(&report, "oracle");
+    // Page 3 is worth a place: it comes for page 1, before the first slice of its nine in ten is over.
+    assert!(oracle["hit-ratio"].as_f64().unwrap() > 0.99, "{oracle}");
+    assert_eq!(oracle["moved-bytes"], 8192, "one page up, one down");
+    assert_eq!(fixed["least-bytes"], 8192);
+    assert_eq!(report["traces"][0]["guest-bytes"], 16384);
+    assert_eq!(report["traces"][0]["touched-only"], true);
+    assert_eq!(runs(&report).len(), 3, "50% of 16 KiB are 8 KiB");
+    assert_eq!(runs(&report)[0]["policy"], "static", "what was asked first");
+}
+
+#[test]
+fn trace_when_short_is_slowed_down_and_says_so() {
+    let trace = four_pages();
+
+    let slow = json(&[trace.path(), "--timeline"]);
+    let seconds = slow["traces"][0]["seconds"].as_f64().unwrap();
+    assert!((seconds - 119.99).abs() < 1e-6, "{seconds}");
+    assert_eq!(runs(&slow)[0]["timeline"].as_array().unwrap().len(), 120);
+    let notes = slow["traces"][0]["notes"].to_string();
+    assert!(notes.contains("--stretch 1"), "{notes}");
+    assert!(notes.contains("few samples"), "{notes}");
+
+    let as_it_was = json(&[trace.path(), "--stretch", "1"]);
+    let seconds = as_it_was["traces"][0]["seconds"].as_f64().unwrap();
+    assert!((seconds - 4.99).abs() < 0.001, "{seconds}");
+    assert_eq!(runs(&as_it_was)[0]["timeline"], Value::Null);
+}
+
+#[test]
+fn recording_when_imported_from_a_trace_brings_the_same_figures() {
+    let trace = four_pages();
+    let native = trace.path.with_extension("vmt");
+    let import = Command::new(env!("CARGO_BIN_EXE_vmm-tier"))
+        .args(["record", "--import", trace.path()])
+        .args(["--output", native.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(import.status.success(), "{}", text(&import.stderr));
+
+    let figures = |path: &str| {
+        let mut report = without_cpu_time(json(&[path, "--policy", "all", "--period", "3"]));
+        let runs = report["runs"].as_array_mut().unwrap();
+        for run in &mut *runs {
+            run.as_object_mut().unwrap().remove("trace");
+        }
+        Value::Array(std::mem::take(runs))
+    };
+    assert_eq!(figures(trace.path()), figures(native.to_str().unwrap()));
+}
+
+#[test]
+fn guest_when_on_huge_pages_has_them_as_one() {
+    let trace = four_pages();
+    let report = json(&[trace.path(), "--huge", "--fast", "1:1"]);
+    assert_eq!(report["traces"][0]["pages"], 1);
+    assert_eq!(report["traces"][0]["guest-bytes"], 2 << 20);
+    assert_eq!(runs(&report)[0]["hit-ratio"], 1.0);
+
+    let none = replay(&[trace.path(), "--huge", "--fast", "50%"]);
+    let error = text(&none.stderr);
+    assert!(!none.status.success());
+    assert!(error.contains("less than one of its pages"), "{error}");
+}
+
+#[test]
+fn trace_when_it_cannot_be_read_is_told_with_its_name_and_what_to_do() {
+    let cases = [
+        ("", "trace.csv", "no bytes"),
+        ("what is this\n", "line 1 (byte 0)", "time_ns,address,kind"),
+        (
+            "5,4096,load\n4,4096,load\n",
+            "line 2 (byte 12)",
+            "goes back",
+        ),
+        ("# nothing\n1,2,3,4\n", "line 2", "three fields"),
+        ("# nothing\n", "trace.csv", "no access"),
+    ];
+    for (lines, place, hint) in cases {
+        let trace = Trace::new(lines);
+        let output = replay(&[trace.path(), "--format=csv"]);
+        let error = text(&output.stderr);
+        assert!(!output.status.success(), "{lines:?}");
+        assert_eq!(text(&output.stdout), "");
+        assert!(error.contains(place), "{lines:?}: {error}");
+        assert!(error.contains(hint), "{lines:?}: {error}");
+    }
+    let missing = text(&replay(&["/does/not/exist"]).stderr);
+    assert!(missing.contains("/does/not/exist"), "{missing}");
+    assert!(missing.contains("No such file"), "{missing}");
+    let pipe = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "echo 1,4096,load | {} replay -",
+            env!("CARGO_BIN_EXE_vmm-tier")
+        ))
+        .output()
+        .unwrap();
+    let error = text(&pipe.stderr);
+    assert!(!pipe.status.success());
+    assert!(error.contains("record --import"), "{error}");
 }

@@ -1,16 +1,20 @@
 //! The command line of `vmm-tier replay`. A contract: tests and users rely on names and meanings.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::fast::FastSize;
+use crate::{duration, trace::Format};
 
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
+    /// Traces: recordings of `vmm-tier record`, lines of time_ns,address,kind, or output of valgrind's lackey
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
     /// Generated accesses, or all: see the list that an unknown name brings
-    #[arg(long, value_name = "NAME", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) workload: Vec<String>,
     /// Policies, or all; the oracle always runs, for the others are measured by it
     #[arg(
@@ -28,12 +32,12 @@ pub(crate) struct ReplayArgs {
         default_value = "25%"
     )]
     pub(crate) fast: Vec<FastSize>,
-    /// One access in so many is a sample, which is what policies see [default: 4093; 1 for a recorded trace,
-    /// whose records are samples]
+    /// One access in so many is a sample, which is what policies see [default: 4093; all records of a recording
+    /// whose source sampled]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) period: Option<u64>,
-    /// What the files are
-    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    /// The files' format: auto, native, csv, lackey
+    #[arg(long, default_value_t)]
     pub(crate) format: Format,
     /// Print JSON
     #[arg(long)]
@@ -66,9 +70,19 @@ pub(crate) struct ReplayArgs {
         help_heading = "Time and memory"
     )]
     pub(crate) stretch: Stretch,
-    /// Nanoseconds from one access of a lackey trace to the next
-    #[arg(long, value_name = "NS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), help_heading = "Time and memory")]
-    pub(crate) access_time: u64,
+    /// Time that each data access takes in a format without a clock, which is lackey's
+    #[arg(
+        long,
+        alias = "access-time",
+        value_name = "DURATION",
+        default_value = "1us",
+        value_parser = duration::parse,
+        help_heading = "Time and memory"
+    )]
+    pub(crate) step: Duration,
+    /// Replay what is whole of a recording that was cut
+    #[arg(long, help_heading = "Time and memory")]
+    pub(crate) partial: bool,
     /// The guest has pages of 2 MiB
     #[arg(long, help_heading = "Time and memory")]
     pub(crate) huge: bool,
@@ -100,19 +114,6 @@ pub(crate) struct ReplayArgs {
     /// How long it runs
     #[arg(long, value_name = "SECONDS", requires = "workload", help_heading = "Workloads", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub(crate) seconds: Option<u32>,
-}
-
-/// What a file may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// As it begins
-    Auto,
-    /// As `vmm-tier record` writes it
-    Native,
-    /// Lines of `time_ns,address,kind`
-    Csv,
-    /// Output of `valgrind --tool=lackey --trace-mem=yes`
-    Lackey,
 }
 
 /// How much slower a trace is played.

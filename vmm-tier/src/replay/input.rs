@@ -1,12 +1,24 @@
-//! Where accesses come from: a generator.
+//! Where accesses come from: a file or a generator.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use tier_core::{
+    addr::{BASE_PAGE, HUGE_PAGE},
     replay::{Access, Accesses, Guest},
+    sample::SampleAccount,
     time::Time,
+    trace::Origin,
     workload::{self, Scale},
 };
+
+use super::{progress::Progress, ranges, survey::Survey};
+use crate::trace::{self, Format, Options, TraceFile, TraceInfo};
 
 /// Accesses of any origin.
 pub(super) type AnyAccesses = Box<dyn Accesses<Error = anyhow::Error>>;
@@ -14,6 +26,12 @@ pub(super) type AnyAccesses = Box<dyn Accesses<Error = anyhow::Error>>;
 /// What can be replayed, as often as one likes.
 #[derive(Clone, Debug)]
 pub(super) enum Input {
+    /// A trace.
+    File {
+        path: PathBuf,
+        format: Format,
+        options: Options,
+    },
     /// Generated accesses.
     Workload { name: &'static str, scale: Scale },
 }
@@ -22,18 +40,46 @@ pub(super) enum Input {
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) guest: Arc<Guest>,
+    /// Whether the guest is what was touched, for the trace names no memory.
+    pub(super) touched_only: bool,
     /// From the first access to the last.
     pub(super) duration: Duration,
     /// When the pattern of accesses changes.
     pub(super) phases: Vec<Time>,
-    /// Whether its time is that of a recording, not one that the user chose.
-    pub(super) is_recorded: bool,
+    /// Whether it may be played slower: not what the user gave a length, nor what a source watched in its own
+    /// time.
+    pub(super) may_stretch: bool,
+    /// Set if the records are samples: the accesses that one stands for, and how often pages were tested.
+    pub(super) samples: Option<(u64, u32)>,
+    /// What the recording says was lost and dropped when it was made.
+    pub(super) account: SampleAccount,
+    /// Accesses that the recording left out as they lay outside the guest's memory.
+    pub(super) outside: u64,
+    /// Passes that it took to learn this.
+    pub(super) passes: usize,
+    /// What a reader should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// A file that can't be read again.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0} is no file that can be read more than once: make a trace of it first, with \
+     'vmm-tier record --import {0} --output FILE'"
+)]
+pub(crate) struct NotAFile(String);
+
+/// Accesses, and how many of them the reader has dropped so far.
+pub(super) struct Opened {
+    pub(super) accesses: AnyAccesses,
+    pub(super) outside: Rc<Cell<u64>>,
 }
 
 impl Input {
     /// What users call it.
     pub(super) fn name(&self) -> String {
         match self {
+            Self::File { path, .. } => path.display().to_string(),
             Self::Workload { name, .. } => (*name).to_owned(),
         }
     }
@@ -42,21 +88,35 @@ impl Input {
     ///
     /// # Errors
     /// If it can't be opened.
-    pub(super) fn open(&self) -> anyhow::Result<AnyAccesses> {
-        match self {
+    pub(super) fn open(&self) -> anyhow::Result<Opened> {
+        let outside = Rc::default();
+        let accesses: AnyAccesses = match self {
+            Self::File {
+                path,
+                format,
+                options,
+            } => Box::new(Counted {
+                file: trace::open(path, *format, *options)?.accesses,
+                outside: Rc::clone(&outside),
+            }),
             Self::Workload { name, scale } => {
-                let workload = workload::make(name, scale)?;
-                Ok(Box::new(Widened(workload.accesses)))
+                Box::new(Generated(workload::make(name, scale)?.accesses))
             }
-        }
+        };
+        Ok(Opened { accesses, outside })
     }
 
     /// Learns its memory and its length.
     ///
     /// # Errors
     /// If it can't be read, or accesses nothing.
-    pub(super) fn facts(&self, huge: bool) -> anyhow::Result<Facts> {
+    pub(super) fn facts(&self, huge: bool, progress: &Progress) -> anyhow::Result<Facts> {
         match self {
+            Self::File {
+                path,
+                format,
+                options,
+            } => file_facts(path, *format, *options, huge, progress),
             Self::Workload { name, scale } => {
                 let workload = workload::make(name, scale)?;
                 let guest = match huge {
@@ -65,19 +125,124 @@ impl Input {
                 };
                 Ok(Facts {
                     guest: Arc::new(guest),
+                    touched_only: false,
                     duration: Duration::from_secs(scale.seconds.into()),
                     phases: workload.phases,
-                    is_recorded: false,
+                    may_stretch: false,
+                    samples: None,
+                    account: SampleAccount::default(),
+                    outside: 0,
+                    passes: 0,
+                    notes: Vec::new(),
                 })
             }
         }
     }
 }
 
-/// Accesses whose error is made fit for any.
-struct Widened<A>(A);
+fn file_facts(
+    path: &Path,
+    format: Format,
+    options: Options,
+    huge: bool,
+    progress: &Progress,
+) -> anyhow::Result<Facts> {
+    let trace::Opened { mut accesses, info } = trace::open(path, format, options)?;
+    if info.bytes == 0 {
+        return Err(NotAFile(path.display().to_string()).into());
+    }
+    let mut notes = Vec::new();
+    // A recording that names its memory and its length need not be read for them.
+    let known = (!info.ranges.is_empty())
+        .then_some(info.end.as_ref())
+        .flatten();
+    let survey = match known {
+        Some(_) => None,
+        None => {
+            progress.begin(&path.display().to_string(), "looking at memory");
+            Some(survey(&mut accesses, &info, progress)?)
+        }
+    };
+    if let Some(cut) = accesses.cut() {
+        notes.push(format!(
+            "the trace is replayed as far as it is whole: {cut}"
+        ));
+    }
+    let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
+    let guest = match &survey {
+        Some(survey) if info.ranges.is_empty() => survey.guest(page_bytes)?,
+        _ => {
+            let guest = Guest::from_ranges(&ranges::in_whole_pages(&info.ranges))?;
+            if huge { guest.in_huge_pages()? } else { guest }
+        }
+    };
+    let duration = match (&survey, known) {
+        (Some(survey), _) => survey.duration(),
+        (None, Some(end)) => Time(end.last).since(Time(end.first)),
+        (None, None) => Duration::ZERO,
+    };
+    let is_sampled = info.period > 1 || info.tests > 0 || matches!(info.origin, Origin::Source(_));
+    if is_sampled {
+        let what = match info.tests {
+            0 => format!("one for {} accesses", info.period),
+            tests => format!("counts of {tests} looks at each page"),
+        };
+        notes.push(format!(
+            "the trace holds what {} delivered, {what}: hits are those of its records",
+            info.origin.name()
+        ));
+    }
+    let end = info.end.unwrap_or_default();
+    Ok(Facts {
+        guest: Arc::new(guest),
+        touched_only: info.ranges.is_empty(),
+        duration,
+        phases: info.marks.iter().map(|mark| mark.at).collect(),
+        may_stretch: !is_sampled,
+        samples: is_sampled.then_some((info.period, info.tests)),
+        account: end.account,
+        outside: end.outside,
+        passes: usize::from(survey.is_some()),
+        notes,
+    })
+}
 
-impl<A: Accesses<Error: Into<anyhow::Error>>> Accesses for Widened<A> {
+fn survey(
+    accesses: &mut TraceFile,
+    info: &TraceInfo,
+    progress: &Progress,
+) -> anyhow::Result<Survey> {
+    let mut survey = Survey::default();
+    let mut block = Vec::new();
+    while accesses.fill(&mut block)? {
+        survey.add(&block)?;
+        block.clear();
+        progress.set(accesses.position() as f64, info.bytes as f64);
+    }
+    survey.add(&block)?;
+    Ok(survey)
+}
+
+/// A trace whose drops are counted where they can be read while it is read.
+struct Counted {
+    file: TraceFile,
+    outside: Rc<Cell<u64>>,
+}
+
+impl Accesses for Counted {
+    type Error = anyhow::Error;
+
+    fn fill(&mut self, out: &mut Vec<Access>) -> anyhow::Result<bool> {
+        let more = self.file.fill(out)?;
+        self.outside.set(self.file.counts().outside);
+        Ok(more)
+    }
+}
+
+/// A generator, whose error is made fit for any.
+struct Generated<A>(A);
+
+impl<A: Accesses<Error: Into<anyhow::Error>>> Accesses for Generated<A> {
     type Error = anyhow::Error;
 
     fn fill(&mut self, out: &mut Vec<Access>) -> anyhow::Result<bool> {

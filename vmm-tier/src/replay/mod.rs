@@ -12,8 +12,11 @@ mod input;
 mod lockstep;
 mod passes;
 mod progress;
+mod ranges;
 mod report;
+mod results;
 mod settings;
+mod survey;
 mod svg;
 mod text;
 mod thin;
@@ -23,8 +26,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 pub(crate) use self::args::ReplayArgs;
-use self::{input::Input, progress::Progress, report::Report, settings::Settings};
-use crate::map_cmd::print;
+use self::{progress::Progress, report::Report, settings::Settings};
+use crate::{map_cmd::print, trace::TraceError};
 
 /// Replays what the arguments name and prints what comes of it.
 ///
@@ -34,9 +37,9 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::new(args)?;
     let progress = Progress::new(args.quiet);
     let mut report = Report::default();
-    for input in inputs(&settings) {
-        let outcome = passes::replay(&input, &settings, &progress)
-            .with_context(|| format!("{} can't be replayed", input.name()))?;
+    for input in &settings.inputs {
+        let outcome = passes::replay(input, &settings, &progress)
+            .map_err(|error| named(error, &input.name()))?;
         report.add(outcome.trace, outcome.runs, settings.target);
     }
     progress.end();
@@ -54,10 +57,10 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn inputs(settings: &Settings) -> Vec<Input> {
-    let scale = settings.scale;
-    let workloads = settings.workloads.iter();
-    workloads
-        .map(|&name| Input::Workload { name, scale })
-        .collect()
+/// An error that says of which trace it is. Those of reading say it themselves.
+fn named(error: anyhow::Error, name: &str) -> anyhow::Error {
+    match error.is::<TraceError>() {
+        true => error,
+        false => error.context(format!("{name} can't be replayed")),
+    }
 }

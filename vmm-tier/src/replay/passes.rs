@@ -1,33 +1,34 @@
 //! Replays one input: learns what the oracle needs, then runs all simulations in step.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use tier_core::{
     policy::{
         self, PolicySetup, UnknownPolicy,
-        oracle::{Oracle, Plan, PlanKind},
+        oracle::{Oracle, Plan},
     },
     replay::{
-        Profile, Sampling, Score, Simulation, Slice, Slicer, SlicerAccount, SlicerSettings,
-        profile::DEFAULT_PROFILE_BYTES,
+        Profile, SamplerSettings, Sampling, Score, Simulation, Slice, Slicer, SlicerAccount,
+        SlicerSettings, profile::DEFAULT_PROFILE_BYTES,
     },
     time::Time,
 };
 
 use super::{
     args::Stretch,
-    input::{AnyAccesses, Facts, Input},
+    input::{AnyAccesses, Facts, Input, Opened},
     lockstep,
     progress::Progress,
-    report::{Plateau, Run, Samples, Trace},
+    report::{Run, Trace},
+    results::runs,
     settings::{Choice, Settings},
     thin,
 };
 use crate::table::count;
 
 /// A trace shorter than this is slowed down to it: policies think in seconds, and two minutes show them settle
-/// and change.
-const LONG_ENOUGH: Duration = Duration::from_secs(120);
+/// and change. A slice less than that, so that the last access falls into them.
+const LONG_ENOUGH: Duration = Duration::from_millis(119_990);
 /// Epochs of the oracle where memory suffices.
 const EPOCH: Duration = Duration::from_secs(1);
 /// Slices that are simulated at a time: a second of them, or fewer if they are full.
@@ -84,23 +85,29 @@ pub(super) fn replay(
     let profile = play.learn()?;
     let (scores, account) = play.simulate(settings, &sizes, &profile)?;
     let trace = play.trace(settings, &account, &sizes);
-    let runs = runs(&trace, &scores, &play.slicing.sampling, settings.timeline);
+    let recorded = play.is_recording().then_some(&play.facts.account);
+    let runs = runs(&trace, &scores, recorded, settings.timeline);
     Ok(Outcome { trace, runs })
 }
 
 impl<'a> Play<'a> {
     fn new(input: &'a Input, settings: &Settings, progress: &'a Progress) -> anyhow::Result<Self> {
-        let facts = input.facts(settings.huge)?;
+        let facts = input.facts(settings.huge, progress)?;
         let stretch = match settings.stretch {
             Stretch::By(factor) => factor,
-            Stretch::Auto if facts.is_recorded => stretch_for(facts.duration),
+            Stretch::Auto if facts.may_stretch => stretch_for(facts.duration),
             Stretch::Auto => 1.0,
         };
-        let mut sampler = settings.sampler;
-        sampler.period = settings.period.unwrap_or(sampler.period);
+        let sampling = match (facts.samples, settings.period) {
+            (Some((period, tests)), None) => Sampling::All { period, tests },
+            (_, period) => Sampling::Every(SamplerSettings {
+                period: period.unwrap_or(settings.sampler.period),
+                ..settings.sampler
+            }),
+        };
         let slicing = SlicerSettings {
             stretch,
-            sampling: Sampling::Every(sampler),
+            sampling,
             ..SlicerSettings::default()
         };
         Ok(Self {
@@ -113,9 +120,17 @@ impl<'a> Play<'a> {
         })
     }
 
-    fn slicer(&self) -> anyhow::Result<Slicer<AnyAccesses>> {
+    /// The accesses in slices, and how many the reader drops meanwhile.
+    fn slicer(&self) -> anyhow::Result<(Slicer<AnyAccesses>, Rc<Cell<u64>>)> {
         let guest = Arc::clone(&self.facts.guest);
-        Ok(Slicer::new(guest, self.input.open()?, &self.slicing)?)
+        let Opened { accesses, outside } = self.input.open()?;
+        let slicer = Slicer::new(guest, accesses, &self.slicing)?;
+        Ok((slicer, outside))
+    }
+
+    /// Whether every record is a sample.
+    const fn is_recording(&self) -> bool {
+        matches!(self.slicing.sampling, Sampling::All { .. })
     }
 
     /// Seconds, as played.
@@ -130,6 +145,12 @@ impl<'a> Play<'a> {
         }
     }
 
+    fn begin(&self, pass: usize, what: &str) {
+        let before = self.facts.passes;
+        let what = format!("pass {} of {}, {what}", before + pass, before + 2);
+        self.progress.begin(&self.name, &what);
+    }
+
     fn show(&self, slice: &Slice, start: &mut Option<Time>) {
         let start = *start.get_or_insert(slice.start);
         let done = slice.end.since(start).as_secs_f64();
@@ -138,8 +159,8 @@ impl<'a> Play<'a> {
 
     /// The first pass: how often each page is used, and when.
     fn learn(&self) -> anyhow::Result<Profile> {
-        self.progress.begin(&self.name, 1, 2, "learning");
-        let mut slicer = self.slicer()?;
+        self.begin(1, "learning");
+        let (mut slicer, _) = self.slicer()?;
         let pages = self.facts.guest.pages();
         let mut profile = Profile::new(pages, EPOCH, DEFAULT_PROFILE_BYTES);
         let (mut slice, mut start) = (Slice::default(), None);
@@ -157,7 +178,7 @@ impl<'a> Play<'a> {
         sizes: &[u64],
         profile: &Profile,
     ) -> anyhow::Result<(Vec<Score>, SlicerAccount)> {
-        self.progress.begin(&self.name, 2, 2, "simulating");
+        self.begin(2, "simulating");
         let setup = PolicySetup {
             period: self.period(),
             ..settings.setup.clone()
@@ -181,7 +202,7 @@ impl<'a> Play<'a> {
                 )?);
             }
         }
-        let mut slicer = self.slicer()?;
+        let (mut slicer, outside) = self.slicer()?;
         let mut start = None;
         lockstep::run(&mut simulations, || {
             let batch = next_batch(&mut slicer)?;
@@ -199,7 +220,9 @@ impl<'a> Play<'a> {
             .collect();
         let scores = simulations.into_iter();
         let scores = scores.map(|simulation| simulation.finish(&phases));
-        Ok((scores.collect(), slicer.account()))
+        let mut account = slicer.account();
+        account.outside += outside.get();
+        Ok((scores.collect(), account))
     }
 
     fn trace(&self, settings: &Settings, account: &SlicerAccount, sizes: &[u64]) -> Trace {
@@ -211,9 +234,11 @@ impl<'a> Play<'a> {
             guest_bytes: guest.bytes(),
             pages: guest.pages(),
             accesses: account.accesses,
-            outside: account.outside,
+            touched_only: self.facts.touched_only,
+            outside: account.outside + self.facts.outside,
             period: self.period(),
-            notes: Vec::new(),
+            samples_recorded: self.is_recording(),
+            notes: self.facts.notes.clone(),
         };
         if self.stretch != 1.0 {
             trace.notes.push(format!(
@@ -224,7 +249,11 @@ impl<'a> Play<'a> {
             ));
         }
         let most = sizes.last().copied().unwrap_or(0);
-        let thin = thin::note(&trace, account.sampled, most, settings.setup.half_life);
+        let samples = match self.is_recording() {
+            true => account.records,
+            false => account.sampled,
+        };
+        let thin = thin::note(&trace, samples, most, settings.setup.half_life);
         trace.notes.extend(thin);
         trace
     }
@@ -275,64 +304,4 @@ fn next_batch(slicer: &mut Slicer<AnyAccesses>) -> anyhow::Result<Vec<Slice>> {
         batch.push(slice);
     }
     Ok(batch)
-}
-
-/// Scores as people and programs read them.
-fn runs(trace: &Trace, scores: &[Score], sampling: &Sampling, timeline: bool) -> Vec<Run> {
-    let all_are_samples = matches!(sampling, Sampling::All { .. });
-    let paying = PlanKind::Paying.name();
-    let run = |score: &Score| {
-        let same_size = |other: &&Score| other.fast_bytes == score.fast_bytes;
-        let oracle = scores
-            .iter()
-            .filter(same_size)
-            .find(|other| other.policy == paying);
-        let best = oracle.map_or(0.0, Score::hit_ratio);
-        let samples = &score.samples;
-        // Where accesses are sampled, those outside were never samples.
-        let outside = if all_are_samples { samples.outside } else { 0 };
-        let dropped = [("outside-guest", outside)];
-        Run {
-            trace: trace.trace.clone(),
-            policy: score.policy.to_owned(),
-            fast_bytes: score.fast_bytes,
-            guest_bytes: trace.guest_bytes,
-            accesses: score.accesses,
-            hit_ratio: score.hit_ratio(),
-            oracle_share: (best > 0.0).then(|| score.hit_ratio() / best),
-            moved_bytes: score.ledger.copied_bytes(),
-            least_bytes: oracle.map_or(0, |oracle| oracle.ledger.copied_bytes()),
-            ping_pong: score.ledger.ping_pong_share(),
-            slowdown: score.slowdown,
-            plateaus: plateaus(score),
-            samples: Samples {
-                arrived: samples.arrived + outside,
-                accepted: samples.arrived,
-                lost: samples.lost,
-                dropped: dropped.into_iter().filter(|(_, n)| *n > 0).collect(),
-                unseen: samples.unseen,
-            },
-            ns_per_sample: (samples.arrived > 0).then(|| score.ns_per_sample()),
-            failed: score.failed().clone(),
-            faults: score.ledger.faults,
-            memory_bytes: score.memory_bytes as u64,
-            timeline: timeline.then(|| {
-                let seconds = score.timeline.iter();
-                let hits = seconds.map(|&(fast, all)| (all > 0).then(|| fast as f64 / all as f64));
-                hits.collect()
-            }),
-        }
-    };
-    scores.iter().map(run).collect()
-}
-
-/// The first phase begins with the first access.
-fn plateaus(score: &Score) -> Vec<Plateau> {
-    let start = score.plateaus.first().map(|plateau| plateau.from);
-    let plateau = |plateau: &tier_core::replay::Plateau| Plateau {
-        from_s: plateau.from.since(start.unwrap_or_default()).as_secs_f64(),
-        level: plateau.level,
-        reached_after_s: plateau.reached_after.map(|time| time.as_secs_f64()),
-    };
-    score.plateaus.iter().map(plateau).collect()
 }

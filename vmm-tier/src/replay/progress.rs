@@ -25,11 +25,10 @@ impl Progress {
         Self { bar }
     }
 
-    /// Begins a pass: `gups: pass 1 of 2, learning`.
-    pub(super) fn begin(&self, trace: &str, pass: usize, of: usize, what: &str) {
+    /// Begins a pass over a trace.
+    pub(super) fn begin(&self, trace: &str, what: &str) {
         self.bar.reset();
-        self.bar
-            .set_message(format!("{trace}: pass {pass} of {of}, {what}"));
+        self.bar.set_message(format!("{trace}: {what}"));
     }
 
     /// So much of so much is done.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
-use tier_core::moves::Outcome;
+use tier_core::{moves::Outcome, sample::DropReason};
 
 /// All that was replayed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -75,7 +75,7 @@ pub(crate) struct Samples {
     /// Records that the source lost, and said so.
     pub(crate) lost: u64,
     /// Records that were not given to the policy, by reason.
-    pub(crate) dropped: BTreeMap<&'static str, u64>,
+    pub(crate) dropped: BTreeMap<DropReason, u64>,
     /// Records of slow pages that a biased source never made.
     pub(crate) unseen: u64,
 }
@@ -91,11 +91,15 @@ pub(crate) struct Trace {
     pub(crate) stretched: f64,
     pub(crate) guest_bytes: u64,
     pub(crate) pages: u32,
+    /// Whether the guest is what the trace touches, for the trace names no memory.
+    pub(crate) touched_only: bool,
     pub(crate) accesses: u64,
     /// Accesses outside the guest's memory, which count for nothing.
     pub(crate) outside: u64,
     /// Accesses to a sample.
     pub(crate) period: u64,
+    /// Whether every record of the trace is a sample, as a source delivered it.
+    pub(crate) samples_recorded: bool,
     /// What a reader should know before trusting the figures.
     pub(crate) notes: Vec<String>,
 }

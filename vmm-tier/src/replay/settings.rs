@@ -11,7 +11,9 @@ use tier_core::{
 use super::{
     args::{ReplayArgs, Stretch},
     fast::FastSize,
+    input::Input,
 };
+use crate::trace::Options;
 
 /// The word for all policies, or all workloads.
 const ALL: &str = "all";
@@ -37,8 +39,7 @@ impl Choice {
 /// Validated settings of `vmm-tier replay`.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    pub(super) workloads: Vec<&'static str>,
-    pub(super) scale: Scale,
+    pub(super) inputs: Vec<Input>,
     /// The policies in the order of the tables; the oracle is among them.
     pub(super) policies: Vec<Choice>,
     pub(super) fast: Vec<FastSize>,
@@ -58,6 +59,12 @@ pub(super) struct Settings {
 /// Arguments that make no sense.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
+    /// Neither a file nor a workload.
+    #[error(
+        "nothing to replay: name a trace, or generated accesses with --workload: {}, or {ALL}",
+        workload::names().collect::<Vec<_>>().join(", ")
+    )]
+    Nothing,
     /// A name that no policy has.
     #[error("{0}, {oracles}, or {ALL}", oracles = oracles().join(", "))]
     Policy(UnknownPolicy),
@@ -72,7 +79,6 @@ impl Settings {
     /// # Errors
     /// If a name is not known.
     pub(super) fn new(args: &ReplayArgs) -> Result<Self, SettingsError> {
-        let default = Scale::default();
         let setup = PolicySetup {
             half_life: Duration::from_secs_f64(args.half_life),
             seed: args.seed,
@@ -84,13 +90,7 @@ impl Settings {
         };
         conditions.failures.seed = args.seed;
         Ok(Self {
-            workloads: workloads(&args.workload)?,
-            scale: Scale {
-                pages: args.pages.unwrap_or(default.pages),
-                rate_per_s: args.rate.unwrap_or(default.rate_per_s),
-                seconds: args.seconds.unwrap_or(default.seconds),
-                seed: args.seed,
-            },
+            inputs: inputs(args)?,
             policies: policies(&args.policy)?,
             fast: args.fast.clone(),
             period: args.period,
@@ -108,6 +108,34 @@ impl Settings {
             svg: args.svg.clone(),
         })
     }
+}
+
+/// The files, then the workloads, each once.
+fn inputs(args: &ReplayArgs) -> Result<Vec<Input>, SettingsError> {
+    if args.files.is_empty() && args.workload.is_empty() {
+        return Err(SettingsError::Nothing);
+    }
+    let default = Scale::default();
+    let scale = Scale {
+        pages: args.pages.unwrap_or(default.pages),
+        rate_per_s: args.rate.unwrap_or(default.rate_per_s),
+        seconds: args.seconds.unwrap_or(default.seconds),
+        seed: args.seed,
+    };
+    let options = Options {
+        step: args.step,
+        partial: args.partial,
+    };
+    let files = once(args.files.clone())
+        .into_iter()
+        .map(|path| Input::File {
+            path,
+            format: args.format,
+            options,
+        });
+    let workloads = workloads(&args.workload)?.into_iter();
+    let workloads = workloads.map(|name| Input::Workload { name, scale });
+    Ok(files.chain(workloads).collect())
 }
 
 fn oracles() -> [&'static str; 2] {

@@ -32,7 +32,6 @@ pub(crate) enum SurveyError {
 pub(super) struct Survey {
     first: Option<Time>,
     last: Time,
-    accesses: u64,
     /// One bit for each page that was touched, in chunks.
     seen: HashMap<u64, [u64; (CHUNK / 64) as usize]>,
     /// The addresses of pages, in the order of their first touch.
@@ -53,9 +52,6 @@ impl Survey {
             let first = access.address / BASE_PAGE;
             let last = access.address.saturating_add(access.len.saturating_sub(1)) / BASE_PAGE;
             let pages = last - first + 1;
-            self.accesses = self
-                .accesses
-                .saturating_add(pages.saturating_mul(access.weight.into()));
             if first == last && self.latest == Some(first) {
                 continue;
             }
@@ -93,11 +89,6 @@ impl Survey {
         self.last.since(self.first())
     }
 
-    /// Accesses to pages, in all.
-    pub(super) const fn accesses(&self) -> u64 {
-        self.accesses
-    }
-
     /// The guest that has all pages that were touched.
     ///
     /// # Errors
@@ -119,7 +110,7 @@ mod tests {
             address,
             len,
             weight: 2,
-            kind: AccessKind::Read,
+            kind: AccessKind::Load,
         }
     }
 
@@ -137,7 +128,6 @@ mod tests {
         let order: Vec<u64> = guest.first_touch().map(|p| guest.address(p)).collect();
         assert_eq!(order, [0x5000, 0x6000, 0x1000]);
         assert_eq!(survey.duration().as_nanos(), 4);
-        assert_eq!(survey.accesses(), 8);
         assert_eq!(survey.guest(HUGE_PAGE).unwrap().pages(), 1);
     }
 
@@ -148,8 +138,6 @@ mod tests {
         let error = Survey::default().add(&[whole]).unwrap_err();
         assert!(error.to_string().contains("256 GiB"));
         // The last byte that can be named.
-        Survey::default()
-            .add(&[access(0, u64::MAX, 10)])
-            .unwrap();
+        Survey::default().add(&[access(0, u64::MAX, 10)]).unwrap();
     }
 }

@@ -1,6 +1,8 @@
 //! Shows what a replay found to people: a table for each trace and size, and the curve.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use tier_core::sample::DropReason;
 
 use super::{
     chart,
@@ -49,13 +51,17 @@ pub(super) fn report(report: &Report, has_chart: bool) -> String {
 fn write_trace(out: &mut String, report: &Report, trace: &Trace) {
     let _ = writeln!(
         out,
-        "{}: {} in {} pages, {} accesses in {}, 1 in {} sampled",
+        "{}: {} in {} pages{}, {} accesses in {}, {}",
         trace.trace,
         human(trace.guest_bytes),
         count(u64::from(trace.pages)),
+        if trace.touched_only { " touched" } else { "" },
         count(trace.accesses),
         seconds(trace.seconds),
-        trace.period,
+        match trace.samples_recorded {
+            true => "all of them samples".to_owned(),
+            false => format!("1 in {} sampled", trace.period),
+        },
     );
     for fast_bytes in report.sizes_of(&trace.trace) {
         let runs: Vec<&Run> = report
@@ -133,19 +139,24 @@ fn samples(runs: &[&Run]) -> String {
         span(|run| run.samples.lost),
         span(|run| run.samples.dropped.values().sum()),
     );
-    let mut reasons: Vec<&str> = Vec::new();
-    for run in runs {
-        reasons.extend(run.samples.dropped.keys());
-    }
-    reasons.sort_unstable();
-    reasons.dedup();
+    let reasons: BTreeSet<DropReason> = runs
+        .iter()
+        .flat_map(|run| run.samples.dropped.keys().copied())
+        .collect();
     if !reasons.is_empty() {
-        let _ = write!(line, " ({})", reasons.join(", "));
+        let words: Vec<String> = reasons.into_iter().map(word).collect();
+        let _ = write!(line, " ({})", words.join(", "));
     }
     if runs.iter().any(|run| run.samples.unseen > 0) {
         let _ = write!(line, ", {} never seen", span(|run| run.samples.unseen));
     }
     line
+}
+
+/// The word that the JSON has for a reason.
+fn word(reason: DropReason) -> String {
+    let value = serde_json::to_value(reason).unwrap_or_default();
+    value.as_str().unwrap_or("other").to_owned()
 }
 
 fn write_needs(out: &mut String, report: &Report, trace: &Trace) {

@@ -18,7 +18,7 @@ pub(crate) enum TraceError {
         offset: u64,
         source: io::Error,
     },
-    #[error("trace {} can't be used: {source}", path.display())]
+    #[error("trace {} can't be used", path.display())]
     Native {
         path: PathBuf,
         source: tier_core::trace::TraceError,
