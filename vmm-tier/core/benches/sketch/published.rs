@@ -2,7 +2,8 @@
 //! measured against.
 //!
 //! Gong et al., USENIX ATC 2018, with minimum decay: four rows of {u16 fingerprint, u16 count}, b = 1.08.
-//! It knows no time; as its users did, all counts are halved each half-life.
+//! It knows no time; as its users did, all counts are halved each half-life, and what was 1 is gone. The last
+//! halving lies half a half-life before the end.
 
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ impl HeavyKeeper {
             slots: vec![(0, 0); width * ROWS],
             width,
             half_life,
-            next: Time(0) + half_life,
+            next: Time(0) + half_life / 2,
             random: mix(seed),
         }
     }

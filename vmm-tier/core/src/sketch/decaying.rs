@@ -23,7 +23,7 @@
 use std::time::Duration;
 
 use super::{
-    line::{Form, Line, MAX_REMAINDER_BITS, WAYS},
+    line::{Form, LEFT, Line, MAX_REMAINDER_BITS, WAYS},
     scatter::{Home, Scatter, mix},
 };
 use crate::{
@@ -202,8 +202,9 @@ impl DecayingSketch {
     pub(super) fn grow(&mut self, homes: Homes, gain: f32) -> Added {
         let form = self.form;
         let places = self.places(homes);
-        for (home, place) in homes.into_iter().zip(places) {
-            if let Some(way) = self.lines[place].find(home.remainder, form) {
+        for (row, (home, place)) in homes.into_iter().zip(places).enumerate() {
+            let line = &self.lines[place];
+            if let Some(way) = line.find(home.remainder, form) {
                 let random = self.random();
                 let slot = &mut self.lines[place].0[way];
                 *slot = form.slot(form.key(*slot) + gain, home.remainder, random);
@@ -212,6 +213,11 @@ impl DecayingSketch {
                     key,
                     weakened: None,
                 };
+            }
+            if row == 0 && !line.was_full() {
+                // It never had to go to its second line.
+                let (way, _) = line.least();
+                return self.admit(0, place, way, home, gain);
             }
         }
         let least = places.map(|place| self.lines[place].least());
@@ -245,7 +251,7 @@ impl DecayingSketch {
                 let random = self.random();
                 let slot = form.slot(held - gain, slot & form.mask, random);
                 self.lines[place].0[way] = slot;
-                self.stats.pages -= u32::from(slot == 0);
+                self.stats.pages -= u32::from(slot == LEFT);
                 return Added {
                     key: 0.0,
                     weakened: Some((victim, form.key(slot))),
@@ -299,7 +305,7 @@ impl DecayingSketch {
         let Some((place, way)) = self.seat(page) else {
             return 0.0;
         };
-        let slot = std::mem::take(&mut self.lines[place].0[way]);
+        let slot = std::mem::replace(&mut self.lines[place].0[way], LEFT);
         self.stats.pages -= 1;
         self.form.key(slot)
     }
@@ -331,14 +337,15 @@ impl DecayingSketch {
         let halves = self.decay.shift(now)?;
         let form = self.form;
         let mut pages = 0;
-        for slot in self.lines.iter_mut().flat_map(|line| line.0.iter_mut()) {
+        let slots = self.lines.iter_mut().flat_map(|line| line.0.iter_mut());
+        for slot in slots.filter(|slot| **slot & !form.mask != 0) {
             // Exact, so there is nothing to round.
-            *slot = form.slot(
-                Decay::shifted(form.key(*slot), halves),
-                *slot & form.mask,
-                0,
-            );
-            pages += u32::from(*slot != 0);
+            let key = Decay::shifted(form.key(*slot), halves);
+            *slot = form.slot(key, *slot & form.mask, 0);
+            pages += u32::from(*slot != LEFT);
+        }
+        if pages == 0 {
+            self.lines.fill(Line::EMPTY);
         }
         self.stats.pages = pages;
         self.stats.landmark_moves += 1;
@@ -396,9 +403,12 @@ impl DecayingSketch {
             if !seen.insert(page) {
                 return Err(format!("page {page} has two slots"));
             }
+            if self.key(page) != key {
+                return Err(format!("page {page} is not found where it stands"));
+            }
         }
         let used = self.lines.iter().flat_map(|line| line.0);
-        let used = used.filter(|&slot| slot != 0).count();
+        let used = used.filter(|&slot| slot & !self.form.mask != 0).count();
         if used != seen.len() || used != self.stats.pages as usize {
             return Err(format!(
                 "{used} slots are in use, {} pages have a key, {} are counted",
@@ -418,20 +428,26 @@ impl DecayingSketch {
             return None;
         }
         let homes = self.homes(page);
-        homes
-            .iter()
-            .zip(self.places(homes))
-            .find_map(|(home, place)| {
-                let way = self.lines[place].find(home.remainder, self.form)?;
-                Some((place, way))
-            })
+        let [first, second] = self.places(homes);
+        let line = &self.lines[first];
+        if let Some(way) = line.find(homes[0].remainder, self.form) {
+            return Some((first, way));
+        }
+        if !line.was_full() {
+            return None;
+        }
+        let way = self.lines[second].find(homes[1].remainder, self.form)?;
+        Some((second, way))
     }
 
     /// Touches the lines of a page ahead of their use; the value is of no use but to be waited for.
     #[inline]
     pub(super) fn read_ahead(&self, homes: Homes) -> u32 {
         let [first, second] = self.places(homes);
-        self.lines[first].0[0] ^ self.lines[second].0[0]
+        match self.lines[first].was_full() {
+            true => self.lines[second].0[0],
+            false => 0,
+        }
     }
 
     fn set_clock(&mut self, now: Time) {

@@ -15,12 +15,23 @@ pub(super) const WAYS: usize = 16;
 /// The most bits that a remainder may take: eight of a key's mantissa are left.
 pub(super) const MAX_REMAINDER_BITS: u32 = 16;
 
+/// A slot whose page was forgotten: empty, and yet not as if it had never been used.
+pub(super) const LEFT: u32 = 1;
+
+/// Slots are used from the first to the last, and one that was used never becomes 0 again: so the last one
+/// says whether the line ever was full.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub(super) struct Line(pub(super) [u32; WAYS]);
 
 impl Line {
     pub(super) const EMPTY: Self = Self([0; WAYS]);
+
+    /// Whether all slots are in use or were at some time. Until then no page was turned away.
+    #[inline]
+    pub(super) fn was_full(&self) -> bool {
+        self.0[WAYS - 1] != 0
+    }
 
     /// The slot of a page. Looks at all of them, four or eight at once: no more than one can be it, so
     /// the loop need not end early.
@@ -68,13 +79,13 @@ impl Form {
 
     /// A slot with this key, cut to the bits that there are: rounded up with the probability that keeps
     /// the mean of many, for a `random` number of 32 bits. A key that has no more bits stays itself.
-    /// Empty if the key is 0.
+    /// [`LEFT`] if the key is 0.
     #[inline]
     pub(super) fn slot(self, key: f32, remainder: u32, random: u32) -> u32 {
         // Two greatest keys less than what rounding may carry into infinity.
         let key = normal_or_zero(f64::from(key)).min(GREATEST);
         if key == 0.0 {
-            return 0;
+            return LEFT;
         }
         let wide = (key.to_bits() << 1) + (random & self.mask);
         (wide & !self.mask) | remainder
@@ -99,7 +110,8 @@ mod tests {
         for fits in [1.0, 3.5, 1024.0, f32::MIN_POSITIVE] {
             assert_eq!(form.key(form.slot(fits, 77, u32::MAX)), fits);
         }
-        assert_eq!(form.slot(0.0, 77, u32::MAX), 0);
+        assert_eq!(form.slot(0.0, 77, u32::MAX), LEFT);
+        assert_eq!(form.key(LEFT), 0.0);
         assert!(form.key(form.slot(f32::MAX, 0, u32::MAX)).is_finite());
     }
 
@@ -133,5 +145,9 @@ mod tests {
             None,
             "an empty slot has no remainder of 0"
         );
+        line.0[3] = LEFT;
+        assert_eq!(line.least(), (3, LEFT));
+        assert_eq!(Line([LEFT; WAYS]).find(1, form), None);
+        assert!(line.was_full() && !Line::EMPTY.was_full());
     }
 }
