@@ -41,16 +41,21 @@ impl Room {
 
     #[inline]
     pub(super) fn is_full(self, entries: &[Entry]) -> bool {
-        entries.len() >= GROWTH * self.0
+        entries.len() >= self.most()
     }
 
-    /// Appends without the doubling of `Vec::push`, up to what the front may hold.
+    /// What a front may hold.
+    pub(super) fn most(self) -> usize {
+        GROWTH * self.0
+    }
+
+    /// Appends without the doubling of `Vec::push`: up to what the front may hold, and little more.
     #[inline]
     pub(super) fn append(self, entries: &mut Vec<Entry>, entry: Entry) {
         let len = entries.len();
         if len == entries.capacity() {
-            let wanted = (len + len / 2).clamp(LEAST_ROOM, GROWTH * self.0);
-            entries.reserve_exact(wanted.max(len + 1) - len);
+            let most = self.most().max(len + len / 8 + 1);
+            entries.reserve_exact((len + len / 2).clamp(LEAST_ROOM, most) - len);
         }
         entries.push(entry);
     }

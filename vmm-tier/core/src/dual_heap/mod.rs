@@ -364,8 +364,8 @@ impl DualHeap {
             }
         };
         self.pages.set(id, Slot::Untracked);
-        if matches!(slot, Slot::Front(_)) {
-            self.slow.refill_if_empty(&mut self.pages);
+        if matches!(slot, Slot::Slow(_) | Slot::Front(_)) {
+            self.slow.left(id, &mut self.pages);
         }
         *self.stats.at(placement) -= 1;
         Some(Detached { key, why })
@@ -406,7 +406,8 @@ impl DualHeap {
             self.fast.offer(entry, &self.pages);
         } else {
             self.pages.set(id, Slot::Slow(key));
-            self.slow.offer(entry, &mut self.pages);
+            self.slow.offer(entry, false);
+            self.slow.make_room(&self.pages);
         }
     }
 

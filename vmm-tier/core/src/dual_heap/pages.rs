@@ -2,8 +2,10 @@
 //!
 //! Pages stand in chunks of 512 frames (2 MiB, so that a huge page never shares one). A chunk has all
 //! its words only while a frame in it other than the first is tracked; a range that is untouched, or
-//! backed by huge pages, costs 12 bytes a chunk. All words lie in one array: a sample finds its word
-//! by two loads, and the array is large enough for the kernel to back it with huge pages.
+//! backed by huge pages, costs 12 bytes a chunk. All words lie in one array.
+//!
+//! Where 64 chunks in a row have their blocks in a row, as they do when a guest is tracked from its start
+//! to its end, one number says where they begin: those of 1 TiB stay in a core's first cache.
 //!
 //! ```text
 //! words: [ nowhere | head of chunk 0, 1, 2 … | block | block | block … ]
@@ -18,6 +20,11 @@ use super::word::{SLOW, Slot, key_of, with_key};
 /// log2 of the frames in a chunk.
 const CHUNK_SHIFT: u32 = 9;
 const CHUNK: usize = 1 << CHUNK_SHIFT;
+
+/// log2 of the frames in a group of chunks.
+const GROUP_SHIFT: u32 = CHUNK_SHIFT + 6;
+const GROUP: usize = 1 << GROUP_SHIFT;
+const GROUP_CHUNKS: usize = GROUP / CHUNK;
 
 /// The index of a word that is always `Untracked`: that of all pages that have none.
 pub(super) const NOWHERE: usize = 0;
@@ -37,6 +44,9 @@ pub(super) struct Pages {
     words: Vec<u32>,
     /// For each chunk, the index of its first word: its head, or the first word of its block.
     places: Vec<u32>,
+    /// For each group whose chunks all have blocks, one after the other, the index of its first word;
+    /// for others `NOWHERE`.
+    groups: Vec<u32>,
     counts: Vec<Counts>,
     /// One bit a chunk: it holds a `FastNever` page.
     cold_chunks: Vec<u64>,
@@ -54,6 +64,7 @@ impl Pages {
         Self {
             words: vec![0; chunks as usize + 1],
             places: (0..chunks).map(|chunk| chunk + 1).collect(),
+            groups: vec![NOWHERE as u32; chunks.div_ceil(GROUP_CHUNKS as u32) as usize],
             counts: vec![Counts::default(); chunks as usize],
             cold_chunks: vec![0; chunks.div_ceil(64) as usize],
             owners: Vec::new(),
@@ -87,6 +98,11 @@ impl Pages {
     /// The index of a page's word in [`Pages::words_mut`], or [`NOWHERE`].
     #[inline]
     pub(super) fn index(&self, id: u32) -> usize {
+        if let Some(&start) = self.groups.get((id >> GROUP_SHIFT) as usize)
+            && start as usize != NOWHERE
+        {
+            return start as usize + id as usize % GROUP;
+        }
         let offset = id as usize % CHUNK;
         match self.places.get((id >> CHUNK_SHIFT) as usize) {
             Some(&place) if self.is_block(place) => place as usize + offset,
@@ -331,7 +347,7 @@ impl Pages {
     /// Bytes of memory held.
     pub(super) fn memory_bytes(&self) -> usize {
         self.words.capacity() * size_of::<u32>()
-            + self.places.capacity() * size_of::<u32>()
+            + (self.places.capacity() + self.groups.capacity()) * size_of::<u32>()
             + self.counts.capacity() * size_of::<Counts>()
             + self.cold_chunks.capacity() * size_of::<u64>()
             + self.owners.capacity() * size_of::<u32>()
@@ -369,6 +385,19 @@ impl Pages {
         self.words[place] = std::mem::take(&mut self.words[chunk + 1]);
         self.places[chunk] = place as u32;
         self.owners.push(chunk as u32);
+        let last = chunk % GROUP_CHUNKS == GROUP_CHUNKS - 1;
+        if last && let Some(start) = self.start_of_group(chunk / GROUP_CHUNKS) {
+            self.groups[chunk / GROUP_CHUNKS] = start;
+        }
+    }
+
+    /// Where the words of a group begin, if all its chunks have blocks in a row.
+    fn start_of_group(&self, group: usize) -> Option<u32> {
+        let chunks = group * GROUP_CHUNKS..(group + 1) * GROUP_CHUNKS;
+        let places = self.places.get(chunks)?;
+        let in_a_row = (places[0]..).step_by(CHUNK).zip(places);
+        (self.is_block(places[0]) && in_a_row.into_iter().all(|(wanted, &place)| wanted == place))
+            .then_some(places[0])
     }
 
     /// Drops the block of a chunk, in which nothing is tracked: the last block takes its place.
@@ -381,10 +410,12 @@ impl Pages {
         {
             self.words.copy_within(last.., place);
             self.places[moved as usize] = place as u32;
+            self.groups[moved as usize / GROUP_CHUNKS] = NOWHERE as u32;
             self.owners[(place - self.places.len() - 1) / CHUNK] = moved;
         }
         self.words.truncate(last);
         self.places[chunk] = chunk as u32 + 1;
+        self.groups[chunk / GROUP_CHUNKS] = NOWHERE as u32;
         let blocks = self.owners.len();
         if (self.words.capacity() - last) / CHUNK > blocks / 8 {
             self.words.shrink_to(last + blocks / 16 * CHUNK);
@@ -403,6 +434,11 @@ impl Pages {
         for (block, &chunk) in self.owners.iter().enumerate() {
             if self.places[chunk as usize] != at(block) || self.words[chunk as usize + 1] != 0 {
                 return Err(format!("chunk {chunk}: its block is another's"));
+            }
+        }
+        for (group, &start) in self.groups.iter().enumerate() {
+            if start as usize != NOWHERE && self.start_of_group(group) != Some(start) {
+                return Err(format!("group {group}: its words are not in a row"));
             }
         }
         if self.words[NOWHERE] != Slot::Untracked.word() {

@@ -70,21 +70,25 @@ impl DualHeap {
             keyed.push_if(is_keyed, position);
             other.push_if(!is_keyed, position);
         }
-        let mut hot = Positions::default();
+        let (mut above, mut risen) = (Positions::default(), Positions::default());
         for position in keyed.iter() {
             let word = &mut words[indices[position]];
             let old = *word;
             if let Some(key) = key_of(old) {
                 *word = with_key(old, (key + gain).min(f32::MAX));
             }
-            hot.push_if(*word > mark, position);
+            above.push_if(*word > mark, position);
+            risen.push_if(*word > mark && old <= mark, position);
         }
-        for position in hot.iter() {
-            let id = block[position].0;
-            if let Slot::Slow(key) = self.pages.get(id) {
-                self.slow.offer(Entry { key, id }, &mut self.pages);
+        for (positions, was_above) in [(risen, false), (above, true)] {
+            for position in positions.iter() {
+                let id = block[position].0;
+                if let Slot::Slow(key) = self.pages.get(id) {
+                    self.slow.offer(Entry { key, id }, was_above);
+                }
             }
         }
+        self.slow.make_room(&self.pages);
         let others = other
             .iter()
             .filter(|&position| self.add(block[position].0, gain));
@@ -98,7 +102,7 @@ impl DualHeap {
         let end = ids.end.min(self.pages.len());
         let mut touched = Touched::default();
         let mut first = ids.start;
-        let (mut hot, mut others) = (Vec::new(), Vec::new());
+        let mut others = Vec::new();
         while first < end {
             let mark = self.slow.mark();
             let (words, next) = self.pages.run_mut(first, end);
@@ -110,15 +114,13 @@ impl DualHeap {
                     touched.slow += old >> 31;
                     touched.fast += 1 - (old >> 31);
                     if *word > mark {
-                        hot.push(Entry { key, id });
+                        self.slow.offer(Entry { key, id }, old > mark);
                     }
                 } else if old != Slot::Untracked.word() {
                     others.push(id);
                 }
             }
-            for entry in hot.drain(..) {
-                self.slow.offer(entry, &mut self.pages);
-            }
+            self.slow.make_room(&self.pages);
             for id in others.drain(..) {
                 match self.placement(id) {
                     Placement::Fast => touched.fast += 1,
@@ -180,10 +182,12 @@ impl DualHeap {
                 let key = (key + gain).min(f32::MAX);
                 self.pages.update(id, Slot::Fast(key));
             }
-            Slot::Slow(key) => {
-                let key = (key + gain).min(f32::MAX);
+            Slot::Slow(old) => {
+                let was_above = slot.word() > self.slow.mark();
+                let key = (old + gain).min(f32::MAX);
                 self.pages.update(id, Slot::Slow(key));
-                self.slow.offer(Entry { key, id }, &mut self.pages);
+                self.slow.offer(Entry { key, id }, was_above);
+                self.slow.make_room(&self.pages);
             }
             Slot::Front(index) => self.slow.grow(index, gain, &mut self.pages),
             Slot::FastNever => self.give_key(id, Placement::Fast, gain),

@@ -1,8 +1,12 @@
 //! The slow tier: which of its pages is the hottest.
 //!
-//! A page's key is in its word while it is not above the [front](super::front)'s bound; otherwise it is in
-//! the front, a heap with the greatest key on top, and its word says where. Keys only grow, so a sample
-//! in the front sifts up, mostly not at all.
+//! A page's key is in its word until the page is about to be taken. A sample that carries it above the
+//! [front](super::front)'s bound makes it a *newcomer*: it goes to the end of a list, and of newcomers only
+//! the greatest is known. When that one leaves, the newcomers go to the *heap*, the greatest key on top,
+//! and their words say where in it they are. Keys only grow, so a sample in the heap sifts up, mostly not
+//! at all.
+//!
+//! So samples cost no order while nothing is taken; of a list that is full only the greatest stay.
 
 use super::{
     front::{ARITY, Entry, Room},
@@ -12,17 +16,26 @@ use super::{
 
 #[derive(Debug)]
 pub(super) struct SlowHeap {
+    /// The heap.
     entries: Vec<Entry>,
-    /// Every page above it is in the front, none below it. 0 if all are.
+    /// Newcomers, with a lower bound of their keys. Some have left, or were listed again.
+    newcomers: Vec<Entry>,
+    /// The newcomer with the greatest key; `NOBODY` if there is none.
+    greatest: Entry,
+    /// Every page above it is in the heap or a newcomer. 0 if all are.
     bound: f32,
     room: Room,
 }
 
+const NOBODY: Entry = Entry { key: 0.0, id: 0 };
+
 impl SlowHeap {
-    /// The front of a guest with so many pages, none of which has a key.
+    /// For a guest with so many pages, none of which has a key.
     pub(super) fn new(pages: u32) -> Self {
         Self {
             entries: Vec::new(),
+            newcomers: Vec::new(),
+            greatest: NOBODY,
             bound: 0.0,
             room: Room::of(pages),
         }
@@ -30,7 +43,13 @@ impl SlowHeap {
 
     /// The page with the greatest key.
     pub(super) fn top(&self) -> Option<Entry> {
-        self.entries.first().copied()
+        let top = self.entries.first().copied().unwrap_or(NOBODY);
+        let top = if self.greatest.key > top.key {
+            self.greatest
+        } else {
+            top
+        };
+        (top.key > 0.0).then_some(top)
     }
 
     #[inline]
@@ -38,23 +57,31 @@ impl SlowHeap {
         self.entries[index as usize].key
     }
 
-    /// The word above which that of a page outside must be [offered](SlowHeap::offer).
+    /// The word above which that of a page outside the heap must be [offered](SlowHeap::offer).
     #[inline]
     pub(super) fn mark(&self) -> u32 {
         Slot::Slow(self.bound).word()
     }
 
-    /// Takes note of a page outside, whose word says this key already.
+    /// Takes note of a page whose word says this key already, and of whether it had one above the
+    /// [mark](SlowHeap::mark) before. The caller [makes room](SlowHeap::make_room) after some of them.
     #[inline]
-    pub(super) fn offer(&mut self, entry: Entry, pages: &mut Pages) {
+    pub(super) fn offer(&mut self, entry: Entry, was_above: bool) {
         if entry.key > self.bound {
-            let last = self.entries.len();
-            self.room.append(&mut self.entries, entry);
-            pages.update(entry.id, Slot::Front(last as u32));
-            self.sift_up(last, entry, pages);
-            if self.room.is_full(&self.entries) {
-                self.cut(pages);
+            if !was_above {
+                self.room.append(&mut self.newcomers, entry);
             }
+            if entry.key > self.greatest.key {
+                self.greatest = entry;
+            }
+        }
+    }
+
+    /// Keeps the greatest newcomers only, if there are too many.
+    #[inline]
+    pub(super) fn make_room(&mut self, pages: &Pages) {
+        if self.room.is_full(&self.newcomers) {
+            self.keep_greatest_newcomers(pages);
         }
     }
 
@@ -67,7 +94,7 @@ impl SlowHeap {
         self.sift_up(index as usize, entry, pages);
     }
 
-    /// Takes a page out of the front; its word is left for the caller to set.
+    /// Takes a page out of the heap; its word is left for the caller to set.
     pub(super) fn remove(&mut self, index: u32, pages: &mut Pages) -> Entry {
         let index = index as usize;
         let removed = self.entries.swap_remove(index);
@@ -81,34 +108,25 @@ impl SlowHeap {
         removed
     }
 
-    /// Fills the front if it is empty and pages with a key are outside.
-    pub(super) fn refill_if_empty(&mut self, pages: &mut Pages) {
-        if !self.entries.is_empty() || self.bound == 0.0 {
-            return;
+    /// Finds the new top, if it was this page that left the tier. Its word no longer names the tier.
+    pub(super) fn left(&mut self, id: u32, pages: &mut Pages) {
+        if self.greatest.key > 0.0 && self.greatest.id == id {
+            self.admit_newcomers(pages);
         }
-        self.bound = 0.0;
-        pages.for_chunks(|first, words| {
-            // Of all words, those of slow pages with a key are the greatest.
-            let mut mark = self.mark();
-            for (id, &word) in (first..).zip(words) {
-                if word > mark
-                    && let Some(key) = key_of(word)
-                {
-                    self.room.append(&mut self.entries, Entry { key, id });
-                    if self.room.is_full(&self.entries) {
-                        self.keep_greatest();
-                        mark = self.mark();
-                    }
-                }
-            }
-        });
-        self.put_in_order(pages);
+        let top = self.top().unwrap_or(NOBODY);
+        if top.key < self.bound || (top == NOBODY && self.bound > 0.0) {
+            self.refill(pages);
+        }
     }
 
     /// Puts every key through `change`, which must keep order, as those in words were already. Pages
     /// whose key became 0 leave and their words become `SlowNever`.
     pub(super) fn rescale(&mut self, pages: &mut Pages, change: impl Fn(f32) -> f32) {
         self.bound = change(self.bound);
+        self.greatest.key = change(self.greatest.key);
+        for newcomer in &mut self.newcomers {
+            newcomer.key = change(newcomer.key);
+        }
         let before = self.entries.len();
         self.entries.retain_mut(|entry| {
             entry.key = change(entry.key);
@@ -124,16 +142,18 @@ impl SlowHeap {
 
     /// Bytes of memory held.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<Entry>()
+        (self.entries.capacity() + self.newcomers.capacity()) * size_of::<Entry>()
     }
 
-    /// Whether the heap is in order, every entry's page points back at it, and the front has all pages
-    /// above its bound.
+    /// Whether the heap is in order, every entry's page points back at it, no page above the bound is
+    /// missing, and the top is the greatest of all.
     pub(super) fn check(&self, pages: &Pages) -> Result<(), String> {
         for (index, entry) in (0u32..).zip(&self.entries) {
             let Entry { key, id } = *entry;
-            if !key.is_normal() || key < self.bound {
-                return Err(format!("slow tier: page {id} in front has the key {key}"));
+            if !key.is_normal() || key < 0.0 {
+                return Err(format!(
+                    "slow tier: page {id} in the heap has the key {key}"
+                ));
             }
             if pages.get(id) != Slot::Front(index) {
                 return Err(format!("slow tier: page {id} is not where its word says"));
@@ -142,43 +162,127 @@ impl SlowHeap {
                 return Err(format!("slow tier: page {id} is greater than its parent"));
             }
         }
-        let mut in_front = 0;
+        let newcomers: std::collections::HashMap<u32, f32> = self
+            .newcomers
+            .iter()
+            .map(|entry| (entry.id, entry.key))
+            .collect();
+        let (mut in_heap, mut greatest) = (0, 0.0_f32);
         for (id, slot) in pages.iter() {
             match slot {
-                Slot::Slow(key) if key > self.bound => {
-                    return Err(format!("slow tier: page {id} is not in front"));
+                Slot::Slow(key) => {
+                    if key > self.bound && newcomers.get(&id).is_none_or(|&bound| bound > key) {
+                        return Err(format!("slow tier: page {id} is not among the newcomers"));
+                    }
+                    greatest = greatest.max(key);
                 }
-                Slot::Front(_) => in_front += 1,
+                Slot::Front(index) => {
+                    in_heap += 1;
+                    greatest = greatest.max(self.key(index));
+                }
                 _ => {}
             }
         }
-        if in_front != self.entries.len() || self.room.is_full(&self.entries) {
-            return Err("slow tier: the front has too many entries".to_owned());
+        if in_heap != self.entries.len() {
+            return Err("slow tier: the heap has too many entries".to_owned());
         }
-        if self.entries.is_empty() && self.bound > 0.0 {
-            return Err("slow tier: the front is empty, and pages are outside".to_owned());
+        if self.room.is_full(&self.entries) || self.room.is_full(&self.newcomers) {
+            return Err("slow tier: the front has not been cut".to_owned());
+        }
+        let greatest_is_there = pages.get(self.greatest.id) == Slot::Slow(self.greatest.key);
+        if self.greatest.key > 0.0 && !greatest_is_there {
+            return Err("slow tier: the greatest newcomer is not what its word says".to_owned());
+        }
+        let top = self.top().unwrap_or(NOBODY);
+        if top.key != greatest {
+            return Err(format!("slow tier: {top:?} on top is not {greatest}"));
         }
         Ok(())
     }
 
-    /// Sends those that there is no room for back outside.
-    fn cut(&mut self, pages: &mut Pages) {
-        if let Some((kept, bound)) = self.room.split(&mut self.entries, greatest_first) {
+    /// Drops newcomers that there is no room for, and such as are none any more.
+    fn keep_greatest_newcomers(&mut self, pages: &Pages) {
+        let bound = self.bound;
+        self.newcomers
+            .retain_mut(|entry| match pages.get(entry.id) {
+                Slot::Slow(key) if key > bound => {
+                    entry.key = key;
+                    true
+                }
+                _ => false,
+            });
+        if let Some((kept, bound)) = self.room.split(&mut self.newcomers, greatest_first) {
+            self.newcomers.truncate(kept);
+            self.bound = bound;
+        }
+    }
+
+    /// Puts all newcomers into the heap.
+    fn admit_newcomers(&mut self, pages: &mut Pages) {
+        if self.newcomers.len() > self.entries.len() {
+            self.keep_greatest_newcomers(pages);
+        }
+        self.greatest = NOBODY;
+        // Sifting one by one costs up to a walk to the root each.
+        let in_bulk = self.newcomers.len() > self.entries.len() / 8;
+        for Entry { id, .. } in std::mem::take(&mut self.newcomers) {
+            // One that was listed twice is in the heap the second time.
+            if let Slot::Slow(key) = pages.get(id)
+                && key >= self.bound
+            {
+                let (last, entry) = (self.entries.len(), Entry { key, id });
+                self.entries.push(entry);
+                pages.update(id, Slot::Front(last as u32));
+                if !in_bulk {
+                    self.sift_up(last, entry, pages);
+                }
+            }
+        }
+        if in_bulk {
+            self.put_in_order(pages);
+        }
+        if self.room.is_full(&self.entries)
+            && let Some((kept, bound)) = self.room.split(&mut self.entries, greatest_first)
+        {
             for &Entry { key, id } in &self.entries[kept..] {
                 pages.update(id, Slot::Slow(key));
             }
             self.entries.truncate(kept);
-            self.bound = bound;
+            self.entries.shrink_to(self.room.most());
+            self.bound = self.bound.max(bound);
             self.put_in_order(pages);
         }
     }
 
-    /// Drops entries whose pages' words have not been set yet.
-    fn keep_greatest(&mut self) {
-        if let Some((kept, bound)) = self.room.split(&mut self.entries, greatest_first) {
-            self.entries.truncate(kept);
-            self.bound = bound;
+    /// Looks at all pages and makes the heap of the greatest.
+    fn refill(&mut self, pages: &mut Pages) {
+        for &Entry { key, id } in &self.entries {
+            pages.update(id, Slot::Slow(key));
         }
+        self.entries.clear();
+        self.newcomers.clear();
+        self.greatest = NOBODY;
+        self.bound = 0.0;
+        pages.for_chunks(|first, words| {
+            // Of all words, those of slow pages with a key are the greatest.
+            let mut mark = self.mark();
+            for (id, &word) in (first..).zip(words) {
+                if word > mark
+                    && let Some(key) = key_of(word)
+                {
+                    self.room.append(&mut self.entries, Entry { key, id });
+                    if self.room.is_full(&self.entries)
+                        && let Some((kept, bound)) =
+                            self.room.split(&mut self.entries, greatest_first)
+                    {
+                        self.entries.truncate(kept);
+                        self.bound = bound;
+                        mark = self.mark();
+                    }
+                }
+            }
+        });
+        self.put_in_order(pages);
     }
 
     /// Makes a heap of the entries and sets their pages' words. What is sorted is a heap.
