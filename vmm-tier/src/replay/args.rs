@@ -42,10 +42,10 @@ pub(crate) struct ReplayArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Print tables for a document: policies as columns
-    #[arg(long, conflicts_with = "json")]
-    pub(crate) markdown: bool,
-    /// Write the curve of DRAM and hits here
+    /// Write tables for a document here: policies as columns
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Draw the curve of hits over DRAM here
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
     /// Print no curve

@@ -10,6 +10,7 @@ mod curve;
 mod fast;
 mod input;
 mod lockstep;
+mod markdown;
 mod passes;
 mod progress;
 mod ranges;
@@ -21,7 +22,10 @@ mod svg;
 mod text;
 mod thin;
 
-use std::process::ExitCode;
+#[cfg(test)]
+mod tests;
+
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Context as _;
 
@@ -43,10 +47,11 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         report.add(outcome.trace, outcome.runs, settings.target);
     }
     progress.end();
-    if let Some(path) = &settings.svg {
-        let picture = svg::draw(&report, settings.target)?;
-        std::fs::write(path, picture)
-            .with_context(|| format!("the curve can't be written to {}", path.display()))?;
+    if let Some(path) = &args.svg {
+        write(path, &svg::draw(&report, settings.target)?)?;
+    }
+    if let Some(path) = &args.markdown {
+        write(path, &markdown::tables(&report))?;
     }
     let text = if args.json {
         serde_json::to_string_pretty(&report)? + "\n"
@@ -55,6 +60,10 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("{} can't be written", path.display()))
 }
 
 /// An error that says of which trace it is. Those of reading say it themselves.

@@ -1,6 +1,6 @@
 //! What is to be replayed: arguments, checked once.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use tier_core::{
     policy::{self, PolicySetup, UnknownPolicy, oracle::PlanKind},
@@ -53,7 +53,6 @@ pub(super) struct Settings {
     /// A share of accesses.
     pub(super) target: f64,
     pub(super) timeline: bool,
-    pub(super) svg: Option<PathBuf>,
 }
 
 /// Arguments that make no sense.
@@ -105,7 +104,6 @@ impl Settings {
             huge: args.huge,
             target: args.target / 100.0,
             timeline: args.timeline,
-            svg: args.svg.clone(),
         })
     }
 }

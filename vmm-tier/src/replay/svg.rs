@@ -97,7 +97,7 @@ fn draw_trace(
         .y_desc("accesses in DRAM, %")
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))
-        .light_line_style(WHITE)
+        .max_light_lines(0)
         .draw()?;
     let line = [(0.0, 100.0 * target), (most * 1.02, 100.0 * target)];
     chart.draw_series(DashedLineSeries::new(

@@ -127,9 +127,10 @@ fn samples(runs: &[&Run]) -> String {
     let span = |of: fn(&Run) -> u64| {
         let least = runs.iter().map(|run| of(run)).min().unwrap_or(0);
         let most = runs.iter().map(|run| of(run)).max().unwrap_or(0);
+        let (least, most) = (count(least), count(most));
         match least == most {
-            true => count(most),
-            false => format!("{} to {}", count(least), count(most)),
+            true => most,
+            false => format!("{least} to {most}"),
         }
     };
     let mut line = format!(
