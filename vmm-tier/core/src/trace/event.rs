@@ -38,6 +38,9 @@ const REASONS: [DropReason; 12] = [
     DropReason::OutOfSequence,
 ];
 
+/// No source loses more in a batch; whoever adds up batches of a file must not overflow.
+const MOST_LOST: u64 = 1 << 32;
+
 pub(super) fn source_number(kind: SourceKind) -> u64 {
     position(&SOURCES, &kind)
 }
@@ -140,7 +143,7 @@ impl Event {
                     tests: reader.small(u32::MAX, "the number of tests")?,
                     period: reader.number()?.max(1),
                     settled: reader.at_most(1, "whether a source is settled")? == 1,
-                    account: read_account(reader)?,
+                    account: read_account(reader, MOST_LOST)?,
                 }))
             }
             1 => Ok(Self::Mark(Mark::read(reader)?)),
@@ -159,15 +162,16 @@ pub(super) fn put_account(out: &mut Vec<u8>, account: &SampleAccount) {
     }
 }
 
-/// The account of what was lost and dropped.
-pub(super) fn read_account(reader: &mut Reader<'_>) -> Result<SampleAccount, WireError> {
-    let (lost, throttled) = (reader.number()?, reader.number()?);
+/// The account of what was lost and dropped, none of its numbers above `most`.
+pub(super) fn read_account(reader: &mut Reader<'_>, most: u64) -> Result<SampleAccount, WireError> {
+    let lost = reader.at_most(most, "a number of losses")?;
+    let throttled = reader.at_most(most, "a number of losses")?;
     let count = reader.small(REASONS.len() as u32, "the number of drop reasons")?;
     let mut dropped = BTreeMap::new();
     let mut arrived = 0_u64;
     for _ in 0..count {
         let number = reader.small(REASONS.len() as u32 - 1, "a drop reason")?;
-        let n = reader.number()?;
+        let n = reader.at_most(most, "a number of drops")?;
         arrived = arrived
             .checked_add(n)
             .ok_or(WireError::OutOfBounds("a number of drops"))?;

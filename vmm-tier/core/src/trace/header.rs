@@ -236,7 +236,7 @@ impl End {
             outside: number()?,
             ..Self::default()
         };
-        end.account = event::read_account(&mut reader).map_err(of)?;
+        end.account = event::read_account(&mut reader, u64::MAX).map_err(of)?;
         let count = reader
             .small(MAX_MARKS as u32, "the number of marks")
             .map_err(of)?;
