@@ -41,7 +41,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Make a trace of accesses from what other programs wrote
+    /// Record the accesses of a guest into a trace, or make a trace of what other programs wrote
+    #[command(
+        after_help = "The trace is called OUTPUT.part until it is whole. Nothing of the guest is moved."
+    )]
     Record(Box<RecordArgs>),
     /// Let policies place a recorded guest's pages again, and compare them with one that knows the future
     #[command(
@@ -79,7 +82,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE")]
     pub(crate) fast_limit: Option<Size>,
     /// Where samples come from: auto, or names joined by commas: damon, ibs, ibs=FILE, pebs, guest=SOCKET,
-    /// guest=vsock:CID:PORT, kvm-faults, host-faults
+    /// guest=vsock:CID:PORT, kvm-faults, host-faults, replay=FILE
     #[arg(long, value_name = "SOURCE")]
     pub(crate) source: Option<String>,
     /// The tiering policy: dual-heap
@@ -102,23 +105,38 @@ pub(crate) struct RunArgs {
 /// Arguments of `record`.
 #[derive(Debug, Args)]
 pub(crate) struct RecordArgs {
-    /// The trace to make; it is called OUTPUT.part until it is whole
+    /// A QMP socket of the guest's QEMU that no other client uses
+    #[arg(long, value_name = "SOCKET", required_unless_present = "import")]
+    pub(crate) qmp: Option<PathBuf>,
+    /// The trace to make
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// How long to record [default: until told to end, or the guest ends]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) time: Option<Duration>,
+    /// Where samples come from, as for run
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) source: Option<String>,
     /// The VM's or the program's name in the trace
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// A configuration file, as for run
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Make the trace from this file: CSV lines, output of valgrind's lackey, or a recording that was cut;
     /// - is the standard input
-    #[arg(long, value_name = "FILE")]
-    pub(crate) import: PathBuf,
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["qmp", "time", "source", "config"])]
+    pub(crate) import: Option<PathBuf>,
     /// The imported file's format: auto, native, csv, lackey
-    #[arg(long, default_value_t)]
+    #[arg(long, default_value_t, requires = "import")]
     pub(crate) format: Format,
     /// Time that each data access takes where the imported file has no clock
-    #[arg(long, value_name = "DURATION", default_value = "1us", value_parser = duration::parse)]
+    #[arg(
+        long, value_name = "DURATION", default_value = "1us", value_parser = duration::parse,
+        requires = "import"
+    )]
     pub(crate) step: Duration,
     /// Keep what is whole of a recording that was cut
-    #[arg(long)]
+    #[arg(long, requires = "import")]
     pub(crate) partial: bool,
 }

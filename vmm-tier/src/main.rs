@@ -65,7 +65,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             arguments,
         } => ctl::run(&socket, &command, arguments.as_deref()),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
-        Command::Record(args) => record::run(&args),
+        Command::Record(args) => record::run(*args),
         Command::Replay(args) => replay::run(&args),
         Command::Doctor { qmp, json } => doctor::run(qmp.as_deref(), json),
     }

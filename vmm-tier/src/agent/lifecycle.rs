@@ -71,12 +71,14 @@ impl Agent {
             EventKind::Stop => {
                 // A migration stops the guest at its end.
                 self.migration.next_look = Instant::now();
+                self.tap_note("guest stopped");
                 self.step(Event::Guest { stopped: true });
             }
             EventKind::Resume => {
                 // A guest that arrived by migration has its devices' memory only now.
                 self.migration.next_look = Instant::now();
                 self.next_map_check = Instant::now();
+                self.tap_note("guest runs");
                 self.step(Event::Guest { stopped: false });
             }
             EventKind::Shutdown { guest, reason } => {
@@ -103,6 +105,7 @@ impl Agent {
                 vm = self.name,
                 "QEMU's monitor was lost; nothing is moved until it is back"
             );
+            self.tap_note("monitor lost");
         }
         self.step(Event::Monitor { attached: false });
     }
@@ -135,6 +138,7 @@ impl Agent {
         match connected {
             Ok(monitor) if monitor.client.peer().pid == self.pid => {
                 tracing::info!(vm = self.name, "QEMU's monitor is back");
+                self.tap_note("monitor back");
                 self.monitor = Some(monitor);
                 // Before anything moves: meanwhile the guest may have stopped, or begun to migrate.
                 self.ask_qemu();
@@ -269,6 +273,13 @@ impl Agent {
         self.step(Event::Pause(paused));
     }
 
+    /// Lets the tap know what happened to the guest.
+    fn tap_note(&mut self, text: &str) {
+        if let Some(tap) = &mut self.tap {
+            tap.note(text);
+        }
+    }
+
     fn refresh_map(&mut self) {
         self.take_over();
         self.saved.try_again(&self.wishes);
@@ -315,6 +326,7 @@ impl Agent {
                     "the guest's layout changed"
                 );
                 self.sources.set_map(&map);
+                self.tap_note("memory map changed");
                 self.pin_anew();
             }
             Err(error) => {

@@ -17,6 +17,7 @@ mod reports;
 mod saved;
 mod sources;
 mod start;
+mod tap;
 mod worker;
 
 use std::{
@@ -46,7 +47,8 @@ use tier_sys::{
     zoneinfo,
 };
 
-pub(crate) use start::run;
+pub(crate) use start::{record, run};
+pub(crate) use tap::Tap;
 
 use self::{
     complaint::Complaint,
@@ -123,6 +125,7 @@ struct Agent {
     wishes: Wishes,
     saved: Saved,
     pin_trouble: Complaint,
+    tap: Option<Box<dyn Tap>>,
 }
 
 impl Agent {
@@ -149,7 +152,7 @@ impl Agent {
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
                 if let Some(end) = self.on_tick() {
-                    return Ok(self.end(end));
+                    return self.end(end);
                 }
             }
         }
@@ -238,6 +241,9 @@ impl Agent {
         self.step(Event::Tick);
         self.herald
             .tell_failures(Instant::now(), self.refusal.now.as_deref());
+        if let Some(tap) = &mut self.tap {
+            return tap.tick().then_some(End::Heard);
+        }
         let at_work = self.engine.state() != VmState::Running;
         let quiet = self
             .quiet
@@ -274,12 +280,13 @@ impl Agent {
     }
 
     /// Leaves nothing behind and says why it ends.
-    fn end(mut self, end: End) -> ExitCode {
+    fn end(mut self, end: End) -> anyhow::Result<ExitCode> {
         if end == End::GuestGone {
             self.saved.on_guest_gone();
         }
         let vm = self.name.as_str();
         let snapshot = self.engine.snapshot();
+        let blind = self.sources.blind();
         // The sources first: with them the agent's traces leave the kernel.
         drop(self.sources);
         drop(self.worker);
@@ -293,9 +300,13 @@ impl Agent {
             match end {
                 End::GuestGone => "the guest has ended, and so does its agent",
                 End::Told => "told to end; the guest goes on untouched",
+                End::Heard => "enough was heard; the guest goes on untouched",
             }
         );
-        ExitCode::SUCCESS
+        if let Some(tap) = self.tap {
+            tap.finish(blind)?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -304,6 +315,8 @@ impl Agent {
 enum End {
     GuestGone,
     Told,
+    /// The tap has enough.
+    Heard,
 }
 
 /// The engine's settings for a guest of `guest_bytes` bytes.

@@ -15,7 +15,7 @@ use tier_core::{
     map::GuestMemoryMap,
     moves::{MoveReport, Outcome},
     pace::WATCHED_AGGREGATIONS,
-    sample::{SampleAccount, Sight, SourceKind},
+    sample::{SampleAccount, SampleBatch, Sight, SourceKind},
     time::Time,
 };
 use tier_sys::{process, sysroot::SysRoot};
@@ -165,7 +165,7 @@ impl Sources {
     }
 
     /// What is wrong with each source, while none is believed.
-    fn blind(&self) -> Option<String> {
+    pub(super) fn blind(&self) -> Option<String> {
         if self.ladder.believed().is_some() {
             return None;
         }
@@ -233,7 +233,10 @@ impl Agent {
 
     pub(super) fn on_source(&mut self, kind: SourceKind, report: Report) {
         let steps = match report {
-            Report::Batch(batch) => return self.step(Event::Samples(batch)),
+            Report::Batch(batch) => {
+                self.tap_batch(&batch);
+                return self.step(Event::Samples(batch));
+            }
             Report::Up { sight, label } => {
                 tracing::info!(vm = self.name, source = %kind, "{label}");
                 self.sources.up(kind, sight, label)
@@ -246,6 +249,17 @@ impl Agent {
             }
         };
         self.climb(steps);
+    }
+
+    /// Lets the tap hear what the source delivers that is believed, or the only one there is.
+    fn tap_batch(&mut self, batch: &SampleBatch) {
+        let (Some(tap), Some(map)) = (&mut self.tap, self.engine.map()) else {
+            return;
+        };
+        let believed = self.sources.ladder.believed();
+        if believed == Some(batch.source) || self.sources.ladder.rungs().count() == 1 {
+            tap.batch(batch, map);
+        }
     }
 
     /// Looks at what the sources deliver, when that is due.
@@ -294,6 +308,10 @@ impl Agent {
     fn believe(&mut self, source: Option<SourceKind>, before: Option<SourceKind>, why: &str) {
         // While QEMU ends, its sources do too: no cause for alarm.
         let ends = source.is_none() && self.guest_has_ended();
+        if let (Some(tap), Some(_)) = (&mut self.tap, before) {
+            let new = source.map_or("none", SourceKind::name);
+            tap.note(&format!("source: {new}"));
+        }
         match source {
             Some(kind) => {
                 tracing::info!(vm = self.name, source = %kind, why, "samples flow");

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::Context;
 use tier_core::{
+    addr::{NodeId, NodeSet},
     engine::VmEngine,
     map::GuestMemoryMap,
     tiers::{Division, Tiers},
@@ -25,8 +26,16 @@ use tier_sys::{
 };
 
 use super::{
-    Agent, MAP_CHECK, Monitor, complaint::Complaint, control::Control, engine_settings,
-    herald::Herald, lifecycle::Migration, quiet::Quiet, saved::Saved, sources::Sources,
+    Agent, MAP_CHECK, Monitor,
+    complaint::Complaint,
+    control::Control,
+    engine_settings,
+    herald::Herald,
+    lifecycle::Migration,
+    quiet::Quiet,
+    saved::{Saved, Wishes},
+    sources::Sources,
+    tap::Tap,
     worker::Worker,
 };
 use crate::{
@@ -43,6 +52,23 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// `vmm-tier run`.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
+    start(settings, tiers, |_, _| Ok(None))
+}
+
+/// `vmm-tier record`: an agent that moves nothing, with a tap on what it hears. The tap is made when the
+/// guest's name and memory are known.
+pub(crate) fn record(
+    settings: &Settings,
+    tap: impl FnOnce(&str, &GuestMemoryMap) -> anyhow::Result<Box<dyn Tap>>,
+) -> anyhow::Result<ExitCode> {
+    start(settings, tiers_or_all, |name, map| tap(name, map).map(Some))
+}
+
+fn start(
+    settings: &Settings,
+    tiers: fn(&Settings, &SysRoot) -> anyhow::Result<Tiers>,
+    tap: impl FnOnce(&str, &GuestMemoryMap) -> anyhow::Result<Option<Box<dyn Tap>>>,
+) -> anyhow::Result<ExitCode> {
     let terminate = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&terminate))
@@ -65,6 +91,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let is_named = given_name.is_some();
     let name = given_name.unwrap_or_else(|| format!("qemu-{pid}"));
     let map = Arc::new(map);
+    let tap = tap(&name, &map)?;
     let sources = sources(settings, &root, &monitor.client, &map)?;
     let engine = engine(settings, tiers, &map, &name)?;
     let base = engine.settings().clone();
@@ -74,7 +101,10 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         .map(Control::serve)
         .transpose()?;
     let herald = Herald::new(control.iter().map(Control::events).collect());
-    let (saved, wishes) = Saved::open(&settings.run_dir, &root, &name, is_named, pid);
+    let (saved, wishes) = match tap {
+        None => Saved::open(&settings.run_dir, &root, &name, is_named, pid),
+        Some(_) => (Saved::nowhere(&root, &name, pid), Wishes::default()),
+    };
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
     let qmp_path = settings.qmp.clone();
     let mut agent = Agent {
@@ -109,6 +139,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         wishes,
         pin_trouble: Complaint::default(),
         saved,
+        tap,
     };
     agent.serve_proxy()?;
     agent.restore();
@@ -127,6 +158,19 @@ fn tiers(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
         _ => Division::of(&facts)?,
     };
     Ok(division.tiers)
+}
+
+/// The same, but all nodes in both tiers on a host that has no two: what moves nothing needs none.
+fn tiers_or_all(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
+    tiers(settings, root).or_else(|error| {
+        let facts = node_facts(&Topology::read(root)?);
+        let nodes = facts.iter().filter(|node| node.bytes > 0);
+        let nodes: NodeSet = nodes.map(|node| NodeId(node.id)).collect();
+        match Division::given(&facts, nodes.clone(), nodes) {
+            Ok(division) => Ok(division.tiers),
+            Err(_) => Err(error),
+        }
+    })
 }
 
 /// Connects to QEMU's monitor, with out-of-band commands for other clients if `oob` is set.

@@ -29,7 +29,7 @@ pub(super) fn run(args: &RecordArgs, file: &Path) -> anyhow::Result<ExitCode> {
         tests: info.tests,
         ranges: info.ranges.clone(),
     };
-    let output = Output::create(&args.output, &header)?;
+    let output = Output::reserve(&args.output)?.begin(&header)?;
     let mut progress = Progress::start();
     let import = Import {
         output,

@@ -1,17 +1,43 @@
-//! `vmm-tier record`: accesses into a trace.
+//! `vmm-tier record`: accesses into a trace, from a guest or from what another program wrote.
 
 mod import;
+mod live;
 mod output;
 mod progress;
 
 use std::process::ExitCode;
 
-use crate::cli::RecordArgs;
+use self::live::Recorder;
+use crate::{
+    agent::{self, Tap},
+    cli::{RecordArgs, RunArgs},
+    config::{Config, Settings},
+};
 
 /// Runs the command.
 ///
 /// # Errors
 /// What went wrong, and what to do.
-pub(crate) fn run(args: &RecordArgs) -> anyhow::Result<ExitCode> {
-    import::run(args, &args.import)
+pub(crate) fn run(args: RecordArgs) -> anyhow::Result<ExitCode> {
+    if let Some(file) = &args.import {
+        return import::run(&args, file);
+    }
+    let config = args.config.as_deref().map(Config::read).transpose()?;
+    let run_args = RunArgs {
+        qmp: args.qmp,
+        name: args.name,
+        source: args.source,
+        dry_run: true,
+        ..RunArgs::default()
+    };
+    let settings = Settings {
+        // Nobody is served beside the recording.
+        control: None,
+        proxy: None,
+        ..Settings::new(run_args, config.unwrap_or_default())?
+    };
+    agent::record(&settings, |name, map| {
+        let recorder = Recorder::new(&args.output, args.time, name, map)?;
+        Ok(Box::new(recorder) as Box<dyn Tap>)
+    })
 }

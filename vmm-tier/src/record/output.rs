@@ -31,6 +31,14 @@ pub(super) struct Output {
     written: u64,
 }
 
+/// A file that a trace will be written to.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    path: PathBuf,
+    part: Part,
+    file: File,
+}
+
 /// The file under its other name. Removed when it is dropped, unless it is to be kept.
 #[derive(Debug)]
 struct Part {
@@ -47,9 +55,27 @@ impl Drop for Part {
     }
 }
 
+impl Reserved {
+    /// Begins the trace.
+    pub(super) fn begin(self, header: &Header) -> Result<Output, TraceError> {
+        let Self { path, part, file } = self;
+        let mut bytes = Vec::with_capacity(BUFFER);
+        let encoder = Encoder::new(header, &mut bytes);
+        let encoder = encoder.map_err(|source| TraceError::native(&path, source))?;
+        Ok(Output {
+            path,
+            part,
+            file,
+            encoder,
+            bytes,
+            written: 0,
+        })
+    }
+}
+
 impl Output {
-    /// Begins a trace that will be called `path`.
-    pub(super) fn create(path: &Path, header: &Header) -> anyhow::Result<Self> {
+    /// Makes the file for a trace that will be called `path`. It is removed if nothing is written.
+    pub(super) fn reserve(path: &Path) -> anyhow::Result<Reserved> {
         let Some(name) = path.file_name() else {
             anyhow::bail!("{} names no file", path.display());
         };
@@ -69,19 +95,13 @@ impl Output {
             ),
             file => file.with_context(|| format!("{} can't be created", part_path.display()))?,
         };
-        let part = Part {
-            path: part_path,
-            keep: false,
-        };
-        let mut bytes = Vec::with_capacity(BUFFER);
-        let encoder = Encoder::new(header, &mut bytes);
-        Ok(Self {
+        Ok(Reserved {
             path: path.to_owned(),
-            part,
+            part: Part {
+                path: part_path,
+                keep: false,
+            },
             file,
-            encoder: encoder.map_err(|source| TraceError::native(path, source))?,
-            bytes,
-            written: 0,
         })
     }
 
@@ -120,6 +140,17 @@ impl Output {
     pub(super) const fn so_far(&self) -> (&End, u64) {
         let bytes = self.written + self.bytes.len() as u64;
         (self.encoder.so_far(), bytes)
+    }
+
+    /// Writes what was collected.
+    pub(super) fn flush(&mut self) -> Result<(), TraceError> {
+        self.encode(Encoder::flush)?;
+        self.write()
+    }
+
+    /// The file stays as it is if the trace can't be ended.
+    pub(super) const fn keep(&mut self) {
+        self.part.keep = true;
     }
 
     fn write(&mut self) -> Result<(), TraceError> {

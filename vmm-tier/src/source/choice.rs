@@ -8,7 +8,7 @@ use tier_sys::sysroot::SysRoot;
 use super::{
     Opener, damon,
     guest::{self, GuestAddress, ParseGuestAddressError},
-    host_faults, ibs, kvm_faults, pebs,
+    host_faults, ibs, kvm_faults, pebs, replay,
 };
 
 /// A source that the operator named.
@@ -22,6 +22,8 @@ pub(crate) enum Wanted {
     Guest(GuestAddress),
     KvmFaults,
     HostFaults,
+    /// A recording of another source.
+    Replay(PathBuf),
 }
 
 /// Why a text names no source.
@@ -29,7 +31,7 @@ pub(crate) enum Wanted {
 pub(crate) enum ParseSourceError {
     #[error(
         "source '{0}' is not known; there is: auto, damon, ibs, ibs=FILE, pebs, kvm-faults, host-faults, guest=SOCKET, \
-         guest=vsock:CID:PORT; several are joined by commas"
+         guest=vsock:CID:PORT, replay=FILE; several are joined by commas"
     )]
     Unknown(String),
     #[error(transparent)]
@@ -61,6 +63,9 @@ impl FromStr for SourceChoice {
                 word => match word.split_once('=') {
                     Some(("ibs", path)) if !path.is_empty() => {
                         choice.add(Wanted::IbsFile(PathBuf::from(path)));
+                    }
+                    Some(("replay", path)) if !path.is_empty() => {
+                        choice.add(Wanted::Replay(PathBuf::from(path)));
                     }
                     Some(("guest", address)) => choice.add(Wanted::Guest(address.parse()?)),
                     _ => return Err(ParseSourceError::Unknown(word.to_owned())),
@@ -119,6 +124,7 @@ impl Wanted {
             Self::Guest(_) => SourceKind::Guest,
             Self::KvmFaults => SourceKind::KvmFaults,
             Self::HostFaults => SourceKind::HostFaults,
+            Self::Replay(_) => SourceKind::Replay,
         }
     }
 
@@ -131,6 +137,7 @@ impl Wanted {
             Self::Guest(address) => Box::new(move |setup, map| guest::open(setup, map, &address)),
             Self::KvmFaults => Box::new(kvm_faults::open),
             Self::HostFaults => Box::new(host_faults::open),
+            Self::Replay(path) => replay::opener(path),
         }
     }
 }
@@ -157,9 +164,10 @@ mod tests {
 
     #[test]
     fn choice_when_several_are_named_has_each_once_and_in_order() {
-        let choice: SourceChoice = "guest=/run/a.sock, damon,guest=vsock:3:7000,ibs=/ring,auto"
-            .parse()
-            .unwrap();
+        let choice: SourceChoice =
+            "guest=/run/a.sock, damon,guest=vsock:3:7000,ibs=/ring,replay=/trace,auto"
+                .parse()
+                .unwrap();
         let root = SysRoot::at(std::path::Path::new("/nonexistent"));
         let kinds: Vec<_> = choice
             .candidates(&root, true)
@@ -168,7 +176,12 @@ mod tests {
             .collect();
         assert_eq!(
             kinds,
-            [SourceKind::Guest, SourceKind::Damon, SourceKind::Ibs]
+            [
+                SourceKind::Guest,
+                SourceKind::Damon,
+                SourceKind::Ibs,
+                SourceKind::Replay
+            ]
         );
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod ibs;
 pub(crate) mod kvm_faults;
 pub(crate) mod pebs;
 mod records;
+mod replay;
 pub(crate) mod thread;
 mod vcpus;
 

@@ -62,8 +62,20 @@ impl Saved {
     ) -> (Self, Wishes) {
         let mut saved = Self {
             path: run_dir.join("state").join(file::name_of(vm)),
-            vm: vm.to_owned(),
             is_named,
+            ..Self::nowhere(root, vm, pid)
+        };
+        file::remove_leftovers(root, &saved.path);
+        let wishes = saved.read();
+        (saved, wishes)
+    }
+
+    /// No file: for an agent that takes no commands.
+    pub(super) fn nowhere(root: &SysRoot, vm: &str, pid: u32) -> Self {
+        Self {
+            path: PathBuf::new(),
+            vm: vm.to_owned(),
+            is_named: true,
             qemu: Identity::of(root, pid),
             root: root.clone(),
             rival: None,
@@ -72,10 +84,7 @@ impl Saved {
             is_unsaved: false,
             written: None,
             restored: None,
-        };
-        file::remove_leftovers(root, &saved.path);
-        let wishes = saved.read();
-        (saved, wishes)
+        }
     }
 
     fn read(&mut self) -> Wishes {

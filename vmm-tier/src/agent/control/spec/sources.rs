@@ -8,8 +8,15 @@ use qmp::server::{
 use super::{needed, optional};
 
 /// `SourceKind`.
-pub(super) const KINDS: TypeSpec =
-    Enum(&["damon", "ibs", "pebs", "guest", "kvm-faults", "host-faults"]);
+pub(super) const KINDS: TypeSpec = Enum(&[
+    "damon",
+    "ibs",
+    "pebs",
+    "guest",
+    "kvm-faults",
+    "host-faults",
+    "replay",
+]);
 
 const KIND: MemberSpec = needed("kind", KINDS, "what it is");
 const SAMPLES: MemberSpec = needed("samples", Uint, "records that came out of it");
