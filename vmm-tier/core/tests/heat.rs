@@ -100,6 +100,29 @@ proptest! {
     }
 
     #[test]
+    fn count_when_its_page_rests_within_the_horizon_is_exact_decay(
+        samples in proptest::collection::vec((0..2_000u64, 0.5..30.0f32), 1..60),
+        rest_ms in 0..60_000u64,
+        placement in prop_oneof![Just(Placement::Fast), Just(Placement::Slow)],
+    ) {
+        // 60 half-lives of 1 s; after 62 a count may be forgotten.
+        let mut heap = DualHeap::new(2, Duration::from_secs(1)).unwrap();
+        heap.place_run(0..2, placement);
+        let (mut now, mut exact) = (Time(0), 0.0f64);
+        for (ms, weight) in samples {
+            now = now + Duration::from_millis(ms);
+            exact = exact * (-(ms as f64) / 1e3).exp2() + f64::from(weight);
+            heap.sample_batch(now, &[PageId(1)], weight);
+        }
+        now = now + Duration::from_millis(rest_ms);
+        exact *= (-(rest_ms as f64) / 1e3).exp2();
+        // Another page's sample moves the landmark if that is due.
+        heap.sample(now, PageId(0), 1.0);
+        let count = heap.count(PageId(1), now);
+        prop_assert!((count - exact).abs() <= 1e-3 * exact, "{count} is not {exact}");
+    }
+
+    #[test]
     fn keys_when_the_landmark_moves_keep_their_order_and_value(
         a in 1e-30..1e30f32, b in 1e-30..1e30f32, halves in 64..200u32,
     ) {
@@ -109,7 +132,7 @@ proptest! {
         let before = (decay.value(a, now), decay.value(b, now));
         let moved = decay.shift(now).unwrap();
         let (a2, b2) = (Decay::shifted(a, moved), Decay::shifted(b, moved));
-        // A key that would be subnormal is forgotten; any other is exact, so the order is too.
+        // A key below the least is forgotten; any other is exact, so the order is too.
         if a2 > 0.0 && b2 > 0.0 {
             prop_assert_eq!(a.total_cmp(&b), a2.total_cmp(&b2));
             prop_assert_eq!(before, (decay.value(a2, now), decay.value(b2, now)));

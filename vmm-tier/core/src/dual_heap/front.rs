@@ -1,12 +1,12 @@
 //! The pages of a tier that may be taken next: those ahead of a bound.
 //!
 //! Of millions of pages only the foremost is ever taken, so only the foremost few are kept in order. A
-//! tier has a *front*: a bound, and a heap of the pages whose keys are ahead of it, which is above it in
-//! the slow tier, where the greatest is wanted, and below it in the fast tier, where the least is. A sample
-//! of any other page changes that page's word and nothing else.
+//! tier has a *front*: a bound, and the pages whose keys are ahead of it, which is above it in the slow tier,
+//! where the greatest is wanted, and below it in the fast tier, where the least is. A sample of any other
+//! page changes that page's word and nothing else.
 //!
 //! A front that is full is cut to a quarter, and its bound moves to the last key that was kept. For one
-//! that is empty, all pages are looked at and the foremost go in. Either costs little for each page
+//! that is used up, all pages are looked at and the foremost go in. Either costs little for each page
 //! that went in or out in between.
 
 use std::cmp::Ordering;

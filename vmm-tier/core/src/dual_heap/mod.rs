@@ -2,14 +2,19 @@
 //! of the fast tier are always at hand.
 //!
 //! ```text
-//!              sample: key += w · 2^((t−L)/H)
-//!                 │
-//!   slow tier     ▼                                    fast tier
-//!   ┌─ heap, greatest on top ─┐    exchange    ┌─ never sampled: bitmap and cursor ─┐  coldest
-//!   │  indexed, sifts up      │ ◄───────────►  ├─ heap, least on top, lazy ─────────┤     │
-//!   └─ never sampled: nothing ┘                └────────────────────────────────────┘  hottest
-//!        └──────────── aside: in flight · cooling down · excluded · pinned ───┘
+//!                        sample: key += w · 2^((t−L)/H)
+//!                           │
+//!   slow tier               ▼                          fast tier
+//!   ┌─ front: a heap, newcomers ────┐    exchange    ┌─ never sampled: bitmap, cursor ─┐  coldest
+//!   │  the greatest is known        │ ◄───────────►  ├─ front: a heap, lazy ───────────┤     │
+//!   ├─ other sampled pages ─────────┤                │  the least is found             │     │
+//!   ├─ never sampled ───────────────┤                ├─ other sampled pages ───────────┤     ▼
+//!   └───────────────────────────────┘                └─────────────────────────────────┘  hottest
+//!                      aside: in flight · cooling down · excluded · pinned
 //! ```
+//!
+//! Only the fronts are in order, some thousand pages of however many; all that a sample changes for other
+//! pages is one word of 4 bytes, which holds the key. That word is all the memory they take.
 //!
 //! A page is in exactly one of these places. Heat is a count under [forward decay](crate::heat), so
 //! ageing never touches a page. The structure believes what it is told about placement
