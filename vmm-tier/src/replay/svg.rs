@@ -3,7 +3,7 @@
 use plotters::{
     prelude::{
         ChartBuilder, Circle, DashedLineSeries, DrawingAreaErrorKind, IntoDrawingArea as _,
-        LineSeries, PathElement, RGBColor, SVGBackend, SeriesLabelPosition, WHITE,
+        LineSeries, PathElement, RGBColor, SVGBackend, Text, WHITE,
     },
     style::{BLACK, Color as _, ShapeStyle},
 };
@@ -17,6 +17,10 @@ use crate::size::human;
 /// Pixels of one trace's picture.
 const WIDTH: u32 = 760;
 const HEIGHT: u32 = 460;
+/// The part at the right with the policies' names: where it begins, and a row of it.
+const LEGEND: u32 = 120;
+const LEGEND_TOP: i32 = 50;
+const LEGEND_ROW: i32 = 20;
 /// Pictures that stand beside each other.
 const COLUMNS: usize = 2;
 /// Tableau's ten colours (Maureen Stone, 2016), which people tell apart well, and two greys.
@@ -85,7 +89,8 @@ fn draw_trace(
     let points = || curves.iter().flat_map(|curve| &curve.points).map(percent);
     let most = points().map(|point| point.0).fold(1.0, f64::max);
     let title = format!("{} ({})", trace.trace, human(trace.guest_bytes));
-    let mut chart = ChartBuilder::on(area)
+    let (plot, legend) = area.split_horizontally(WIDTH - LEGEND);
+    let mut chart = ChartBuilder::on(&plot)
         .caption(title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(40)
@@ -106,23 +111,22 @@ fn draw_trace(
         4,
         ShapeStyle::from(&BLACK.mix(0.5)),
     ))?;
-    for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
+    // What is drawn last is on top: the policy that is listed first.
+    let coloured: Vec<_> = curves.iter().zip(COLOURS.iter().cycle()).collect();
+    for &(curve, colour) in coloured.iter().rev() {
         let points: Vec<(f64, f64)> = curve.points.iter().map(percent).collect();
-        chart
-            .draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?
-            .label(curve.policy)
-            .legend(move |(x, y)| {
-                PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(2))
-            });
+        chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
         let dots = points
             .into_iter()
             .map(|point| Circle::new(point, 3, colour.filled()));
         chart.draw_series(dots)?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.8))
-        .draw()?;
+    for (row, &(curve, colour)) in (0..).zip(&coloured) {
+        let y = LEGEND_TOP + LEGEND_ROW * row;
+        let line = vec![(4, y), (24, y)];
+        legend.draw(&PathElement::new(line, colour.stroke_width(2)))?;
+        let at = (30, y - 6);
+        legend.draw(&Text::new(curve.policy, at, ("sans-serif", 13)))?;
+    }
     Ok(())
 }
