@@ -128,15 +128,15 @@ pub(crate) struct RecordArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["qmp", "time", "source", "config"])]
     pub(crate) import: Option<PathBuf>,
     /// The imported file's format: auto, native, csv, lackey
-    #[arg(long, default_value_t, requires = "import")]
+    #[arg(long, default_value_t, conflicts_with = "qmp")]
     pub(crate) format: Format,
     /// Time that each data access takes where the imported file has no clock
     #[arg(
         long, value_name = "DURATION", default_value = "1us", value_parser = duration::parse,
-        requires = "import"
+        conflicts_with = "qmp"
     )]
     pub(crate) step: Duration,
     /// Keep what is whole of a recording that was cut
-    #[arg(long, requires = "import")]
+    #[arg(long, conflicts_with = "qmp")]
     pub(crate) partial: bool,
 }

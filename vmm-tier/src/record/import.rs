@@ -75,8 +75,9 @@ impl Import<'_> {
                 notes += &format!("; {count} {what} passed over");
             }
         }
-        if let Some(error) = file.cut() {
-            notes += &format!("; {error}");
+        if file.cut().is_some() {
+            let at = file.position();
+            notes += &format!("; it was cut: what is whole up to byte {at} is kept");
         }
         Ok((end, bytes, notes))
     }

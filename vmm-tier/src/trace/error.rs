@@ -23,6 +23,12 @@ pub(crate) enum TraceError {
         path: PathBuf,
         source: tier_core::trace::TraceError,
     },
+    #[error(
+        "trace {0} does not end at byte {bytes} as whole ones do: it was cut, its recording was killed, or something \
+         was added; 'vmm-tier record --import {0} --partial --output OUT' keeps what is whole",
+        path.display()
+    )]
+    NoEnd { path: PathBuf, bytes: u64 },
     #[error("trace {} has {bytes} bytes and no access in it: see how it was made", path.display())]
     NoAccess { path: PathBuf, bytes: u64 },
     #[error(

@@ -232,10 +232,10 @@ impl Native {
         match found {
             Some(end) => Ok(Some(end)),
             None if self.partial => Ok(None),
-            None => {
-                let source = trace::TraceError::Truncated { offset: bytes };
-                Err(TraceError::native(&self.path, source))
-            }
+            None => Err(TraceError::NoEnd {
+                path: self.path.clone(),
+                bytes,
+            }),
         }
     }
 }

@@ -174,7 +174,7 @@ fn native_when_it_was_cut_is_refused_or_read_as_far_as_it_is_whole() {
     let cut = &bytes[..bytes.len() - 1];
     let error = error_of(cut);
     assert!(
-        error.contains(&format!("ends at byte {}", cut.len())),
+        error.contains(&format!("does not end at byte {}", cut.len())),
         "{error}"
     );
     let path = file(&folder, cut);

@@ -1,0 +1,450 @@
+//! Traces as users make them: imports of every kind and recordings of a guest, through the command line. "The
+//! guest" is this process's own memory.
+
+mod played;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use played::{Agent, FOR_EVER, MIB, Qemu};
+use tempfile::TempDir;
+use tier_core::{
+    replay::Access,
+    sample::{AccessKind, SampleAccount, SourceKind},
+    time::Time,
+    trace::{BatchEnd, Block, Decoder, Encoder, Event, Found, Header, Origin, TraceRange},
+};
+
+fn record() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmm-tier"));
+    command.arg("record");
+    command
+}
+
+fn import(file: &Path, output: &Path, more: &[&str]) -> Output {
+    let mut command = record();
+    command
+        .arg("--import")
+        .arg(file)
+        .arg("--output")
+        .arg(output);
+    command.args(more).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What a trace says, as far as it is whole.
+#[derive(Debug, Default)]
+struct Trace {
+    header: Option<Header>,
+    accesses: Vec<Access>,
+    batches: Vec<BatchEnd>,
+    is_whole: bool,
+}
+
+fn read(path: &Path) -> Trace {
+    let bytes = fs::read(path).unwrap_or_default();
+    let (mut decoder, mut block) = (Decoder::new(), Block::default());
+    let mut trace = Trace::default();
+    let mut rest = bytes.as_slice();
+    while decoder.wants() > 0 {
+        let Some((taken, behind)) = rest.split_at_checked(decoder.wants()) else {
+            return trace;
+        };
+        rest = behind;
+        match decoder.take(taken, &mut block).unwrap() {
+            Found::Header(header) => trace.header = Some(header),
+            Found::Block => {
+                trace.accesses.extend(&block.accesses);
+                trace
+                    .batches
+                    .extend(block.events.drain(..).filter_map(|(_, event)| match event {
+                        Event::Batch(batch) => Some(batch),
+                        Event::Mark(_) => None,
+                    }));
+            }
+            Found::Done => trace.is_whole = rest.is_empty(),
+            _ => {}
+        }
+    }
+    trace
+}
+
+/// A recording of 64 hot pages of a guest of 32 MiB: a batch each 100 ms.
+fn recording(folder: &TempDir, batches: u64, span: Duration) -> PathBuf {
+    let path = folder.path().join("recording");
+    let header = Header {
+        origin: Origin::Source(SourceKind::Ibs),
+        period: 4093,
+        ranges: vec![TraceRange {
+            gpa: MIB,
+            len: 31 * MIB,
+            page_size: 4096,
+        }],
+        ..Header::import("", "earlier")
+    };
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&header, &mut bytes).unwrap();
+    for batch in 1..=batches {
+        let end = Time(batch * u64::try_from(span.as_nanos()).unwrap());
+        for page in 0..64 {
+            let access = Access {
+                at: end,
+                address: 2 * MIB + page * 65_536 + batch,
+                len: 1,
+                weight: 1,
+                kind: AccessKind::Store,
+            };
+            encoder.access(&access, &mut bytes).unwrap();
+        }
+        let batch = BatchEnd {
+            source: SourceKind::Ibs,
+            end,
+            span,
+            tests: 0,
+            period: 4093,
+            settled: true,
+            account: SampleAccount {
+                lost: 1,
+                ..SampleAccount::default()
+            },
+        };
+        encoder.batch(batch, &mut bytes).unwrap();
+    }
+    encoder.finish(&mut bytes).unwrap();
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+const SPAN: Duration = Duration::from_millis(100);
+
+#[test]
+fn samples_of_real_programs_when_imported_are_all_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    for name in ["database", "compressor", "interpreter"] {
+        let text = data.join(format!("{name}.lackey"));
+        let output = folder.path().join(name);
+        let done = import(&text, &output, &["--name", name, "--step", "2us"]);
+        assert!(done.status.success(), "{}", stderr(&done));
+        let lines = fs::read_to_string(&text).unwrap();
+        let expected: Vec<_> = lines
+            .lines()
+            .filter_map(|line| {
+                let (kind, rest) = line.split_at_checked(3)?;
+                let kind = match kind {
+                    " L " => AccessKind::Load,
+                    " S " | " M " => AccessKind::Store,
+                    _ => return None,
+                };
+                let (address, _) = rest.split_once(',').unwrap();
+                Some((u64::from_str_radix(address, 16).unwrap(), kind))
+            })
+            .collect();
+        let trace = read(&output);
+        let found: Vec<_> = trace.accesses.iter().map(|a| (a.address, a.kind)).collect();
+        assert_eq!(found, expected);
+        assert!(trace.is_whole && expected.len() > 700, "{}", expected.len());
+        let last = trace.accesses.last().unwrap().at;
+        assert_eq!(last, Time((expected.len() as u64 - 1) * 2000));
+        assert_eq!(trace.header.unwrap().name, name);
+        let summary = format!("{} accesses of a trace in format lackey", expected.len());
+        assert!(stdout(&done).contains(&summary), "{}", stdout(&done));
+
+        let again = folder.path().join(format!("{name}.again"));
+        assert!(import(&output, &again, &[]).status.success());
+        assert_eq!(fs::read(&again).unwrap(), fs::read(&output).unwrap());
+    }
+}
+
+#[test]
+fn file_when_it_is_no_trace_is_refused_with_its_place_and_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = fs::read(recording(&folder, 20, SPAN)).unwrap();
+    let flipped = {
+        let mut bytes = good.clone();
+        bytes[200] ^= 0x10;
+        bytes
+    };
+    let newer = {
+        let mut bytes = good.clone();
+        bytes[8] = 9;
+        bytes
+    };
+    let trailing = [&good[..], b"x"].concat();
+    let cases: &[(&[u8], &str)] = &[
+        (b"", "has no bytes"),
+        (b"\x7fELF", "of no format that is known"),
+        (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+        (
+            b"0,4096,load\n1,0xz,load\n",
+            "line 2 (byte 12): '0xz' is no address",
+        ),
+        (b"5,4096\n4,4096\n", "line 2 (byte 7): time goes back"),
+        (b"# nothing\n0,4096,jump\n", "of no format that is known"),
+        (b"==1== Lackey\n L 10,8\n L x,8\n", "line 3 (byte 21)"),
+        (b"==1== Lackey\nI  10,8\n", "no access in it"),
+        (&good[..good.len() / 2], "does not end at byte"),
+        (&good[..5], "ends at byte 5"),
+        (&flipped, "damaged at byte"),
+        (&newer, "version 9 of the format (byte 8)"),
+        (&trailing, "or something was added"),
+    ];
+    for (bytes, part) in cases {
+        let file = folder.path().join("bad");
+        fs::write(&file, bytes).unwrap();
+        let output = folder.path().join("out");
+        let done = import(&file, &output, &[]);
+        let text = stderr(&done);
+        assert_eq!(done.status.code(), Some(1), "{text}");
+        assert!(text.contains(part), "{part}: {text}");
+        assert!(text.contains("bad") && text.lines().count() == 1, "{text}");
+        assert!(!output.exists() && !folder.path().join("out.part").exists());
+    }
+    let missing = import(
+        Path::new("/nonexistent/trace"),
+        &folder.path().join("out"),
+        &[],
+    );
+    assert!(stderr(&missing).contains("/nonexistent/trace can't be opened"));
+    let own_folder = import(folder.path(), &folder.path().join("out"), &[]);
+    assert!(stderr(&own_folder).contains("is a folder"));
+}
+
+#[test]
+fn output_when_it_exists_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text");
+    fs::write(&text, "0,4096,load\n").unwrap();
+    for (name, part) in [
+        ("out", "out exists: remove it"),
+        ("out.part", "one was killed"),
+    ] {
+        let existing = folder.path().join(name);
+        fs::write(&existing, "precious").unwrap();
+        let done = import(&text, &folder.path().join("out"), &[]);
+        assert!(stderr(&done).contains(part), "{}", stderr(&done));
+        assert_eq!(fs::read_to_string(&existing).unwrap(), "precious");
+        fs::remove_file(&existing).unwrap();
+    }
+}
+
+#[test]
+fn arguments_when_they_contradict_each_other_are_refused() {
+    for (arguments, part) in [
+        (&["--output", "x"][..], "--qmp"),
+        (&["--output", "x", "--import", "y", "--for", "3s"], "--for"),
+        (&["--output", "x", "--qmp", "y", "--partial"], "--partial"),
+        (
+            &["--output", "x", "--import", "y", "--format", "vcd"],
+            "auto, native, csv, lackey",
+        ),
+        (
+            &["--output", "x", "--qmp", "y", "--for", "soon"],
+            "'soon' is no duration",
+        ),
+    ] {
+        let done = record().args(arguments).output().unwrap();
+        assert_eq!(done.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&done).contains(part), "{}", stderr(&done));
+    }
+}
+
+/// A running `vmm-tier record`; killed if a test fails.
+struct Recorder(Child);
+
+impl Recorder {
+    fn start(folder: &TempDir, output: &Path, source: &Path, more: &[&str]) -> Self {
+        let config = folder.path().join("config.toml");
+        let run_dir = folder.path().join("run");
+        fs::write(&config, format!("run-dir = '{}'\n", run_dir.display())).unwrap();
+        let child = record()
+            .arg("--qmp")
+            .arg(folder.path().join("qmp"))
+            .arg("--config")
+            .arg(&config)
+            .arg("--output")
+            .arg(output)
+            .arg("--source")
+            .arg(format!("replay={}", source.display()))
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Waits until so many accesses stand in the unfinished file.
+    fn wait_for(&mut self, part: &Path, accesses: usize) {
+        let started = Instant::now();
+        while read(part).accesses.len() < accesses {
+            assert!(started.elapsed() < FOR_EVER, "they never came");
+            assert_eq!(self.0.try_wait().unwrap(), None, "it ended");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    fn ended(mut self) -> (Option<i32>, String, String) {
+        use std::io::Read as _;
+        let (mut out, mut err) = (String::new(), String::new());
+        self.0
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut out)
+            .unwrap();
+        self.0
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut err)
+            .unwrap();
+        (self.0.wait().unwrap().code(), out, err)
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // Fails for one that has ended, as it should.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn places(accesses: &[Access]) -> Vec<(u64, u64, u32, AccessKind)> {
+    let place = |a: &Access| (a.address, a.len, a.weight, a.kind);
+    accesses.iter().map(place).collect()
+}
+
+#[test]
+fn guest_when_recorded_until_told_to_end_is_a_whole_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let qemu = Qemu::new();
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let source = recording(&folder, 20, SPAN);
+    let output = folder.path().join("out");
+    let part = folder.path().join("out.part");
+    let mut recorder = Recorder::start(&folder, &output, &source, &["--name", "mine"]);
+    recorder.wait_for(&part, 20 * 64);
+    recorder.terminate();
+    let (code, said, log) = recorder.ended();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(said.contains("1280 accesses in 20 batches"), "{said}");
+    assert!(said.contains("20 lost"), "{said}");
+
+    let (before, after) = (read(&source), read(&output));
+    assert!(after.is_whole && !part.exists());
+    assert_eq!(places(&after.accesses), places(&before.accesses));
+    assert!(after.accesses.is_sorted_by_key(|access| access.at));
+    let header = after.header.unwrap();
+    assert_eq!(header.name, "mine");
+    assert_eq!(
+        (header.origin, header.period),
+        (Origin::Source(SourceKind::Replay), 4093)
+    );
+    assert_eq!(header.ranges, before.header.unwrap().ranges);
+    assert!(header.started > 1_700_000_000);
+    for batch in &after.batches {
+        assert_eq!(
+            (batch.span, batch.period, batch.account.lost),
+            (SPAN, 4093, 1)
+        );
+    }
+}
+
+#[test]
+fn recorder_when_killed_leaves_what_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let qemu = Qemu::new();
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let source = recording(&folder, 20, SPAN);
+    let output = folder.path().join("out");
+    let part = folder.path().join("out.part");
+    let mut recorder = Recorder::start(&folder, &output, &source, &[]);
+    recorder.wait_for(&part, 64);
+    drop(recorder);
+    assert!(!output.exists());
+
+    let whole = folder.path().join("whole");
+    let refused = import(&part, &whole, &[]);
+    assert!(
+        stderr(&refused).contains("--partial"),
+        "{}",
+        stderr(&refused)
+    );
+    let saved = import(&part, &whole, &["--partial"]);
+    assert!(saved.status.success(), "{}", stderr(&saved));
+    assert!(
+        stdout(&saved).contains("it was cut: what is whole"),
+        "{}",
+        stdout(&saved)
+    );
+    let (kept, whole) = (read(&part), read(&whole));
+    assert!(whole.is_whole && whole.accesses.len() >= 64);
+    assert_eq!(
+        (whole.accesses, whole.batches),
+        (kept.accesses, kept.batches)
+    );
+}
+
+#[test]
+fn recorder_when_nothing_comes_in_its_time_says_so_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let qemu = Qemu::new();
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let source = recording(&folder, 1, Duration::from_secs(3600));
+    let output = folder.path().join("out");
+    let recorder = Recorder::start(&folder, &output, &source, &["--for", "300ms"]);
+    let (code, said, log) = recorder.ended();
+    assert_eq!((code, said.as_str()), (Some(1), ""), "{log}");
+    assert!(log.contains("nothing was recorded"), "{log}");
+    assert!(!output.exists() && !folder.path().join("out.part").exists());
+}
+
+#[test]
+fn agent_when_a_recording_is_its_source_believes_it() {
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let qemu = Qemu::new();
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let source = recording(&folder, 100, SPAN);
+    let more = format!("[source]\nkind = 'replay={}'\n", source.display());
+    let mut agent = Agent::start_in(Arc::clone(&folder), &more);
+    let reply = agent.ask_until(|reply| reply["source"]["accepted"].as_u64() >= Some(1000));
+    assert_eq!(reply["source"]["kind"], "replay");
+    assert!(reply["source"]["lost"].as_u64() >= Some(10), "{reply}");
+    let label = reply["sources"][0]["label"].as_str().unwrap();
+    assert!(label.starts_with("a recording of ibs from "), "{label}");
+}
+
+#[test]
+fn agent_when_its_recording_is_none_does_not_start() {
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let qemu = Qemu::new();
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let text = folder.path().join("text");
+    fs::write(&text, "0,4096,load\n").unwrap();
+    let more = format!("[source]\nkind = 'replay={}'\n", text.display());
+    let mut agent = Agent::start_in(Arc::clone(&folder), &more);
+    assert_eq!(agent.ended().code(), Some(1));
+    let log = agent.log();
+    assert!(log.contains("replay was asked for as a source"), "{log}");
+    assert!(log.contains("a trace of a program (csv)"), "{log}");
+}
