@@ -144,7 +144,7 @@ fn sample(c: &mut Criterion, figures: &Figures) {
     group.finish();
 }
 
-fn sample_run(c: &mut Criterion) {
+fn sample_run(c: &mut Criterion, figures: &Figures) {
     let mut group = c.benchmark_group("sample-run");
     for len in [64u32, 4096, 1 << 18] {
         group.throughput(Throughput::Elements(u64::from(len)));
@@ -154,10 +154,10 @@ fn sample_run(c: &mut Criterion) {
             heap.sample_run(now, run * len..(run + 1) * len, 1.0);
         }
         group.bench_function(BenchmarkId::new("dual-heap", len), |b| {
-            b.iter(|| {
+            figures.iter(b, "sample-run", "dual-heap", || {
                 now = now + STEP;
                 first = (first + 37 * len) % PAGES;
-                heap.sample_run(now, first..first + len, 3.0)
+                black_box(heap.sample_run(now, first..first + len, 3.0));
             });
         });
     }
@@ -197,7 +197,7 @@ fn main() {
         .configure_from_args();
     let figures = Figures::default();
     sample(&mut c, &figures);
-    sample_run(&mut c);
+    sample_run(&mut c, &figures);
     exchange(&mut c, &figures);
     figures.print_ratios();
     c.final_summary();
