@@ -16,6 +16,7 @@ pub mod pace;
 pub mod pages;
 pub mod period;
 pub mod policy;
+pub mod population;
 pub mod quota;
 pub mod random;
 pub mod replay;

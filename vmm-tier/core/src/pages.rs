@@ -151,6 +151,13 @@ impl PageIndex {
         Some(PageId(self.head_of(placed, frame)))
     }
 
+    /// The page that the frame of this number belongs to: its own, or the huge page that it is folded into.
+    #[must_use]
+    pub fn page_of_frame(&self, frame: u32) -> Option<PageId> {
+        let placed = self.span_of(frame)?;
+        Some(PageId(self.head_of(placed, frame)))
+    }
+
     /// Whether `id` is the head of a folded huge page.
     #[must_use]
     pub fn is_folded(&self, id: PageId) -> bool {

@@ -3,7 +3,11 @@
 use serde::Serialize;
 
 use super::{
-    VmEngine, VmState, history::PastMove, judge::Verdict, pin::PinStatus, plan::Candidate,
+    VmEngine, VmState,
+    history::PastMove,
+    judge::{Evidence, LEAST_DEVIATIONS, LEAST_TIMES, Verdict},
+    pin::PinStatus,
+    plan::Candidate,
 };
 use crate::{
     addr::{Gpa, Hva, NodeId, gpa_number},
@@ -287,16 +291,24 @@ impl VmEngine {
         otherwise: impl Fn() -> String,
     ) -> String {
         let Verdict {
-            z,
-            least_z,
+            evidence,
             gain_ns,
             cost_ns,
-            ..
+            pays_back,
         } = *verdict;
-        if !verdict.is_significant() {
-            return format!("{who_is_hotter} than {than} by z >= {least_z:.1}: now {z:.1}");
+        match evidence {
+            _ if evidence.suffices() => {}
+            Evidence::Tests { z, least_z } => {
+                return format!("{who_is_hotter} than {than} by z >= {least_z:.1}: now {z:.1}");
+            }
+            Evidence::Counts { times, z } => {
+                return format!(
+                    "{who_is_hotter} than {than}, {LEAST_TIMES} times as far as all pages' counts tell and by \
+                     z >= {LEAST_DEVIATIONS}: now {times:.1} times, z {z:.1}"
+                );
+            }
         }
-        if !verdict.pays_back {
+        if !pays_back {
             return format!(
                 "the gain in {} s reaches the cost: gain {:.0} µs, cost {:.0} µs",
                 self.settings.horizon.as_secs_f64(),

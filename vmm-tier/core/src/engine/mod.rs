@@ -9,11 +9,13 @@
 //!   Starting ──all pages looked up, source warm──► Running ◄──► Paused | GuestStopped | Blind | Detached
 //! ```
 
+mod census;
 mod check;
 mod cost;
 mod drain;
 mod explain;
 mod flights;
+mod forgetting;
 mod heatmap;
 mod history;
 mod judge;
@@ -46,8 +48,10 @@ pub use snapshot::{Planned, Snapshot, TierSnapshot, VmState};
 pub use sources::SourceStats;
 
 use self::{
+    census::Census,
     drain::Drain,
     flights::Flights,
+    forgetting::Forgetting,
     history::History,
     notices::Notices,
     pins::Pins,
@@ -159,6 +163,8 @@ pub struct VmEngine {
     flights: Flights,
     bytes: PlacedBytes,
     tally: SampleTally,
+    census: Census,
+    forgetting: Forgetting,
     totals: MoveTotals,
     sources: Sources,
     conditions: Conditions,
@@ -181,6 +187,8 @@ impl VmEngine {
             heap: DualHeap::new(0, settings.half_life)
                 .unwrap_or_else(|_| unreachable!("no pages are not too many")),
             tally: SampleTally::new(settings.half_life, now),
+            census: Census::default(),
+            forgetting: Forgetting::new(settings.half_life),
             conditions: Conditions {
                 operator_paused: false,
                 guest_stopped: false,
@@ -270,12 +278,14 @@ impl VmEngine {
             })
             .collect();
         let index = PageIndex::new(spans.iter().copied())?;
-        let heap = DualHeap::new(index.frames(), self.settings.half_life)
+        let heap = DualHeap::new(index.frames(), self.forgetting.half_life())
             .map_err(|_| PageIndexError::TooMany)?;
         self.carry_over(now, index, heap);
         self.scanner.reset(spans, now);
         self.flights.clear();
         self.history.clear();
+        self.census.clear();
+        self.forgetting.forget_pages();
         self.map = Some(map);
         self.apply_pins(now);
         self.look_for_changes();
@@ -303,6 +313,8 @@ impl VmEngine {
             Event::Tick => {}
         }
         self.heap.tick(now);
+        self.adapt_half_life(now);
+        self.take_census(now);
         actions.extend(self.scanner.next(now).map(Action::Scan));
         actions.extend(self.plan(now));
         self.look_for_changes();

@@ -95,12 +95,17 @@ impl VmEngine {
         };
         let weight = sample.weight * scale;
         let (heap, tally, index) = (&mut self.heap, &mut self.tally, &self.index);
+        let forgetting = &mut self.forgetting;
         let is_believed = self.sources.main == Some(source);
         index.for_runs(hva, sample.len, |Run { ids, share }| {
             if !(weight > 0.0 && weight.is_finite()) {
                 return;
             }
             let first = ids.start;
+            // A source that samples accesses names one page at a time.
+            if is_believed && ids.end - first == 1 {
+                forgetting.see(PageId(first), weight);
+            }
             let taken = heap.sample_run(at, ids.clone(), weight * share);
             for (tier, pages) in [(Tier::Fast, taken.fast), (Tier::Slow, taken.slow)] {
                 let tier = is_believed.then_some(tier);

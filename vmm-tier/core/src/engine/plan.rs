@@ -9,7 +9,7 @@ use super::{
     pins::Way,
 };
 use crate::{
-    addr::{NodeId, NodeSet},
+    addr::{BASE_PAGE, NodeId, NodeSet},
     dual_heap::{PageId, Placement},
     moves::{Direction, MoveBatch, Page},
     settings::Tier,
@@ -22,6 +22,13 @@ pub(super) struct Candidate {
     pub(super) id: PageId,
     pub(super) page: Page,
     pub(super) count: f64,
+}
+
+impl Candidate {
+    /// Accesses observed at all of the page (decayed).
+    pub(super) fn accesses(&self) -> f64 {
+        self.count * (self.page.bytes / BASE_PAGE).max(1) as f64
+    }
 }
 
 /// Why nothing could be demoted below the limit.

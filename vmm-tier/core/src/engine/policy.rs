@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::VmEngine;
+use super::{VmEngine, forgetting::Forgetting};
 use crate::{
     heat::{MAX_HALF_LIFE, MIN_HALF_LIFE},
     time::Time,
@@ -97,6 +97,7 @@ impl VmEngine {
         change.check()?;
         if let Some(half_life) = change.half_life {
             self.settings.half_life = half_life;
+            self.forgetting = Forgetting::new(half_life);
             self.heap.set_half_life(half_life, now);
             self.tally.set_half_life(half_life, now);
         }

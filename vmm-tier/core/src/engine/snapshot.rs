@@ -1,6 +1,6 @@
 //! What the engine tells the outside: one serialisable picture of a VM.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
@@ -128,10 +128,19 @@ impl VmEngine {
             VmState::Starting
         } else if self.sources.main.is_none() {
             VmState::Blind
-        } else if self.observed < self.settings.warm_up {
+        } else if self.observed < self.warm_up() {
             VmState::Starting
         } else {
             VmState::Running
+        }
+    }
+
+    /// How long a source must have watched: one that counts accesses says something with each of them, and what it
+    /// says is weighed (the census); one that tests pages must first find its regions and its pace.
+    fn warm_up(&self) -> Duration {
+        match self.tally.counts_accesses() {
+            true => self.settings.warm_up / 4,
+            false => self.settings.warm_up,
         }
     }
 

@@ -154,14 +154,9 @@ impl SampleTally {
         }
     }
 
-    /// How many standard deviations one page's decayed count lies above another's.
-    pub(super) fn significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
-        let looks = self.looks / self.decay.boost(now);
-        if looks > 0.0 {
-            exchange::share_significance(hot, cold, looks)
-        } else {
-            exchange::significance(hot, cold, self.plain_counts(now))
-        }
+    /// How many standard deviations one page's decayed count lies above another's, for a source that tests pages.
+    pub(super) fn share_significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
+        exchange::share_significance(hot, cold, self.looks / self.decay.boost(now))
     }
 
     /// Plain counts behind one decayed count of a source that counts accesses.
@@ -170,9 +165,14 @@ impl SampleTally {
         exchange::plain_counts(seconds, self.decay.half_life().as_secs_f64())
     }
 
-    /// Decayed counts on all pages together, of a source that counts accesses.
-    pub(super) fn counts(&self, now: Time) -> Option<f64> {
-        (self.looks <= 0.0).then(|| (self.fast + self.slow + self.others) / self.decay.boost(now))
+    /// Decayed counts on all pages together.
+    pub(super) fn counts(&self, now: Time) -> f64 {
+        (self.fast + self.slow + self.others) / self.decay.boost(now)
+    }
+
+    /// Whether the source counts accesses rather than testing pages.
+    pub(super) fn counts_accesses(&self) -> bool {
+        self.looks <= 0.0
     }
 
     pub(super) const fn coverage(&self) -> f64 {

@@ -109,8 +109,7 @@ impl Policy for DualHeaps {
         let since = match self.since {
             Some(since) => since,
             None => {
-                self.engine
-                    .step(seen.start, Event::Source(Some(SourceKind::Ibs)));
+                self.give(seen.start, Event::Source(Some(SourceKind::Ibs)), host);
                 self.since = Some(seen.start);
                 seen.start
             }
@@ -311,5 +310,78 @@ fn node_of(host: &Host, page: u32) -> NodeId {
     match host.tier(page) {
         Tier::Fast => FAST,
         Tier::Slow => SLOW,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        replay::{Conditions, Guest, Sample, Slice, guest::MemoryRange},
+        sample::AccessKind,
+    };
+
+    #[test]
+    fn engine_when_it_is_replayed_moves_what_is_hot_to_dram() {
+        // 16 MiB with 1 MiB of DRAM at its begin; the hot pages lie at the end.
+        let guest = Arc::new(Guest::uniform(1 << 32, 4096, 4096));
+        let mut host = Host::new(guest, 1 << 20, Conditions::default());
+        let mut policy = DualHeaps::new(&host, &PolicySetup::default());
+        for number in 0..500 {
+            let (start, end) = (Time(number * 10_000_000), Time((number + 1) * 10_000_000));
+            let slice = Slice {
+                start,
+                end,
+                period: 4093,
+                samples: (0..80)
+                    .map(|n| Sample {
+                        at: start,
+                        page: 4000 + n,
+                        weight: 1.0,
+                        kind: AccessKind::Load,
+                        luck: 0,
+                    })
+                    .collect(),
+                ..Slice::default()
+            };
+            host.enter(&slice);
+            let seen = Seen {
+                start,
+                end,
+                samples: &slice.samples,
+                lost: 0,
+                period: slice.period,
+                tests: 0,
+                touched: &[],
+            };
+            policy.step(&seen, &mut host);
+        }
+        assert!((4000..4080).all(|page| host.is_fast(page)));
+        assert_eq!(host.ledger().promoted_bytes, 80 * 4096);
+        assert_eq!(host.ledger().demoted_bytes, 80 * 4096);
+        let samples = policy.engine.snapshot().samples;
+        assert_eq!((samples.arrived, samples.accepted), (40_000, 40_000));
+    }
+
+    #[test]
+    fn places_when_page_sizes_are_mixed_have_one_block_for_each() {
+        let range = |address, len, page_bytes| MemoryRange {
+            address,
+            len,
+            page_bytes,
+        };
+        let guest = Guest::from_ranges(&[
+            range(0, 8192, 4096),
+            range(2 << 20, 4 << 20, 2 << 20),
+            range(8 << 20, 4096, 4096),
+        ]);
+        let places = Places::of(&guest.unwrap());
+        let map = places.map().unwrap();
+        assert_eq!(map.blocks().len(), 2);
+        for page in 0..5 {
+            let hva = places.hva(page).unwrap();
+            assert_eq!(places.page(hva).map(|(page, _)| page), Some(page));
+        }
+        assert_eq!(places.hva(5), None);
     }
 }

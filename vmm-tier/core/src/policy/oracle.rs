@@ -1,7 +1,7 @@
 //! The oracle: knows every access beforehand, and places pages best in each epoch.
 //!
 //! Two of them. `oracle-free` pays nothing for moves: in each epoch the pages with the most accesses a byte
-//! stand in DRAM. `oracle` pays for moves what all policies pay ([`assumed_cost_ns`]) and maximises
+//! stand in DRAM. `oracle` pays for moves what all policies pay ([`assumed_cost_ns`](crate::moves::assumed_cost_ns)) and maximises
 //! the time that accesses gain less the time that moves take: what an online policy can hope for.
 //!
 //! With x(p, e) = 1 for page p in DRAM in epoch e, c accesses, b bytes, Δ the difference of latencies and m
