@@ -9,7 +9,7 @@ use crate::{
     exchange,
     heat::Decay,
     moves::{Direction, Outcome, PageResult},
-    sample::SampleBatch,
+    sample::{DropReason, SampleBatch},
     settings::Tier,
     time::Time,
 };
@@ -72,8 +72,11 @@ pub(super) struct SampleTally {
     /// Seconds observed, decayed like counts: a count over it is a rate.
     seconds: f64,
     coverage: f64,
-    /// Accesses that a count stands for.
+    /// Accesses that a record stands for, as its source says.
     period: f64,
+    /// Records that came, and records that are known to be missing.
+    arrived: f64,
+    missing: f64,
 }
 
 impl SampleTally {
@@ -87,6 +90,8 @@ impl SampleTally {
             seconds: 0.0,
             coverage: 0.0,
             period: 1.0,
+            arrived: 0.0,
+            missing: 0.0,
         }
     }
 
@@ -120,8 +125,22 @@ impl SampleTally {
         };
         self.seconds += batch.span.as_secs_f64() * boost;
         self.period = batch.period.max(1) as f64;
+        let dropped = |reason| batch.account.dropped.get(&reason).copied().unwrap_or(0);
+        let missing =
+            batch.account.lost + dropped(DropReason::QueueFull) + dropped(DropReason::RateLimited);
+        self.arrived += batch.samples.len() as f64 * boost;
+        self.missing += missing as f64 * boost;
         // The last few batches count: a source that stops watching must be noticed soon.
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
+    }
+
+    /// Accesses that a count stands for: those of the source's period, and those of the records that are missing, which
+    /// would have counted too. The counts stay what they are, so less is certain.
+    fn accesses_a_count(&self) -> f64 {
+        match self.arrived > 0.0 {
+            true => self.period * (1.0 + self.missing / self.arrived),
+            false => self.period,
+        }
     }
 
     /// Accesses a second for a page of `bytes` bytes with this decayed count.
@@ -141,7 +160,7 @@ impl SampleTally {
     pub(super) fn rates(&self, now: Time) -> impl Fn(f64, u64) -> f64 {
         let unboost = self.decay.boost(now);
         let (looks, seconds) = (self.looks / unboost, self.seconds / unboost);
-        let period = self.period;
+        let period = self.accesses_a_count();
         move |count, bytes| {
             if seconds <= 0.0 {
                 return 0.0;
@@ -194,6 +213,8 @@ impl SampleTally {
             self.others *= factor;
             self.looks *= factor;
             self.seconds *= factor;
+            self.arrived *= factor;
+            self.missing *= factor;
         }
     }
 
@@ -232,5 +253,50 @@ impl MoveTotals {
             .filter(|result| result.outcome == Outcome::Moved);
         self.costs
             .learn(moved_pages.map(|result| result.page), cpu_time);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::Gpa,
+        sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SourceKind},
+    };
+
+    #[test]
+    fn rate_when_records_are_lost_counts_their_accesses_too() {
+        let rate_with = |lost: u64, full: u64| {
+            let mut account = SampleAccount {
+                lost,
+                ..SampleAccount::default()
+            };
+            account.drop_records(DropReason::QueueFull, full);
+            // A record that says nothing of the guest is none that is missing.
+            account.drop_records(DropReason::WrongMode, 1000);
+            let sample = AccessSample {
+                address: SampleAddress::Guest(Gpa(0)),
+                len: 1,
+                weight: 1.0,
+                kind: AccessKind::Load,
+            };
+            let batch = SampleBatch {
+                source: SourceKind::Ibs,
+                end: Time(1_000_000_000),
+                span: Duration::from_secs(1),
+                tests: 0,
+                period: 100,
+                settled: true,
+                map_generation: 1,
+                samples: vec![sample; 50],
+                account,
+            };
+            let mut tally = SampleTally::new(Duration::from_secs(10), Time(0));
+            tally.observe(&batch, batch.end, 1.0);
+            tally.rate(10.0, BASE_PAGE, batch.end)
+        };
+        assert!((rate_with(0, 0) - 1000.0).abs() < 1e-6);
+        assert!((rate_with(25, 0) - 1500.0).abs() < 1e-6);
+        assert!((rate_with(25, 25) - 2000.0).abs() < 1e-6);
     }
 }
