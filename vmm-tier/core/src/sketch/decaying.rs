@@ -78,7 +78,8 @@ pub struct SketchStats {
     pub landmark_moves: u64,
 }
 
-/// See the [module](self).
+/// Decayed counts of the pages that matter, in bounded memory: `HeavyKeeper` under forward decay. The head of its file says how
+/// and why.
 #[derive(Clone, Debug)]
 pub struct DecayingSketch {
     /// All of the first row, then all of the second.
