@@ -12,6 +12,12 @@ pub const BASE_PAGE: u64 = 4096;
 /// The size of a transparent huge page on `x86_64`.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
+/// Frames of 4 KiB in so many bytes, at least one.
+#[must_use]
+pub fn frames(bytes: u64) -> f64 {
+    (bytes / BASE_PAGE).max(1) as f64
+}
+
 /// Writes and reads a [`Gpa`] as a number, for `#[serde(with = "gpa_number")]`.
 pub mod gpa_number {
     use serde::{Deserialize, Deserializer, Serializer};

@@ -1,5 +1,8 @@
 //! Random numbers that follow from a seed: for models and generators, never for secrets.
 
+/// What the counter grows by: 2^64 over the golden ratio, made odd.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// The splitmix64 generator (Steele, Lea, Flood, OOPSLA 2014): a counter and a mixer. Its numbers don't wait
 /// for one another, so it costs about a nanosecond.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +20,28 @@ impl Random {
     /// The next number, uniform over all.
     #[inline]
     pub const fn draw(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.state = self.state.wrapping_add(STEP);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// Numbers that go on where `numbers` of them have been drawn.
+    #[must_use]
+    pub const fn after(seed: u64, numbers: u64) -> Self {
+        Self::new(seed.wrapping_add(numbers.wrapping_mul(STEP)))
+    }
+
+    /// A number in [0, 1).
+    #[inline]
+    pub const fn share(&mut self) -> f64 {
+        (self.draw() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// The least of so many numbers in [0, 1], at least one.
+    pub fn least_of(&mut self, numbers: u32) -> f64 {
+        1.0 - self.share().powf(1.0 / f64::from(numbers))
     }
 
     /// A number below `bound`, uniform but for `bound` in 2^64; 0 for a bound of 0.
@@ -33,7 +53,7 @@ impl Random {
     /// Whether something of this probability happens.
     #[inline]
     pub fn happens(&mut self, probability: f64) -> bool {
-        ((self.draw() >> 11) as f64) < probability * (1_u64 << 53) as f64
+        self.share() < probability
     }
 
     /// Puts items into a random order (Fisher and Yates).
@@ -54,6 +74,19 @@ pub const fn scaled(bits: u32, bound: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn draws_when_begun_later_are_those_that_would_have_come() {
+        let mut all = Random::new(7);
+        for drawn in 0..100 {
+            assert_eq!(Random::after(7, drawn).draw(), all.draw());
+        }
+        // Before the first one stands the seed itself.
+        assert_eq!(
+            Random::after(7, u64::MAX).share(),
+            Random::new(7_u64.wrapping_sub(STEP)).share()
+        );
+    }
 
     #[test]
     fn draws_when_seeded_alike_are_alike_and_else_differ() {

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{VmEngine, plan::Candidate};
-use crate::{addr::BASE_PAGE, dual_heap::Placement, population::Population, time::Time};
+use crate::{addr, dual_heap::Placement, population::Population, time::Time};
 
 /// How often pages are looked at. Heats change within half-lives, which are some seconds.
 const EVERY: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ impl VmEngine {
                 continue;
             }
             if let Some(page) = self.index.page(id) {
-                let counts = plain * self.heap.count(id, now) * frames_of(page.bytes);
+                let counts = plain * self.heap.count(id, now) * addr::frames(page.bytes);
                 by_page_bytes.entry(page.bytes).or_default().push(counts);
             }
         }
@@ -91,11 +91,7 @@ impl VmEngine {
 
     /// The decayed count that a page is expected to have on average, given its own and those of others.
     pub(super) fn expected_count(&self, page: &Candidate, now: Time) -> f64 {
-        let scale = self.tally.plain_counts(now) * frames_of(page.page.bytes);
+        let scale = self.tally.plain_counts(now) * addr::frames(page.page.bytes);
         self.census.expected(page.page.bytes, page.count * scale) / scale
     }
-}
-
-fn frames_of(bytes: u64) -> f64 {
-    (bytes / BASE_PAGE).max(1) as f64
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    addr::BASE_PAGE,
+    addr::frames,
     moves::{self, Page},
 };
 
@@ -55,14 +55,10 @@ impl MoveCosts {
     }
 }
 
-fn frames(bytes: u64) -> f64 {
-    (bytes / BASE_PAGE).max(1) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::{HUGE_PAGE, Hva};
+    use crate::addr::{BASE_PAGE, HUGE_PAGE, Hva};
 
     fn pages(bytes: u64, count: usize) -> impl Iterator<Item = Page> {
         std::iter::repeat_n(Page { hva: Hva(0), bytes }, count)

@@ -1,8 +1,8 @@
 //! How fast heats are forgotten: as fast as foretells best what comes.
 //!
 //! A long half-life knows steady pages better, from more samples; a short one follows a change sooner. Which is
-//! better shows in what comes: some pages are watched with several half-lives beside each other, and each second
-//! the counts of the next second are foretold from each. The half-life with the least squared error of late is
+//! better shows in what comes: some pages are watched with several half-lives beside each other, and every half second
+//! the counts of the next are foretold from each. The half-life with the least squared error of late is
 //! taken for all heats, as smoothing constants of forecasts are chosen (Brown, "Statistical forecasting for inventory
 //! control", 1959). Under forward decay a change of the half-life touches no page.
 //!
@@ -83,14 +83,9 @@ impl Forgetting {
     /// Takes note of `counts` accesses seen at a page.
     #[inline]
     pub(super) fn see(&mut self, page: PageId, counts: f32) {
-        if self.watches(page.0) {
+        if is_watched(page.0, self.rarity) {
             self.watched.entry(page.0).or_default().recent += f64::from(counts);
         }
-    }
-
-    fn watches(&self, page: u32) -> bool {
-        let spread = page.wrapping_mul(SPREAD);
-        spread.checked_shr(32 - self.rarity).unwrap_or(0) == 0
     }
 
     /// Compares what was foretold with what came, if that is due. Returns the half-life if it is another now.
@@ -116,8 +111,7 @@ impl Forgetting {
         while self.watched.len() > MOST_WATCHED && self.rarity < 31 {
             self.rarity += 1;
             let rarity = self.rarity;
-            self.watched
-                .retain(|page, _| page.wrapping_mul(SPREAD) >> (32 - rarity) == 0);
+            self.watched.retain(|&page, _| is_watched(page, rarity));
         }
         self.choose()
     }
@@ -158,6 +152,12 @@ impl Forgetting {
         }
         None
     }
+}
+
+/// Whether a page is the one in 2^`rarity` that is watched.
+fn is_watched(page: u32, rarity: u32) -> bool {
+    let spread = page.wrapping_mul(SPREAD);
+    spread.checked_shr(32 - rarity).unwrap_or(0) == 0
 }
 
 impl VmEngine {

@@ -9,7 +9,7 @@ use super::{
     pins::Way,
 };
 use crate::{
-    addr::{BASE_PAGE, NodeId, NodeSet},
+    addr::{self, NodeId, NodeSet},
     dual_heap::{PageId, Placement},
     moves::{Direction, MoveBatch, Page},
     settings::Tier,
@@ -27,7 +27,7 @@ pub(super) struct Candidate {
 impl Candidate {
     /// Accesses observed at all of the page (decayed).
     pub(super) fn accesses(&self) -> f64 {
-        self.count * (self.page.bytes / BASE_PAGE).max(1) as f64
+        self.count * addr::frames(self.page.bytes)
     }
 }
 

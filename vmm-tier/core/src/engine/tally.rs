@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Planned, cost::MoveCosts};
 use crate::{
-    addr::BASE_PAGE,
+    addr,
     dual_heap::Placement,
     exchange,
     heat::Decay,
@@ -166,7 +166,7 @@ impl SampleTally {
                 return 0.0;
             }
             if looks <= 0.0 {
-                return count * period * (bytes / BASE_PAGE).max(1) as f64 / seconds;
+                return count * period * addr::frames(bytes) / seconds;
             }
             let share = count.min(looks) / (looks + 1.0);
             -(-share).ln_1p() * looks / seconds
@@ -260,7 +260,7 @@ impl MoveTotals {
 mod tests {
     use super::*;
     use crate::{
-        addr::Gpa,
+        addr::{BASE_PAGE, Gpa},
         sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SourceKind},
     };
 

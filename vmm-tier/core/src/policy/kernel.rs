@@ -33,10 +33,11 @@ use std::{sync::Arc, time::Duration};
 use super::{
     PolicySetup, Seen,
     lists::Lists,
-    parts::{ENOUGH_FAILURES, Random, placed},
+    parts::{ENOUGH_FAILURES, placed},
 };
 use crate::{
     moves::Outcome,
+    random::Random,
     replay::{Guest, Host, Touch},
     settings::Tier,
 };
@@ -197,7 +198,7 @@ impl Kernel {
             if marks & ARMED == 0 && !wanted(marks, stores) {
                 continue;
             }
-            let mut when = self.random.first_of(accesses.max(1)) as f32;
+            let mut when = self.random.least_of(accesses.max(1)) as f32;
             if marks & ARMED != 0 {
                 let fault = when + stretch.armed_at(page);
                 // Otherwise it was used before it was armed.

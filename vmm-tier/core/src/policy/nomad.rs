@@ -28,10 +28,9 @@ use std::collections::VecDeque;
 use super::{
     Policy, PolicySetup, Seen,
     kernel::{ARMED, Event, FAST_ACTIVE, FIRST_FREE_MARK, Kernel, SLOW_ACTIVE, TURN, turns},
-    parts::Random,
     tpp::DRAM_OVER_FREE,
 };
-use crate::{moves, moves::Outcome, replay::Host};
+use crate::{moves, moves::Outcome, random::Random, replay::Host};
 
 /// It has faulted and was not used again yet.
 const CANDIDATE: u8 = FIRST_FREE_MARK;
@@ -102,7 +101,7 @@ impl Nomad {
     /// Whether another use follows the fault in the same slice.
     fn is_used_again(&mut self, fault: &Event) -> bool {
         let others = fault.accesses.saturating_sub(1);
-        others > 0 && f64::from(fault.when) + self.random.first_of(others) <= 1.0
+        others > 0 && f64::from(fault.when) + self.random.least_of(others) <= 1.0
     }
 
     /// Promotes what is queued, for this share of the slice.

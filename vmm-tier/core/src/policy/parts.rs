@@ -1,4 +1,4 @@
-//! Small parts that several policies share: a timer and random numbers.
+//! Small parts that several policies share: a timer, and pages as they are placed.
 
 use std::time::Duration;
 
@@ -31,39 +31,6 @@ impl Timer {
             next
         });
         due
-    }
-}
-
-/// Random numbers that follow from a seed: splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In [0, 1).
-    pub(super) fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// The least of so many numbers in [0, 1], at least one.
-    pub(super) fn first_of(&mut self, numbers: u32) -> f64 {
-        1.0 - self.share().powf(1.0 / f64::from(numbers))
-    }
-
-    /// In 0 .. `count`, which is not 0.
-    pub(super) fn below(&mut self, count: usize) -> usize {
-        ((u128::from(self.next()) * count as u128) >> 64) as usize
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::{
     Policy, PolicySetup, Seen,
-    parts::{ENOUGH_FAILURES, Random, Timer, largest_page, placed},
+    parts::{ENOUGH_FAILURES, Timer, largest_page, placed},
 };
-use crate::{moves::Outcome, quota::TokenBucket, replay::Host, settings::Tier};
+use crate::{moves::Outcome, quota::TokenBucket, random::Random, replay::Host, settings::Tier};
 
 /// How often pages are exchanged.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -51,13 +51,13 @@ impl RandomExchange {
 
     /// Exchanges one slow page for as many fast ones as it takes. Whether all of it succeeded.
     fn exchange(&mut self, host: &mut Host) -> bool {
-        let chosen = self.random.below(self.slow.len());
+        let chosen = self.random.below(self.slow.len() as u64) as usize;
         let bytes = host.guest().page_bytes(self.slow[chosen]);
         while host.fast_free() < bytes {
             if self.fast.is_empty() {
                 return false;
             }
-            let victim = self.random.below(self.fast.len());
+            let victim = self.random.below(self.fast.len() as u64) as usize;
             if host.demote(self.fast[victim]) != Outcome::Moved {
                 return false;
             }

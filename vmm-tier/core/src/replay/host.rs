@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{Guest, Slice};
 use crate::{
     moves::{self, Outcome},
+    random::Random,
     settings::Tier,
     tiers::{ASSUMED_FAST_NS, ASSUMED_SLOW_NS},
     time::Time,
@@ -338,10 +339,7 @@ impl Host {
     }
 }
 
-/// A number in [0, 1) that follows from the seed and the number: splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
-fn chance(seed: u64, number: u64) -> f64 {
-    let mut z = seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+/// A number in [0, 1) that follows from the seed and the number.
+const fn chance(seed: u64, number: u64) -> f64 {
+    Random::after(seed, number.wrapping_sub(1)).share()
 }

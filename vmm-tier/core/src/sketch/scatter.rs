@@ -5,6 +5,8 @@
 //! Linear Probing", 1984). With a permutation in the place of a hash, line and remainder name the page
 //! exactly: no two pages are ever taken for one another, and an entry says whose it is.
 
+use crate::random::Random;
+
 /// Spreads the numbers below 2^bits over so many lines.
 #[derive(Clone, Debug)]
 pub(super) struct Scatter {
@@ -85,12 +87,9 @@ impl Scatter {
     }
 }
 
-/// splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
-pub(super) fn mix(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// A number that looks random and follows from the seed.
+pub(super) const fn mix(seed: u64) -> u64 {
+    Random::new(seed).draw()
 }
 
 fn odd(seed: u64) -> u32 {
