@@ -27,6 +27,9 @@ use crate::{
     config::{Config, Settings},
 };
 
+#[global_allocator]
+static ALLOCATOR: tier_sys::alloc::HugePages = tier_sys::alloc::HugePages;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -19,6 +19,10 @@ use tier_core::{
     time::Time,
 };
 
+/// That of the program.
+#[global_allocator]
+static ALLOCATOR: tier_sys::alloc::HugePages = tier_sys::alloc::HugePages;
+
 const HALF_LIFE: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(10);
 const BATCH: usize = 4096;

@@ -192,9 +192,13 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
         }
         Op::SampleBatch(ids, weight) => {
             let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
-            let tracked = heap.sample_batch(now, &batch, weight);
-            let known = ids.iter().filter(|id| model.pages.contains_key(id)).count();
-            assert_eq!(tracked, known);
+            let touched = heap.sample_batch(now, &batch, weight);
+            let among = |tier| {
+                let placed = ids.iter().filter_map(|id| model.pages.get(id));
+                placed.filter(|page| page.placement == tier).count() as u32
+            };
+            assert_eq!(touched.fast, among(Placement::Fast));
+            assert_eq!(touched.slow, among(Placement::Slow));
             for id in &ids {
                 if let Some(page) = model.pages.get_mut(id) {
                     page.count += f64::from(weight);

@@ -4,6 +4,7 @@
 //! are pure functions over text or bytes and hold against hostile input. Nothing here decides
 //! anything about tiers: that is `tier-core`'s.
 
+pub mod alloc;
 pub mod damon;
 pub mod hugetlb;
 pub mod inverse;

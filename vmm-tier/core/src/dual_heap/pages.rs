@@ -113,6 +113,12 @@ impl Pages {
         }
     }
 
+    /// All words.
+    #[inline]
+    pub(super) fn words(&self) -> &[u32] {
+        &self.words
+    }
+
     /// All words. Those of pages with a key may be given another key of the same tier, no others.
     #[inline]
     pub(super) fn words_mut(&mut self) -> &mut [u32] {

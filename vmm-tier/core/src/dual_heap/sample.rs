@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use prefetch_index::prefetch_index;
+
 use super::{
     DualHeap, PageId, Placement,
     front::Entry,
@@ -28,6 +30,14 @@ impl Touched {
     pub const fn pages(self) -> u32 {
         self.fast + self.slow
     }
+
+    fn count(&mut self, placement: Placement) {
+        match placement {
+            Placement::Untracked => {}
+            Placement::Fast => self.fast += 1,
+            Placement::Slow => self.slow += 1,
+        }
+    }
 }
 
 impl DualHeap {
@@ -35,48 +45,72 @@ impl DualHeap {
     /// Returns whether the page is tracked.
     pub fn sample(&mut self, now: Time, id: PageId, weight: f32) -> bool {
         let gain = self.gain(now, weight);
-        self.add(id.0, gain)
+        self.add(id.0, gain) != Placement::Untracked
     }
 
-    /// Adds `weight` events to each page, in one go; returns how many of them are tracked.
-    pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> usize {
+    /// Adds `weight` events to each page, in one go; returns how many of them are in each tier.
+    pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> Touched {
         let gain = self.gain(now, weight);
+        let mut touched = Touched::default();
         if gain == 0.0 {
-            let is_tracked = |id: &&PageId| self.pages.get(id.0) != Slot::Untracked;
-            return ids.iter().filter(is_tracked).count();
+            ids.iter()
+                .for_each(|id| touched.count(self.placement(id.0)));
+            return touched;
         }
-        ids.chunks(BLOCK)
-            .map(|block| self.sample_block(block, gain))
-            .sum()
+        // A sample is a cache miss of the page's word. Those of a block are asked for while the block before
+        // it is worked on, so that they overlap each other and the work.
+        let mut blocks = ids.chunks(BLOCK).peekable();
+        let mut ahead = blocks
+            .peek()
+            .map_or([NOWHERE; BLOCK], |first| self.read_ahead(first));
+        while let Some(block) = blocks.next() {
+            let indices = ahead;
+            if let Some(next) = blocks.peek() {
+                ahead = self.read_ahead(next);
+            }
+            self.sample_block(block, &indices, gain, &mut touched);
+        }
+        touched
     }
 
-    /// A sample is a cache miss or two, of the chunk's place and of the word. Each is asked for in a
-    /// loop of its own, so that the misses of all samples of a block overlap.
-    fn sample_block(&mut self, block: &[PageId], gain: f32) -> usize {
+    /// Asks for the words of a block's pages; returns where they are.
+    #[inline]
+    fn read_ahead(&self, block: &[PageId]) -> [usize; BLOCK] {
         let mut indices = [NOWHERE; BLOCK];
-        let indices = &mut indices[..block.len()];
         for (index, id) in indices.iter_mut().zip(block) {
             *index = self.pages.index(id.0);
+            prefetch_index(self.pages.words(), *index);
         }
+        indices
+    }
+
+    /// Adds to the pages of a block, whose words are at `indices`: samples move no words.
+    fn sample_block(
+        &mut self,
+        block: &[PageId],
+        indices: &[usize; BLOCK],
+        gain: f32,
+        touched: &mut Touched,
+    ) {
         let mark = self.slow.mark();
         let words = self.pages.words_mut();
-        std::hint::black_box(indices.iter().fold(0, |all, &index| all ^ words[index]));
-
         // Which of a block's samples fall on pages whose key is elsewhere, and which carry a slow page
         // above the mark, is told without a branch, which samples would take at random.
         let (mut keyed, mut other) = (Positions::default(), Positions::default());
-        for (position, &index) in indices.iter().enumerate() {
+        for (position, &index) in indices[..block.len()].iter().enumerate() {
             let is_keyed = key_of(words[index]).is_some();
             keyed.push_if(is_keyed, position);
             other.push_if(!is_keyed, position);
         }
         let (mut above, mut risen) = (Positions::default(), Positions::default());
+        let mut slow = 0;
         for position in keyed.iter() {
             let word = &mut words[indices[position]];
             let old = *word;
             if let Some(key) = key_of(old) {
                 *word = with_key(old, (key + gain).min(f32::MAX));
             }
+            slow += old >> 31;
             above.push_if(*word > mark, position);
             risen.push_if(*word > mark && old <= mark, position);
         }
@@ -89,10 +123,11 @@ impl DualHeap {
             }
         }
         self.slow.make_room(&self.pages);
-        let others = other
-            .iter()
-            .filter(|&position| self.add(block[position].0, gain));
-        keyed.len + others.count()
+        touched.slow += slow;
+        touched.fast += keyed.len as u32 - slow;
+        for position in other.iter() {
+            touched.count(self.add(block[position].0, gain));
+        }
     }
 
     /// Adds `weight` events seen at `now` to every tracked page of the run; returns how many there
@@ -122,11 +157,7 @@ impl DualHeap {
             }
             self.slow.make_room(&self.pages);
             for id in others.drain(..) {
-                match self.placement(id) {
-                    Placement::Fast => touched.fast += 1,
-                    _ => touched.slow += 1,
-                }
-                self.add(id, gain);
+                touched.count(self.add(id, gain));
             }
             first = next;
         }
@@ -170,17 +201,19 @@ impl DualHeap {
         }
     }
 
+    /// Adds to a page's key; returns where the page lies.
     #[inline]
-    fn add(&mut self, id: u32, gain: f32) -> bool {
+    fn add(&mut self, id: u32, gain: f32) -> Placement {
         let slot = self.pages.get(id);
         if slot == Slot::Untracked || gain == 0.0 {
-            return slot != Slot::Untracked;
+            return self.placement(id);
         }
         match slot {
-            Slot::Untracked => {}
+            Slot::Untracked => Placement::Untracked,
             Slot::Fast(key) => {
                 let key = (key + gain).min(f32::MAX);
                 self.pages.update(id, Slot::Fast(key));
+                Placement::Fast
             }
             Slot::Slow(old) => {
                 let was_above = slot.word() > self.slow.mark();
@@ -188,17 +221,28 @@ impl DualHeap {
                 self.pages.update(id, Slot::Slow(key));
                 self.slow.offer(Entry { key, id }, was_above);
                 self.slow.make_room(&self.pages);
+                Placement::Slow
             }
-            Slot::Front(index) => self.slow.grow(index, gain, &mut self.pages),
-            Slot::FastNever => self.give_key(id, Placement::Fast, gain),
-            Slot::SlowNever => self.give_key(id, Placement::Slow, gain),
-            Slot::Aside(index) => {
-                if let Some(held) = self.aside.get_mut(index) {
+            Slot::Front(index) => {
+                self.slow.grow(index, gain, &mut self.pages);
+                Placement::Slow
+            }
+            Slot::FastNever => {
+                self.give_key(id, Placement::Fast, gain);
+                Placement::Fast
+            }
+            Slot::SlowNever => {
+                self.give_key(id, Placement::Slow, gain);
+                Placement::Slow
+            }
+            Slot::Aside(index) => self
+                .aside
+                .get_mut(index)
+                .map_or(Placement::Untracked, |held| {
                     held.key = (held.key + gain).min(f32::MAX);
-                }
-            }
+                    held.placement
+                }),
         }
-        true
     }
 }
 
