@@ -2,23 +2,26 @@
 //! guest" is this process's own memory.
 
 mod played;
+#[path = "played/recorder.rs"]
+mod recorder;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     sync::Arc,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use played::{Agent, FOR_EVER, MIB, Qemu};
+use played::{Agent, MIB, Qemu};
+use recorder::{Recorder, read};
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tier_core::{
     replay::Access,
     sample::{AccessKind, SampleAccount, SourceKind},
     time::Time,
-    trace::{BatchEnd, Block, Decoder, Encoder, Event, Found, Header, Origin, TraceRange},
+    trace::{BatchEnd, Encoder, Header, Origin, TraceRange},
 };
 
 fn record() -> Command {
@@ -43,43 +46,6 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// What a trace says, as far as it is whole.
-#[derive(Debug, Default)]
-struct Trace {
-    header: Option<Header>,
-    accesses: Vec<Access>,
-    batches: Vec<BatchEnd>,
-    is_whole: bool,
-}
-
-fn read(path: &Path) -> Trace {
-    let bytes = fs::read(path).unwrap_or_default();
-    let (mut decoder, mut block) = (Decoder::new(), Block::default());
-    let mut trace = Trace::default();
-    let mut rest = bytes.as_slice();
-    while decoder.wants() > 0 {
-        let Some((taken, behind)) = rest.split_at_checked(decoder.wants()) else {
-            return trace;
-        };
-        rest = behind;
-        match decoder.take(taken, &mut block).unwrap() {
-            Found::Header(header) => trace.header = Some(header),
-            Found::Block => {
-                trace.accesses.extend(&block.accesses);
-                trace
-                    .batches
-                    .extend(block.events.drain(..).filter_map(|(_, event)| match event {
-                        Event::Batch(batch) => Some(batch),
-                        Event::Mark(_) => None,
-                    }));
-            }
-            Found::Done => trace.is_whole = rest.is_empty(),
-            _ => {}
-        }
-    }
-    trace
 }
 
 /// A recording of 64 hot pages of a guest of 32 MiB: a batch each 100 ms.
@@ -156,7 +122,11 @@ fn samples_of_real_programs_when_imported_are_all_there() {
         let trace = read(&output);
         let found: Vec<_> = trace.accesses.iter().map(|a| (a.address, a.kind)).collect();
         assert_eq!(found, expected);
-        assert!(trace.is_whole && expected.len() > 700, "{}", expected.len());
+        assert!(
+            trace.end.is_some() && expected.len() > 700,
+            "{}",
+            expected.len()
+        );
         let last = trace.accesses.last().unwrap().at;
         assert_eq!(last, Time((expected.len() as u64 - 1) * 2000));
         assert_eq!(trace.header.unwrap().name, name);
@@ -262,71 +232,9 @@ fn arguments_when_they_contradict_each_other_are_refused() {
     }
 }
 
-/// A running `vmm-tier record`; killed if a test fails.
-struct Recorder(Child);
-
-impl Recorder {
-    fn start(folder: &TempDir, output: &Path, source: &Path, more: &[&str]) -> Self {
-        let config = folder.path().join("config.toml");
-        let run_dir = folder.path().join("run");
-        fs::write(&config, format!("run-dir = '{}'\n", run_dir.display())).unwrap();
-        let child = record()
-            .arg("--qmp")
-            .arg(folder.path().join("qmp"))
-            .arg("--config")
-            .arg(&config)
-            .arg("--output")
-            .arg(output)
-            .arg("--source")
-            .arg(format!("replay={}", source.display()))
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    /// Waits until so many accesses stand in the unfinished file.
-    fn wait_for(&mut self, part: &Path, accesses: usize) {
-        let started = Instant::now();
-        while read(part).accesses.len() < accesses {
-            assert!(started.elapsed() < FOR_EVER, "they never came");
-            assert_eq!(self.0.try_wait().unwrap(), None, "it ended");
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    }
-
-    fn ended(mut self) -> (Option<i32>, String, String) {
-        use std::io::Read as _;
-        let (mut out, mut err) = (String::new(), String::new());
-        self.0
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut out)
-            .unwrap();
-        self.0
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut err)
-            .unwrap();
-        (self.0.wait().unwrap().code(), out, err)
-    }
-}
-
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        // Fails for one that has ended, as it should.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// How `--source` names a recording.
+fn replayed(recording: &Path) -> String {
+    format!("replay={}", recording.display())
 }
 
 fn places(accesses: &[Access]) -> Vec<(u64, u64, u32, AccessKind)> {
@@ -340,18 +248,17 @@ fn guest_when_recorded_until_told_to_end_is_a_whole_trace() {
     let qemu = Qemu::new();
     let _server = qemu.serve(&folder.path().join("qmp"));
     let source = recording(&folder, 20, SPAN);
-    let output = folder.path().join("out");
-    let part = folder.path().join("out.part");
-    let mut recorder = Recorder::start(&folder, &output, &source, &["--name", "mine"]);
-    recorder.wait_for(&part, 20 * 64);
-    recorder.terminate();
+    let mut recorder = Recorder::start(&folder, &replayed(&source), &["--name", "mine"]);
+    let (output, part) = (recorder.output(), recorder.part());
+    recorder.wait_until(|trace| trace.accesses.len() >= 20 * 64);
+    recorder.signal(Signal::TERM);
     let (code, said, log) = recorder.ended();
     assert_eq!(code, Some(0), "{log}");
     assert!(said.contains("1280 accesses in 20 batches"), "{said}");
     assert!(said.contains("20 lost"), "{said}");
 
     let (before, after) = (read(&source), read(&output));
-    assert!(after.is_whole && !part.exists());
+    assert!(after.end.is_some() && !part.exists());
     assert_eq!(places(&after.accesses), places(&before.accesses));
     assert!(after.accesses.is_sorted_by_key(|access| access.at));
     let header = after.header.unwrap();
@@ -376,10 +283,9 @@ fn recorder_when_killed_leaves_what_can_be_read() {
     let qemu = Qemu::new();
     let _server = qemu.serve(&folder.path().join("qmp"));
     let source = recording(&folder, 20, SPAN);
-    let output = folder.path().join("out");
-    let part = folder.path().join("out.part");
-    let mut recorder = Recorder::start(&folder, &output, &source, &[]);
-    recorder.wait_for(&part, 64);
+    let mut recorder = Recorder::start(&folder, &replayed(&source), &[]);
+    let (output, part) = (recorder.output(), recorder.part());
+    recorder.wait_until(|trace| trace.accesses.len() >= 64);
     drop(recorder);
     assert!(!output.exists());
 
@@ -398,7 +304,7 @@ fn recorder_when_killed_leaves_what_can_be_read() {
         stdout(&saved)
     );
     let (kept, whole) = (read(&part), read(&whole));
-    assert!(whole.is_whole && whole.accesses.len() >= 64);
+    assert!(whole.end.is_some() && whole.accesses.len() >= 64);
     assert_eq!(
         (whole.accesses, whole.batches),
         (kept.accesses, kept.batches)
@@ -411,12 +317,12 @@ fn recorder_when_nothing_comes_in_its_time_says_so_and_leaves_nothing() {
     let qemu = Qemu::new();
     let _server = qemu.serve(&folder.path().join("qmp"));
     let source = recording(&folder, 1, Duration::from_secs(3600));
-    let output = folder.path().join("out");
-    let recorder = Recorder::start(&folder, &output, &source, &["--for", "300ms"]);
+    let recorder = Recorder::start(&folder, &replayed(&source), &["--for", "300ms"]);
+    let (output, part) = (recorder.output(), recorder.part());
     let (code, said, log) = recorder.ended();
     assert_eq!((code, said.as_str()), (Some(1), ""), "{log}");
     assert!(log.contains("nothing was recorded"), "{log}");
-    assert!(!output.exists() && !folder.path().join("out.part").exists());
+    assert!(!output.exists() && !part.exists());
 }
 
 #[test]

@@ -63,6 +63,9 @@ fn encoded(header: &Header, items: &[Item]) -> Vec<u8> {
             Item::Access(access) => encoder.access(&access, &mut out).unwrap(),
             Item::Event(Event::Batch(batch)) => encoder.batch(batch, &mut out).unwrap(),
             Item::Event(Event::Mark(mark)) => encoder.mark(mark.at, &mark.text, &mut out).unwrap(),
+            Item::Event(Event::Plugged(ranges)) => {
+                encoder.memory(&ranges, &mut out).unwrap();
+            }
             Item::Flush => encoder.flush(&mut out).unwrap(),
         }
     }
@@ -497,4 +500,70 @@ fn text_when_long_or_strange_is_made_short_and_plain() {
     assert_eq!(done, Ok(()));
     let name = read.header.unwrap().name;
     assert!(name.starts_with("?[2J?xxx") && name.len() == 120, "{name}");
+}
+
+#[test]
+fn memory_when_it_comes_later_is_told_of_once_and_at_the_end() {
+    const GIB: u64 = 1 << 30;
+    let range = |gpa: u64, len: u64| TraceRange {
+        gpa,
+        len,
+        page_size: 4096,
+    };
+    let known = header().ranges;
+    let dimm = range(8 * GIB, GIB);
+    // The memory there is now, twice the same.
+    let now = Item::Event(Event::Plugged([&known[..], &[dimm]].concat()));
+    let items = [
+        Item::Access(single(1, 1 << 20)),
+        now.clone(),
+        Item::Access(single(2, 8 * GIB)),
+        now,
+        // The DIMM is gone, which is not told of, and a larger one is in its place.
+        Item::Event(Event::Plugged(known)),
+        Item::Event(Event::Plugged(vec![range(8 * GIB, 2 * GIB)])),
+    ];
+    let bytes = encoded(&header(), &items);
+    let (read, done) = decoded(&bytes);
+    assert_eq!(done, Ok(()));
+    let rest = range(9 * GIB, GIB);
+    assert_eq!(
+        read.items,
+        [
+            items[0].clone(),
+            Item::Event(Event::Plugged(vec![dimm])),
+            items[2].clone(),
+            Item::Event(Event::Plugged(vec![rest])),
+        ]
+    );
+    assert_eq!(read.end.unwrap().plugged, [dimm, rest]);
+}
+
+#[test]
+fn memory_when_none_is_known_or_it_is_no_memory_is_refused() {
+    let dimm = TraceRange {
+        gpa: 1 << 30,
+        len: 1 << 20,
+        page_size: 4096,
+    };
+    let empty = Header::import("csv", "x");
+    let bytes = encoded(&empty, &[Item::Event(Event::Plugged(vec![dimm]))]);
+    let (_, done) = decoded(&bytes);
+    let error = done.unwrap_err().to_string();
+    assert!(
+        error.contains("memory comes to a guest of which none is known"),
+        "{error}"
+    );
+
+    let mut out = Vec::new();
+    let mut encoder = Encoder::new(&header(), &mut out).unwrap();
+    let odd = TraceRange {
+        page_size: 3000,
+        ..dimm
+    };
+    let refused = encoder.memory(&[odd], &mut out).unwrap_err();
+    assert_eq!(
+        refused,
+        TraceError::OutOfBounds("a range's length or page size")
+    );
 }

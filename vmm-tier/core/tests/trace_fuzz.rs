@@ -7,7 +7,7 @@ use tier_core::{
     time::Time,
     trace::{
         Block, Decoder, Encoder, HEAD_BYTES, Header, MAGIC, MAX_CONTENT, MAX_EVENTS, MAX_RECORDS,
-        find_end, read_end,
+        TraceRange, find_end, read_end,
     },
 };
 
@@ -55,7 +55,16 @@ fn read(bytes: &[u8]) -> usize {
 
 fn trace(random: &mut Random) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut encoder = Encoder::new(&Header::import("csv", "fuzz"), &mut out).unwrap();
+    let range = |number: u64| TraceRange {
+        gpa: number << 32,
+        len: 1 << 30,
+        page_size: 4096,
+    };
+    let header = Header {
+        ranges: vec![range(0)],
+        ..Header::import("csv", "fuzz")
+    };
+    let mut encoder = Encoder::new(&header, &mut out).unwrap();
     let mut at = 0;
     for _ in 0..random.below(60) {
         at += random.next() % 2000;
@@ -70,6 +79,10 @@ fn trace(random: &mut Random) -> Vec<u8> {
         match random.below(20) {
             0 => encoder.flush(&mut out).unwrap(),
             1 => encoder.mark(Time(at), "mark", &mut out).unwrap(),
+            2 => {
+                let dimm = range(1 + random.next() % 3);
+                encoder.memory(&[dimm], &mut out).unwrap();
+            }
             _ => {}
         }
     }

@@ -52,22 +52,22 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// `vmm-tier run`.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
-    start(settings, tiers, |_, _| Ok(None))
+    start(settings, tiers, |_| Ok(None))
 }
 
 /// `vmm-tier record`: an agent that moves nothing, with a tap on what it hears. The tap is made when the
-/// guest's name and memory are known.
+/// guest's name is known.
 pub(crate) fn record(
     settings: &Settings,
-    tap: impl FnOnce(&str, &GuestMemoryMap) -> anyhow::Result<Box<dyn Tap>>,
+    tap: impl FnOnce(&str) -> anyhow::Result<Box<dyn Tap>>,
 ) -> anyhow::Result<ExitCode> {
-    start(settings, tiers_or_all, |name, map| tap(name, map).map(Some))
+    start(settings, tiers_or_all, |name| tap(name).map(Some))
 }
 
 fn start(
     settings: &Settings,
     tiers: fn(&Settings, &SysRoot) -> anyhow::Result<Tiers>,
-    tap: impl FnOnce(&str, &GuestMemoryMap) -> anyhow::Result<Option<Box<dyn Tap>>>,
+    tap: impl FnOnce(&str) -> anyhow::Result<Option<Box<dyn Tap>>>,
 ) -> anyhow::Result<ExitCode> {
     let terminate = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
@@ -91,7 +91,7 @@ fn start(
     let is_named = given_name.is_some();
     let name = given_name.unwrap_or_else(|| format!("qemu-{pid}"));
     let map = Arc::new(map);
-    let tap = tap(&name, &map)?;
+    let tap = tap(&name)?;
     let sources = sources(settings, &root, &monitor.client, &map)?;
     let engine = engine(settings, tiers, &map, &name)?;
     let base = engine.settings().clone();

@@ -30,7 +30,8 @@ const FLUSH: Duration = Duration::from_secs(1);
 pub(super) struct Recorder {
     path: PathBuf,
     name: String,
-    ranges: Vec<TraceRange>,
+    /// The generation of the map that the trace tells of.
+    generation: Option<u64>,
     /// When the recording ends, if that was said.
     until: Option<Instant>,
     /// The file before the first batch has come: its header tells of that.
@@ -48,23 +49,12 @@ impl Recorder {
     ///
     /// # Errors
     /// If the file can't be made.
-    pub(super) fn new(
-        path: &Path,
-        time: Option<Duration>,
-        name: &str,
-        map: &GuestMemoryMap,
-    ) -> anyhow::Result<Self> {
-        let ranges = map.ranges().iter().map(|range| TraceRange {
-            gpa: range.gpa.0,
-            len: range.len,
-            page_size: map.block(range.block).page_size,
-        });
-        let ranges: Vec<_> = ranges.collect();
+    pub(super) fn new(path: &Path, time: Option<Duration>, name: &str) -> anyhow::Result<Self> {
         Ok(Self {
             path: path.to_owned(),
             name: name.to_owned(),
-            translator: Translator::new(&ranges),
-            ranges,
+            translator: Translator::new(),
+            generation: None,
             until: time.and_then(|time| Instant::now().checked_add(time)),
             reserved: Some(Output::reserve(path)?),
             output: None,
@@ -84,13 +74,16 @@ impl Recorder {
                 started: now.unwrap_or_default().as_secs(),
                 period: batch.period,
                 tests: batch.tests,
-                ranges: self.ranges.clone(),
+                ranges: memory(map),
             };
             self.output = Some(reserved.begin(&header)?);
         }
         let Some(output) = &mut self.output else {
             return Ok(());
         };
+        if self.generation.replace(map.generation()) != Some(map.generation()) {
+            self.translator.set_memory(output.memory(&memory(map))?);
+        }
         let translated = self.translator.batch(batch, map);
         output.accesses(&translated.accesses)?;
         output.outside(translated.outside);
@@ -135,6 +128,16 @@ impl Recorder {
         };
         self.progress.show(accesses, bytes, &self.source);
     }
+}
+
+/// The guest's memory as a trace names it.
+fn memory(map: &GuestMemoryMap) -> Vec<TraceRange> {
+    let ranges = map.ranges().iter().map(|range| TraceRange {
+        gpa: range.gpa.0,
+        len: range.len,
+        page_size: map.block(range.block).page_size,
+    });
+    ranges.collect()
 }
 
 impl Tap for Recorder {

@@ -36,8 +36,8 @@ pub(crate) fn run(args: RecordArgs) -> anyhow::Result<ExitCode> {
         proxy: None,
         ..Settings::new(run_args, config.unwrap_or_default())?
     };
-    agent::record(&settings, |name, map| {
-        let recorder = Recorder::new(&args.output, args.time, name, map)?;
+    agent::record(&settings, |name| {
+        let recorder = Recorder::new(&args.output, args.time, name)?;
         Ok(Box::new(recorder) as Box<dyn Tap>)
     })
 }

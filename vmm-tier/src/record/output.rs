@@ -10,9 +10,13 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 use tier_core::{
     replay::Access,
-    trace::{self, Encoder, End, Event, Header},
+    trace::{self, Encoder, End, Event, Header, TraceRange},
 };
 
 use crate::trace::TraceError;
@@ -128,7 +132,15 @@ impl Output {
         self.encode(|encoder, out| match event {
             Event::Batch(batch) => encoder.batch(batch, out),
             Event::Mark(mark) => encoder.mark(mark.at, &mark.text, out),
+            Event::Plugged(ranges) => encoder.memory(&ranges, out).map(|_| ()),
         })
+    }
+
+    /// The guest's memory is this now; returns all that the trace tells of.
+    pub(super) fn memory(&mut self, now: &[TraceRange]) -> Result<&[TraceRange], TraceError> {
+        self.encoder
+            .memory(now, &mut self.bytes)
+            .map_err(|source| TraceError::native(&self.path, source))
     }
 
     /// Counts accesses outside the guest's memory.
@@ -170,12 +182,29 @@ impl Output {
             .finish(&mut self.bytes)
             .map_err(|source| TraceError::native(&self.path, source))?;
         self.write()?;
-        let named = self.file.sync_all();
-        let named = named.and_then(|()| fs::rename(&self.part.path, &self.path));
-        named.map_err(|source| TraceError::Write {
-            path: self.path.clone(),
+        let synced = self.file.sync_all();
+        synced.map_err(|source| TraceError::Write {
+            path: self.part.path.clone(),
             source,
         })?;
+        // It is whole now, whatever it is called.
+        self.keep();
+        name(&self.part.path, &self.path)?;
         Ok((self.encoder.so_far().clone(), self.written))
     }
+}
+
+/// Gives the file `part` the name `path`, if nothing else has it by now.
+fn name(part: &Path, path: &Path) -> Result<(), TraceError> {
+    let named = match renameat_with(CWD, part, CWD, path, RenameFlags::NOREPLACE) {
+        // Some file systems of networks know no such thing.
+        Err(Errno::INVAL | Errno::NOSYS) if !path.exists() => fs::rename(part, path),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(()),
+    };
+    named.map_err(|source| TraceError::Name {
+        part: part.to_owned(),
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -172,7 +172,12 @@ fn file_facts(
     let guest = match &survey {
         Some(survey) if info.ranges.is_empty() => survey.guest(page_bytes)?,
         _ => {
-            let guest = Guest::from_ranges(&ranges::in_whole_pages(&info.ranges))?;
+            // Memory may have come while it was recorded: a trace that was cut tells of it in its midst.
+            let memory = match survey {
+                Some(_) => accesses.memory(),
+                None => &info.ranges,
+            };
+            let guest = Guest::from_ranges(&ranges::in_whole_pages(memory))?;
             if huge { guest.in_huge_pages()? } else { guest }
         }
     };

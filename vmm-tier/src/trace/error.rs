@@ -49,6 +49,15 @@ pub(crate) enum TraceError {
     },
     #[error("trace {} can't be written", path.display())]
     Write { path: PathBuf, source: io::Error },
+    #[error(
+        "{} can't be named {}{}: the trace is whole and stays there",
+        part.display(), path.display(), by_now(source)
+    )]
+    Name {
+        part: PathBuf,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
 impl TraceError {
@@ -64,5 +73,13 @@ impl TraceError {
             path: path.to_owned(),
             source,
         }
+    }
+}
+
+/// Why a file may not have a name that was free when its recording began.
+fn by_now(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => ", which is there by now",
+        _ => "",
     }
 }

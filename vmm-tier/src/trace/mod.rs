@@ -136,6 +136,14 @@ impl TraceFile {
         }
     }
 
+    /// The guest's memory, as far as it was told of so far; empty where it is not known.
+    pub(crate) fn memory(&self) -> &[TraceRange] {
+        match &self.0 {
+            Kind::Native(native) => native.memory(),
+            Kind::Lines(_) => &[],
+        }
+    }
+
     /// Why the rest is missing, if a cut trace was read as far as it is whole.
     pub(crate) fn cut(&self) -> Option<tier_core::trace::TraceError> {
         match &self.0 {

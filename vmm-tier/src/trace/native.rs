@@ -78,6 +78,8 @@ impl Native {
         let mut info = TraceInfo::new(Format::Native, bytes, header);
         if let Some(end) = end {
             info.marks.clone_from(&end.marks);
+            info.ranges.extend_from_slice(&end.plugged);
+            info.ranges.sort_by_key(|range| range.gpa);
             info.end = Some(end);
         }
         Ok((native, info))
@@ -94,6 +96,11 @@ impl Native {
     /// Accesses that were not recorded as they lay outside the guest's memory, as far as the end says.
     pub(crate) const fn outside(&self) -> u64 {
         self.decoder.so_far().outside
+    }
+
+    /// The guest's memory, as far as it was told of so far; empty where it is not known.
+    pub(super) fn memory(&self) -> &[TraceRange] {
+        self.decoder.memory()
     }
 
     pub(super) const fn cut(&self) -> Option<trace::TraceError> {
@@ -144,7 +151,12 @@ impl Native {
         self.given = 0;
         while !self.ended {
             match self.take() {
-                Ok(Found::Block) => return Ok(true),
+                Ok(Found::Block) => {
+                    if self.decoder.memory().len() != self.ranges.len() {
+                        self.ranges = self.decoder.memory().to_vec();
+                    }
+                    return Ok(true);
+                }
                 Ok(Found::Done) => {
                     self.ended = true;
                     self.check_nothing_follows()?;

@@ -5,6 +5,7 @@ use super::{
     VERSION,
     block::{Head, Kind},
     columns, header,
+    ranges::{self, TraceRange},
 };
 use crate::{replay::Access, sample::SampleAccount};
 
@@ -70,6 +71,8 @@ pub struct Decoder {
     content: Vec<u8>,
     /// What the end block must say.
     seen: End,
+    /// Memory that the trace tells of so far.
+    known: Vec<TraceRange>,
     /// Bytes of the end block.
     end_bytes: usize,
 }
@@ -90,6 +93,7 @@ impl Decoder {
             number: 0,
             content: Vec::new(),
             seen: End::default(),
+            known: Vec::new(),
             end_bytes: 0,
         }
     }
@@ -117,6 +121,12 @@ impl Decoder {
     #[must_use]
     pub const fn so_far(&self) -> &End {
         &self.seen
+    }
+
+    /// The guest's memory as far as it was told of: the header's and what came since. Empty where it is not known.
+    #[must_use]
+    pub fn memory(&self) -> &[TraceRange] {
+        &self.known
     }
 
     /// Why a file is no whole trace that ends `bytes` bytes further on.
@@ -203,14 +213,19 @@ impl Decoder {
     ) -> Result<Found, TraceError> {
         self.next = Next::Head;
         match head.kind {
-            Kind::Header => Header::read(content, offset).map(Found::Header),
+            Kind::Header => {
+                let header = Header::read(content, offset)?;
+                self.known.clone_from(&header.ranges);
+                Ok(Found::Header(header))
+            }
             Kind::Data => {
                 block.accesses.clear();
                 block.events.clear();
                 let summary = (head.first_time, head.records);
                 columns::read(content, summary, &mut block.accesses, &mut block.events)
                     .map_err(|error| TraceError::of(&error, offset))?;
-                self.count(block);
+                self.count(block)
+                    .map_err(|what| TraceError::corrupt(offset, what))?;
                 Ok(Found::Block)
             }
             Kind::End => {
@@ -229,7 +244,7 @@ impl Decoder {
         }
     }
 
-    fn count(&mut self, block: &Block) {
+    fn count(&mut self, block: &Block) -> Result<(), &'static str> {
         let seen = &mut self.seen;
         if let (Some(first), Some(last)) = (block.accesses.first(), block.accesses.last()) {
             if seen.accesses == 0 {
@@ -247,8 +262,16 @@ impl Decoder {
                 }
                 Event::Mark(mark) if seen.marks.len() < MAX_MARKS => seen.marks.push(mark.clone()),
                 Event::Mark(_) => {}
+                Event::Plugged(_) if self.known.is_empty() => {
+                    return Err("memory comes to a guest of which none is known");
+                }
+                Event::Plugged(new) => {
+                    ranges::join(&mut self.known, new)?;
+                    ranges::join(&mut seen.plugged, new)?;
+                }
             }
         }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     decoder::add,
     event::{BatchEnd, Mark},
     header,
+    ranges::{self, TraceRange},
 };
 use crate::{replay::Access, time::Time};
 
@@ -18,6 +19,8 @@ pub struct Encoder {
     columns: Columns,
     content: Vec<u8>,
     end: End,
+    /// Memory that the trace tells of so far.
+    known: Vec<TraceRange>,
     written: u64,
 }
 
@@ -32,6 +35,7 @@ impl Encoder {
             columns: Columns::new(),
             content: Vec::new(),
             end: End::default(),
+            known: header.ranges.clone(),
             written: 0,
         };
         let start = out.len();
@@ -93,6 +97,27 @@ impl Encoder {
             self.end.marks.push(mark.clone());
         }
         self.event(&Event::Mark(mark), out)
+    }
+
+    /// The guest's memory, by rising address, is this now. What is new of it is told of, as far as a trace can
+    /// tell of so many ranges; returns all that the trace tells of.
+    ///
+    /// # Errors
+    /// If the trace is too long, or these are no ranges.
+    pub fn memory(
+        &mut self,
+        now: &[TraceRange],
+        out: &mut Vec<u8>,
+    ) -> Result<&[TraceRange], TraceError> {
+        ranges::check(now).map_err(TraceError::OutOfBounds)?;
+        let new = ranges::unknown(now, &self.known);
+        if !new.is_empty() && ranges::join(&mut self.known, &new).is_ok() {
+            ranges::join(&mut self.end.plugged, &new).map_err(TraceError::OutOfBounds)?;
+            // It may be a long list.
+            self.flush(out)?;
+            self.event(&Event::Plugged(new), out)?;
+        }
+        Ok(&self.known)
     }
 
     fn event(&mut self, event: &Event, out: &mut Vec<u8>) -> Result<(), TraceError> {

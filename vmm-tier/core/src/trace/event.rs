@@ -1,8 +1,11 @@
-//! What stands between accesses: the ends of batches, and marks.
+//! What stands between accesses: the ends of batches, marks, and memory that came.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::header::plain;
+use super::{
+    header::plain,
+    ranges::{self, TraceRange},
+};
 use crate::{
     sample::{DropReason, SampleAccount, SourceKind},
     time::Time,
@@ -90,6 +93,9 @@ pub enum Event {
     Batch(BatchEnd),
     /// Something changed.
     Mark(Mark),
+    /// The guest was given memory of which the trace did not tell so far. Memory that it loses is not told of:
+    /// it is no longer accessed.
+    Plugged(Vec<TraceRange>),
 }
 
 /// Nanoseconds, 584 years at most.
@@ -128,6 +134,10 @@ impl Event {
                 out.push(1);
                 mark.put(out);
             }
+            Self::Plugged(ranges) => {
+                out.push(2);
+                ranges::put_all(out, ranges);
+            }
         }
     }
 
@@ -147,6 +157,7 @@ impl Event {
                 }))
             }
             1 => Ok(Self::Mark(Mark::read(reader)?)),
+            2 => Ok(Self::Plugged(ranges::read_all(reader)?)),
             _ => Err(WireError::OutOfBounds("the kind of an event")),
         }
     }

@@ -3,14 +3,14 @@
 use super::{
     FOOTER_BYTES, HEAD_BYTES, MAX_CONTENT, MAX_MARKS, MAX_TEXT, TraceError,
     event::{self, Mark},
+    ranges::{self, TraceRange},
 };
 use crate::{
-    map::MAX_RANGES,
     sample::{SampleAccount, SourceKind},
     wire::varint::{Reader, put, put_text},
 };
 
-/// Most bytes of an end block: a thousand marks of 140 bytes, and sums.
+/// Most bytes of an end block: a thousand marks of 140 bytes, ranges of at most 21, and sums.
 const MAX_END: usize = HEAD_BYTES + MAX_CONTENT;
 const FOOTER_MAGIC: [u8; 4] = *b"vmTe";
 
@@ -31,25 +31,6 @@ impl Origin {
             Self::Source(kind) => kind.name(),
             Self::Import(name) => name,
         }
-    }
-}
-
-/// A run of guest-physical memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceRange {
-    /// Its first address.
-    pub gpa: u64,
-    /// Its length in bytes.
-    pub len: u64,
-    /// The size of the pages that back it, in bytes: a power of two.
-    pub page_size: u64,
-}
-
-impl TraceRange {
-    /// Whether an address lies in it.
-    #[must_use]
-    pub const fn contains(&self, address: u64) -> bool {
-        address >= self.gpa && address - self.gpa < self.len
     }
 }
 
@@ -86,7 +67,7 @@ impl Header {
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) -> Result<(), TraceError> {
-        check_ranges(&self.ranges).map_err(TraceError::OutOfBounds)?;
+        ranges::check(&self.ranges).map_err(TraceError::OutOfBounds)?;
         match &self.origin {
             Origin::Source(kind) => put(out, 1 + event::source_number(*kind)),
             Origin::Import(name) => {
@@ -98,14 +79,7 @@ impl Header {
         put(out, self.started);
         put(out, self.period.max(1));
         put(out, u64::from(self.tests));
-        put(out, self.ranges.len() as u64);
-        let mut end = 0;
-        for range in &self.ranges {
-            put(out, range.gpa - end);
-            put(out, range.len);
-            put(out, u64::from(range.page_size.trailing_zeros()));
-            end = range.gpa + range.len;
-        }
+        ranges::put_all(out, &self.ranges);
         Ok(())
     }
 
@@ -124,28 +98,8 @@ impl Header {
         let started = reader.number().map_err(of)?;
         let period = reader.number().map_err(of)?.max(1);
         let tests = reader.small(u32::MAX, "the number of tests").map_err(of)?;
-        let count = reader
-            .small(MAX_RANGES as u32, "the number of ranges")
-            .map_err(of)?;
-        let mut ranges = Vec::new();
-        let mut end = 0_u64;
-        for _ in 0..count {
-            let gap = reader.number().map_err(of)?;
-            let len = reader.number().map_err(of)?;
-            let shift = reader.small(62, "a page size").map_err(of)?;
-            let gpa = end.checked_add(gap);
-            let gpa = gpa.ok_or_else(|| corrupt("a range's start is out of bounds"))?;
-            end = gpa
-                .checked_add(len)
-                .ok_or_else(|| corrupt("a range's end is out of bounds"))?;
-            ranges.push(TraceRange {
-                gpa,
-                len,
-                page_size: 1 << shift,
-            });
-        }
+        let ranges = ranges::read_all(&mut reader).map_err(of)?;
         reader.finish().map_err(of)?;
-        check_ranges(&ranges).map_err(corrupt)?;
         Ok(Self {
             origin,
             name,
@@ -164,23 +118,6 @@ pub(super) fn plain(text: &str) -> String {
         if is_plain { letter } else { '?' }
     };
     text.chars().take(MAX_TEXT).map(shown).collect()
-}
-
-fn check_ranges(ranges: &[TraceRange]) -> Result<(), &'static str> {
-    if ranges.len() > MAX_RANGES {
-        return Err("the number of ranges");
-    }
-    let mut end = 0;
-    for range in ranges {
-        if range.gpa < end {
-            return Err("the order of ranges");
-        }
-        if range.len == 0 || !range.page_size.is_power_of_two() || range.page_size < 4096 {
-            return Err("a range's length or page size");
-        }
-        end = range.gpa.checked_add(range.len).ok_or("a range's end")?;
-    }
-    Ok(())
 }
 
 /// What is known after the last access.
@@ -202,6 +139,8 @@ pub struct End {
     pub outside: u64,
     /// The marks, in order of time.
     pub marks: Vec<Mark>,
+    /// Memory that the guest was given while it was recorded: what the header does not name of it.
+    pub plugged: Vec<TraceRange>,
 }
 
 impl End {
@@ -220,6 +159,10 @@ impl End {
         put(out, self.marks.len() as u64);
         for mark in &self.marks {
             mark.put(out);
+        }
+        // Most guests are given none: nothing then says so.
+        if !self.plugged.is_empty() {
+            ranges::put_all(out, &self.plugged);
         }
     }
 
@@ -242,6 +185,9 @@ impl End {
             .map_err(of)?;
         for _ in 0..count {
             end.marks.push(Mark::read(&mut reader).map_err(of)?);
+        }
+        if reader.left() > 0 {
+            end.plugged = ranges::read_all(&mut reader).map_err(of)?;
         }
         reader.finish().map_err(of)?;
         Ok(end)

@@ -3,7 +3,7 @@
 //! ```text
 //! magic "\xC3vmT\r\n\x1A\n", version u16, zero u16
 //! header block   who recorded what of which guest, see `Header`
-//! data block …   up to 65,536 accesses, with the ends of batches and marks between them
+//! data block …   up to 65,536 accesses, with what happened between them, see `Event`
 //! end block      totals and marks, see `End`
 //! footer         "vmTe", length of the end block u32, CRC-32 of both u32
 //! ```
@@ -43,6 +43,7 @@ mod encoder;
 mod error;
 mod event;
 mod header;
+mod ranges;
 
 pub use self::{
     block::HEAD_BYTES,
@@ -50,7 +51,8 @@ pub use self::{
     encoder::Encoder,
     error::TraceError,
     event::{BatchEnd, Event, Mark},
-    header::{End, Header, Origin, TraceRange, find_end},
+    header::{End, Header, Origin, find_end},
+    ranges::TraceRange,
 };
 
 /// What a trace begins with: no text begins so, and a transfer that changes line ends breaks it.

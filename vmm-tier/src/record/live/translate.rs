@@ -31,12 +31,17 @@ pub(super) struct Translated {
 }
 
 impl Translator {
-    pub(super) fn new(ranges: &[TraceRange]) -> Self {
+    pub(super) const fn new() -> Self {
         Self {
-            ranges: ranges.to_vec(),
+            ranges: Vec::new(),
             began: None,
             last: Time(0),
         }
+    }
+
+    /// The trace tells of this memory from now on.
+    pub(super) fn set_memory(&mut self, ranges: &[TraceRange]) {
+        self.ranges = ranges.to_vec();
     }
 
     /// The time on the trace's clock; 0 before the first batch.
@@ -210,7 +215,9 @@ mod tests {
                 page_size: 4096,
             })
             .collect();
-        Translator::new(&ranges)
+        let mut translator = Translator::new();
+        translator.set_memory(&ranges);
+        translator
     }
 
     fn sample(address: SampleAddress, len: u64, weight: f32) -> AccessSample {
