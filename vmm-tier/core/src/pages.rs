@@ -5,13 +5,20 @@
 //! huge page inside a 4 KiB range is *folded*: its head frame stands for all 512, the tails are never
 //! tracked.
 
-use std::{collections::BTreeSet, ops::Range};
+mod folded;
+mod runs;
+
+use std::ops::Range;
 
 use crate::{
     addr::{BASE_PAGE, HUGE_PAGE, Hva},
     dual_heap::PageId,
     moves::Page,
 };
+
+pub use runs::Run;
+
+use folded::Folded;
 
 /// Frames in a transparent huge page.
 pub const FOLD: u32 = (HUGE_PAGE / BASE_PAGE) as u32;
@@ -27,20 +34,17 @@ pub struct Span {
     pub frame_bytes: u64,
 }
 
-/// A run of pages that an address range covers, and how much of each page it covers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Run {
-    /// The pages; each stands for itself (no tails).
-    pub ids: Range<u32>,
-    /// The covered share of each page, in (0, 1].
-    pub share: f32,
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Placed {
     span: Span,
     first: u32,
     frames: u32,
+    /// log2 of the frame's size.
+    frame_shift: u32,
+    /// For a range of 4 KiB frames, the [bit](Folded) of the 2 MiB in which it begins.
+    first_bit: u32,
+    /// Frames of those 2 MiB before the range.
+    ahead: u32,
 }
 
 /// Why an index can't be built.
@@ -69,7 +73,7 @@ pub enum PageIndexError {
 pub struct PageIndex {
     spans: Vec<Placed>,
     frames: u32,
-    folded: BTreeSet<u32>,
+    folded: Folded,
 }
 
 impl PageIndex {
@@ -79,7 +83,7 @@ impl PageIndex {
     /// If spans overlap, are not whole pages, or have too many frames.
     pub fn new(spans: impl IntoIterator<Item = Span>) -> Result<Self, PageIndexError> {
         let mut index = Self::default();
-        let mut end = 0_u64;
+        let (mut end, mut bits) = (0_u64, 0);
         for span in spans {
             let Span {
                 hva,
@@ -110,12 +114,18 @@ impl PageIndex {
             let frames = u32::try_from(bytes / frame_bytes).map_err(|_| PageIndexError::TooMany)?;
             let first = index.frames;
             index.frames = first.checked_add(frames).ok_or(PageIndexError::TooMany)?;
-            index.spans.push(Placed {
+            let placed = Placed {
                 span,
                 first,
                 frames,
-            });
+                frame_shift: frame_bytes.trailing_zeros(),
+                first_bit: bits,
+                ahead: (hva.0 / BASE_PAGE) as u32 % FOLD,
+            };
+            bits = placed.bit_of(placed.first + frames - 1) + 1;
+            index.spans.push(placed);
         }
+        index.folded.grow(bits);
         Ok(index)
     }
 
@@ -135,7 +145,7 @@ impl PageIndex {
     pub fn page(&self, id: PageId) -> Option<Page> {
         let placed = self.span_of(id.0)?;
         let hva = Hva(placed.span.hva.0 + u64::from(id.0 - placed.first) * placed.span.frame_bytes);
-        let bytes = if self.folded.contains(&id.0) {
+        let bytes = if self.is_head(placed, id.0) {
             HUGE_PAGE
         } else {
             placed.span.frame_bytes
@@ -161,13 +171,14 @@ impl PageIndex {
     /// Whether `id` is the head of a folded huge page.
     #[must_use]
     pub fn is_folded(&self, id: PageId) -> bool {
-        self.folded.contains(&id.0)
+        self.span_of(id.0)
+            .is_some_and(|placed| self.is_head(placed, id.0))
     }
 
     /// The number of folded huge pages.
     #[must_use]
-    pub fn folded(&self) -> usize {
-        self.folded.len()
+    pub const fn folded(&self) -> usize {
+        self.folded.count()
     }
 
     /// Whether the 2 MiB at `hva` can be folded: aligned, wholly inside a 4 KiB range, not folded yet.
@@ -177,7 +188,7 @@ impl PageIndex {
             hva.0.is_multiple_of(HUGE_PAGE)
                 && placed.span.frame_bytes == BASE_PAGE
                 && hva.0 + HUGE_PAGE <= placed.span.hva.0 + placed.span.bytes
-                && !self.folded.contains(&placed.frame_at(hva))
+                && !self.folded.contains(placed.bit_of(placed.frame_at(hva)))
         })
     }
 
@@ -187,16 +198,24 @@ impl PageIndex {
         if !self.can_fold(hva) {
             return None;
         }
-        let head = self.span_at(hva)?.frame_at(hva);
-        self.folded.insert(head);
+        let placed = self.span_at(hva)?;
+        let head = placed.frame_at(hva);
+        let bit = placed.bit_of(head);
+        self.folded.set(bit, true);
         Some(head..head + FOLD)
     }
 
     /// Undoes [`Self::fold`]. Returns the frames that are single pages again, or `None` if no folded
     /// page begins at `hva`.
     pub fn unfold(&mut self, hva: Hva) -> Option<Range<u32>> {
-        let head = self.span_at(hva)?.frame_at(hva);
-        self.folded.remove(&head).then(|| head..head + FOLD)
+        let placed = self.span_at(hva)?;
+        let head = placed.frame_at(hva);
+        if !self.is_head(placed, head) {
+            return None;
+        }
+        let bit = placed.bit_of(head);
+        self.folded.set(bit, false);
+        Some(head..head + FOLD)
     }
 
     /// The addresses of folded pages that begin in `hva .. hva + len`.
@@ -205,38 +224,11 @@ impl PageIndex {
         let end = hva.0.saturating_add(len);
         self.pieces(hva, len)
             .flat_map(|(placed, frames)| {
-                self.folded
-                    .range(frames)
-                    .map(move |&head| placed.address_of(head))
+                self.heads(placed, frames)
+                    .map(move |head| placed.address_of(head))
             })
             .filter(|head| *head >= hva && head.0 < end)
             .collect()
-    }
-
-    /// Calls `each` for the runs of pages that `hva .. hva + len` covers. The range is first widened
-    /// to whole 4 KiB frames, so that a sampled address speaks for its frame. Addresses outside the
-    /// spans are passed over. Returns the number of bytes that lay inside.
-    pub fn for_runs(&self, hva: Hva, len: u64, mut each: impl FnMut(Run)) -> u64 {
-        let start = hva.align_down(BASE_PAGE).0;
-        let Some(end) = hva
-            .0
-            .checked_add(len.max(1))
-            .and_then(|e| e.checked_next_multiple_of(BASE_PAGE))
-        else {
-            return 0;
-        };
-        let mut inside = 0;
-        for (placed, frames) in self.pieces(Hva(start), end - start) {
-            let from = start.max(placed.span.hva.0);
-            let to = end.min(placed.span.hva.0 + placed.span.bytes);
-            inside += to - from;
-            if placed.span.frame_bytes == BASE_PAGE {
-                self.base_runs(placed, frames, &mut each);
-            } else {
-                huge_runs(placed, frames, from, to, &mut each);
-            }
-        }
-        inside
     }
 
     /// The ids, in rising order and disjoint, among which are all pages that `hva .. hva + len` touches,
@@ -254,41 +246,34 @@ impl PageIndex {
         ranges
     }
 
-    /// Runs of a 4 KiB span: stretches between folded pages, and the folded pages one by one.
-    fn base_runs(&self, placed: &Placed, frames: Range<u32>, each: &mut impl FnMut(Run)) {
-        let mut at = frames.start;
-        // A folded page that begins before the range may reach into it.
-        let first = self.head_of(placed, at);
-        for &head in self.folded.range(first..frames.end) {
-            if head > at {
-                each(Run {
-                    ids: at..head,
-                    share: 1.0,
-                });
-            }
-            let covered = (head + FOLD).min(frames.end) - at.max(head);
-            each(Run {
-                ids: head..head + 1,
-                share: covered as f32 / FOLD as f32,
-            });
-            at = head + FOLD;
-        }
-        if at < frames.end {
-            each(Run {
-                ids: at..frames.end,
-                share: 1.0,
-            });
-        }
-    }
-
     fn head_of(&self, placed: &Placed, frame: u32) -> u32 {
         if placed.span.frame_bytes != BASE_PAGE {
             return frame;
         }
-        match self.folded.range(..=frame).next_back() {
-            Some(&head) if frame - head < FOLD => head,
-            _ => frame,
+        let bit = placed.bit_of(frame);
+        match self.folded.contains(bit) {
+            true => placed.head_of_bit(bit),
+            false => frame,
         }
+    }
+
+    /// Whether a frame is the head of a folded page.
+    fn is_head(&self, placed: &Placed, frame: u32) -> bool {
+        placed.span.frame_bytes == BASE_PAGE && {
+            let bit = placed.bit_of(frame);
+            self.folded.contains(bit) && placed.head_of_bit(bit) == frame
+        }
+    }
+
+    /// The heads of folded pages among frames of a span.
+    fn heads(&self, placed: &Placed, frames: Range<u32>) -> impl Iterator<Item = u32> {
+        let base = placed.span.frame_bytes == BASE_PAGE && !frames.is_empty();
+        let bits = match base {
+            true => placed.bit_of(frames.start)..placed.bit_of(frames.end - 1) + 1,
+            false => 0..0,
+        };
+        let heads = self.folded.range(bits).map(|bit| placed.head_of_bit(bit));
+        heads.filter(move |head| frames.contains(head))
     }
 
     fn span_of(&self, frame: u32) -> Option<&Placed> {
@@ -331,8 +316,21 @@ impl PageIndex {
 impl Placed {
     /// The number of the frame that holds `hva`, which lies in this span.
     fn frame_at(&self, hva: Hva) -> u32 {
-        let frame = (hva.0 - self.span.hva.0) / self.span.frame_bytes;
+        let frame = (hva.0 - self.span.hva.0) >> self.frame_shift;
         self.first + u32::try_from(frame).unwrap_or(u32::MAX - self.first)
+    }
+
+    /// The bit of the 2 MiB that a frame lies in; spans of larger frames have one that is never set.
+    fn bit_of(&self, frame: u32) -> u32 {
+        match self.span.frame_bytes {
+            BASE_PAGE => self.first_bit + (frame - self.first + self.ahead) / FOLD,
+            _ => self.first_bit,
+        }
+    }
+
+    /// The first frame of the 2 MiB of a bit that is set: all of them lie in the span.
+    fn head_of_bit(&self, bit: u32) -> u32 {
+        self.first + (bit - self.first_bit) * FOLD - self.ahead
     }
 
     fn address_of(&self, frame: u32) -> Hva {
@@ -340,152 +338,5 @@ impl Placed {
     }
 }
 
-/// Runs of a hugetlb span: whole pages together, a partly covered first and last page alone.
-fn huge_runs(placed: &Placed, frames: Range<u32>, from: u64, to: u64, each: &mut impl FnMut(Run)) {
-    let size = placed.span.frame_bytes;
-    let whole = from.next_multiple_of(size)..(to & !(size - 1));
-    if whole.start >= whole.end {
-        for id in frames {
-            let page = placed.address_of(id).0;
-            let covered = to.min(page + size) - from.max(page);
-            each(Run {
-                ids: id..id + 1,
-                share: covered as f32 / size as f32,
-            });
-        }
-        return;
-    }
-    if from < whole.start {
-        let share = (whole.start - from) as f32 / size as f32;
-        each(Run {
-            ids: frames.start..frames.start + 1,
-            share,
-        });
-    }
-    let inner = placed.frame_at(Hva(whole.start))..placed.frame_at(Hva(whole.end - 1)) + 1;
-    each(Run {
-        ids: inner,
-        share: 1.0,
-    });
-    if whole.end < to {
-        let share = (to - whole.end) as f32 / size as f32;
-        each(Run {
-            ids: frames.end - 1..frames.end,
-            share,
-        });
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    fn index() -> PageIndex {
-        PageIndex::new([
-            Span {
-                hva: Hva(16 * MIB),
-                bytes: 8 * MIB,
-                frame_bytes: BASE_PAGE,
-            },
-            Span {
-                hva: Hva(32 * MIB),
-                bytes: 8 * MIB,
-                frame_bytes: HUGE_PAGE,
-            },
-        ])
-        .unwrap()
-    }
-
-    fn runs(index: &PageIndex, hva: u64, len: u64) -> Vec<(Range<u32>, f32)> {
-        let mut all = Vec::new();
-        index.for_runs(Hva(hva), len, |run| all.push((run.ids, run.share)));
-        all
-    }
-
-    #[test]
-    fn page_when_looked_up_by_address_has_that_address() {
-        let mut index = index();
-        index.fold(Hva(18 * MIB)).unwrap();
-        for hva in [16 * MIB, 17 * MIB + 4096, 18 * MIB, 32 * MIB, 36 * MIB] {
-            let id = index.id_at(Hva(hva)).unwrap();
-            assert_eq!(index.page(id).unwrap().hva, Hva(hva));
-        }
-        assert_eq!(index.id_at(Hva(24 * MIB)), None);
-        assert_eq!(index.id_at(Hva(15 * MIB)), None);
-        assert_eq!(index.frames(), 2048 + 4);
-    }
-
-    #[test]
-    fn tail_when_its_huge_page_is_folded_resolves_to_the_head() {
-        let mut index = index();
-        assert_eq!(index.fold(Hva(18 * MIB)), Some(512..1024));
-        assert_eq!(index.fold(Hva(18 * MIB)), None, "folded already");
-        assert_eq!(index.fold(Hva(18 * MIB + 4096)), None, "unaligned");
-        assert_eq!(index.fold(Hva(32 * MIB)), None, "hugetlb");
-        assert_eq!(index.id_at(Hva(19 * MIB)), Some(PageId(512)));
-        assert_eq!(index.page(PageId(512)).unwrap().bytes, HUGE_PAGE);
-        assert_eq!(index.folded_in(Hva(16 * MIB), 8 * MIB), vec![Hva(18 * MIB)]);
-        assert_eq!(index.unfold(Hva(18 * MIB)), Some(512..1024));
-        assert_eq!(index.id_at(Hva(19 * MIB)), Some(PageId(768)));
-    }
-
-    #[test]
-    fn runs_when_a_range_crosses_folded_pages_cover_it_once() {
-        let mut index = index();
-        index.fold(Hva(18 * MIB)).unwrap();
-        assert_eq!(
-            runs(&index, 17 * MIB, 4 * MIB),
-            vec![(256..512, 1.0), (512..513, 1.0), (1024..1280, 1.0)]
-        );
-        assert_eq!(runs(&index, 19 * MIB, MIB), vec![(512..513, 0.5)]);
-        assert_eq!(runs(&index, 16 * MIB + 100, 1), vec![(0..1, 1.0)]);
-    }
-
-    #[test]
-    fn touched_when_a_folded_page_reaches_into_the_range_names_its_head() {
-        let mut index = index();
-        let touched = |index: &PageIndex, hva, len| index.touched(Hva(hva), len);
-        assert_eq!(touched(&index, 19 * MIB, MIB), vec![768..1024]);
-        index.fold(Hva(18 * MIB)).unwrap();
-        assert_eq!(touched(&index, 19 * MIB, MIB), vec![512..513, 768..1024]);
-        assert_eq!(
-            touched(&index, 23 * MIB, 10 * MIB),
-            vec![1792..2048, 2048..2049]
-        );
-        assert_eq!(touched(&index, 25 * MIB, MIB), vec![]);
-    }
-
-    #[test]
-    fn runs_when_hugetlb_pages_are_partly_covered_tell_the_share() {
-        let index = index();
-        assert_eq!(
-            runs(&index, 33 * MIB, 4 * MIB),
-            vec![(2048..2049, 0.5), (2049..2050, 1.0), (2050..2051, 0.5)]
-        );
-        assert_eq!(runs(&index, 33 * MIB, MIB / 2), vec![(2048..2049, 0.25)]);
-        assert_eq!(
-            runs(&index, 33 * MIB, 2 * MIB),
-            vec![(2048..2049, 0.5), (2049..2050, 0.5)]
-        );
-        let outside = index.for_runs(Hva(u64::MAX - 10), 100, |_| panic!("outside"));
-        assert_eq!(outside, 0);
-        assert_eq!(index.for_runs(Hva(0), u64::MAX / 2, |_| ()), 16 * MIB);
-    }
-
-    #[test]
-    fn index_when_spans_are_wrong_is_refused() {
-        let span = |hva, bytes, frame_bytes| Span {
-            hva: Hva(hva),
-            bytes,
-            frame_bytes,
-        };
-        let empty = PageIndex::new([span(4096, 0, 4096), span(8192, 4096, 4096)]).unwrap();
-        assert_eq!(empty.for_runs(Hva(0), 1 << 20, |_| ()), 4096);
-        assert!(PageIndex::new([span(4096, 4096, 3000)]).is_err());
-        assert!(PageIndex::new([span(4096, HUGE_PAGE, HUGE_PAGE)]).is_err());
-        assert!(PageIndex::new([span(8192, 8192, 4096), span(12288, 4096, 4096)]).is_err());
-        assert!(PageIndex::new([span(0, 1 << 46, 4096)]).is_err());
-    }
-}
+mod tests;
