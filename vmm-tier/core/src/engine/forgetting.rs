@@ -85,6 +85,19 @@ impl Forgetting {
     pub(super) fn see(&mut self, page: PageId, counts: f32) {
         if is_watched(page.0, self.rarity) {
             self.watched.entry(page.0).or_default().recent += f64::from(counts);
+            if self.watched.len() > MOST_WATCHED {
+                self.thin();
+            }
+        }
+    }
+
+    /// Watches fewer pages.
+    #[cold]
+    fn thin(&mut self) {
+        while self.watched.len() > MOST_WATCHED && self.rarity < 31 {
+            self.rarity += 1;
+            let rarity = self.rarity;
+            self.watched.retain(|&page, _| is_watched(page, rarity));
         }
     }
 
@@ -107,11 +120,6 @@ impl Forgetting {
         }
         for (seconds, kept) in self.seconds.iter_mut().zip(kept) {
             *seconds = *seconds * kept + span_s;
-        }
-        while self.watched.len() > MOST_WATCHED && self.rarity < 31 {
-            self.rarity += 1;
-            let rarity = self.rarity;
-            self.watched.retain(|&page, _| is_watched(page, rarity));
         }
         self.choose()
     }

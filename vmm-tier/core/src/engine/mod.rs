@@ -18,6 +18,7 @@ mod flights;
 mod forgetting;
 mod heatmap;
 mod history;
+mod intake;
 mod judge;
 mod notices;
 mod pin;

@@ -1,4 +1,4 @@
-//! Taking in what the sources saw and where the kernel says the pages lie.
+//! Taking in where the kernel says the pages lie, and what became of moves.
 
 use super::{
     Action, Leftovers, MoveReport, ScanReport, VmEngine, VmState, flights::FlyingPage,
@@ -8,123 +8,12 @@ use crate::{
     addr::{HUGE_PAGE, Hva, NodeId},
     dual_heap::{DualHeap, PageId, Placement},
     moves::{Direction, Outcome, PageResult},
-    pages::{PageIndex, Run},
-    sample::{AccessSample, DropReason, SampleAddress, SampleBatch, SourceKind},
+    pages::PageIndex,
     settings::Tier,
     time::Time,
 };
 
-/// Placements looked up out of turn because of one batch of samples, at most.
-const URGENT_PER_BATCH: usize = 16;
-
 impl VmEngine {
-    /// Feeds a batch to the heaps. Every record is accounted for.
-    pub(super) fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
-        let source = batch.source;
-        self.sources.account(source).add(&batch.account);
-        let records = batch.samples.len() as u64;
-        let generation = self.map.as_ref().map(|map| map.generation());
-        if generation != Some(batch.map_generation) {
-            let account = self.sources.account(source);
-            account.drop_records(DropReason::StaleMap, records);
-            return;
-        }
-        if matches!(self.state(), VmState::Paused | VmState::GuestStopped) {
-            let account = self.sources.account(source);
-            account.drop_records(DropReason::Paused, records);
-            return;
-        }
-        // Late batches count at their own time; one from the future can't be.
-        let at = batch.end.min(now);
-        let scale = self.sources.scale(batch, self.settings.half_life);
-        if let Some(factor) = scale.heats {
-            self.heap.scale(now, factor);
-            self.tally.scale(factor);
-        }
-        let (mut covered, mut accepted) = (0, 0);
-        let mut unplaced = Vec::new();
-        for sample in &batch.samples {
-            match self.take_sample(at, sample, (source, scale.counts as f32), &mut unplaced) {
-                0 => {}
-                bytes => {
-                    covered += bytes;
-                    accepted += 1;
-                }
-            }
-        }
-        let account = self.sources.account(source);
-        account.accept(accepted);
-        account.drop_records(DropReason::NotGuestRam, records - accepted);
-        for hva in unplaced {
-            self.scanner.ask_urgently(hva);
-        }
-        let total: u64 = self.index.spans().map(|span| span.bytes).sum();
-        let share = match batch.tests {
-            // Any access may be the one in so many that is sampled, wherever it falls.
-            0 if accepted > 0 => 1.0,
-            _ => covered as f64 / total.max(1) as f64,
-        };
-        self.sources.judge(batch, now, share);
-        self.tally.tick(now);
-        if self.sources.main != Some(source) {
-            return;
-        }
-        self.tally.observe(batch, at, share);
-        self.settled = batch.settled;
-        if batch.settled {
-            self.observed = self.observed.saturating_add(batch.span);
-        }
-    }
-
-    /// Returns the bytes of the guest that the sample spoke for; zero if it is outside.
-    fn take_sample(
-        &mut self,
-        at: Time,
-        sample: &AccessSample,
-        (source, scale): (SourceKind, f32),
-        unplaced: &mut Vec<Hva>,
-    ) -> u64 {
-        let hva = match sample.address {
-            SampleAddress::Host(hva) => hva,
-            SampleAddress::Guest(gpa) => {
-                match self.map.as_ref().and_then(|map| map.gpa_to_hva(gpa)) {
-                    Some((hva, _)) => hva,
-                    None => return 0,
-                }
-            }
-        };
-        let weight = sample.weight * scale;
-        let (heap, tally, index) = (&mut self.heap, &mut self.tally, &self.index);
-        let forgetting = &mut self.forgetting;
-        let is_believed = self.sources.main == Some(source);
-        index.for_runs(hva, sample.len, |Run { ids, share }| {
-            if !(weight > 0.0 && weight.is_finite()) {
-                return;
-            }
-            let first = ids.start;
-            // A source that samples accesses names one page at a time.
-            if is_believed && ids.end - first == 1 {
-                forgetting.see(PageId(first), weight);
-            }
-            let taken = heap.sample_run(at, ids.clone(), weight * share);
-            for (tier, pages) in [(Tier::Fast, taken.fast), (Tier::Slow, taken.slow)] {
-                let tier = is_believed.then_some(tier);
-                tally.add(at, tier, f64::from(pages) * f64::from(weight * share));
-            }
-            let missed = ids.end - first > taken.pages();
-            if missed && unplaced.len() < URGENT_PER_BATCH {
-                let untracked = ids
-                    .into_iter()
-                    .find(|&id| heap.state(PageId(id)).placement == Placement::Untracked);
-                unplaced.extend(
-                    untracked
-                        .and_then(|id| index.page(PageId(id)))
-                        .map(|page| page.hva),
-                );
-            }
-        })
-    }
-
     /// Takes the kernel's word on where a chunk's pages lie.
     pub(super) fn take_scan(&mut self, now: Time, report: &ScanReport) {
         let mut seen = Leftovers::default();

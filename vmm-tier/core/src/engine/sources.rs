@@ -149,7 +149,10 @@ impl Sources {
         for sample in &batch.samples {
             let counted = counts(sample);
             all += counted;
-            exact += counted / (1.0 + frames(sample).log2());
+            exact += match frames(sample) {
+                1.0 => counted,
+                frames => counted / (1.0 + frames.log2()),
+            };
         }
         if all > 0.0 {
             let known = if stats.precision > 0.0 { newest } else { 1.0 };
