@@ -40,6 +40,15 @@ fn import(file: &Path, output: &Path, more: &[&str]) -> Output {
     command.args(more).output().unwrap()
 }
 
+fn replay(file: &Path, more: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vmm-tier"))
+        .args(["replay", "--quiet"])
+        .arg(file)
+        .args(more)
+        .output()
+        .unwrap()
+}
+
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -176,12 +185,15 @@ fn file_when_it_is_no_trace_is_refused_with_its_place_and_nothing_is_left() {
         let file = folder.path().join("bad");
         fs::write(&file, bytes).unwrap();
         let output = folder.path().join("out");
-        let done = import(&file, &output, &[]);
-        let text = stderr(&done);
-        assert_eq!(done.status.code(), Some(1), "{text}");
-        assert!(text.contains(part), "{part}: {text}");
-        assert!(text.contains("bad") && text.lines().count() == 1, "{text}");
+        let imported = import(&file, &output, &[]);
         assert!(!output.exists() && !folder.path().join("out.part").exists());
+        for done in [imported, replay(&file, &[])] {
+            let text = stderr(&done);
+            assert_eq!(done.status.code(), Some(1), "{text}");
+            assert!(text.contains(part), "{part}: {text}");
+            assert!(text.contains("bad") && text.lines().count() == 1, "{text}");
+            assert_eq!(stdout(&done), "");
+        }
     }
     let missing = import(
         Path::new("/nonexistent/trace"),
@@ -191,6 +203,86 @@ fn file_when_it_is_no_trace_is_refused_with_its_place_and_nothing_is_left() {
     assert!(stderr(&missing).contains("/nonexistent/trace can't be opened"));
     let own_folder = import(folder.path(), &folder.path().join("out"), &[]);
     assert!(stderr(&own_folder).contains("is a folder"));
+}
+
+#[test]
+fn trace_when_only_a_part_of_it_is_whole_says_so_in_every_form() {
+    let folder = tempfile::tempdir().unwrap();
+    // Blocks of 65,536 accesses; the second is damaged, and one comes from elsewhere.
+    let header = Header {
+        ranges: vec![TraceRange {
+            gpa: 0,
+            len: MIB,
+            page_size: 4096,
+        }],
+        ..Header::import("csv", "x")
+    };
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&header, &mut bytes).unwrap();
+    for at in 0..150_000 {
+        let outside = if at % 1000 == 7 { 4 * MIB } else { 0 };
+        let access = Access {
+            at: Time(at * 1000),
+            address: at * 37 % MIB + outside,
+            len: 1,
+            weight: 1,
+            kind: AccessKind::Load,
+        };
+        encoder.access(&access, &mut bytes).unwrap();
+    }
+    encoder.finish(&mut bytes).unwrap();
+    let whole = folder.path().join("whole");
+    fs::write(&whole, &bytes).unwrap();
+    let middle = bytes.len() * 2 / 3;
+    bytes[middle] ^= 1;
+    let damaged = folder.path().join("damaged");
+    fs::write(&damaged, &bytes).unwrap();
+
+    // What is outside is dropped and counted.
+    let text = stdout(&replay(&whole, &[]));
+    let dropped = "150 accesses outside the guest's memory were dropped";
+    assert!(text.contains(dropped), "{text}");
+    let table = folder.path().join("table");
+    replay(&whole, &["--markdown", table.to_str().unwrap()]);
+    let table = fs::read_to_string(table).unwrap();
+    assert!(
+        table.contains("150 accesses outside the guest's memory."),
+        "{table}"
+    );
+
+    let refused = stderr(&replay(&damaged, &[]));
+    assert!(refused.contains("is damaged at byte"), "{refused}");
+    let text = stdout(&replay(&damaged, &["--partial"]));
+    assert!(
+        text.contains("note: only what is whole of it was read: it is damaged at byte"),
+        "{text}"
+    );
+    let json = stdout(&replay(&damaged, &["--partial", "--json"]));
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let trace = &report["traces"][0];
+    assert_eq!(
+        (&trace["accesses"], &trace["outside"]),
+        (&65_470.into(), &66.into())
+    );
+    let note = trace["notes"][0].as_str().unwrap();
+    assert!(note.contains("damaged at byte"), "{note}");
+
+    let output = folder.path().join("kept");
+    let imported = import(&damaged, &output, &["--partial"]);
+    assert_eq!(imported.status.code(), Some(0), "{}", stderr(&imported));
+    let said = stdout(&imported);
+    assert!(said.contains("65536 accesses of"), "{said}");
+    assert!(said.contains("only what is whole of it was read"), "{said}");
+
+    let text = folder.path().join("text");
+    fs::write(&text, "0,4096,load\n1,0x200").unwrap();
+    let said = stdout(&import(&text, &folder.path().join("short"), &[]));
+    assert!(said.contains("line 2 has no end at byte 19"), "{said}");
+    let shown = stdout(&replay(&text, &["--fast", "1:1"]));
+    assert!(
+        shown.contains("note: line 2 has no end at byte 19"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -299,7 +391,7 @@ fn recorder_when_killed_leaves_what_can_be_read() {
     let saved = import(&part, &whole, &["--partial"]);
     assert!(saved.status.success(), "{}", stderr(&saved));
     assert!(
-        stdout(&saved).contains("it was cut: what is whole"),
+        stdout(&saved).contains("only what is whole of it was read: it ends at byte"),
         "{}",
         stdout(&saved)
     );

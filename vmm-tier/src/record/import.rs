@@ -75,9 +75,21 @@ impl Import<'_> {
                 notes += &format!("; {count} {what} passed over");
             }
         }
-        if file.cut().is_some() {
-            let at = file.position();
-            notes += &format!("; it was cut: what is whole up to byte {at} is kept");
+        let account = &end.account;
+        for (count, what) in [
+            (account.lost, "samples lost"),
+            (account.arrived, "dropped"),
+            (
+                counts.outside.max(end.outside),
+                "outside the guest's memory",
+            ),
+        ] {
+            if count > 0 {
+                notes += &format!("; {count} {what} when it was recorded");
+            }
+        }
+        if let Some(doubt) = file.doubt() {
+            notes += &format!("; {doubt}");
         }
         Ok((end, bytes, notes))
     }

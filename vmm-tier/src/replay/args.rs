@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::Args;
 
 use super::fast::FastSize;
-use crate::{duration, trace::Format};
+use crate::{duration, size::Size, trace::Format};
 
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
@@ -83,6 +83,9 @@ pub(crate) struct ReplayArgs {
     /// Replay what is whole of a recording that was cut
     #[arg(long, help_heading = "Time and memory")]
     pub(crate) partial: bool,
+    /// Memory for what the oracle knows of the future: short of it, it looks at epochs of more than a second
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = memory, help_heading = "Time and memory")]
+    pub(crate) memory: u64,
     /// The guest has pages of 2 MiB
     #[arg(long, help_heading = "Time and memory")]
     pub(crate) huge: bool,
@@ -150,6 +153,16 @@ fn percent(text: &str) -> Result<f64, ParseNumberError> {
     number(bare, "a percentage from 0 to 100", 0.0..=100.0)
 }
 
+fn memory(text: &str) -> Result<u64, ParseNumberError> {
+    match text.parse() {
+        Ok(Size::Bytes(bytes)) if bytes >= 1 << 20 => Ok(bytes),
+        _ => Err(ParseNumberError {
+            text: text.to_owned(),
+            what: "an amount of memory from 1M on, such as 512M or 4G",
+        }),
+    }
+}
+
 fn bias(text: &str) -> Result<f64, ParseNumberError> {
     number(text, "a factor from 1 to 1000", 1.0..=1000.0)
 }
@@ -188,6 +201,10 @@ mod tests {
         }
         for text in ["0", "NaN", "inf", "fast"] {
             assert!(text.parse::<Stretch>().is_err(), "{text}");
+        }
+        assert_eq!(memory("512M"), Ok(512 << 20));
+        for text in ["1K", "20%", "much"] {
+            assert!(memory(text).is_err(), "{text}");
         }
         assert!(bias("0.5").is_err());
         assert!(seconds("0").is_err());

@@ -155,7 +155,9 @@ fn file_facts(
     // A recording that names its memory and its length need not be read for them.
     let known = (!info.ranges.is_empty())
         .then_some(info.end.as_ref())
-        .flatten();
+        .flatten()
+        // What it says of itself is not true of a part of it.
+        .filter(|_| !options.partial);
     let survey = match known {
         Some(_) => None,
         None => {
@@ -163,11 +165,9 @@ fn file_facts(
             Some(survey(&mut accesses, &info, progress)?)
         }
     };
-    if let Some(cut) = accesses.cut() {
-        notes.push(format!(
-            "the trace is replayed as far as it is whole: {cut}"
-        ));
-    }
+    let doubt = accesses.doubt();
+    let is_whole = doubt.is_none();
+    notes.extend(doubt);
     let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
     let guest = match &survey {
         Some(survey) if info.ranges.is_empty() => survey.guest(page_bytes)?,
@@ -197,12 +197,14 @@ fn file_facts(
             info.origin.name()
         ));
     }
-    let end = info.end.unwrap_or_default();
+    // A trace that was cut tells of its losses in its midst.
+    let so_far = accesses.so_far().cloned().unwrap_or_default();
+    let end = info.end.filter(|_| is_whole).unwrap_or(so_far);
     Ok(Facts {
         guest: Arc::new(guest),
         touched_only: info.ranges.is_empty(),
         duration,
-        phases: info.marks.iter().map(|mark| mark.at).collect(),
+        phases: end.marks.iter().map(|mark| mark.at).collect(),
         may_stretch: !is_sampled,
         samples: is_sampled.then_some((info.period, info.tests)),
         account: end.account,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use tier_core::policy::oracle::PlanKind;
 
 use super::report::{Report, Run};
-use crate::size::human;
+use crate::{size::human, table::count};
 
 /// One figure of a run as a cell.
 type Cell = fn(&Run) -> Option<f64>;
@@ -26,7 +26,31 @@ pub(super) fn tables(report: &Report) -> String {
     by_trace(&mut out, report, 2, Run::moved_over_least, false, moved);
     out.push_str("\nOver all rows above:\n\n");
     overall(&mut out, report);
+    left_out(&mut out, report);
     out
+}
+
+/// A line for each trace of which not all counts.
+fn left_out(out: &mut String, report: &Report) {
+    for trace in &report.traces {
+        let most = |of: fn(&Run) -> u64| report.runs_of(&trace.trace).map(of).max().unwrap_or(0);
+        let parts = [
+            (most(|run| run.samples.lost), "samples lost"),
+            (
+                most(|run| run.samples.dropped.values().sum()),
+                "samples dropped",
+            ),
+            (trace.outside, "accesses outside the guest's memory"),
+        ];
+        let parts: Vec<String> = parts
+            .iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, what)| format!("{} {what}", count(*n)))
+            .collect();
+        if !parts.is_empty() {
+            let _ = writeln!(out, "\nLeft out of {}: {}.", trace.trace, parts.join(", "));
+        }
+    }
 }
 
 fn is_oracle(policy: &str) -> bool {

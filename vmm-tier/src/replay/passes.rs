@@ -9,7 +9,7 @@ use tier_core::{
     },
     replay::{
         Profile, SamplerSettings, Sampling, Score, Simulation, Slice, Slicer, SlicerAccount,
-        SlicerSettings, profile::DEFAULT_PROFILE_BYTES,
+        SlicerSettings,
     },
     time::Time,
 };
@@ -31,6 +31,8 @@ use crate::table::count;
 const LONG_ENOUGH: Duration = Duration::from_millis(119_990);
 /// Epochs of the oracle where memory suffices.
 const EPOCH: Duration = Duration::from_secs(1);
+/// Planning takes the profile once more, by page, and two plans.
+const PLANNING: usize = 4;
 /// Slices that are simulated at a time: a second of them, or fewer if they are full.
 const BATCH_SLICES: usize = 100;
 /// Pages and samples in a batch, at most: some 30 MB.
@@ -82,9 +84,10 @@ pub(super) fn replay(
 ) -> anyhow::Result<Outcome> {
     let play = Play::new(input, settings, progress)?;
     let sizes = sizes(settings, &play.facts)?;
-    let profile = play.learn()?;
+    let profile = play.learn(settings.memory)?;
     let (scores, account) = play.simulate(settings, &sizes, &profile)?;
-    let trace = play.trace(settings, &account, &sizes);
+    let mut trace = play.trace(settings, &account, &sizes);
+    trace.notes.extend(coarse(&profile));
     let recorded = play.is_recording().then_some(&play.facts.account);
     let runs = runs(&trace, &scores, recorded, settings.timeline);
     Ok(Outcome { trace, runs })
@@ -158,11 +161,12 @@ impl<'a> Play<'a> {
     }
 
     /// The first pass: how often each page is used, and when.
-    fn learn(&self) -> anyhow::Result<Profile> {
+    fn learn(&self, memory: u64) -> anyhow::Result<Profile> {
         self.begin(1, "learning");
         let (mut slicer, _) = self.slicer()?;
         let pages = self.facts.guest.pages();
-        let mut profile = Profile::new(pages, EPOCH, DEFAULT_PROFILE_BYTES);
+        let bytes = usize::try_from(memory).unwrap_or(usize::MAX) / PLANNING;
+        let mut profile = Profile::new(pages, EPOCH, bytes);
         let (mut slice, mut start) = (Slice::default(), None);
         while let Some(slice) = slicer.next_slice(&mut slice)? {
             profile.add(slice);
@@ -257,6 +261,17 @@ impl<'a> Play<'a> {
         trace.notes.extend(thin);
         trace
     }
+}
+
+/// What a reader should know of an oracle that had too little memory.
+fn coarse(profile: &Profile) -> Option<String> {
+    profile.is_short_of_memory().then(|| {
+        format!(
+            "the oracle knows the future in epochs of {} s, for its memory is short: with more (--memory) it may do \
+             better, and all shares of it be less",
+            profile.epoch().as_secs()
+        )
+    })
 }
 
 /// How much slower a trace of this length is played.

@@ -50,6 +50,8 @@ pub(super) struct Settings {
     pub(super) setup: PolicySetup,
     pub(super) stretch: Stretch,
     pub(super) huge: bool,
+    /// Bytes for what the oracle knows.
+    pub(super) memory: u64,
     /// A share of accesses.
     pub(super) target: f64,
     pub(super) timeline: bool,
@@ -102,6 +104,7 @@ impl Settings {
             setup,
             stretch: args.stretch,
             huge: args.huge,
+            memory: args.memory,
             target: args.target / 100.0,
             timeline: args.timeline,
         })

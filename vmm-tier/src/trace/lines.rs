@@ -44,6 +44,8 @@ pub(super) struct Lines {
     position: u64,
     last: Option<u64>,
     counts: Counts,
+    /// Whether the line that was read last has an end.
+    has_end: bool,
 }
 
 impl fmt::Debug for Lines {
@@ -67,11 +69,25 @@ impl Lines {
             position: 0,
             last: None,
             counts: Counts::default(),
+            has_end: true,
         }
     }
 
     pub(super) const fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Whether the file may have been cut.
+    pub(super) fn doubt(&self) -> Option<String> {
+        let Self {
+            number, position, ..
+        } = self;
+        (!self.has_end).then(|| {
+            format!(
+                "line {number} has no end at byte {position}, the last of the file: if that was cut, its last access \
+                 may be another"
+            )
+        })
     }
 
     pub(super) const fn counts(&self) -> Counts {
@@ -99,6 +115,7 @@ impl Lines {
             }
             self.number += 1;
             self.position += bytes as u64;
+            self.has_end = bytes > self.line.len();
             let access = self.access().map_err(|reason| TraceError::Line {
                 path: self.path.clone(),
                 line: self.number,

@@ -15,7 +15,7 @@ use std::{fs::File, path::Path, time::Duration};
 
 use tier_core::{
     replay::{Access, Accesses},
-    trace::{End, Header, Mark, Origin, TraceRange},
+    trace::{End, Header, Origin, TraceRange},
 };
 
 pub(crate) use self::{error::TraceError, format::Format, native::Native};
@@ -58,8 +58,6 @@ pub(crate) struct TraceInfo {
     pub(crate) tests: u32,
     /// The guest's memory, empty where it is not known: addresses outside are dropped and counted.
     pub(crate) ranges: Vec<TraceRange>,
-    /// Changes of phase, as far as they are known beforehand.
-    pub(crate) marks: Vec<Mark>,
     /// What the trace itself says of its length, its losses and its drops; only recordings of this program do.
     pub(crate) end: Option<End>,
 }
@@ -75,7 +73,6 @@ impl TraceInfo {
             period: header.period,
             tests: header.tests,
             ranges: header.ranges,
-            marks: Vec::new(),
             end: None,
         }
     }
@@ -136,19 +133,29 @@ impl TraceFile {
         }
     }
 
+    /// What was read so far of a recording of this program: its losses, drops and marks.
+    pub(crate) fn so_far(&self) -> Option<&End> {
+        match &self.0 {
+            Kind::Native(native) => Some(native.so_far()),
+            Kind::Lines(_) => None,
+        }
+    }
+
+    /// What is odd about a trace that was read to its end, if anything is.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        match &self.0 {
+            Kind::Native(native) => native
+                .cut()
+                .map(|cut| format!("only what is whole of it was read: {cut}")),
+            Kind::Lines(lines) => lines.doubt(),
+        }
+    }
+
     /// The guest's memory, as far as it was told of so far; empty where it is not known.
     pub(crate) fn memory(&self) -> &[TraceRange] {
         match &self.0 {
             Kind::Native(native) => native.memory(),
             Kind::Lines(_) => &[],
-        }
-    }
-
-    /// Why the rest is missing, if a cut trace was read as far as it is whole.
-    pub(crate) fn cut(&self) -> Option<tier_core::trace::TraceError> {
-        match &self.0 {
-            Kind::Native(native) => native.cut(),
-            Kind::Lines(_) => None,
         }
     }
 }

@@ -77,7 +77,6 @@ impl Native {
         }
         let mut info = TraceInfo::new(Format::Native, bytes, header);
         if let Some(end) = end {
-            info.marks.clone_from(&end.marks);
             info.ranges.extend_from_slice(&end.plugged);
             info.ranges.sort_by_key(|range| range.gpa);
             info.end = Some(end);
@@ -96,6 +95,11 @@ impl Native {
     /// Accesses that were not recorded as they lay outside the guest's memory, as far as the end says.
     pub(crate) const fn outside(&self) -> u64 {
         self.decoder.so_far().outside
+    }
+
+    /// What was read so far.
+    pub(super) const fn so_far(&self) -> &End {
+        self.decoder.so_far()
     }
 
     /// The guest's memory, as far as it was told of so far; empty where it is not known.
@@ -159,18 +163,27 @@ impl Native {
                 }
                 Ok(Found::Done) => {
                     self.ended = true;
-                    self.check_nothing_follows()?;
+                    let checked = self.check_nothing_follows();
+                    self.end_early(checked)?;
                 }
                 Ok(_) => {}
-                Err(TraceError::Native { source, .. }) if self.may_end(&source) => {
-                    self.cut = Some(source);
-                    self.ended = true;
-                }
-                Err(error) => return Err(error),
+                Err(error) => self.end_early(Err(error))?,
             }
         }
         self.block = Block::default();
         Ok(false)
+    }
+
+    /// Ends the reading where something is wrong, if what stands before that is all that is wanted.
+    fn end_early(&mut self, found: Result<(), TraceError>) -> Result<(), TraceError> {
+        match found {
+            Err(TraceError::Native { source, .. }) if self.may_end(&source) => {
+                self.cut = Some(source);
+                self.ended = true;
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// What [`next_block`](Self::next_block) has read.
@@ -178,8 +191,11 @@ impl Native {
         &self.block
     }
 
+    /// Whether what stands before the error may be kept. Who writes while the machine fails leaves behind a file
+    /// that is cut, or one that ends in nonsense.
     const fn may_end(&self, error: &trace::TraceError) -> bool {
-        self.partial && matches!(error, trace::TraceError::Truncated { .. })
+        use trace::TraceError::{BackInTime, Corrupt, Truncated};
+        self.partial && matches!(error, Truncated { .. } | Corrupt { .. } | BackInTime { .. })
     }
 
     fn check_nothing_follows(&mut self) -> Result<(), TraceError> {

@@ -184,11 +184,47 @@ fn native_when_it_was_cut_is_refused_or_read_as_far_as_it_is_whole() {
     };
     let (saved, accesses, info) = read(&path, partial).unwrap();
     assert_eq!(saved, all);
-    assert!(accesses.cut().is_some() && info.end.is_none());
+    assert!(info.end.is_none());
+    let doubt = accesses.doubt().unwrap();
+    assert!(doubt.contains("only what is whole"), "{doubt}");
+
+    // The second block is damaged.
+    let mut damaged = bytes.clone();
+    let last = damaged.len() - 400;
+    damaged[last] ^= 1;
+    let error = error_of(&damaged);
+    assert!(error.contains("damaged at byte"), "{error}");
+    let (saved, accesses, _) = read(&file(&folder, &damaged), partial).unwrap();
+    assert_eq!(saved, all[..65_536]);
+    let doubt = accesses.doubt().unwrap();
+    assert!(doubt.contains("damaged at byte"), "{doubt}");
 
     bytes.push(0);
-    let path = file(&folder, &bytes);
-    let error = read(&path, partial).unwrap_err();
-    let error = crate::causes::with_causes(&error);
-    assert!(error.contains("something stands behind its end"), "{error}");
+    let error = error_of(&bytes);
+    assert!(error.contains("something was added"), "{error}");
+    let (saved, accesses, _) = read(&file(&folder, &bytes), partial).unwrap();
+    assert_eq!(saved, all);
+    let doubt = accesses.doubt().unwrap();
+    assert!(doubt.contains("something stands behind its end"), "{doubt}");
+}
+
+#[test]
+fn line_when_the_last_has_no_end_is_read_and_doubted() {
+    for (text, doubted) in [
+        ("1,4096,load\n2,0x20\n", false),
+        ("1,4096,load\n2,0x20", true),
+        ("1,4096,load\r\n2,8,load\r\n", false),
+        ("==1== Lackey\n L 10,8", true),
+    ] {
+        let (all, accesses, _) = read_text(text).unwrap();
+        assert!(!all.is_empty());
+        let doubt = accesses.doubt();
+        assert_eq!(doubt.is_some(), doubted, "{text:?}: {doubt:?}");
+        if let Some(doubt) = doubt {
+            assert!(
+                doubt.contains(&format!("at byte {}", text.len())),
+                "{doubt}"
+            );
+        }
+    }
 }

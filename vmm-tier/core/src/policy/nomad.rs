@@ -12,16 +12,17 @@
 //!   if the page was written meanwhile: the copy is wasted, and the page is queued again. With w stores to the
 //!   page in a slice of length T and a copy that takes t, that happens with the probability 1 − e^(−wt/T).
 //!   A copy takes what a move is taken to cost ([`crate::moves::assumed_cost_ns`]), and the thread does one at
-//!   a time. 512 pages can wait, the queue's length in the module; further ones have to fault again.
+//!   a time. The guest waits only for the change of the mapping, and for taking the page away and giving it back
+//!   where the copy was in vain. 512 pages can wait, the queue's length in the module; further ones have to fault again.
 //! - *Shadows.* A promoted page's frame on the slow tier is kept while the page is clean. The first store faults
 //!   once, as shadowed pages are mapped read-only, and drops it. A page with a shadow is demoted by changing the
 //!   mapping, without a copy.
 //!
 //! # What is not modelled
 //! Short slow memory, where shadows are given up first: the simulated host can hold the whole guest on its slow
-//! tier, and there is one shadow for a slow frame at most. That a promotion does not stop the guest: the host
-//! charges the time of every copy alike, so that what is compared is bytes. Huge pages, which the module does not
-//! migrate, move as others do, and are more often written during their longer copy.
+//! tier, and there is one shadow for a slow frame at most. What the copying thread takes from the guest's CPUs and
+//! bandwidth. Huge pages, which the module does not migrate, move as others do, and are more often written during
+//! their longer copy.
 
 use std::collections::VecDeque;
 
@@ -124,12 +125,12 @@ impl Nomad {
             let copy_ns = moves::assumed_cost_ns(bytes);
             self.time_ns -= copy_ns;
             if self.is_written(page, copy_ns / span_ns, seen) {
-                host.charge_copies(bytes);
+                host.charge_abort(bytes);
                 self.queue.push_back(page);
                 continue;
             }
             let marks = &mut self.kernel.marks[page as usize];
-            match host.promote(page) {
+            match host.promote_in_use(page) {
                 Outcome::Moved => {
                     // What was armed on the slow tier is mapped anew.
                     *marks = (*marks & !(QUEUED | ARMED)) | SHADOWED;

@@ -121,6 +121,17 @@ impl Ledger {
     }
 }
 
+/// How a page's content comes to its new place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copying {
+    /// It is copied, and whoever wants the page waits.
+    Stopped,
+    /// It is copied while the guest goes on using the page.
+    Beside,
+    /// It is there already.
+    Nothing,
+}
+
 /// Never moved.
 const NEVER: u32 = u32::MAX;
 
@@ -238,17 +249,23 @@ impl Host {
     /// Moves a page to DRAM: `Moved`, `NoMemory`, `Pinned`, or `Busy` (by chance, or because the tiers' link is
     /// saturated). A page that is there already is `Moved` at no cost; one that does not exist is `Absent`.
     pub fn promote(&mut self, page: u32) -> Outcome {
-        self.move_to(page, Tier::Fast, true)
+        self.move_to(page, Tier::Fast, Copying::Stopped)
     }
 
     /// Moves a page to the slow tier; see [`Self::promote`].
     pub fn demote(&mut self, page: u32) -> Outcome {
-        self.move_to(page, Tier::Slow, true)
+        self.move_to(page, Tier::Slow, Copying::Stopped)
+    }
+
+    /// Moves a page to DRAM while the guest goes on using it, as Nomad's transactions do: it is copied as ever, but
+    /// the guest waits only for the change of the mapping.
+    pub fn promote_in_use(&mut self, page: u32) -> Outcome {
+        self.move_to(page, Tier::Fast, Copying::Beside)
     }
 
     /// Demotes a page whose copy on the slow tier is still valid: nothing is copied.
     pub fn remap_to_slow(&mut self, page: u32) -> Outcome {
-        self.move_to(page, Tier::Slow, false)
+        self.move_to(page, Tier::Slow, Copying::Nothing)
     }
 
     /// Counts hint faults that the guest paid for.
@@ -257,10 +274,11 @@ impl Host {
         self.ledger.stall_ns += faults as f64 * self.conditions.costs.fault_ns;
     }
 
-    /// Counts a copy that led to nothing: a transaction that was aborted.
-    pub fn charge_copies(&mut self, bytes: u64) {
+    /// Counts a copy that led to nothing: a transaction that was aborted. The guest went on meanwhile; it waits
+    /// only while the page is taken from it and, found written, given back.
+    pub fn charge_abort(&mut self, bytes: u64) {
         self.ledger.wasted_bytes += bytes;
-        self.ledger.stall_ns += moves::assumed_cost_ns(bytes);
+        self.ledger.stall_ns += moves::assumed_cost_ns(0);
     }
 
     /// Takes the time of a slice's end, and grants the copies that fit into it.
@@ -271,7 +289,7 @@ impl Host {
         self.copy_bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     }
 
-    fn move_to(&mut self, page: u32, tier: Tier, copies: bool) -> Outcome {
+    fn move_to(&mut self, page: u32, tier: Tier, copying: Copying) -> Outcome {
         if page >= self.guest.pages() {
             return Outcome::Absent;
         }
@@ -279,6 +297,7 @@ impl Host {
             return Outcome::Moved;
         }
         let bytes = self.guest.page_bytes(page);
+        let copies = copying != Copying::Nothing;
         let outcome = if self.is_pinned(page) {
             Outcome::Pinned
         } else if tier == Tier::Fast && bytes > self.fast_free() {
@@ -289,23 +308,27 @@ impl Host {
             Outcome::Moved
         };
         if outcome == Outcome::Moved {
-            self.moved(page, tier, bytes, copies);
+            self.moved(page, tier, bytes, copying);
         } else {
             *self.ledger.failed.entry(outcome).or_default() += 1;
         }
         outcome
     }
 
-    fn moved(&mut self, page: u32, tier: Tier, bytes: u64, copies: bool) {
+    fn moved(&mut self, page: u32, tier: Tier, bytes: u64, copying: Copying) {
+        let copies = copying != Copying::Nothing;
         self.is_fast[page as usize] = tier == Tier::Fast;
         let ledger = &mut self.ledger;
         if copies {
             self.copy_bytes -= bytes;
-            ledger.stall_ns += moves::assumed_cost_ns(bytes);
         } else {
             ledger.remapped_bytes += bytes;
-            ledger.stall_ns += moves::assumed_cost_ns(0);
         }
+        let waited_for = match copying {
+            Copying::Stopped => bytes,
+            Copying::Beside | Copying::Nothing => 0,
+        };
+        ledger.stall_ns += moves::assumed_cost_ns(waited_for);
         match tier {
             Tier::Fast => {
                 self.fast_used += bytes;
@@ -342,4 +365,50 @@ impl Host {
 /// A number in [0, 1) that follows from the seed and the number.
 const fn chance(seed: u64, number: u64) -> f64 {
     Random::after(seed, number.wrapping_sub(1)).share()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promotion_when_the_page_stays_in_use_copies_as_much_and_stalls_less() {
+        let failures = Failures {
+            busy: 0.0,
+            ..Failures::default()
+        };
+        let conditions = Conditions {
+            failures,
+            ..Conditions::default()
+        };
+        let guest = Arc::new(Guest::uniform(0, 4, 4096));
+        let mut host = Host::new(guest, 8192, conditions);
+        let slice = Slice {
+            end: Time(1_000_000_000),
+            ..Slice::default()
+        };
+        host.enter(&slice);
+        let remap = moves::assumed_cost_ns(0);
+        let copy = moves::assumed_cost_ns(4096);
+        assert!(copy > remap);
+        let moved = |outcome| assert_eq!(outcome, Outcome::Moved);
+        type Act = fn(&mut Host) -> Outcome;
+        let acts: [(Act, u64, f64); 4] = [
+            (|host| host.demote(0), 4096, copy),
+            (|host| host.promote_in_use(2), 4096, remap),
+            (|host| host.remap_to_slow(2), 0, remap),
+            (|host| host.promote(3), 4096, copy),
+        ];
+        let (mut copied, mut stalled) = (0, 0.0);
+        for (act, copies, stalls) in acts {
+            moved(act(&mut host));
+            copied += copies;
+            stalled += stalls;
+            assert_eq!(host.ledger().copied_bytes(), copied);
+            assert_eq!(host.ledger().stall_ns, stalled);
+        }
+        host.charge_abort(4096);
+        assert_eq!(host.ledger().wasted_bytes, 4096);
+        assert_eq!(host.ledger().stall_ns, stalled + remap);
+    }
 }

@@ -21,7 +21,7 @@ pub mod slicer;
 pub use self::{
     guest::Guest,
     host::{Conditions, Costs, Failures, Host, Ledger},
-    profile::{DEFAULT_PROFILE_BYTES, Profile},
+    profile::Profile,
     sampler::{Sampler, SamplerSettings},
     score::{Plateau, Samples, Score},
     simulation::Simulation,

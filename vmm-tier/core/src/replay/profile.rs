@@ -8,9 +8,6 @@ use crate::time::Time;
 /// The uses of pages in one epoch: pages by rising number, each with its accesses.
 pub(crate) type EpochUses = Vec<(u32, u32)>;
 
-/// Memory for a profile where nothing is said, in bytes: 64 M pairs of page and count.
-pub const DEFAULT_PROFILE_BYTES: usize = 512 << 20;
-
 /// Gathered in a first pass over the accesses. Its memory is bounded: when it is full, epochs are joined two by
 /// two, so a long trace of a large guest is known in longer epochs.
 #[derive(Clone, Debug)]
@@ -26,6 +23,7 @@ pub struct Profile {
     pairs: usize,
     accesses: u64,
     outside: u64,
+    is_short: bool,
 }
 
 impl Profile {
@@ -44,6 +42,7 @@ impl Profile {
             pairs: 0,
             accesses: 0,
             outside: 0,
+            is_short: false,
         }
     }
 
@@ -82,6 +81,12 @@ impl Profile {
     #[must_use]
     pub const fn epoch(&self) -> Duration {
         self.epoch
+    }
+
+    /// Whether epochs were joined because memory was short.
+    #[must_use]
+    pub const fn is_short_of_memory(&self) -> bool {
+        self.is_short
     }
 
     /// When the first slice began.
@@ -124,6 +129,7 @@ impl Profile {
         self.current_index = next;
         while (self.pairs > self.most_pairs || self.done.len() > MOST_EPOCHS) && self.done.len() > 1
         {
+            self.is_short |= self.pairs > self.most_pairs;
             self.join();
         }
     }
@@ -224,6 +230,7 @@ mod tests {
             profile.epochs(),
             [vec![(1, 5)], vec![], vec![(0, 1), (3, 2)]]
         );
+        assert!(!profile.is_short_of_memory());
         assert_eq!(profile.accesses(), 8);
         assert_eq!(profile.duration(), Duration::from_secs(3));
     }
@@ -249,6 +256,7 @@ mod tests {
                 pairs <= 12 + 5,
                 "{pairs}: the last epoch may be opened again"
             );
+            assert_eq!(profile.is_short_of_memory(), seconds > 6);
             let length = profile.epoch().as_secs();
             assert_eq!(profile.epochs().len() as u64, seconds.div_ceil(length));
             let first: u64 = profile.epochs()[0].iter().map(|u| u64::from(u.1)).sum();

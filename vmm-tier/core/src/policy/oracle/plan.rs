@@ -51,18 +51,10 @@ impl Plan {
     #[must_use]
     pub fn new(kind: PlanKind, profile: &Profile, host: &Host) -> Self {
         let problem = Problem::new(kind, profile, host);
-        let placements = match kind {
-            PlanKind::Free => vec![problem.best_of_each()],
-            PlanKind::Paying => prices::find(&problem)
-                .iter()
-                .map(|prices| problem.at_prices(prices))
-                .chain([problem.best_of_each(), problem.best_overall(), Vec::new()])
-                .collect(),
+        let best = match kind {
+            PlanKind::Free => problem.best_of_each(),
+            PlanKind::Paying => problem.best_known(),
         };
-        let best = placements
-            .into_iter()
-            .max_by(|a, b| problem.gain(a).total_cmp(&problem.gain(b)))
-            .unwrap_or_default();
         let epochs = (0u32..)
             .zip(best)
             .map(|(number, (demote, promote))| EpochMoves {
@@ -252,6 +244,29 @@ impl Problem {
             moves.push(place.epoch(self, epoch, &wishes));
         }
         moves
+    }
+
+    /// The plan that gains most of those at prices and of simple ones. One is made at a time: each may take as much
+    /// memory as the profile.
+    fn best_known(&self) -> Moves {
+        let prices = prices::find(self);
+        let at_prices = prices
+            .iter()
+            .map(|prices| Box::new(|| self.at_prices(prices)) as Box<dyn Fn() -> Moves>);
+        let simple: [Box<dyn Fn() -> Moves>; 3] = [
+            Box::new(|| self.best_of_each()),
+            Box::new(|| self.best_overall()),
+            Box::new(Vec::new),
+        ];
+        let mut best = (f64::NEG_INFINITY, Moves::new());
+        for make in at_prices.chain(simple) {
+            let moves = make();
+            let gain = self.gain(&moves);
+            if gain >= best.0 {
+                best = (gain, moves);
+            }
+        }
+        best.1
     }
 
     /// In each epoch the pages with the most accesses a byte. Pages without accesses stay where they are.
