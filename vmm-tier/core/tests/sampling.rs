@@ -573,6 +573,16 @@ fn records_when_lost_are_counted_and_are_the_share_that_was_asked_for() {
     assert!((share - 0.325).abs() < 0.01, "{share}");
 }
 
+/// How many records in a row are lost where any are, of those that come every ten accesses.
+fn mean_run_of_losses(samples: &[Sample]) -> f64 {
+    let gaps = samples.windows(2).map(|s| s[1].at.0 - s[0].at.0);
+    let runs: Vec<u64> = gaps
+        .filter(|&gap| gap > 10)
+        .map(|gap| gap / 10 - 1)
+        .collect();
+    runs.iter().sum::<u64>() as f64 / runs.len() as f64
+}
+
 #[test]
 fn records_when_lost_in_runs_are_lost_in_runs_of_that_length() {
     let settings = SamplerSettings {
@@ -583,12 +593,7 @@ fn records_when_lost_in_runs_are_lost_in_runs_of_that_length() {
         ..SamplerSettings::default()
     };
     let (_, samples) = sample_loop(&settings, 10_000_000, 1);
-    let gaps = samples.windows(2).map(|s| s[1].at.0 - s[0].at.0);
-    let runs: Vec<u64> = gaps
-        .filter(|&gap| gap > 10)
-        .map(|gap| gap / 10 - 1)
-        .collect();
-    let mean = runs.iter().sum::<u64>() as f64 / runs.len() as f64;
+    let mean = mean_run_of_losses(&samples);
     // 5000 runs with a standard deviation of 40.
     assert!((mean - 40.0).abs() < 2.5, "{mean}");
     let alone = SamplerSettings {
@@ -597,12 +602,7 @@ fn records_when_lost_in_runs_are_lost_in_runs_of_that_length() {
         ..settings
     };
     let (_, samples) = sample_loop(&alone, 10_000_000, 1);
-    let gaps = samples.windows(2).map(|s| s[1].at.0 - s[0].at.0);
-    let runs: Vec<u64> = gaps
-        .filter(|&gap| gap > 10)
-        .map(|gap| gap / 10 - 1)
-        .collect();
-    let mean = runs.iter().sum::<u64>() as f64 / runs.len() as f64;
+    let mean = mean_run_of_losses(&samples);
     assert!((mean - 1.25).abs() < 0.02, "each for itself: {mean}");
 }
 

@@ -23,6 +23,14 @@ fn grown(key: u64, gain: f64) -> u64 {
     (f64::from_bits(key) + gain).to_bits()
 }
 
+/// The pages of one tier.
+fn pages(is_fast: &[bool], is_wanted: bool) -> impl Iterator<Item = u32> {
+    let pages = (0..).zip(is_fast);
+    pages
+        .filter(move |&(_, &fast)| fast == is_wanted)
+        .map(|(id, _)| id)
+}
+
 /// The plain way: a key for each page, and an ordered set for each tier.
 pub(crate) struct Trees {
     keys: HashMap<u32, u64>,
@@ -34,10 +42,8 @@ pub(crate) struct Trees {
 impl Trees {
     pub(crate) fn new(is_fast: Vec<bool>) -> Self {
         let set = |wanted| {
-            let pages = (0..)
-                .zip(&is_fast)
-                .filter(move |&(_, &fast)| fast == wanted);
-            pages.map(|(id, _)| (0, id)).collect()
+            let pages = pages(&is_fast, wanted);
+            pages.map(|id| (0, id)).collect()
         };
         Self {
             keys: (0..is_fast.len() as u32).map(|id| (id, 0)).collect(),
@@ -73,97 +79,116 @@ impl Rival for Trees {
     }
 }
 
-/// Two queues of the crate `priority-queue`.
-pub(crate) struct PriorityQueues {
-    is_fast: Vec<bool>,
-    fast: PriorityQueue<u32, Reverse<u64>>,
-    slow: PriorityQueue<u32, u64>,
+/// A queue of pages whose keys can be changed.
+pub(crate) trait Queue<K>: FromIterator<(u32, K)> {
+    /// Adds `gain` to a page's key.
+    fn grow(&mut self, id: u32, gain: f64);
+
+    /// Takes the page with the highest key.
+    fn take(&mut self) -> (u32, K);
+
+    fn put(&mut self, id: u32, key: K);
 }
 
-impl PriorityQueues {
+/// Forward-decayed keys, the hottest first or the coldest first.
+pub(crate) trait Key: Ord {
+    fn of(bits: u64) -> Self;
+    fn bits(&self) -> u64;
+}
+
+impl Key for u64 {
+    fn of(bits: u64) -> Self {
+        bits
+    }
+
+    fn bits(&self) -> u64 {
+        *self
+    }
+}
+
+impl Key for Reverse<u64> {
+    fn of(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    fn bits(&self) -> u64 {
+        self.0
+    }
+}
+
+impl<K: Key> Queue<K> for PriorityQueue<u32, K> {
+    fn grow(&mut self, id: u32, gain: f64) {
+        self.change_priority_by(&id, |key| *key = K::of(grown(key.bits(), gain)));
+    }
+
+    fn take(&mut self) -> (u32, K) {
+        self.pop().expect("a page")
+    }
+
+    fn put(&mut self, id: u32, key: K) {
+        self.push(id, key);
+    }
+}
+
+impl<K: Key> Queue<K> for KeyedPriorityQueue<u32, K> {
+    fn grow(&mut self, id: u32, gain: f64) {
+        const TRACKED: &str = "a tracked page";
+        let key = self.get_priority(&id).expect(TRACKED).bits();
+        let key = K::of(grown(key, gain));
+        self.set_priority(&id, key).expect(TRACKED);
+    }
+
+    fn take(&mut self) -> (u32, K) {
+        self.pop().expect("a page")
+    }
+
+    fn put(&mut self, id: u32, key: K) {
+        self.push(id, key);
+    }
+}
+
+/// Two queues of a crate.
+pub(crate) struct Queues<F, S> {
+    is_fast: Vec<bool>,
+    fast: F,
+    slow: S,
+}
+
+/// Those of the crate `priority-queue`.
+pub(crate) type PriorityQueues = Queues<PriorityQueue<u32, Reverse<u64>>, PriorityQueue<u32, u64>>;
+
+/// Those of the crate `keyed_priority_queue`.
+pub(crate) type KeyedQueues =
+    Queues<KeyedPriorityQueue<u32, Reverse<u64>>, KeyedPriorityQueue<u32, u64>>;
+
+impl<F: Queue<Reverse<u64>>, S: Queue<u64>> Queues<F, S> {
     pub(crate) fn new(is_fast: Vec<bool>) -> Self {
-        let pages = |wanted| {
-            let pages = (0..)
-                .zip(&is_fast)
-                .filter(move |&(_, &fast)| fast == wanted);
-            pages.map(|(id, _)| id)
-        };
         Self {
-            fast: pages(true).map(|id| (id, Reverse(0))).collect(),
-            slow: pages(false).map(|id| (id, 0)).collect(),
+            fast: pages(&is_fast, true).map(|id| (id, Reverse(0))).collect(),
+            slow: pages(&is_fast, false).map(|id| (id, 0)).collect(),
             is_fast,
         }
     }
 }
 
-impl Rival for PriorityQueues {
+impl<F: Queue<Reverse<u64>>, S: Queue<u64>> Rival for Queues<F, S> {
     fn sample(&mut self, gain: f64, ids: &[u32]) {
         for &id in ids {
             if self.is_fast[id as usize] {
-                self.fast
-                    .change_priority_by(&id, |key| key.0 = grown(key.0, gain));
+                self.fast.grow(id, gain);
             } else {
-                self.slow
-                    .change_priority_by(&id, |key| *key = grown(*key, gain));
+                self.slow.grow(id, gain);
             }
         }
     }
 
     fn exchange(&mut self) {
-        let (promoted, hot) = self.slow.pop().expect("a slow page");
-        let (demoted, cold) = self.fast.pop().expect("a fast page");
+        let (promoted, hot) = self.slow.take();
+        let (demoted, cold) = self.fast.take();
         self.is_fast[promoted as usize] = true;
         self.is_fast[demoted as usize] = false;
-        self.fast.push(promoted, Reverse(hot));
-        self.slow.push(demoted, cold.0);
-    }
-}
-
-/// Two queues of the crate `keyed_priority_queue`.
-pub(crate) struct KeyedQueues {
-    is_fast: Vec<bool>,
-    fast: KeyedPriorityQueue<u32, Reverse<u64>>,
-    slow: KeyedPriorityQueue<u32, u64>,
-}
-
-impl KeyedQueues {
-    pub(crate) fn new(is_fast: Vec<bool>) -> Self {
-        let pages = |wanted| {
-            let pages = (0..)
-                .zip(&is_fast)
-                .filter(move |&(_, &fast)| fast == wanted);
-            pages.map(|(id, _)| id)
-        };
-        Self {
-            fast: pages(true).map(|id| (id, Reverse(0))).collect(),
-            slow: pages(false).map(|id| (id, 0)).collect(),
-            is_fast,
-        }
-    }
-}
-
-impl Rival for KeyedQueues {
-    fn sample(&mut self, gain: f64, ids: &[u32]) {
-        const TRACKED: &str = "a tracked page";
-        for id in ids {
-            if self.is_fast[*id as usize] {
-                let key = self.fast.get_priority(id).expect(TRACKED).0;
-                let key = Reverse(grown(key, gain));
-                self.fast.set_priority(id, key).expect(TRACKED);
-            } else {
-                let key = *self.slow.get_priority(id).expect(TRACKED);
-                self.slow.set_priority(id, grown(key, gain)).expect(TRACKED);
-            }
-        }
-    }
-
-    fn exchange(&mut self) {
-        let (promoted, hot) = self.slow.pop().expect("a slow page");
-        let (demoted, cold) = self.fast.pop().expect("a fast page");
-        self.is_fast[promoted as usize] = true;
-        self.is_fast[demoted as usize] = false;
-        self.fast.push(promoted, Reverse(hot));
-        self.slow.push(demoted, cold.0);
+        self.fast.put(promoted, Reverse(hot));
+        self.slow.put(demoted, cold.0);
     }
 }
 

@@ -29,13 +29,12 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Policy, PolicySetup, Seen,
     lists::Lists,
-    parts::{ENOUGH_FAILURES, Timer, placed},
+    parts::{ENOUGH_FAILURES, Timer, lists},
 };
 use crate::{
     moves::Outcome,
     replay::{Guest, Host, Sample},
     sample::AccessKind,
-    settings::Tier,
 };
 
 const FAST_COLD: u8 = 0;
@@ -89,18 +88,10 @@ impl HeMem {
     #[must_use]
     pub fn new(host: &Host, _setup: &PolicySetup) -> Self {
         let guest = host.shared_guest();
-        let mut lists = Lists::new(host.shared_guest(), 4);
-        for (page, tier) in placed(host) {
-            let cold = match tier {
-                Tier::Fast => FAST_COLD,
-                Tier::Slow => SLOW_COLD,
-            };
-            lists.to_front(cold, page);
-        }
         Self {
             counts: vec![Counts::default(); guest.pages() as usize],
             guest,
-            lists,
+            lists: lists(host, 4, FAST_COLD, SLOW_COLD),
             clock: 0,
             sweep: [(FAST_HOT, FAST_COLD, 0), (SLOW_HOT, SLOW_COLD, 0)],
             timer: Timer::new(PERIOD),

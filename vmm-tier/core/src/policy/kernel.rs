@@ -33,13 +33,12 @@ use std::{sync::Arc, time::Duration};
 use super::{
     PolicySetup, Seen,
     lists::Lists,
-    parts::{ENOUGH_FAILURES, placed},
+    parts::{ENOUGH_FAILURES, lists},
 };
 use crate::{
     moves::Outcome,
     random::Random,
     replay::{Guest, Host, Touch},
-    settings::Tier,
 };
 
 pub(super) const FAST_INACTIVE: u8 = 0;
@@ -146,18 +145,10 @@ pub(super) struct Kernel {
 impl Kernel {
     pub(super) fn new(host: &Host, setup: &PolicySetup) -> Self {
         let guest = host.shared_guest();
-        let mut lists = Lists::new(host.shared_guest(), 4);
-        for (page, tier) in placed(host) {
-            let inactive = match tier {
-                Tier::Fast => FAST_INACTIVE,
-                Tier::Slow => SLOW_INACTIVE,
-            };
-            lists.to_front(inactive, page);
-        }
         let stretches = guest.bytes().div_ceil(SCAN_BYTES).clamp(1, 1 << 20) as u32;
         let pass = (LEAST_SCAN_PERIOD * stretches).max(SCAN_PERIOD);
         Self {
-            lists,
+            lists: lists(host, 4, FAST_INACTIVE, SLOW_INACTIVE),
             marks: vec![0; guest.pages() as usize],
             pages: vec![Page::default(); guest.pages() as usize],
             guest,

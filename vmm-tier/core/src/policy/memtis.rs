@@ -36,14 +36,13 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Policy, PolicySetup, Seen,
     lists::Lists,
-    parts::{ENOUGH_FAILURES, Timer, largest_page, placed},
+    parts::{ENOUGH_FAILURES, Timer, largest_page, lists},
 };
 use crate::{
     addr::HUGE_PAGE,
     moves::Outcome,
     quota::TokenBucket,
     replay::{Guest, Host, Sample},
-    settings::Tier,
     time::Time,
 };
 
@@ -105,14 +104,6 @@ impl Memtis {
     #[must_use]
     pub fn new(host: &Host, setup: &PolicySetup) -> Self {
         let guest = host.shared_guest();
-        let mut lists = Lists::new(host.shared_guest(), 4);
-        for (page, tier) in placed(host) {
-            let inactive = match tier {
-                Tier::Fast => FAST_INACTIVE,
-                Tier::Slow => SLOW_INACTIVE,
-            };
-            lists.to_front(inactive, page);
-        }
         let mut histogram = [0; BINS];
         histogram[0] = guest.bytes();
         let fast = host.fast_bytes();
@@ -120,7 +111,7 @@ impl Memtis {
         let scaled = |samples: u64| (samples * OWN_PERIOD / setup.period.max(OWN_PERIOD)).max(1);
         Self {
             counts: vec![0; guest.pages() as usize],
-            lists,
+            lists: lists(host, 4, FAST_INACTIVE, SLOW_INACTIVE),
             histogram,
             hot: LEAST_HOT,
             warm: LEAST_HOT,

@@ -1,8 +1,8 @@
-//! Small parts that several policies share: a timer, and pages as they are placed.
+//! Small parts that several policies share: a timer, and pages where they are placed.
 
 use std::time::Duration;
 
-use super::Seen;
+use super::{Seen, lists::Lists};
 use crate::{replay::Host, settings::Tier, time::Time};
 
 /// Failures in a row after which a policy takes the tiers' link to be saturated and goes on in its next step.
@@ -38,6 +38,19 @@ impl Timer {
 pub(super) fn placed(host: &Host) -> impl Iterator<Item = (u32, Tier)> + '_ {
     let pages = host.guest().first_touch();
     pages.map(|page| (page, host.tier(page)))
+}
+
+/// So many lists, with all pages in them: those in DRAM in `fast`, the others in `slow`, the first touched at the back.
+pub(super) fn lists(host: &Host, lists: u8, fast: u8, slow: u8) -> Lists {
+    let mut lists = Lists::new(host.shared_guest(), lists);
+    for (page, tier) in placed(host) {
+        let list = match tier {
+            Tier::Fast => fast,
+            Tier::Slow => slow,
+        };
+        lists.to_front(list, page);
+    }
+    lists
 }
 
 /// The largest page of the guest, in bytes.
