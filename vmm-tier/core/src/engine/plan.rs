@@ -117,6 +117,9 @@ impl VmEngine {
     }
 
     fn draft_exchange(&mut self, now: Time, budget: u64, mut room: i64, draft: &mut Draft) {
+        if !self.throttle.may_look(now) {
+            return;
+        }
         let mut slow_room = self.slow_room();
         while draft.bytes < budget {
             let Some(hot) = self.take_hottest_slow(now) else {
@@ -186,9 +189,7 @@ impl VmEngine {
             });
             victims.extend(cold);
             if !pays {
-                for cold in victims {
-                    self.put_back(cold, Placement::Fast);
-                }
+                self.spare(now, victims);
                 return None;
             }
             bytes += cold.map_or(0, |cold| cold.page.bytes);
@@ -205,12 +206,18 @@ impl VmEngine {
             })
             .collect();
         if !self.pays(now, hot, &rivals) {
-            for cold in victims {
-                self.put_back(cold, Placement::Fast);
-            }
+            self.spare(now, victims);
             return None;
         }
         Some(victims)
+    }
+
+    /// Puts back fast pages that were taken for an exchange that does not pay.
+    fn spare(&mut self, now: Time, victims: Vec<Candidate>) {
+        self.throttle.looked_in_vain(now, victims.len());
+        for cold in victims {
+            self.put_back(cold, Placement::Fast);
+        }
     }
 
     /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.

@@ -1,4 +1,4 @@
-//! How fast pages are moved: a token bucket, and rests when nothing that is tried succeeds.
+//! How fast pages are moved: a token bucket, and rests when nothing that is tried succeeds or pays.
 
 use std::time::Duration;
 
@@ -8,6 +8,9 @@ use crate::{quota::TokenBucket, settings::EngineSettings, time::Time};
 const FIRST_REST: Duration = Duration::from_millis(100);
 /// The longest rest: a host that refuses every move is asked again this often.
 const LONGEST_REST: Duration = Duration::from_secs(10);
+/// The rest for each page that was looked at for an exchange that does not pay: a hundred times what the look takes. A
+/// guest that lacks headroom and whose pages are all alike would be gone through at every event.
+const REST_A_LOOK: Duration = Duration::from_micros(200);
 
 /// When the next batch may go and how large it may be.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub(super) struct Throttle {
     /// Batches in a row of which nothing moved.
     fruitless: u32,
     rest_until: Time,
+    /// Until when no exchange is looked for.
+    looks_at: Time,
     /// When a batch that had to wait for tokens may go.
     wakes_at: Option<Time>,
 }
@@ -30,6 +35,7 @@ impl Throttle {
             paid_at: None,
             fruitless: 0,
             rest_until: Time(0),
+            looks_at: Time(0),
             wakes_at: None,
         }
     }
@@ -104,6 +110,17 @@ impl Throttle {
         }
     }
 
+    /// Takes note that so many pages were looked at for an exchange that does not pay.
+    pub(super) fn looked_in_vain(&mut self, now: Time, pages: usize) {
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        self.looks_at = now + REST_A_LOOK.saturating_mul(pages);
+    }
+
+    /// Whether an exchange may be looked for.
+    pub(super) fn may_look(&self, now: Time) -> bool {
+        now >= self.looks_at
+    }
+
     /// When something may move that had to wait; `None` if nothing waits.
     pub(super) const fn wakes_at(&self) -> Option<Time> {
         self.wakes_at
@@ -123,6 +140,17 @@ mod tests {
             ..EngineSettings::default()
         };
         Throttle::new(&settings, Time(0))
+    }
+
+    #[test]
+    fn looks_when_in_vain_rest_as_long_as_they_were_many() {
+        let mut throttle = throttle();
+        let at = |ms: u64| Time(ms * 1_000_000);
+        throttle.looked_in_vain(at(0), 1);
+        assert!(!throttle.may_look(at(0)) && throttle.may_look(at(1)));
+        throttle.looked_in_vain(at(1), 1024);
+        assert!(!throttle.may_look(at(200)) && throttle.may_look(at(206)));
+        assert!(throttle.budget(at(200)).is_some(), "orders do not wait");
     }
 
     #[test]

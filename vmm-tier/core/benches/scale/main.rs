@@ -1,19 +1,25 @@
-//! How the dual heaps scale: what a sample costs, what memory a page takes and how long building takes, for
-//! guests of 4 GiB to 1 TiB.
+//! How the dual heaps and the engine over them scale: what a sample costs, what memory a page takes and how long
+//! building takes, for guests of 4 GiB to 1 TiB.
 //!
 //! Every page is tracked and has been sampled, a fifth of them on the fast tier. Samples come 4096 at a
 //! time, 10 ms apart; after each batch four pairs of tops change their tiers, 400 a second. Figures are CPU time, medians of many short
-//! runs; `±` is half of the range between their quartiles.
+//! runs; `±` is half of the range between their quartiles. `array` is what the same samples cost, in the same batches,
+//! where all that is done is to add to one word a page: what the machine's memory takes.
 //!
 //! `TIER_BENCH_JSON=FILE` keeps the figures. Arguments that don't begin with `-` filter the rows by name.
 //! Without `--bench` (as `cargo test` runs it) only small guests are tried.
 
+mod engine;
+#[path = "../loads/mod.rs"]
 mod loads;
 
 use std::{fmt, hint::black_box, time::Duration};
 
+use engine::Machine;
 use loads::{LOADS, Random, cpu_time};
+use prefetch_index::prefetch_index;
 use serde::Serialize;
+use serde_json::json;
 use tier_core::{
     dual_heap::{DualHeap, PageId, Placement},
     time::Time,
@@ -67,6 +73,8 @@ struct Row {
     /// Half of the range between the quartiles.
     ns_spread: f64,
     million_samples_per_s: f64,
+    /// The same samples, added to an array of words.
+    array_ns_per_sample: f64,
     bytes_per_page: f64,
     build_s: f64,
     /// What a landmark move costs: every 64 half-lives, all keys are scaled.
@@ -77,13 +85,14 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<24} {:<10} {:>10} {:>7.1} ± {:<4.1} {:>7.1} {:>7.2} {:>8.3} {:>9.1}",
+            "{:<24} {:<10} {:>10} {:>7.1} ± {:<4.1} {:>7.1} {:>8.1} {:>7.2} {:>8.3} {:>9.1}",
             self.guest,
             self.load,
             self.pages,
             self.ns_per_sample,
             self.ns_spread,
             self.million_samples_per_s,
+            self.array_ns_per_sample,
             self.bytes_per_page,
             self.build_s,
             self.landmark_move_ms
@@ -194,6 +203,8 @@ fn measure(guest: &Guest, loads: &[loads::Load], effort: &Effort) -> Vec<Row> {
     let mut now = Time(0);
     heap.sample_run(now, 0..guest.frames, 1.0);
     let pages = heap.len(Placement::Fast) + heap.len(Placement::Slow);
+    // Not zeros, which the kernel would all back with one page.
+    let mut words = vec![1_u32; guest.frames as usize];
     let mut rows = Vec::new();
     for &(load, draw) in loads {
         let ids: Vec<PageId> = draw(guest.frames, effort.samples)
@@ -214,6 +225,12 @@ fn measure(guest: &Guest, loads: &[loads::Load], effort: &Effort) -> Vec<Row> {
         let runs = (0..effort.runs)
             .map(|_| seconds(|| samples(&mut heap, effort.run)) * 1e9 / effort.run as f64);
         let [low, median, high] = quartiles(runs.collect());
+        let mut adds = ids.chunks(effort.run).cycle();
+        let runs = (0..effort.runs).map(|_| {
+            let ids = adds.next().unwrap_or_default();
+            seconds(|| add_to_words(&mut words, ids)) * 1e9 / ids.len() as f64
+        });
+        let array_ns_per_sample = quartiles(runs.collect())[1];
         rows.push(Row {
             guest: guest.name.clone(),
             load,
@@ -221,6 +238,7 @@ fn measure(guest: &Guest, loads: &[loads::Load], effort: &Effort) -> Vec<Row> {
             ns_per_sample: median,
             ns_spread: (high - low) / 2.0,
             million_samples_per_s: 1e3 / median,
+            array_ns_per_sample,
             bytes_per_page: heap.memory_bytes() as f64 / f64::from(pages),
             build_s,
             landmark_move_ms: 0.0,
@@ -229,6 +247,90 @@ fn measure(guest: &Guest, loads: &[loads::Load], effort: &Effort) -> Vec<Row> {
     let later = now + 70 * HALF_LIFE;
     let moved = seconds(|| assert_eq!(heap.tick(later), 0)) * 1e3;
     rows.iter_mut().for_each(|row| row.landmark_move_ms = moved);
+    rows
+}
+
+/// The least that counting samples can be: each page has a word, and a sample adds to it.
+fn add_to_words(words: &mut [u32], ids: &[PageId]) {
+    let mut blocks = ids.chunks(64).peekable();
+    while let Some(block) = blocks.next() {
+        for id in blocks.peek().into_iter().copied().flatten() {
+            prefetch_index(&words, id.0 as usize);
+        }
+        for id in block {
+            let word = &mut words[id.0 as usize];
+            *word = word.wrapping_add(2);
+        }
+    }
+    black_box(words);
+}
+
+/// A row of the table of engines.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct EngineRow {
+    guest: String,
+    load: &'static str,
+    ns_per_record: f64,
+    ns_spread: f64,
+    million_records_per_s: f64,
+    moved_pages: u64,
+}
+
+impl fmt::Display for EngineRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<32} {:<10} {:>7.1} ± {:<4.1} {:>7.1} {:>12}",
+            self.guest,
+            self.load,
+            self.ns_per_record,
+            self.ns_spread,
+            self.million_records_per_s,
+            self.moved_pages
+        )
+    }
+}
+
+fn engine_name(shift: u32, huge: bool) -> String {
+    let pages = if huge { "2 MiB" } else { "4 KiB" };
+    format!("engine, {} in {pages} pages", size(1 << shift))
+}
+
+/// Records through a whole engine.
+fn measure_engine(
+    shift: u32,
+    huge: bool,
+    loads: &[loads::Load],
+    effort: &Effort,
+) -> Vec<EngineRow> {
+    let frames = 1 << shift;
+    let mut machine = Machine::new(frames, huge);
+    let mut rows = Vec::new();
+    for &(load, draw) in loads {
+        let records = Machine::records(&draw(frames, effort.samples / 2));
+        machine.run(&records);
+        let (accepted, moved) = (machine.accepted(), machine.moved_pages());
+        let mut parts = records.chunks(effort.run).cycle();
+        let runs = (0..effort.runs).map(|_| {
+            let part = parts.next().unwrap_or_default();
+            machine.run(part) * 1e9 / part.len() as f64
+        });
+        let [low, median, high] = quartiles(runs.collect());
+        assert_eq!(
+            machine.accepted() - accepted,
+            (effort.runs * effort.run) as u64,
+            "records were dropped"
+        );
+        rows.push(EngineRow {
+            guest: engine_name(shift, huge),
+            load,
+            ns_per_record: median,
+            ns_spread: (high - low) / 2.0,
+            million_records_per_s: 1e3 / median,
+            moved_pages: machine.moved_pages() - moved,
+        });
+    }
     rows
 }
 
@@ -267,8 +369,16 @@ fn main() {
         }
         if table.is_empty() {
             println!(
-                "{:<24} {:<10} {:>10} {:>14} {:>7} {:>7} {:>8} {:>9}",
-                "guest", "load", "pages", "ns/sample", "M/s", "B/page", "build s", "move ms"
+                "{:<24} {:<10} {:>10} {:>14} {:>7} {:>8} {:>7} {:>8} {:>9}",
+                "guest",
+                "load",
+                "pages",
+                "ns/sample",
+                "M/s",
+                "array ns",
+                "B/page",
+                "build s",
+                "move ms"
             );
         }
         for row in measure(&guest, &loads, &effort) {
@@ -280,16 +390,49 @@ fn main() {
     for row in table.iter().filter(|row| !row.guest.contains("mixed")) {
         if let Some(least) = least(row.load).filter(|least| least.pages < row.pages) {
             println!(
-                "{}, {}: {:.2} times what it costs in {}",
+                "{}, {}: {:.2} times what it costs in {}; an array {:.2} times",
                 row.guest,
                 row.load,
                 row.ns_per_sample / least.ns_per_sample,
+                least.guest,
+                row.array_ns_per_sample / least.array_ns_per_sample
+            );
+        }
+    }
+    let guests = effort.guests.iter().map(|&shift| (shift, false));
+    let mut engines = Vec::new();
+    for (shift, huge) in guests.chain([(last, true)]) {
+        let mut loads = LOADS.to_vec();
+        loads.retain(|(load, _)| is_wanted(&engine_name(shift, huge), load));
+        if loads.is_empty() {
+            continue;
+        }
+        if engines.is_empty() {
+            println!(
+                "\n{:<32} {:<10} {:>14} {:>7} {:>12}",
+                "engine and guest", "load", "ns/record", "M/s", "pages moved"
+            );
+        }
+        for row in measure_engine(shift, huge, &loads, &effort) {
+            println!("{row}");
+            engines.push(row);
+        }
+    }
+    for row in engines.iter().filter(|row| row.guest.contains("4 KiB")) {
+        let least = engines.iter().find(|least| least.load == row.load);
+        if let Some(least) = least.filter(|least| least.guest != row.guest) {
+            println!(
+                "{}, {}: {:.2} times what a record costs in {}",
+                row.guest,
+                row.load,
+                row.ns_per_record / least.ns_per_record,
                 least.guest
             );
         }
     }
     if let Some(file) = std::env::var_os("TIER_BENCH_JSON") {
-        let json = serde_json::to_string_pretty(&table).expect("figures");
+        let json = json!({"heaps": table, "engines": engines});
+        let json = serde_json::to_string_pretty(&json).expect("figures");
         std::fs::write(&file, json + "\n")
             .expect("TIER_BENCH_JSON names a file that can be written");
     }

@@ -1,0 +1,213 @@
+//! A whole engine and the machine under it: what a record costs from its arrival to its place in the heaps, with
+//! the look-up of its address, the accounts, the plans and the moves.
+
+use std::{sync::Arc, time::Duration};
+
+use tier_core::{
+    addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
+    dual_heap::PageId,
+    engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, VmEngine},
+    map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
+    moves::{Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
+    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
+    settings::EngineSettings,
+    tiers::Tiers,
+    time::Time,
+};
+
+use crate::{BATCH, STEP, seconds};
+
+const FAST: NodeId = NodeId(0);
+const SLOW: NodeId = NodeId(1);
+const BASE: u64 = 0x7f00_0000_0000;
+/// Above what a guest has below 4 GiB, so that its memory is one range.
+const FIRST_GPA: u64 = 4 << 30;
+/// Promotions and demotions, as many as the heaps alone are given: the bench is of records, not of moves.
+const MOVES_PER_S: u64 = 800;
+/// What the kernel takes to say where a page lies.
+const LOOK_UP: Duration = Duration::from_nanos(100);
+/// What the engine keeps free.
+const HEADROOM: u64 = 4 << 20;
+
+/// A guest of one range, its engine, and where its pages lie: a fifth of them on the fast node at first.
+pub(crate) struct Machine {
+    engine: VmEngine,
+    is_fast: Vec<bool>,
+    page_bytes: u64,
+    now: Time,
+}
+
+impl Machine {
+    /// All pages are placed, in transparent huge pages if so asked.
+    pub(crate) fn new(frames: u32, huge: bool) -> Self {
+        let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
+        let bytes = u64::from(frames) * BASE_PAGE;
+        let pages = (bytes / page_bytes) as usize;
+        let tiers = Tiers {
+            fast: NodeSet::from_iter([FAST]),
+            slow: NodeSet::from_iter([SLOW]),
+            fast_latency_ns: 90.0,
+            slow_latency_ns: 250.0,
+        };
+        let settings = EngineSettings {
+            headroom_bytes: HEADROOM,
+            rate_bytes_per_s: MOVES_PER_S * page_bytes,
+            ..EngineSettings::default()
+        };
+        let block = RamBlock {
+            name: "ram".to_owned(),
+            hva: Hva(BASE),
+            used: bytes,
+            total: bytes,
+            page_size: BASE_PAGE,
+            backing: None,
+        };
+        let range = MapRange {
+            gpa: Gpa(FIRST_GPA),
+            len: bytes,
+            block: BlockIndex(0),
+            offset: 0,
+            hva: Hva(BASE),
+        };
+        let map = GuestMemoryMap::new(1, vec![block], vec![range]).expect("a map of one range");
+        let mut machine = Self {
+            engine: VmEngine::new(settings, tiers, Time(0)),
+            is_fast: (0..pages).map(|page| page < pages / 5).collect(),
+            page_bytes,
+            now: Time(0),
+        };
+        machine
+            .engine
+            .set_map(Time(0), Arc::new(map))
+            .expect("pages that can be numbered");
+        machine.give(Event::Source(Some(SourceKind::Pebs)));
+        let chunks = u64::from(frames).div_ceil(4096);
+        for _ in 0..=chunks {
+            machine.now = machine.now + Duration::from_secs(1);
+            machine.give(Event::Tick);
+        }
+        machine
+    }
+
+    /// Records of single accesses to these frames, as a source delivers them.
+    pub(crate) fn records(frames: &[PageId]) -> Vec<AccessSample> {
+        let record = |&PageId(frame): &PageId| AccessSample {
+            address: SampleAddress::Host(Hva(BASE + u64::from(frame) * BASE_PAGE + 64)),
+            len: 1,
+            weight: 1.0,
+            kind: AccessKind::Load,
+        };
+        frames.iter().map(record).collect()
+    }
+
+    /// Gives the engine records, one batch after the other, and carries out what it asks for. Returns the CPU seconds
+    /// that the engine took.
+    pub(crate) fn run(&mut self, records: &[AccessSample]) -> f64 {
+        let mut spent = 0.0;
+        for samples in records.chunks(BATCH) {
+            self.now = self.now + STEP;
+            let batch = SampleBatch {
+                source: SourceKind::Pebs,
+                end: self.now,
+                span: STEP,
+                tests: 0,
+                period: 1,
+                settled: true,
+                map_generation: 1,
+                samples: samples.to_vec(),
+                account: SampleAccount::default(),
+            };
+            spent += self.give(Event::Samples(batch));
+        }
+        spent
+    }
+
+    /// Records that reached the heaps.
+    pub(crate) fn accepted(&self) -> u64 {
+        let accounts = self.engine.sources().map(|(_, stats)| &stats.account);
+        accounts.map(|account| account.accepted).sum()
+    }
+
+    /// Pages that were moved.
+    pub(crate) fn moved_pages(&self) -> u64 {
+        self.engine.moved_bytes() / self.page_bytes
+    }
+
+    fn give(&mut self, event: Event) -> f64 {
+        let mut spent = 0.0;
+        let mut events = vec![event, self.nodes()];
+        while let Some(event) = events.pop() {
+            let mut actions = Vec::new();
+            spent += seconds(|| actions = self.engine.step(self.now, event));
+            for action in actions {
+                match action {
+                    Action::Scan(request) => events.push(Event::Scanned(self.scan(request))),
+                    Action::Move(batch) => events.push(Event::Moved(self.carry_out(&batch))),
+                    Action::RefreshMap => {}
+                }
+            }
+        }
+        spent
+    }
+
+    fn nodes(&self) -> Event {
+        let node = |node, free_bytes| NodeMemory {
+            node,
+            free_bytes,
+            high_watermark_bytes: 0,
+        };
+        // The fast node is full: whatever is promoted takes another page's place.
+        Event::Nodes(vec![node(FAST, HEADROOM), node(SLOW, 1 << 60)])
+    }
+
+    fn number(&self, hva: Hva) -> usize {
+        ((hva.0 - BASE) / self.page_bytes) as usize
+    }
+
+    fn node_of(&self, page: Page) -> NodeId {
+        match self.is_fast[self.number(page.hva)] {
+            true => FAST,
+            false => SLOW,
+        }
+    }
+
+    fn scan(&self, request: ScanRequest) -> ScanReport {
+        let from = request.span.hva.0.next_multiple_of(self.page_bytes);
+        let end = request.span.hva.0 + request.span.bytes;
+        let heads = (from..end).step_by(self.page_bytes as usize).map(Hva);
+        let pages = heads.clone().map(|hva| {
+            let page = Page {
+                hva,
+                bytes: self.page_bytes,
+            };
+            (page, Some(self.node_of(page)))
+        });
+        ScanReport {
+            request,
+            pages: pages.collect(),
+            huge: heads.filter(|_| self.page_bytes == HUGE_PAGE).collect(),
+            // So the engine asks as often as it does on a host.
+            cpu_time: LOOK_UP * (request.span.bytes / self.page_bytes) as u32,
+        }
+    }
+
+    fn carry_out(&mut self, batch: &MoveBatch) -> MoveReport {
+        let is_promotion = batch.direction == Direction::Promote;
+        let results = batch.pages.iter().map(|&page| {
+            let number = self.number(page.hva);
+            self.is_fast[number] = is_promotion;
+            PageResult {
+                page,
+                outcome: Outcome::Moved,
+                node: Some(if is_promotion { FAST } else { SLOW }),
+            }
+        });
+        MoveReport {
+            id: batch.id,
+            direction: batch.direction,
+            target: batch.target,
+            results: results.collect(),
+            cpu_time: Duration::ZERO,
+        }
+    }
+}
