@@ -9,6 +9,7 @@ pub mod dual_heap;
 pub mod engine;
 pub mod exchange;
 pub mod heat;
+pub mod heat_store;
 pub mod ladder;
 pub mod map;
 pub mod moves;

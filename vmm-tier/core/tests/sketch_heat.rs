@@ -335,7 +335,7 @@ fn coldest_when_all_fast_pages_have_a_count_is_the_least_of_them() {
         heat.sample(now, PageId(page), 1.0 + (page * 7 % 2000) as f32);
     }
     let stats = heat.stats();
-    assert_eq!((stats.fast, stats.slow), (2000, 2000));
+    assert_eq!((stats.pages.fast, stats.pages.slow), (2000, 2000));
     assert_eq!(stats.sketch.pages, 2000, "there are 3 968 slots");
     let mut last = 0.0;
     for _ in 0..2000 {

@@ -1,22 +1,10 @@
 //! The side table: pages that are in no heap because they may not be taken now.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
-
 use super::{Placement, pages::Pages, word::Slot};
-use crate::time::Time;
-
-/// Why a page stands aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
-    /// A move of it is under way.
-    Flight,
-    /// It may not be taken until this time.
-    Cooling(Time),
-    /// It may not be taken until the kernel places it anew.
-    Excluded,
-    /// It stands in no heap, whatever its heat.
-    Pinned,
-}
+use crate::{
+    heat_store::{cooldowns::Cooldowns, states::Why},
+    time::Time,
+};
 
 /// A page that stands aside. Its key grows while it does; 0 is a page without a sample.
 #[derive(Clone, Copy, Debug)]
@@ -32,15 +20,14 @@ pub(super) struct Held {
 pub(super) struct Aside {
     held: Vec<Option<Held>>,
     free: Vec<u32>,
-    /// The ends of cooldowns. An entry may be out of date: its page has left or its time changed.
-    ends: BinaryHeap<Reverse<(Time, u32)>>,
+    cooldowns: Cooldowns,
 }
 
 impl Aside {
     /// Puts a page aside; the caller sets its word to `Slot::Aside` of the index returned.
     pub(super) fn insert(&mut self, held: Held) -> u32 {
         if let Why::Cooling(end) = held.why {
-            self.ends.push(Reverse((end, held.id)));
+            self.cooldowns.add(end, held.id);
         }
         if let Some(index) = self.free.pop() {
             self.held[index as usize] = Some(held);
@@ -71,25 +58,16 @@ impl Aside {
 
     /// The next page whose cooldown has ended at `now`.
     pub(super) fn next_ended(&mut self, now: Time, pages: &Pages) -> Option<u32> {
-        while let Some(&Reverse((end, id))) = self.ends.peek() {
-            if end > now {
-                return None;
-            }
-            self.ends.pop();
-            if let Slot::Aside(index) = pages.get(id)
-                && self
-                    .get(index)
-                    .is_some_and(|held| held.why == Why::Cooling(end))
-            {
-                return Some(id);
-            }
-        }
-        None
+        let held = &self.held;
+        self.cooldowns.next_ended(now, |id| match pages.get(id) {
+            Slot::Aside(index) => Some(held.get(index as usize)?.as_ref()?.why),
+            _ => None,
+        })
     }
 
     /// When the next cooldown ends (or a cooldown that was given up would have).
     pub(super) fn next_end(&self) -> Option<Time> {
-        self.ends.peek().map(|Reverse((end, _))| *end)
+        self.cooldowns.next_end()
     }
 
     /// All pages that stand aside.
@@ -108,13 +86,12 @@ impl Aside {
     pub(super) fn memory_bytes(&self) -> usize {
         self.held.capacity() * size_of::<Option<Held>>()
             + self.free.capacity() * size_of::<u32>()
-            + self.ends.capacity() * size_of::<(Time, u32)>()
+            + self.cooldowns.memory_bytes()
     }
 
     /// Whether every page points back at its entry and every cooldown has an end.
     pub(super) fn check(&self, pages: &Pages) -> Result<(), String> {
-        let ends: std::collections::HashSet<_> =
-            self.ends.iter().map(|Reverse(end)| *end).collect();
+        let ends = self.cooldowns.all();
         for (index, held) in (0u32..).zip(&self.held) {
             let Some(held) = held else { continue };
             if pages.get(held.id) != Slot::Aside(index) {

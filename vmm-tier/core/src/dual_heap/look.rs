@@ -4,8 +4,11 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{DualHeap, PageId, Placement, aside::Why, word::Slot};
-use crate::time::Time;
+use super::{DualHeap, PageId, Placement, word::Slot};
+use crate::{
+    heat_store::states::{StateCounts, States},
+    time::Time,
+};
 
 /// What is known of a page, for explanations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -29,22 +32,13 @@ pub struct PageState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HeapStats {
-    /// Pages in the fast tier.
-    pub fast: u32,
-    /// Those of them without a sample that may be taken.
+    /// All pages, by their state.
+    #[serde(flatten)]
+    pub pages: StateCounts,
+    /// Pages of the fast tier without a sample that may be taken.
     pub fast_never_sampled: u32,
-    /// Pages in the slow tier.
-    pub slow: u32,
-    /// Those of them with a sample that may be taken.
+    /// Pages of the slow tier with a sample that may be taken.
     pub slow_sampled: u32,
-    /// Pages whose move is under way.
-    pub in_flight: u32,
-    /// Pages in cooldown.
-    pub cooling: u32,
-    /// Pages excluded.
-    pub excluded: u32,
-    /// Pinned pages that are neither in flight nor in cooldown nor excluded.
-    pub pinned: u32,
     /// Times the landmark moved.
     pub landmark_moves: u64,
 }
@@ -59,22 +53,8 @@ impl DualHeap {
     /// What is known of a page.
     #[must_use]
     pub fn state(&self, id: PageId) -> PageState {
-        let slot = self.pages.get(id.0);
-        let why = match slot {
-            Slot::Aside(index) => self.aside.get(index).map(|held| held.why),
-            _ => None,
-        };
-        PageState {
-            placement: self.placement(id.0),
-            sampled: self.key(slot) > 0.0,
-            in_flight: why == Some(Why::Flight),
-            cooldown_until: match why {
-                Some(Why::Cooling(end)) => Some(end),
-                _ => None,
-            },
-            excluded: why == Some(Why::Excluded),
-            pinned: self.is_pinned(id.0),
-        }
+        let sampled = self.key(self.pages.get(id.0)) > 0.0;
+        States::state(self, id.0, sampled, self.pinned.contains(id.0))
     }
 
     /// The number of pages of the same tier that are hotter than this one; `None` if it is not
@@ -135,11 +115,7 @@ impl DualHeap {
     /// The number of pages that lie there, whatever their state.
     #[must_use]
     pub fn len(&self, placement: Placement) -> u32 {
-        match placement {
-            Placement::Untracked => self.pages.len() - self.pages.tracked(),
-            Placement::Fast => self.stats.fast,
-            Placement::Slow => self.stats.slow,
-        }
+        self.stats.pages.len(placement, self.pages.len())
     }
 
     /// Whether no page is tracked.
@@ -202,49 +178,21 @@ impl DualHeap {
         self.aside.check(&self.pages)?;
         // A page's word says where it is. Every entry of the side table was found at its page; if there
         // are as many pages as entries, each page is in exactly one place.
-        let (mut fast, mut slow, mut aside) = (0, 0, 0);
+        let mut aside = 0;
         for (id, slot) in self.pages.iter() {
             self.check_pinned(id, slot)?;
-            fast += u32::from(self.placement(id) == Placement::Fast);
-            slow += u32::from(self.placement(id) == Placement::Slow);
             aside += usize::from(matches!(slot, Slot::Aside(_)));
         }
         if aside != self.aside.iter().count() {
             return Err("there are entries without a page, or pages without an entry".to_owned());
         }
-        let stats = self.stats;
-        let whys = |wanted: fn(Why) -> bool| {
-            self.aside.iter().filter(|held| wanted(held.why)).count() as u32
-        };
-        if (fast, slow) != (stats.fast, stats.slow)
-            || whys(|why| why == Why::Flight) != stats.in_flight
-            || whys(|why| matches!(why, Why::Cooling(_))) != stats.cooling
-            || whys(|why| why == Why::Excluded) != stats.excluded
-            || whys(|why| why == Why::Pinned) != stats.pinned
-        {
+        let found = self.count_states(self.pages.iter().map(|(id, _)| id));
+        if found != self.stats.pages {
             return Err(format!(
-                "pages are miscounted: {stats:?}, found {fast} fast, {slow} slow"
+                "pages are miscounted: {:?}, found {found:?}",
+                self.stats.pages
             ));
         }
         Ok(())
-    }
-}
-
-impl HeapStats {
-    pub(super) fn at(&mut self, placement: Placement) -> &mut u32 {
-        if placement == Placement::Fast {
-            &mut self.fast
-        } else {
-            &mut self.slow
-        }
-    }
-
-    pub(super) fn of(&mut self, why: Why) -> &mut u32 {
-        match why {
-            Why::Flight => &mut self.in_flight,
-            Why::Cooling(_) => &mut self.cooling,
-            Why::Excluded => &mut self.excluded,
-            Why::Pinned => &mut self.pinned,
-        }
     }
 }

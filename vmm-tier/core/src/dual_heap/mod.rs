@@ -24,7 +24,14 @@ use std::{ops::Range, time::Duration};
 
 use serde::Serialize;
 
-use crate::{heat::Decay, time::Time};
+use crate::{
+    heat::Decay,
+    heat_store::{
+        pinned::PinnedIds,
+        states::{Detached, States, Why},
+    },
+    time::Time,
+};
 
 mod aside;
 mod fast;
@@ -39,7 +46,7 @@ mod word;
 pub use look::{HeapStats, PageState};
 pub use sample::Touched;
 
-use aside::{Aside, Held, Why};
+use aside::{Aside, Held};
 use fast::FastHeap;
 use front::Entry;
 use pages::Pages;
@@ -80,8 +87,8 @@ pub struct DualHeap {
     boost: (Time, f64),
     /// Where the search for a never-sampled fast page goes on.
     cursor: u32,
-    /// Ids that stand in no heap, in rising order and disjoint.
-    pinned: Vec<Range<u32>>,
+    /// Ids that stand in no heap.
+    pinned: PinnedIds,
     stats: HeapStats,
 }
 
@@ -95,8 +102,18 @@ impl DualHeap {
         if pages > MAX_PAGES {
             return Err(TooManyPages(pages));
         }
+        Ok(Self::with_room(pages, half_life))
+    }
+
+    /// Heaps without room for any page.
+    #[must_use]
+    pub fn empty(half_life: Duration) -> Self {
+        Self::with_room(0, half_life)
+    }
+
+    fn with_room(pages: u32, half_life: Duration) -> Self {
         let decay = Decay::new(half_life, Time(0));
-        Ok(Self {
+        Self {
             pages: Pages::new(pages),
             slow: SlowHeap::new(pages),
             fast: FastHeap::new(pages),
@@ -104,9 +121,16 @@ impl DualHeap {
             decay,
             boost: (Time(0), 1.0),
             cursor: 0,
-            pinned: Vec::new(),
+            pinned: PinnedIds::default(),
             stats: HeapStats::default(),
-        })
+        }
+    }
+
+    /// The bytes that so many pages take if each is tracked by itself, but for those that stand aside: 4.1 for
+    /// each of a large guest. Huge pages and what is untouched take less.
+    #[must_use]
+    pub fn most_bytes(pages: u32) -> u64 {
+        Pages::most_bytes(pages) + SlowHeap::most_bytes(pages) + FastHeap::most_bytes(pages)
     }
 
     /// The number of pages there is room for.
@@ -143,32 +167,7 @@ impl DualHeap {
     /// A page in flight or in cooldown stays so. An excluded page is admitted again if its
     /// placement differs from the one it had. Returns the placement it had.
     pub fn place(&mut self, id: PageId, placement: Placement) -> Placement {
-        let id = id.0;
-        if id >= self.pages.len() {
-            return Placement::Untracked;
-        }
-        let old = self.placement(id);
-        if old == placement {
-            return old;
-        }
-        match (placement, self.detach(id)) {
-            (Placement::Untracked, _) => self.pages.trim(id),
-            (_, None) => self.attach(id, placement, 0.0),
-            (_, Some(held)) => match held.why {
-                Some(why @ (Why::Flight | Why::Cooling(_))) => {
-                    self.set_aside(Held {
-                        id,
-                        key: held.key,
-                        placement,
-                        why,
-                    });
-                }
-                Some(Why::Excluded | Why::Pinned) | None => {
-                    self.attach(id, placement, held.key);
-                }
-            },
-        }
-        old
+        States::place(self, id.0, placement)
     }
 
     /// Places each page of the run; see [`DualHeap::place`].
@@ -191,7 +190,7 @@ impl DualHeap {
         let mut first = ids.start;
         while first < ids.end {
             let (set, next) = self.pages.fill(first, ids.end, never, &mut others);
-            *self.stats.at(placement) += set;
+            *self.stats.pages.at(placement) += set;
             for id in others.drain(..) {
                 self.place(PageId(id), placement);
             }
@@ -204,50 +203,18 @@ impl DualHeap {
     ///
     /// Returns whether the page was in flight. If it was not, the kernel is believed all the same.
     pub fn settle(&mut self, id: PageId, placement: Placement, available_at: Option<Time>) -> bool {
-        let id = id.0;
-        if id >= self.pages.len() {
-            return false;
-        }
-        let held = self.detach(id);
-        let key = held.map_or(0.0, |held| held.key);
-        match (placement, available_at) {
-            (Placement::Untracked, _) => self.pages.trim(id),
-            (_, None) => self.attach(id, placement, key),
-            (_, Some(end)) => self.set_aside(Held {
-                id,
-                key,
-                placement,
-                why: Why::Cooling(end),
-            }),
-        }
-        held.is_some_and(|held| held.why == Some(Why::Flight))
+        States::settle(self, id.0, placement, available_at)
     }
 
     /// Keeps a page from being taken until its placement changes or [`DualHeap::readmit`]; ends its
     /// flight or cooldown. Returns whether the page is tracked.
     pub fn exclude(&mut self, id: PageId) -> bool {
-        let placement = self.placement(id.0);
-        let Some(held) = self.detach(id.0) else {
-            return false;
-        };
-        self.set_aside(Held {
-            id: id.0,
-            key: held.key,
-            placement,
-            why: Why::Excluded,
-        });
-        true
+        States::exclude(self, id.0)
     }
 
     /// Admits an excluded page again. Returns whether it was excluded.
     pub fn readmit(&mut self, id: PageId) -> bool {
-        let state = self.state(id);
-        if state.excluded
-            && let Some(held) = self.detach(id.0)
-        {
-            self.attach(id.0, state.placement, held.key);
-        }
-        state.excluded
+        States::readmit(self, id.0)
     }
 
     // --- taking pages ------------------------------------------------------------------------
@@ -274,20 +241,7 @@ impl DualHeap {
     /// Takes a page into flight: it is no longer offered but goes on gathering heat, until
     /// [`DualHeap::settle`]. Returns where it lies, or `None` if it may not be taken.
     pub fn take(&mut self, id: PageId) -> Option<Placement> {
-        let id = id.0;
-        let slot = self.pages.get(id);
-        if matches!(slot, Slot::Untracked | Slot::Aside(_)) {
-            return None;
-        }
-        let placement = self.placement(id);
-        let held = self.detach(id)?;
-        self.set_aside(Held {
-            id,
-            key: held.key,
-            placement,
-            why: Why::Flight,
-        });
-        Some(placement)
+        States::take(self, id.0)
     }
 
     /// Takes the page of [`DualHeap::hottest_slow`].
@@ -311,14 +265,7 @@ impl DualHeap {
     /// Ends the cooldowns that are over at `now` and moves the landmark if that is due. Returns the
     /// number of pages that may be taken again.
     pub fn tick(&mut self, now: Time) -> u32 {
-        let mut released = 0;
-        while let Some(id) = self.aside.next_ended(now, &self.pages) {
-            let placement = self.placement(id);
-            if let Some(held) = self.detach(id) {
-                self.attach(id, placement, held.key);
-                released += 1;
-            }
-        }
+        let released = self.release(now);
         self.advance(now);
         released
     }
@@ -331,18 +278,6 @@ impl DualHeap {
 
     // --- parts -------------------------------------------------------------------------------
 
-    fn placement(&self, id: u32) -> Placement {
-        match self.pages.get(id) {
-            Slot::Untracked => Placement::Untracked,
-            Slot::Fast(_) | Slot::FastNever => Placement::Fast,
-            Slot::Slow(_) | Slot::Front(_) | Slot::SlowNever => Placement::Slow,
-            Slot::Aside(index) => self
-                .aside
-                .get(index)
-                .map_or(Placement::Untracked, |held| held.placement),
-        }
-    }
-
     fn key(&self, slot: Slot) -> f32 {
         match slot {
             Slot::Untracked | Slot::FastNever | Slot::SlowNever => 0.0,
@@ -350,57 +285,6 @@ impl DualHeap {
             Slot::Front(index) => self.slow.key(index),
             Slot::Aside(index) => self.aside.get(index).map_or(0.0, |held| held.key),
         }
-    }
-
-    /// Takes a page out of wherever it is; it is untracked until attached or set aside.
-    fn detach(&mut self, id: u32) -> Option<Detached> {
-        let slot = self.pages.get(id);
-        let placement = self.placement(id);
-        let (key, why) = match slot {
-            Slot::Untracked => return None,
-            // An entry in the fast tier's front stays behind; see there.
-            Slot::FastNever | Slot::SlowNever => (0.0, None),
-            Slot::Fast(key) | Slot::Slow(key) => (key, None),
-            Slot::Front(index) => (self.slow.remove(index, &mut self.pages).key, None),
-            Slot::Aside(index) => {
-                let held = self.aside.remove(index)?;
-                *self.stats.of(held.why) -= 1;
-                (held.key, Some(held.why))
-            }
-        };
-        self.pages.set(id, Slot::Untracked);
-        if matches!(slot, Slot::Slow(_) | Slot::Front(_)) {
-            self.slow.left(id, &mut self.pages);
-        }
-        *self.stats.at(placement) -= 1;
-        Some(Detached { key, why })
-    }
-
-    /// Puts an untracked page where pages that may be taken are, or aside if it is pinned.
-    fn attach(&mut self, id: u32, placement: Placement, key: f32) {
-        if self.is_pinned(id) {
-            self.set_aside(Held {
-                id,
-                key,
-                placement,
-                why: Why::Pinned,
-            });
-            return;
-        }
-        *self.stats.at(placement) += 1;
-        match (placement, key > 0.0) {
-            (_, true) => self.give_key(id, placement, key),
-            (Placement::Fast, false) => self.pages.set(id, Slot::FastNever),
-            (_, false) => self.pages.set(id, Slot::SlowNever),
-        }
-    }
-
-    /// Puts an untracked page into the side table.
-    fn set_aside(&mut self, held: Held) {
-        *self.stats.at(held.placement) += 1;
-        *self.stats.of(held.why) += 1;
-        let index = self.aside.insert(held);
-        self.pages.set(held.id, Slot::Aside(index));
     }
 
     /// Gives a page that may be taken its first key in the tier.
@@ -431,9 +315,83 @@ impl DualHeap {
     }
 }
 
-/// What [`DualHeap::detach`] found.
-#[derive(Clone, Copy)]
-struct Detached {
-    key: f32,
-    why: Option<Why>,
+impl States for DualHeap {
+    type Heat = f32;
+
+    fn room(&self) -> u32 {
+        self.pages.len()
+    }
+
+    fn placement(&self, id: u32) -> Placement {
+        match self.pages.get(id) {
+            Slot::Untracked => Placement::Untracked,
+            Slot::Fast(_) | Slot::FastNever => Placement::Fast,
+            Slot::Slow(_) | Slot::Front(_) | Slot::SlowNever => Placement::Slow,
+            Slot::Aside(index) => self
+                .aside
+                .get(index)
+                .map_or(Placement::Untracked, |held| held.placement),
+        }
+    }
+
+    fn why(&self, id: u32) -> Option<Why> {
+        match self.pages.get(id) {
+            Slot::Aside(index) => self.aside.get(index).map(|held| held.why),
+            _ => None,
+        }
+    }
+
+    fn detach(&mut self, id: u32) -> Option<Detached<f32>> {
+        let slot = self.pages.get(id);
+        let placement = self.placement(id);
+        let (heat, why) = match slot {
+            Slot::Untracked => return None,
+            // An entry in the fast tier's front stays behind; see there.
+            Slot::FastNever | Slot::SlowNever => (0.0, None),
+            Slot::Fast(key) | Slot::Slow(key) => (key, None),
+            Slot::Front(index) => (self.slow.remove(index, &mut self.pages).key, None),
+            Slot::Aside(index) => {
+                let held = self.aside.remove(index)?;
+                (held.key, Some(held.why))
+            }
+        };
+        self.pages.set(id, Slot::Untracked);
+        if matches!(slot, Slot::Slow(_) | Slot::Front(_)) {
+            self.slow.left(id, &mut self.pages);
+        }
+        self.stats.pages.remove(placement, why);
+        Some(Detached { heat, why })
+    }
+
+    fn attach(&mut self, id: u32, placement: Placement, heat: f32) {
+        if self.pinned.contains(id) {
+            self.set_aside(id, placement, heat, Why::Pinned);
+            return;
+        }
+        self.stats.pages.add(placement, None);
+        match (placement, heat > 0.0) {
+            (_, true) => self.give_key(id, placement, heat),
+            (Placement::Fast, false) => self.pages.set(id, Slot::FastNever),
+            (_, false) => self.pages.set(id, Slot::SlowNever),
+        }
+    }
+
+    fn set_aside(&mut self, id: u32, placement: Placement, heat: f32, why: Why) {
+        self.stats.pages.add(placement, Some(why));
+        let index = self.aside.insert(Held {
+            id,
+            key: heat,
+            placement,
+            why,
+        });
+        self.pages.set(id, Slot::Aside(index));
+    }
+
+    fn forget(&mut self, id: u32) {
+        self.pages.trim(id);
+    }
+
+    fn next_ended(&mut self, now: Time) -> Option<u32> {
+        self.aside.next_ended(now, &self.pages)
+    }
 }

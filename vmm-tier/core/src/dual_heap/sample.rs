@@ -10,7 +10,7 @@ use super::{
     pages::NOWHERE,
     word::{Slot, key_of, with_key},
 };
-use crate::{heat::key_or_zero, time::Time};
+use crate::{heat::key_or_zero, heat_store::states::States, time::Time};
 
 /// Samples whose cache misses overlap: a few times those that a core can have outstanding.
 const BLOCK: usize = 64;

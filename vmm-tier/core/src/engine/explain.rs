@@ -221,7 +221,7 @@ impl VmEngine {
                 ),
             };
         }
-        let hottest = self.heap.hottest_slow(now);
+        let hottest = self.heap.look_at_hottest_slow(now);
         let Some(hot) = hottest.and_then(|(id, count)| self.candidate(id, count)) else {
             return "an access to a slow page is seen: none is hotter".to_owned();
         };

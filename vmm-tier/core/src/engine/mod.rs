@@ -64,7 +64,7 @@ use self::{
 };
 use crate::{
     addr::{NodeId, NodeSet},
-    dual_heap::DualHeap,
+    heat_store::{HeatStore, HeatStoreError},
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport},
     pages::{PageIndex, PageIndexError, Span},
@@ -98,6 +98,17 @@ impl NodeMemory {
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         signed(headroom.promotable_bytes()) - signed(headroom.deficit_bytes())
     }
+}
+
+/// Why a map can't be taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// Its pages can't be numbered.
+    #[error(transparent)]
+    Pages(#[from] PageIndexError),
+    /// Their heat can't be kept.
+    #[error(transparent)]
+    Heat(#[from] HeatStoreError),
 }
 
 /// What happened.
@@ -157,7 +168,7 @@ pub struct VmEngine {
     tiers: Tiers,
     map: Option<Arc<GuestMemoryMap>>,
     index: PageIndex,
-    heap: DualHeap,
+    heap: HeatStore,
     throttle: Throttle,
     nodes: BTreeMap<NodeId, NodeMemory>,
     scanner: Scanner,
@@ -185,8 +196,7 @@ impl VmEngine {
     #[must_use]
     pub fn new(settings: EngineSettings, tiers: Tiers, now: Time) -> Self {
         Self {
-            heap: DualHeap::new(0, settings.half_life)
-                .unwrap_or_else(|_| unreachable!("no pages are not too many")),
+            heap: HeatStore::empty(settings.half_life),
             tally: SampleTally::new(settings.half_life, now),
             census: Census::default(),
             forgetting: Forgetting::new(settings.half_life),
@@ -263,8 +273,9 @@ impl VmEngine {
     /// placements are looked up anew; heat of pages that stay is kept.
     ///
     /// # Errors
-    /// If the map's pages can't be numbered; the engine then keeps the map it had.
-    pub fn set_map(&mut self, now: Time, map: Arc<GuestMemoryMap>) -> Result<(), PageIndexError> {
+    /// If the map's pages can't be numbered, or their heat does not fit the memory granted; the engine then
+    /// keeps the map it had.
+    pub fn set_map(&mut self, now: Time, map: Arc<GuestMemoryMap>) -> Result<(), MapError> {
         if self.map.as_ref().is_some_and(|old| old.same_layout(&map)) {
             self.map = Some(map);
             return Ok(());
@@ -279,8 +290,8 @@ impl VmEngine {
             })
             .collect();
         let index = PageIndex::new(spans.iter().copied())?;
-        let heap = DualHeap::new(index.frames(), self.forgetting.half_life())
-            .map_err(|_| PageIndexError::TooMany)?;
+        let half_life = self.forgetting.half_life();
+        let heap = HeatStore::new(index.frames(), half_life, self.settings.heat)?;
         self.carry_over(now, index, heap);
         self.scanner.reset(spans, now);
         self.flights.clear();

@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     addr::{HUGE_PAGE, Hva, NodeId},
-    dual_heap::{DualHeap, PageId, Placement},
+    dual_heap::{PageId, Placement},
+    heat_store::HeatStore,
     moves::{Direction, Outcome, PageResult},
     pages::PageIndex,
     settings::Tier,
@@ -216,7 +217,7 @@ impl VmEngine {
 
     /// Gives the pages of a new index the placement and heat that the same memory had in the old one.
     /// The next round of look-ups corrects what changed.
-    pub(super) fn carry_over(&mut self, now: Time, mut index: PageIndex, mut heap: DualHeap) {
+    pub(super) fn carry_over(&mut self, now: Time, mut index: PageIndex, mut heap: HeatStore) {
         let mut bytes = PlacedBytes::default();
         for (id, placement, count) in self.heap.iter(now) {
             let Some(page) = self.index.page(id) else {
@@ -232,7 +233,9 @@ impl VmEngine {
                 continue;
             };
             heap.place(new, placement);
-            heap.set_count(new, count, now);
+            if count > 0.0 {
+                heap.set_count(new, count, now);
+            }
             bytes.replace(page.bytes, Placement::Untracked, placement);
         }
         (self.index, self.heap, self.bytes) = (index, heap, bytes);

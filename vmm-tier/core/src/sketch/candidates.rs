@@ -155,6 +155,12 @@ impl Candidates {
         self.entries = BinaryHeap::from(entries);
     }
 
+    /// Says that any page may be missing.
+    pub(super) fn doubt(&mut self) {
+        self.entries.clear();
+        self.bar = u32::MAX;
+    }
+
     /// Says that pages of this rank may be missing.
     pub(super) fn raise_bar(&mut self, rank: u32) {
         self.bar = self.bar.max(rank);
@@ -169,7 +175,8 @@ impl Candidates {
         }
         entries.retain(|entry| entry.rank() > 0);
         self.entries = BinaryHeap::from(entries);
-        if self.bar > 0 {
+        // All ranks, if it is what `doubt` made it.
+        if self.bar > 0 && self.bar < u32::MAX {
             self.bar = changed(self.bar);
         }
     }

@@ -221,10 +221,17 @@ impl DecayingSketch {
                 return self.admit(0, place, way, home, gain);
             }
         }
+        let (row, way) = self.least(places);
+        self.admit(row, places[row], way, homes[row], gain)
+    }
+
+    /// The row and the slot of the least key in these lines.
+    fn least(&self, places: [usize; ROWS]) -> (usize, usize) {
+        let form = self.form;
         let least = places.map(|place| self.lines[place].least());
         // The first where they are equal: a page in its first line costs one cache miss, not two.
         let row = usize::from(least[1].1 & !form.mask < least[0].1 & !form.mask);
-        self.admit(row, places[row], least[row].0, homes[row], gain)
+        (row, least[row].0)
     }
 
     /// Gives a page the least of its slots, if that is empty or can be weakened to nothing.
@@ -232,10 +239,7 @@ impl DecayingSketch {
         let form = self.form;
         let slot = self.lines[place].0[way];
         let held = form.key(slot);
-        let mut weakened = None;
-        if held == 0.0 {
-            self.stats.pages += 1;
-        } else {
+        if held > 0.0 {
             if !self.weakens(held * self.clock.2) {
                 self.stats.refused += 1;
                 return Added {
@@ -243,12 +247,9 @@ impl DecayingSketch {
                     weakened: None,
                 };
             }
-            let victim = self.scatters[row].page(Home {
-                line: home.line,
-                remainder: slot & form.mask,
-            });
             if held > gain {
                 self.stats.weakened += 1;
+                let victim = self.page(row, home.line, slot);
                 let random = self.random();
                 let slot = form.slot(held - gain, slot & form.mask, random);
                 self.lines[place].0[way] = slot;
@@ -258,16 +259,34 @@ impl DecayingSketch {
                     weakened: Some((victim, form.key(slot))),
                 };
             }
-            self.stats.evicted += 1;
-            weakened = Some((victim, 0.0));
+        }
+        self.seat_in(row, place, way, home, gain)
+    }
+
+    /// Gives a page this slot and this key, whoever has it.
+    fn seat_in(&mut self, row: usize, place: usize, way: usize, home: Home, key: f32) -> Added {
+        let form = self.form;
+        let slot = self.lines[place].0[way];
+        let weakened = (form.key(slot) > 0.0).then(|| (self.page(row, home.line, slot), 0.0));
+        match weakened {
+            Some(_) => self.stats.evicted += 1,
+            None => self.stats.pages += 1,
         }
         let random = self.random();
-        let slot = form.slot(gain, home.remainder, random);
+        let slot = form.slot(key, home.remainder, random);
         self.lines[place].0[way] = slot;
         Added {
             key: form.key(slot),
             weakened,
         }
+    }
+
+    /// The page that has this slot.
+    fn page(&self, row: usize, line: u32, slot: u32) -> u32 {
+        self.scatters[row].page(Home {
+            line,
+            remainder: slot & self.form.mask,
+        })
     }
 
     /// Decides, with the probability b^−count.
@@ -299,6 +318,38 @@ impl DecayingSketch {
     pub fn key(&self, page: u32) -> f32 {
         self.seat(page)
             .map_or(0.0, |(place, way)| self.form.key(self.lines[place].0[way]))
+    }
+
+    /// Sets the decayed count of a page at `now`, whatever it had. It takes the place of the least key that
+    /// stands where it may, if that is less: what is known is compared, where single samples would have to
+    /// weaken it. If it is not, the page has no count afterwards. Pages past the end change nothing.
+    ///
+    /// The landmark must have been moved to where `now` wants it; see [`Self::advance`].
+    pub fn set_count(&mut self, page: u32, count: f64, now: Time) -> Added {
+        let none = Added {
+            key: 0.0,
+            weakened: None,
+        };
+        self.remove(page);
+        // False for NaN.
+        if !(count > 0.0) || page >= self.pages {
+            return none;
+        }
+        let key = normal_or_zero(self.decay.key(count, now));
+        if key == 0.0 {
+            return none;
+        }
+        let homes = self.homes(page);
+        let places = self.places(homes);
+        let (row, way) = match self.lines[places[0]].was_full() {
+            true => self.least(places),
+            // It never had to go to its second line.
+            false => (0, self.lines[places[0]].least().0),
+        };
+        if self.form.key(self.lines[places[row]].0[way]) >= key {
+            return none;
+        }
+        self.seat_in(row, places[row], way, homes[row], key)
     }
 
     /// Forgets a page. Returns the key it had.

@@ -1,15 +1,13 @@
 //! What can be seen of the store: counts, states, and whether all invariants hold.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::Serialize;
 
-use super::{
-    Best, DecayingSketch, SketchHeat, SketchStats, Why,
-    places::{Place, Places},
-};
+use super::{Best, DecayingSketch, SketchHeat, SketchStats, places::Place};
 use crate::{
     dual_heap::{PageId, PageState, Placement},
+    heat_store::states::{StateCounts, States, Why},
     time::Time,
 };
 
@@ -17,40 +15,15 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SketchHeatStats {
-    /// Pages in the fast tier.
-    pub fast: u32,
-    /// Pages in the slow tier.
-    pub slow: u32,
-    /// Pages whose move is under way.
-    pub in_flight: u32,
-    /// Pages in cooldown.
-    pub cooling: u32,
-    /// Pages excluded.
-    pub excluded: u32,
+    /// All pages, by their state.
+    #[serde(flatten)]
+    pub pages: StateCounts,
     /// Times a set of candidates was refilled from all pages.
     pub refills: u64,
     /// Times a set of candidates was full and kept its better half.
     pub compactions: u64,
     /// The sketch's own.
     pub sketch: SketchStats,
-}
-
-impl SketchHeatStats {
-    pub(super) fn at(&mut self, placement: Placement) -> &mut u32 {
-        if placement == Placement::Fast {
-            &mut self.fast
-        } else {
-            &mut self.slow
-        }
-    }
-
-    pub(super) fn of(&mut self, why: Why) -> &mut u32 {
-        match why {
-            Why::Flight => &mut self.in_flight,
-            Why::Cooling(_) => &mut self.cooling,
-            Why::Excluded => &mut self.excluded,
-        }
-    }
 }
 
 impl SketchHeat {
@@ -60,44 +33,121 @@ impl SketchHeat {
         self.sketch.count(id.0, now)
     }
 
-    /// What is known of a page. Pages are never pinned here.
+    /// What is known of a page. One that was sampled and forgotten is as one that never was.
     #[must_use]
     pub fn state(&self, id: PageId) -> PageState {
-        let why = self.aside.get(&id.0).map(|&(_, why)| why);
-        PageState {
-            placement: self.placement(id.0),
-            sampled: self.sketch.key(id.0) > 0.0,
-            in_flight: why == Some(Why::Flight),
-            cooldown_until: match why {
-                Some(Why::Cooling(end)) => Some(end),
-                _ => None,
-            },
-            excluded: why == Some(Why::Excluded),
-            pinned: false,
+        let sampled = self.sketch.key(id.0) > 0.0;
+        States::state(self, id.0, sampled, self.pinned.contains(id.0))
+    }
+
+    /// The number of pages of the same tier that are known to be hotter than this one; `None` if it is not
+    /// tracked. An estimate, as counts are, and less than it is where hotter pages were forgotten. Looks at
+    /// every count.
+    #[must_use]
+    pub fn rank(&self, id: PageId) -> Option<u32> {
+        let placement = self.placement(id.0);
+        let hotter = self.sketch.above(self.sketch.key(id.0));
+        (placement != Placement::Untracked).then(|| {
+            let hotter = hotter.filter(|&(id, _)| self.placement(id) == placement);
+            hotter.count() as u32
+        })
+    }
+
+    /// How many pages of the same tier would be taken before this one, and how many may be taken at all.
+    /// On the slow tier the hotter ones go first, on the fast tier the colder ones. `None` if it may not
+    /// be taken itself, or has no count on the slow tier. An estimate, as counts are: pages that were
+    /// forgotten stand with those never sampled. Looks at every count.
+    #[must_use]
+    pub fn standing(&self, id: PageId) -> Option<(u32, u32)> {
+        let place = self.places.get(id.0);
+        let key = self.sketch.key(id.0);
+        if self.why(id.0).is_some() {
+            return None;
         }
+        let rivals = self.offered(place).map(|(_, key)| key);
+        match place {
+            Place::Slow if key > 0.0 => {
+                let (mut before, mut all) = (0, 0);
+                for rival in rivals {
+                    all += 1;
+                    before += u32::from(rival > key);
+                }
+                Some((before, all))
+            }
+            Place::Fast => {
+                let all = self.count_offered(place);
+                let not_before = rivals.filter(|&rival| rival >= key).count() as u32;
+                Some((if key > 0.0 { all - not_before } else { 0 }, all))
+            }
+            _ => None,
+        }
+    }
+
+    /// What [`SketchHeat::hottest_slow`] would say, without bringing the set of candidates up to date. Looks
+    /// at every count.
+    #[must_use]
+    pub fn look_at_hottest_slow(&self, now: Time) -> Option<(PageId, f64)> {
+        let hottest = self.offered(Place::Slow).max_by(|a, b| a.1.total_cmp(&b.1));
+        let (id, key) = hottest?;
+        Some((PageId(id), self.decay().value(key, now)))
+    }
+
+    /// What [`SketchHeat::coldest_fast`] would say, or another page as cold, without bringing the set of
+    /// candidates up to date. Looks at every count.
+    #[must_use]
+    pub fn look_at_coldest_fast(&self, now: Time) -> Option<(PageId, f64)> {
+        let (mut known, mut coldest) = (0, None);
+        for (id, key) in self.offered(Place::Fast) {
+            known += 1;
+            if coldest.is_none_or(|(_, least)| key < least) {
+                coldest = Some((id, key));
+            }
+        }
+        if known < self.count_offered(Place::Fast) {
+            // Some have no count, and no more have one than there are slots: one is found soon.
+            let mut next = 0;
+            while let Some(id) = self.next_offered_fast(next) {
+                if self.sketch.key(id) == 0.0 {
+                    return Some((PageId(id), 0.0));
+                }
+                next = id + 1;
+            }
+        }
+        let (id, key) = coldest?;
+        Some((PageId(id), self.decay().value(key, now)))
+    }
+
+    /// The pages with a count that may be taken there, and their keys.
+    fn offered(&self, place: Place) -> impl Iterator<Item = (u32, f32)> + '_ {
+        let pages = self.sketch.iter();
+        pages.filter(move |&(id, _)| self.places.get(id) == place && !self.pinned.contains(id))
     }
 
     /// The number of pages that lie there, whatever their state.
     #[must_use]
     pub fn len(&self, placement: Placement) -> u32 {
-        let SketchHeatStats { fast, slow, .. } = self.stats;
-        match placement {
-            Placement::Untracked => self.places.len() - fast - slow,
-            Placement::Fast => fast,
-            Placement::Slow => slow,
-        }
+        self.stats.pages.len(placement, self.places.len())
     }
 
     /// Whether no page is tracked.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.stats.fast + self.stats.slow == 0
+        self.stats.pages.fast + self.stats.pages.slow == 0
     }
 
     /// All tracked pages in rising order, with their placement and decayed count at `now`.
     pub fn iter(&self, now: Time) -> impl Iterator<Item = (PageId, Placement, f64)> + '_ {
+        self.iter_in(0..self.places.len(), now)
+    }
+
+    /// The tracked pages among `ids` in rising order, with their placement and decayed count at `now`.
+    pub fn iter_in(
+        &self,
+        ids: Range<u32>,
+        now: Time,
+    ) -> impl Iterator<Item = (PageId, Placement, f64)> + '_ {
         let unboost = (-self.decay().age(now)).exp2();
-        self.places.iter().map(move |(id, _)| {
+        self.places.iter_in(ids).map(move |(id, _)| {
             let count = f64::from(self.sketch.key(id)) * unboost;
             (PageId(id), self.placement(id), count)
         })
@@ -129,7 +179,7 @@ impl SketchHeat {
             + self.hottest.memory_bytes()
             + self.coldest.memory_bytes()
             + self.aside.len() * ASIDE_BYTES
-            + self.ends.capacity() * size_of::<(Time, u32)>()
+            + self.cooldowns.memory_bytes()
     }
 
     /// Whether every invariant holds. Looks at every page.
@@ -154,17 +204,11 @@ impl SketchHeat {
         {
             return Err(format!("page {id} has a count, but is not tracked"));
         }
-        let count = |wanted| {
-            let pages = self.places.iter();
-            pages
-                .filter(|&(id, _)| self.placement(id) == wanted)
-                .count() as u32
-        };
-        let (fast, slow) = (count(Placement::Fast), count(Placement::Slow));
-        if (fast, slow) != (self.stats.fast, self.stats.slow) {
+        let found = self.count_states(self.places.iter().map(|(id, _)| id));
+        if found != self.stats.pages {
             return Err(format!(
-                "pages are miscounted: {:?}, found {fast} fast, {slow} slow",
-                self.stats
+                "pages are miscounted: {:?}, found {found:?}",
+                self.stats.pages
             ));
         }
         Ok(())
@@ -172,8 +216,7 @@ impl SketchHeat {
 
     /// Every page that stands aside has an entry, and every entry a page.
     fn check_aside(&self) -> Result<(), String> {
-        let ends: std::collections::HashSet<_> =
-            self.ends.iter().map(|Reverse(end)| *end).collect();
+        let ends = self.cooldowns.all();
         for (&id, &(placement, why)) in &self.aside {
             if self.places.get(id) != Place::Aside || placement == Placement::Untracked {
                 return Err(format!(
@@ -186,21 +229,12 @@ impl SketchHeat {
                 return Err(format!("nothing ends the cooldown of page {id}"));
             }
         }
-        let bits = |places: &Places| {
-            let pages = places.iter();
-            pages.filter(|&(_, place)| place == Place::Aside).count()
-        };
-        let whys = |wanted: fn(Why) -> bool| {
-            let held = self.aside.values();
-            held.filter(|&&(_, why)| wanted(why)).count() as u32
-        };
-        let stats = self.stats;
-        if bits(&self.places) != self.aside.len()
-            || whys(|why| why == Why::Flight) != stats.in_flight
-            || whys(|why| matches!(why, Why::Cooling(_))) != stats.cooling
-            || whys(|why| why == Why::Excluded) != stats.excluded
-        {
-            return Err(format!("pages that stand aside are miscounted: {stats:?}"));
+        let bits = self.places.count(Place::Aside, 0..self.places.len());
+        if bits as usize != self.aside.len() {
+            return Err(format!(
+                "{bits} pages stand aside, but {} have an entry",
+                self.aside.len()
+            ));
         }
         Ok(())
     }
@@ -220,7 +254,8 @@ impl SketchHeat {
         for (id, place) in self.places.iter() {
             let rank = best.rank(self.sketch.key(id));
             let entry = entries.get(&id).copied().unwrap_or(0);
-            if place == wanted && rank > set.bar() && entry < rank {
+            let offered = place == wanted && !self.pinned.contains(id);
+            if offered && rank > set.bar() && entry < rank {
                 return Err(format!(
                     "page {id} of rank {rank} should stand among the candidates, bar {}, entry {entry}",
                     set.bar()

@@ -22,15 +22,18 @@
 //! - *A page without a count is the coldest*, whether it never was sampled or was forgotten because
 //!   others are hotter.
 //! - *Pages that stand aside* take an entry in a side table each: those in flight and in cooldown are as
-//!   many as the rate of moves allows.
+//!   many as the rate of moves allows. Pinned pages are told by their ranges and take nothing.
 
-use std::{
-    cmp::Reverse, collections::BTreeMap, collections::BinaryHeap, ops::Range, time::Duration,
-};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use crate::{
     dual_heap::{PageId, Placement},
     heat::Decay,
+    heat_store::{
+        cooldowns::Cooldowns,
+        pinned::PinnedIds,
+        states::{Detached, States, Why},
+    },
     time::Time,
 };
 
@@ -39,14 +42,15 @@ mod decaying;
 mod line;
 mod look;
 mod offer;
+mod pins;
 mod places;
+mod sample;
 mod scatter;
 
 pub use decaying::{Added, DecayingSketch, SketchStats, SketchTooSmall};
 pub use look::SketchHeatStats;
 
 use candidates::{Best, Candidates};
-use decaying::Homes;
 use places::{Place, Places};
 
 /// Of the bytes granted, each of the two sets of candidates has one in so many. A refill of the one looks
@@ -55,17 +59,6 @@ use places::{Place, Places};
 const CANDIDATE_SHARE: usize = 64;
 /// But this many at least.
 const LEAST_CANDIDATE_BYTES: usize = 128;
-
-/// Why a page stands aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
-    /// A move of it is under way.
-    Flight,
-    /// It may not be taken until this time.
-    Cooling(Time),
-    /// It may not be taken until the kernel places it anew.
-    Excluded,
-}
 
 /// The pages of one guest and their heat, in bounded memory. Ids past the end are never tracked.
 #[derive(Debug)]
@@ -79,8 +72,9 @@ pub struct SketchHeat {
     /// Where the search for cold fast pages goes on.
     cursor: u32,
     aside: BTreeMap<u32, (Placement, Why)>,
-    /// The ends of cooldowns. An entry may be out of date: its page has left or its time changed.
-    ends: BinaryHeap<Reverse<(Time, u32)>>,
+    cooldowns: Cooldowns,
+    /// Ids that are not offered. Their places say where they lie, as if they were.
+    pinned: PinnedIds,
     stats: SketchHeatStats,
 }
 
@@ -114,7 +108,8 @@ impl SketchHeat {
             coldest: Candidates::new(of_candidates),
             cursor: 0,
             aside: BTreeMap::new(),
-            ends: BinaryHeap::new(),
+            cooldowns: Cooldowns::default(),
+            pinned: PinnedIds::default(),
             stats: SketchHeatStats::default(),
         })
     }
@@ -126,6 +121,12 @@ impl SketchHeat {
         // What is left when two shares go.
         let large = (of_sketch * CANDIDATE_SHARE).div_ceil(CANDIDATE_SHARE - 2);
         large.max(of_sketch + 2 * LEAST_CANDIDATE_BYTES)
+    }
+
+    /// The bytes that say where so many pages lie, beside those of heat.
+    #[must_use]
+    pub fn place_bytes(pages: u32) -> usize {
+        Places::bytes(pages)
     }
 
     /// The number of pages there is room for.
@@ -152,57 +153,6 @@ impl SketchHeat {
         self.sketch.scale(now, factor);
     }
 
-    // --- samples -----------------------------------------------------------------------------
-
-    /// Adds `weight` events seen at `now` to a page. Weights that are not above 0 change nothing.
-    /// Returns whether the page is tracked.
-    pub fn sample(&mut self, now: Time, id: PageId, weight: f32) -> bool {
-        self.advance(now);
-        let gain = self.sketch.gain(now, weight);
-        self.add(id.0, self.sketch.homes(id.0), gain)
-    }
-
-    /// Adds `weight` events to each page, in one go; returns how many of them are tracked.
-    pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> usize {
-        /// About as many as a core has outstanding misses of its first cache.
-        const BLOCK: usize = 16;
-        self.advance(now);
-        let gain = self.sketch.gain(now, weight);
-        let mut tracked = 0;
-        let mut homes = [Homes::default(); BLOCK];
-        for block in ids.chunks(BLOCK) {
-            // Read ahead for a block, the misses of different pages overlap.
-            let mut ahead = 0;
-            for (homes, id) in homes.iter_mut().zip(block) {
-                *homes = self.sketch.homes(id.0);
-                ahead ^= self.sketch.read_ahead(*homes);
-            }
-            std::hint::black_box(ahead);
-            for (homes, id) in homes.into_iter().zip(block) {
-                tracked += usize::from(self.add(id.0, homes, gain));
-            }
-        }
-        tracked
-    }
-
-    #[inline]
-    fn add(&mut self, id: u32, homes: Homes, gain: f32) -> bool {
-        let place = self.places.get(id);
-        if place == Place::Untracked || gain == 0.0 {
-            return place != Place::Untracked;
-        }
-        let added = self.sketch.grow(homes, gain);
-        if place == Place::Slow && added.key > 0.0 {
-            self.propose(id, Placement::Slow, added.key);
-        }
-        if let Some((victim, left)) = added.weakened
-            && self.places.get(victim) == Place::Fast
-        {
-            self.propose(victim, Placement::Fast, left);
-        }
-        true
-    }
-
     // --- placement ---------------------------------------------------------------------------
 
     /// Takes the kernel's word for where a page lies.
@@ -211,22 +161,7 @@ impl SketchHeat {
     /// A page in flight or in cooldown stays so. An excluded page is admitted again if its
     /// placement differs from the one it had. Returns the placement it had.
     pub fn place(&mut self, id: PageId, placement: Placement) -> Placement {
-        let id = id.0;
-        if id >= self.places.len() {
-            return Placement::Untracked;
-        }
-        let old = self.placement(id);
-        if old == placement {
-            return old;
-        }
-        match (placement, self.detach(id)) {
-            (Placement::Untracked, _) => {
-                self.sketch.remove(id);
-            }
-            (_, Some(why @ (Why::Flight | Why::Cooling(_)))) => self.set_aside(id, placement, why),
-            (_, Some(Why::Excluded) | None) => self.attach(id, placement),
-        }
-        old
+        States::place(self, id.0, placement)
     }
 
     /// Places each page of the run; see [`SketchHeat::place`].
@@ -241,41 +176,18 @@ impl SketchHeat {
     ///
     /// Returns whether the page was in flight. If it was not, the kernel is believed all the same.
     pub fn settle(&mut self, id: PageId, placement: Placement, available_at: Option<Time>) -> bool {
-        let id = id.0;
-        if id >= self.places.len() {
-            return false;
-        }
-        let why = self.detach(id);
-        match (placement, available_at) {
-            (Placement::Untracked, _) => {
-                self.sketch.remove(id);
-            }
-            (_, None) => self.attach(id, placement),
-            (_, Some(end)) => self.set_aside(id, placement, Why::Cooling(end)),
-        }
-        why == Some(Why::Flight)
+        States::settle(self, id.0, placement, available_at)
     }
 
     /// Keeps a page from being taken until its placement changes or [`SketchHeat::readmit`]; ends its
     /// flight or cooldown. Returns whether the page is tracked.
     pub fn exclude(&mut self, id: PageId) -> bool {
-        let placement = self.placement(id.0);
-        if placement == Placement::Untracked {
-            return false;
-        }
-        self.detach(id.0);
-        self.set_aside(id.0, placement, Why::Excluded);
-        true
+        States::exclude(self, id.0)
     }
 
     /// Admits an excluded page again. Returns whether it was excluded.
     pub fn readmit(&mut self, id: PageId) -> bool {
-        let Some(&(placement, Why::Excluded)) = self.aside.get(&id.0) else {
-            return false;
-        };
-        self.detach(id.0);
-        self.attach(id.0, placement);
-        true
+        States::readmit(self, id.0)
     }
 
     // --- taking pages ------------------------------------------------------------------------
@@ -295,14 +207,7 @@ impl SketchHeat {
     /// Takes a page into flight: it is no longer offered but goes on gathering heat, until
     /// [`SketchHeat::settle`]. Returns where it lies, or `None` if it may not be taken.
     pub fn take(&mut self, id: PageId) -> Option<Placement> {
-        let placement = match self.places.get(id.0) {
-            Place::Fast => Placement::Fast,
-            Place::Slow => Placement::Slow,
-            Place::Untracked | Place::Aside => return None,
-        };
-        self.detach(id.0);
-        self.set_aside(id.0, placement, Why::Flight);
-        Some(placement)
+        States::take(self, id.0)
     }
 
     /// Takes the page of [`SketchHeat::hottest_slow`].
@@ -323,30 +228,35 @@ impl SketchHeat {
     /// number of pages that may be taken again.
     pub fn tick(&mut self, now: Time) -> u32 {
         self.advance(now);
-        let mut released = 0;
-        while let Some(&Reverse((end, id))) = self.ends.peek() {
-            if end > now {
-                break;
-            }
-            self.ends.pop();
-            if let Some(&(placement, why)) = self.aside.get(&id)
-                && why == Why::Cooling(end)
-            {
-                self.detach(id);
-                self.attach(id, placement);
-                released += 1;
-            }
-        }
-        released
+        self.release(now)
     }
 
     /// When [`SketchHeat::tick`] is next of use for a cooldown.
     #[must_use]
     pub fn next_cooldown_end(&self) -> Option<Time> {
-        self.ends.peek().map(|Reverse((end, _))| *end)
+        self.cooldowns.next_end()
     }
 
     // --- parts -------------------------------------------------------------------------------
+
+    /// Moves the landmark if that is due.
+    fn advance(&mut self, now: Time) {
+        let Some(halves) = self.sketch.advance(now) else {
+            return;
+        };
+        let change = |key| Decay::shifted(key, halves);
+        self.hottest.rescale(Best::Hottest, change);
+        self.coldest.rescale(Best::Coldest, change);
+    }
+}
+
+impl States for SketchHeat {
+    /// Nothing: a page's count stays in the sketch.
+    type Heat = ();
+
+    fn room(&self) -> u32 {
+        self.places.len()
+    }
 
     fn placement(&self, id: u32) -> Placement {
         match self.places.get(id) {
@@ -360,31 +270,38 @@ impl SketchHeat {
         }
     }
 
-    /// Takes a page out of wherever it is; it is untracked until attached or set aside. Says why it
-    /// stood aside, if it did. An entry in a set stays behind; it is dropped when it comes to the top.
-    fn detach(&mut self, id: u32) -> Option<Why> {
-        let placement = self.placement(id);
+    fn why(&self, id: u32) -> Option<Why> {
+        match self.places.get(id) {
+            Place::Untracked => None,
+            Place::Fast | Place::Slow => self.pinned.contains(id).then_some(Why::Pinned),
+            Place::Aside => self.aside.get(&id).map(|&(_, why)| why),
+        }
+    }
+
+    /// An entry in a set stays behind; it is dropped when it comes to the top.
+    fn detach(&mut self, id: u32) -> Option<Detached<()>> {
+        let (placement, why) = (self.placement(id), self.why(id));
         if placement == Placement::Untracked {
             return None;
         }
-        let held = self.aside.remove(&id);
         self.places.set(id, Place::Untracked);
-        *self.stats.at(placement) -= 1;
-        let (_, why) = held?;
-        *self.stats.of(why) -= 1;
-        if self.aside.is_empty() {
+        self.stats.pages.remove(placement, why);
+        if self.aside.remove(&id).is_some() && self.aside.is_empty() {
             // Ends that are out of date, and the memory of all that there were.
-            self.ends = BinaryHeap::new();
+            self.cooldowns.clear();
         }
-        Some(why)
+        Some(Detached { heat: (), why })
     }
 
-    /// Puts an untracked page where pages that may be taken are.
-    fn attach(&mut self, id: u32, placement: Placement) {
-        *self.stats.at(placement) += 1;
+    fn attach(&mut self, id: u32, placement: Placement, (): ()) {
         let fast = placement == Placement::Fast;
         self.places
             .set(id, if fast { Place::Fast } else { Place::Slow });
+        let why = self.why(id);
+        self.stats.pages.add(placement, why);
+        if why.is_some() {
+            return;
+        }
         let key = match self.sketch.stats().pages {
             // The start: the whole guest is placed before the first sample.
             0 => 0.0,
@@ -395,24 +312,22 @@ impl SketchHeat {
         }
     }
 
-    /// Puts an untracked page into the side table.
-    fn set_aside(&mut self, id: u32, placement: Placement, why: Why) {
-        *self.stats.at(placement) += 1;
-        *self.stats.of(why) += 1;
+    fn set_aside(&mut self, id: u32, placement: Placement, (): (), why: Why) {
+        self.stats.pages.add(placement, Some(why));
         if let Why::Cooling(end) = why {
-            self.ends.push(Reverse((end, id)));
+            self.cooldowns.add(end, id);
         }
         self.aside.insert(id, (placement, why));
         self.places.set(id, Place::Aside);
     }
 
-    /// Moves the landmark if that is due.
-    fn advance(&mut self, now: Time) {
-        let Some(halves) = self.sketch.advance(now) else {
-            return;
-        };
-        let change = |key| Decay::shifted(key, halves);
-        self.hottest.rescale(Best::Hottest, change);
-        self.coldest.rescale(Best::Coldest, change);
+    fn forget(&mut self, id: u32) {
+        self.sketch.remove(id);
+    }
+
+    fn next_ended(&mut self, now: Time) -> Option<u32> {
+        let aside = &self.aside;
+        self.cooldowns
+            .next_ended(now, |id| aside.get(&id).map(|&(_, why)| why))
     }
 }

@@ -3,10 +3,11 @@
 use super::{
     SketchHeat,
     candidates::{Best, Entry},
-    places::Place,
+    places::{Place, Places},
 };
 use crate::{
     dual_heap::{PageId, Placement},
+    heat_store::pinned::PinnedIds,
     time::Time,
 };
 
@@ -27,7 +28,7 @@ impl SketchHeat {
                 }
                 _ => return None,
             };
-            if self.places.get(top.id()) != wanted {
+            if self.places.get(top.id()) != wanted || self.pinned.contains(top.id()) {
                 set.drop_top();
                 continue;
             }
@@ -43,11 +44,11 @@ impl SketchHeat {
     /// Looks for a tier's best pages among all. Afterwards the top is right, or there is none.
     fn refill(&mut self, tier: Placement) {
         self.stats.refills += 1;
-        let (sketch, places) = (&self.sketch, &self.places);
+        let (sketch, places, pinned) = (&self.sketch, &self.places, &self.pinned);
         if tier == Placement::Slow {
             let slow = sketch
                 .iter()
-                .filter(|&(id, _)| places.get(id) == Place::Slow)
+                .filter(|&(id, _)| places.get(id) == Place::Slow && !pinned.contains(id))
                 .map(|(id, key)| Entry::new(Best::Hottest.rank(key), id));
             self.hottest.refill(slow);
             return;
@@ -63,10 +64,10 @@ impl SketchHeat {
             if missing == 0 {
                 return None;
             }
-            let mut next = places.next_fast(cursor);
+            let mut next = next_offered_fast(places, pinned, cursor);
             if next.is_none() && !wrapped {
                 wrapped = true;
-                next = places.next_fast(0);
+                next = next_offered_fast(places, pinned, 0);
             }
             let id = next.filter(|&id| !wrapped || id < start)?;
             cursor = id + 1;
@@ -81,6 +82,11 @@ impl SketchHeat {
         }
     }
 
+    /// The first fast page from `first` on that may be taken.
+    pub(super) fn next_offered_fast(&self, first: u32) -> Option<u32> {
+        next_offered_fast(&self.places, &self.pinned, first)
+    }
+
     /// Offers a page that may be taken to its tier's set.
     pub(super) fn propose(&mut self, id: u32, tier: Placement, key: f32) {
         let (set, best, wanted) = match tier {
@@ -88,13 +94,13 @@ impl SketchHeat {
             _ => (&mut self.hottest, Best::Hottest, Place::Slow),
         };
         let rank = best.rank(key);
-        if !set.wants(rank) {
+        if !set.wants(rank) || self.pinned.contains(id) {
             return;
         }
         if set.is_full() {
-            let (sketch, places) = (&self.sketch, &self.places);
+            let (sketch, places, pinned) = (&self.sketch, &self.places, &self.pinned);
             set.compact(|id| {
-                if places.get(id) == wanted {
+                if places.get(id) == wanted && !pinned.contains(id) {
                     best.rank(sketch.key(id))
                 } else {
                     0
@@ -106,5 +112,16 @@ impl SketchHeat {
             }
         }
         set.push(Entry::new(rank, id));
+    }
+}
+
+fn next_offered_fast(places: &Places, pinned: &PinnedIds, first: u32) -> Option<u32> {
+    let mut next = first;
+    loop {
+        let id = places.next(Place::Fast, next, places.len())?;
+        match pinned.end_of(id) {
+            Some(end) => next = end,
+            None => return Some(id),
+        }
     }
 }

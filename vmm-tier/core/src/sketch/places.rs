@@ -1,5 +1,7 @@
 //! Where each page lies, in two bits.
 
+use std::ops::Range;
+
 /// What the two bits say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -31,6 +33,11 @@ impl Places {
         }
     }
 
+    /// The bytes of so many pages.
+    pub(super) fn bytes(pages: u32) -> usize {
+        pages.div_ceil(IN_WORD) as usize * size_of::<u64>()
+    }
+
     pub(super) fn len(&self) -> u32 {
         self.pages
     }
@@ -56,30 +63,135 @@ impl Places {
         }
     }
 
-    /// The first fast page from `first` on.
-    pub(super) fn next_fast(&self, first: u32) -> Option<u32> {
-        let mut index = (first / IN_WORD) as usize;
-        let mut wanted = u64::MAX << (first % IN_WORD * 2);
-        while let Some(&word) = self.words.get(index) {
-            let fast = word & !(word >> 1) & LOW & wanted;
-            if fast != 0 {
-                return Some(index as u32 * IN_WORD + fast.trailing_zeros() / 2);
-            }
-            index += 1;
-            wanted = u64::MAX;
+    /// The first page in this place from `first` on, below `end`.
+    pub(super) fn next(&self, place: Place, first: u32, end: u32) -> Option<u32> {
+        self.find(first, end, |word| word.matching(place))
+    }
+
+    /// The first tracked page from `first` on, below `end`.
+    pub(super) fn next_tracked(&self, first: u32, end: u32) -> Option<u32> {
+        self.find(first, end, Word::tracked)
+    }
+
+    /// How many of these pages are in this place.
+    pub(super) fn count(&self, place: Place, ids: Range<u32>) -> u32 {
+        let end = ids.end.min(self.pages);
+        let mut count = 0;
+        let mut first = ids.start;
+        while first < end {
+            let next = (first / IN_WORD + 1).saturating_mul(IN_WORD).min(end);
+            let word = self.word(first / IN_WORD).matching(place);
+            let wanted = u64::MAX << (first % IN_WORD * 2);
+            let beyond = (u64::MAX << 1) << ((next - 1) % IN_WORD * 2);
+            count += (word & wanted & !beyond).count_ones();
+            first = next;
         }
-        None
+        count
+    }
+
+    /// The tracked pages among `ids` in rising order.
+    pub(super) fn iter_in(&self, ids: Range<u32>) -> impl Iterator<Item = (u32, Place)> + '_ {
+        let end = ids.end.min(self.pages);
+        let mut next = ids.start;
+        std::iter::from_fn(move || {
+            let id = self.next_tracked(next, end)?;
+            next = id + 1;
+            Some((id, self.get(id)))
+        })
     }
 
     /// All tracked pages in rising order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Place)> + '_ {
-        (0..self.pages)
-            .map(|id| (id, self.get(id)))
-            .filter(|&(_, place)| place != Place::Untracked)
+        self.iter_in(0..self.pages)
+    }
+
+    /// The first page from `first` on, below `end`, whose low bit is set in what `wanted` makes of its word.
+    #[inline]
+    fn find(&self, first: u32, end: u32, wanted: impl Fn(Word) -> u64) -> Option<u32> {
+        let end = end.min(self.pages);
+        let mut from = u64::MAX << (first % IN_WORD * 2);
+        for index in first / IN_WORD..end.div_ceil(IN_WORD) {
+            let found = wanted(self.word(index)) & from;
+            if found != 0 {
+                let id = index * IN_WORD + found.trailing_zeros() / 2;
+                return (id < end).then_some(id);
+            }
+            from = u64::MAX;
+        }
+        None
+    }
+
+    #[inline]
+    fn word(&self, index: u32) -> Word {
+        Word(self.words.get(index as usize).copied().unwrap_or(0))
     }
 
     /// Bytes of memory held.
     pub(super) fn memory_bytes(&self) -> usize {
         self.words.capacity() * size_of::<u64>()
+    }
+}
+
+/// The bits of some pages.
+#[derive(Clone, Copy)]
+struct Word(u64);
+
+impl Word {
+    /// The low bit of each page in this place.
+    #[inline]
+    const fn matching(self, place: Place) -> u64 {
+        let (low, high) = (self.0, self.0 >> 1);
+        let pages = match place {
+            Place::Untracked => !low & !high,
+            Place::Fast => low & !high,
+            Place::Slow => high & !low,
+            Place::Aside => low & high,
+        };
+        pages & LOW
+    }
+
+    /// The low bit of each page that is tracked.
+    #[inline]
+    const fn tracked(self) -> u64 {
+        (self.0 | self.0 >> 1) & LOW
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_when_searched_and_counted_are_those_that_a_look_at_each_finds() {
+        let mut places = Places::new(150);
+        let all = [Place::Untracked, Place::Fast, Place::Slow, Place::Aside];
+        for id in (3..150).chain(149..200) {
+            places.set(id, all[(id * 7 % 13 % 4) as usize]);
+        }
+        for (first, end) in [
+            (0, 150),
+            (0, 0),
+            (31, 33),
+            (64, 96),
+            (97, 98),
+            (140, 400),
+            (200, 300),
+        ] {
+            let is_in = |id: &u32| (first..end).contains(id);
+            for place in all {
+                let mut there = (0..150).filter(|&id| places.get(id) == place).filter(is_in);
+                assert_eq!(
+                    places.count(place, first..end) as usize,
+                    there.clone().count()
+                );
+                assert_eq!(places.next(place, first, end), there.next());
+            }
+            let tracked: Vec<_> = (0..150)
+                .filter(is_in)
+                .map(|id| (id, places.get(id)))
+                .filter(|&(_, place)| place != Place::Untracked)
+                .collect();
+            assert_eq!(places.iter_in(first..end).collect::<Vec<_>>(), tracked);
+        }
     }
 }
