@@ -86,49 +86,6 @@ pub fn chance_significance(slow_pages: u64, fast_pages: u64) -> f64 {
     (extreme(slow_pages) + extreme(fast_pages)) / std::f64::consts::SQRT_2
 }
 
-/// The same for a source that counts accesses and has counted `mean` (decayed) on the average page. Were
-/// all pages equally hot, each would have about that: the hottest lies as far above it, and the coldest as
-/// far below, as the extremes of so many pages do, but no page below zero. With few counts a page, as a
-/// sampling source has them in a large guest, that is far less than [`chance_significance`]. The mean counts
-/// what really is hot too, so the bound errs on the safe side.
-///
-/// With λ = plain · mean ([`plain_counts`]), and as small Poisson counts have a longer upper tail than
-/// normal values, the hottest is where Chernoff's bound, P(N ≥ x) ≤ e^(x − λ) (λ/x)^x, leaves one page
-/// in ten looks at all of them; the coldest is that of normal values in the root's scale.
-#[must_use]
-pub fn chance_significance_of_counts(
-    slow_pages: u64,
-    fast_pages: u64,
-    mean: f64,
-    plain: f64,
-) -> f64 {
-    let lambda = plain * mean.max(0.0);
-    let hottest = (poisson_extreme(lambda, slow_pages) + 0.375).sqrt();
-    let below = (2.0 * (fast_pages.max(1) as f64).ln()).sqrt() / 2.0;
-    let coldest = ((lambda + 0.375).sqrt() - below).max(0.375_f64.sqrt());
-    std::f64::consts::SQRT_2 * (hottest - coldest)
-}
-
-/// The x at which x ln(x/λ) − x + λ = ln(10 n), by bisection; it grows with x from λ on.
-fn poisson_extreme(lambda: f64, pages: u64) -> f64 {
-    const LOOKS: f64 = 10.0;
-    let wanted = (LOOKS * pages.max(1) as f64).ln();
-    // Too few to matter, but the logarithm needs some.
-    let lambda = lambda.max(1e-6);
-    let exponent = |x: f64| x * (x / lambda).ln() - x + lambda;
-    // At λ + a + √(2aλ) the exponent is at least a, for all λ (Bernstein).
-    let (mut low, mut high) = (lambda, lambda + wanted + (2.0 * wanted * lambda).sqrt());
-    for _ in 0..30 {
-        let middle = (low + high) / 2.0;
-        if exponent(middle) < wanted {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    high
-}
-
 /// What it takes for a move to pay.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tier_core::{
-    exchange::{
-        PayBack, chance_significance, chance_significance_of_counts, plain_counts,
-        share_significance, significance,
-    },
+    exchange::{PayBack, chance_significance, plain_counts, share_significance, significance},
     quota::{Headroom, TokenBucket},
     time::Time,
 };
@@ -135,35 +132,6 @@ fn chance_significance_when_there_are_more_pages_is_greater() {
     assert_eq!(chance_significance(1, 1), 0.0);
     // √(2 ln 80000) = 4.75, √(2 ln 20000) = 4.45, their sum over √2 is 6.51.
     assert!((chance_significance(80_000, 20_000) - 6.51).abs() < 0.01);
-}
-
-#[test]
-fn chance_significance_of_counts_when_counts_are_many_is_near_the_plain_one_and_less_when_few() {
-    let of = |mean| chance_significance_of_counts(80_000, 20_000, mean, 2.0);
-    let plain = chance_significance(80_000, 20_000);
-    // One page in ten looks, not in one: a little more.
-    assert!((plain..plain + 0.8).contains(&of(1e6)), "{}", of(1e6));
-    // λ = 0.2: 5.7 of 80,000 pages, √2 (√(5.7 + 3/8) − √(3/8)).
-    assert!((2.5..2.8).contains(&of(0.1)), "{}", of(0.1));
-    assert!(of(0.0) < 2.0, "{}", of(0.0));
-}
-
-#[test]
-fn chance_significance_of_counts_when_all_pages_are_equal_is_hardly_ever_passed() {
-    // The largest of 80,000 Poisson counts of mean λ is at least x with probability 80,000 · P(N ≥ x).
-    for lambda in [0.01, 0.1, 0.8, 3.0, 20.0_f64] {
-        let root = chance_significance_of_counts(80_000, 1, lambda, 1.0) / 2.0_f64.sqrt()
-            + (lambda + 0.375).sqrt().max(0.375_f64.sqrt());
-        let x = root * root - 0.375;
-        let (mut term, mut below, mut n) = ((-lambda).exp(), 0.0, 0.0);
-        while n < x.ceil() {
-            below += term;
-            n += 1.0;
-            term *= lambda / n;
-        }
-        let chance = 80_000.0 * (1.0 - below);
-        assert!(chance < 0.11, "{chance} of a page above {x} at {lambda}");
-    }
 }
 
 #[test]

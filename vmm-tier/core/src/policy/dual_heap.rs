@@ -9,7 +9,8 @@ use std::{sync::Arc, time::Duration};
 use super::{Policy, PolicySetup, Seen};
 use crate::{
     addr::{Gpa, Hva, NodeId, NodeSet},
-    engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, VmEngine},
+    engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, SetMapError, VmEngine},
+    heat_store::{StoreChoice, StorePlan},
     map::{BlockIndex, GuestMemoryMap, LOWEST_GPA, MapRange, RamBlock},
     moves::{self, Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     replay::{Guest, Host},
@@ -38,11 +39,28 @@ pub struct DualHeaps {
 }
 
 impl DualHeaps {
-    /// The engine with its default settings, but for the half-life.
+    /// The engine with its default settings, but for the half-life, and with exact counts.
     #[must_use]
     pub fn new(host: &Host, setup: &PolicySetup) -> Self {
+        // A guest that is replayed has pages that can be numbered: it would move nothing otherwise.
+        Self::with_heat(host, setup, StoreChoice::Exact, 0).0
+    }
+
+    /// The same with heat in this store of at most so many bytes. Where there is none such, the engine has no
+    /// map and moves nothing.
+    pub(super) fn with_heat(
+        host: &Host,
+        setup: &PolicySetup,
+        choice: StoreChoice,
+        memory_bytes: u64,
+    ) -> (Self, Result<(), SetMapError>) {
         let settings = EngineSettings {
             half_life: setup.half_life,
+            heat: StorePlan {
+                choice,
+                memory_bytes,
+                seed: setup.seed,
+            },
             // The machine's DRAM is this guest's alone: nobody else needs some kept free.
             headroom_bytes: 0,
             ..EngineSettings::default()
@@ -56,17 +74,23 @@ impl DualHeaps {
         };
         let mut engine = VmEngine::new(settings, tiers, Time(0));
         let places = Places::of(host.guest());
-        // A guest that is replayed has pages that can be numbered: it would move nothing otherwise.
-        if let Some(map) = places.map() {
-            let _ = engine.set_map(Time(0), Arc::new(map));
-        }
-        Self {
+        let tracked = match places.map() {
+            Some(map) => engine.set_map(Time(0), Arc::new(map)),
+            None => Ok(()),
+        };
+        let policy = Self {
             engine,
             places,
             batch: Vec::new(),
             lost: 0,
             since: None,
-        }
+        };
+        (policy, tracked)
+    }
+
+    /// The engine.
+    pub(super) const fn engine(&self) -> &VmEngine {
+        &self.engine
     }
 
     /// Gives the engine an event and carries out what it asks for, until it asks for no more.
