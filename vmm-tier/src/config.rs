@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tier_core::{
     addr::NodeSet,
     engine::{MAX_RATE, MIN_RATE},
+    heat_store::{StoreChoice, StorePlan},
     settings::EngineSettings,
 };
 
@@ -40,7 +41,15 @@ pub(crate) struct Config {
     tiers: TierConfig,
     policy: PolicyConfig,
     moves: MoveConfig,
+    heat: HeatConfig,
     source: SourceConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct HeatConfig {
+    store: Option<String>,
+    memory: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +165,7 @@ impl Settings {
             tiers,
             policy,
             moves,
+            heat,
             source,
         } = config;
         let fast = nodes("tiers.fast", args.fast, tiers.fast)?;
@@ -173,7 +183,7 @@ impl Settings {
         check_policy(args.policy.as_deref().or(policy.name.as_deref()))?;
         let source_kind = args.source.as_deref().or(source.kind.as_deref());
         let limit = args.fast_limit.or(tiers.fast_limit);
-        let engine = engine_settings(&policy, &moves, tiers.headroom, dry_run)?;
+        let engine = engine_settings(&policy, &moves, &heat, tiers.headroom, dry_run)?;
         Ok(Self {
             qmp: args.qmp.or(qmp).ok_or(ConfigError::NoQmp)?,
             name: args.name.or(name),
@@ -230,6 +240,19 @@ fn check_policy(name: Option<&str>) -> Result<(), ConfigError> {
     }
 }
 
+fn store_choice(name: Option<&str>) -> Result<StoreChoice, ConfigError> {
+    match name {
+        None | Some("auto") => Ok(StoreChoice::Auto),
+        Some("exact") => Ok(StoreChoice::Exact),
+        Some("sketch") => Ok(StoreChoice::Sketch),
+        Some(value) => Err(ConfigError::Unknown {
+            what: "heat store",
+            value: value.to_owned(),
+            known: "auto, exact, sketch",
+        }),
+    }
+}
+
 fn seconds(
     key: &'static str,
     value: Option<f64>,
@@ -269,6 +292,7 @@ fn number(
 fn engine_settings(
     policy: &PolicyConfig,
     moves: &MoveConfig,
+    heat: &HeatConfig,
     headroom: Option<Size>,
     dry_run: bool,
 ) -> Result<EngineSettings, ConfigError> {
@@ -349,6 +373,18 @@ fn engine_settings(
             0.01..=100.0,
             "0.01 to 100",
         )? / 100.0,
+        heat: StorePlan {
+            choice: store_choice(heat.store.as_deref())?,
+            // A sketch of no more than 4 KiB is refused by what it needs, which only the guest's size tells.
+            memory_bytes: bytes(
+                "heat.memory",
+                heat.memory,
+                default.heat.memory_bytes,
+                4096,
+                "a size from 4K to 1T, such as 512M, and no share",
+            )?,
+            seed: default.heat.seed,
+        },
         // Set when the guest's size is known.
         fast_limit_bytes: None,
         dry_run,
@@ -408,6 +444,9 @@ mod tests {
             ("[moves]\nbatch = '4K'", "moves.batch is 4 KiB"),
             ("[moves]\nrate-per-s = '2T'", "moves.rate-per-s is 2 TiB"),
             ("[tiers]\nheadroom = '20%'", "tiers.headroom is 20%"),
+            ("[heat]\nstore = 'x'", "auto, exact, sketch"),
+            ("[heat]\nmemory = '2%'", "heat.memory is 2%"),
+            ("[heat]\nmemory = '1K'", "heat.memory is 1 KiB"),
             ("[tiers]\nfast = '0'", "go together"),
             ("[tiers]\nfast = '0'\nslow = '0-1'", "dry run"),
             ("[tiers]\nfast = 'x'\nslow = '1'", "tiers.fast"),

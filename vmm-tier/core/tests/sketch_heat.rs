@@ -151,7 +151,10 @@ fn apply(op: Op, heat: &mut SketchHeat, model: &mut Model) {
         Op::SampleBatch(ids, weight) => {
             let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
             let known = ids.iter().filter(|id| model.pages.contains_key(id)).count();
-            assert_eq!(heat.sample_batch(now, &batch, weight), known);
+            assert_eq!(
+                heat.sample_batch(now, &batch, weight).pages() as usize,
+                known
+            );
         }
         Op::Take(id) => assert_eq!(heat.take(PageId(id)), model.take(id)),
         Op::TakeHottest => {

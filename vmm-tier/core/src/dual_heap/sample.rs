@@ -31,7 +31,7 @@ impl Touched {
         self.fast + self.slow
     }
 
-    fn count(&mut self, placement: Placement) {
+    pub(crate) fn count(&mut self, placement: Placement) {
         match placement {
             Placement::Untracked => {}
             Placement::Fast => self.fast += 1,

@@ -102,7 +102,7 @@ impl NodeMemory {
 
 /// Why a map can't be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MapError {
+pub enum SetMapError {
     /// Its pages can't be numbered.
     #[error(transparent)]
     Pages(#[from] PageIndexError),
@@ -258,6 +258,12 @@ impl VmEngine {
         self.throttle.wakes_at().filter(|_| self.may_plan())
     }
 
+    /// Where heat is kept.
+    #[must_use]
+    pub const fn heat(&self) -> &HeatStore {
+        &self.heap
+    }
+
     /// What the sources have delivered.
     pub fn sources(&self) -> impl Iterator<Item = (SourceKind, &SourceStats)> {
         self.sources.stats()
@@ -275,7 +281,7 @@ impl VmEngine {
     /// # Errors
     /// If the map's pages can't be numbered, or their heat does not fit the memory granted; the engine then
     /// keeps the map it had.
-    pub fn set_map(&mut self, now: Time, map: Arc<GuestMemoryMap>) -> Result<(), MapError> {
+    pub fn set_map(&mut self, now: Time, map: Arc<GuestMemoryMap>) -> Result<(), SetMapError> {
         if self.map.as_ref().is_some_and(|old| old.same_layout(&map)) {
             self.map = Some(map);
             return Ok(());

@@ -181,6 +181,11 @@ impl HeatStore {
 
     // --- samples -----------------------------------------------------------------------------
 
+    /// See [`DualHeap::sample_batch`].
+    pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> Touched {
+        either!(self, store => store.sample_batch(now, ids, weight))
+    }
+
     /// See [`DualHeap::sample_run`].
     #[inline]
     pub fn sample_run(&mut self, now: Time, ids: Range<u32>, weight: f32) -> Touched {

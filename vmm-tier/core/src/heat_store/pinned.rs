@@ -91,6 +91,9 @@ mod tests {
             [false, true, true, false]
         );
         assert_eq!(pinned.end_of(9), Some(10));
-        assert_eq!(pinned.replace(vec![4..8]), vec![2..4, 8..10, 5..8]);
+        assert_eq!(
+            pinned.replace(vec![4..6, 6..8]),
+            vec![2..4, 8..10, 5..6, 6..8]
+        );
     }
 }

@@ -331,11 +331,10 @@ impl DecayingSketch {
             weakened: None,
         };
         self.remove(page);
-        // False for NaN.
-        if !(count > 0.0) || page >= self.pages {
-            return none;
-        }
-        let key = normal_or_zero(self.decay.key(count, now));
+        let key = match count > 0.0 && page < self.pages {
+            true => normal_or_zero(self.decay.key(count, now)),
+            false => 0.0,
+        };
         if key == 0.0 {
             return none;
         }

@@ -21,21 +21,21 @@ impl SketchHeat {
     /// Returns whether the page is tracked.
     pub fn sample(&mut self, now: Time, id: PageId, weight: f32) -> bool {
         let gain = self.gain(now, weight);
-        self.add(id.0, self.sketch.homes(id.0), gain)
+        self.add(id.0, self.sketch.homes(id.0), gain) != Placement::Untracked
     }
 
-    /// Adds `weight` events to each page, in one go; returns how many of them are tracked.
-    pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> usize {
+    /// Adds `weight` events to each page, in one go; returns how many of them are in each tier.
+    pub fn sample_batch(&mut self, now: Time, ids: &[PageId], weight: f32) -> Touched {
         let gain = self.gain(now, weight);
+        let mut touched = Touched::default();
         let mut block = [0; BLOCK];
-        let mut tracked = 0;
         for ids in ids.chunks(BLOCK) {
             for (number, id) in block.iter_mut().zip(ids) {
                 *number = id.0;
             }
-            tracked += self.sample_block(&block[..ids.len()], gain);
+            self.sample_block(&block[..ids.len()], gain, &mut touched);
         }
-        tracked
+        touched
     }
 
     /// Adds `weight` events seen at `now` to every tracked page of the run; returns how many there
@@ -46,6 +46,12 @@ impl SketchHeat {
     pub fn sample_run(&mut self, now: Time, ids: Range<u32>, weight: f32) -> Touched {
         let gain = self.gain(now, weight);
         let mut touched = Touched::default();
+        if ids.end.wrapping_sub(ids.start) == 1 {
+            // What a source that samples accesses delivers.
+            let homes = self.sketch.homes(ids.start);
+            touched.count(self.add(ids.start, homes, gain));
+            return touched;
+        }
         let end = ids.end.min(self.places.len());
         let mut at = ids.start;
         let mut block = [0; BLOCK];
@@ -57,21 +63,11 @@ impl SketchHeat {
                 block[len] = id;
                 len += 1;
                 at = id + 1;
-                match self.placement(id) {
-                    Placement::Fast => touched.fast += 1,
-                    _ => touched.slow += 1,
-                }
             }
-            match block[..len] {
-                [] => return touched,
-                // What a source that samples accesses delivers.
-                [id] => {
-                    self.add(id, self.sketch.homes(id), gain);
-                }
-                ref block => {
-                    self.sample_block(block, gain);
-                }
+            if len == 0 {
+                return touched;
             }
+            self.sample_block(&block[..len], gain, &mut touched);
         }
     }
 
@@ -99,7 +95,7 @@ impl SketchHeat {
         self.sketch.gain(now, weight)
     }
 
-    fn sample_block(&mut self, ids: &[u32], gain: f32) -> usize {
+    fn sample_block(&mut self, ids: &[u32], gain: f32, touched: &mut Touched) {
         // Read ahead for a block, the misses of different pages overlap.
         let mut homes = [Homes::default(); BLOCK];
         let mut ahead = 0;
@@ -108,21 +104,27 @@ impl SketchHeat {
             ahead ^= self.sketch.read_ahead(*homes);
         }
         std::hint::black_box(ahead);
-        let pages = ids.iter().zip(homes);
-        pages
-            .map(|(&id, homes)| usize::from(self.add(id, homes, gain)))
-            .sum()
+        for (&id, homes) in ids.iter().zip(homes) {
+            touched.count(self.add(id, homes, gain));
+        }
     }
 
+    /// Returns where the page lies.
     #[inline]
-    fn add(&mut self, id: u32, homes: Homes, gain: f32) -> bool {
+    fn add(&mut self, id: u32, homes: Homes, gain: f32) -> Placement {
         let place = self.places.get(id);
-        if place == Place::Untracked || gain == 0.0 {
-            return place != Place::Untracked;
+        if place == Place::Untracked {
+            return Placement::Untracked;
         }
-        let added = self.sketch.grow(homes, gain);
-        self.take_note(id, place, added);
-        true
+        if gain > 0.0 {
+            let added = self.sketch.grow(homes, gain);
+            self.take_note(id, place, added);
+        }
+        match place {
+            Place::Fast => Placement::Fast,
+            Place::Slow => Placement::Slow,
+            Place::Untracked | Place::Aside => self.placement(id),
+        }
     }
 
     /// Offers a page that became hotter, and the one that became colder for it, to their sets.
