@@ -99,6 +99,10 @@ pub(crate) struct ReplayArgs {
     /// The half-life of heat, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds, help_heading = "Sampling and policies")]
     pub(crate) half_life: f64,
+    /// Memory for the counts of the policy sketch, or the least that it needs if that is more; not given: 2 bytes a
+    /// page, from 16K to 1M
+    #[arg(long, value_name = "SIZE", value_parser = sketch_memory, help_heading = "Sampling and policies")]
+    pub(crate) sketch_memory: Option<u64>,
     /// What random numbers follow from
     #[arg(
         long,
@@ -159,6 +163,16 @@ fn memory(text: &str) -> Result<u64, ParseNumberError> {
         _ => Err(ParseNumberError {
             text: text.to_owned(),
             what: "an amount of memory from 1M on, such as 512M or 4G",
+        }),
+    }
+}
+
+fn sketch_memory(text: &str) -> Result<u64, ParseNumberError> {
+    match text.parse() {
+        Ok(Size::Bytes(bytes)) if bytes <= 1 << 40 => Ok(bytes),
+        _ => Err(ParseNumberError {
+            text: text.to_owned(),
+            what: "an amount of memory up to 1T, such as 64K or 4M",
         }),
     }
 }

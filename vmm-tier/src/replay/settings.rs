@@ -83,6 +83,9 @@ impl Settings {
         let setup = PolicySetup {
             half_life: Duration::from_secs_f64(args.half_life),
             seed: args.seed,
+            sketch_bytes: args
+                .sketch_memory
+                .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
             ..PolicySetup::default()
         };
         let mut conditions = Conditions {

@@ -66,6 +66,8 @@ pub struct PolicySetup {
     pub half_life: Duration,
     /// What random decisions follow from.
     pub seed: u64,
+    /// The bytes of `sketch`'s counts, or the least that it needs if that is more; `None`: as many as it says.
+    pub sketch_bytes: Option<usize>,
 }
 
 impl Default for PolicySetup {
@@ -74,6 +76,7 @@ impl Default for PolicySetup {
             period: 4093,
             half_life: Duration::from_secs(10),
             seed: 1,
+            sketch_bytes: None,
         }
     }
 }

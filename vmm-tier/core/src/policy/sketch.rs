@@ -4,8 +4,8 @@
 //! what it forgets, is the whole difference between the two.
 //!
 //! # Constants
-//! The sketch is granted 2 bytes for each page, 16 KiB at least and 1 MiB at most; [`Sketch::with_bytes`] takes
-//! any other size. Beside it, each page has two bits.
+//! The sketch is granted 2 bytes for each page, 16 KiB at least and 1 MiB at most, unless
+//! [`PolicySetup::sketch_bytes`] says otherwise. Beside it, each page has two bits.
 //!
 //! # What it can't know
 //! A page that the sketch has forgotten counts as never sampled. Its count is then taken as 0, though it is only
@@ -28,11 +28,12 @@ const MOST_BYTES: usize = 1 << 20;
 pub struct Sketch(DualHeaps);
 
 impl Sketch {
-    /// A sketch of 2 bytes a page, from 16 KiB to 1 MiB.
+    /// A sketch of as many bytes as `setup` says, or of 2 bytes a page, from 16 KiB to 1 MiB.
     #[must_use]
     pub fn new(host: &Host, setup: &PolicySetup) -> Self {
         let pages = host.guest().pages();
-        let bytes = (pages as usize * BYTES_PER_PAGE).clamp(LEAST_BYTES, MOST_BYTES);
+        let usual = (pages as usize * BYTES_PER_PAGE).clamp(LEAST_BYTES, MOST_BYTES);
+        let bytes = setup.sketch_bytes.unwrap_or(usual);
         // As large as it must be, it is not refused.
         Self::of(host, setup, bytes.max(SketchHeat::least_bytes(pages))).0
     }
