@@ -78,7 +78,11 @@ pub enum HeatStoreError {
 
 /// What a store is and what became of its counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "store")]
+#[serde(
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    tag = "store"
+)]
 pub enum StoreSnapshot {
     /// Every page has its own count.
     Exact {
@@ -86,7 +90,6 @@ pub enum StoreSnapshot {
         memory_bytes: u64,
     },
     /// The sketch.
-    #[serde(rename_all = "kebab-case")]
     Sketch {
         /// Bytes held now.
         memory_bytes: u64,
