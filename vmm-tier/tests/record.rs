@@ -256,7 +256,7 @@ fn memory_when_it_is_plugged_while_recording_is_in_the_trace() {
     assert_eq!(end.plugged, [DIMM]);
     assert_eq!(trace.header.as_ref().unwrap().ranges, [RAM]);
     let marks: Vec<&str> = trace.marks.iter().map(|mark| mark.text.as_str()).collect();
-    assert_eq!(marks, ["memory map changed"]);
+    assert!(marks.contains(&"memory map changed"), "{marks:?}");
     // What was sent before the agent knew of it was dropped, and is counted.
     let (_, dropped) = lost_and_dropped(&trace);
     let is_known =
