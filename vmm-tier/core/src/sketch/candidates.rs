@@ -137,21 +137,31 @@ impl Candidates {
 
     /// Replaces all entries by the best of `pages`, each of which comes once.
     pub(super) fn refill(&mut self, pages: impl Iterator<Item = Entry>) {
+        self.refill_by(|offer| {
+            for page in pages {
+                offer(page);
+            }
+        });
+    }
+
+    /// The same of the pages that `walk` offers, each once; it is told the bar, below which none is taken.
+    pub(super) fn refill_by(&mut self, walk: impl FnOnce(&mut dyn FnMut(Entry) -> u32)) {
         let mut entries = std::mem::take(&mut self.entries).into_vec();
         entries.clear();
-        self.bar = 0;
-        for entry in pages {
-            if entry.rank() <= self.bar {
-                continue;
+        let (capacity, half) = (self.capacity, self.capacity / 2);
+        let mut bar = 0;
+        walk(&mut |entry| {
+            if entry.rank() > bar {
+                entries.push(entry);
+                if entries.len() >= capacity {
+                    entries.select_nth_unstable_by(half, |a, b| b.cmp(a));
+                    bar = entries[half].rank();
+                    entries.truncate(half);
+                }
             }
-            entries.push(entry);
-            if entries.len() >= self.capacity {
-                let half = self.capacity / 2;
-                entries.select_nth_unstable_by(half, |a, b| b.cmp(a));
-                self.bar = entries[half].rank();
-                entries.truncate(half);
-            }
-        }
+            bar
+        });
+        self.bar = bar;
         self.entries = BinaryHeap::from(entries);
     }
 

@@ -380,6 +380,24 @@ impl DecayingSketch {
         })
     }
 
+    /// Calls `each` for pages that have a count, in no order, with their keys, as long as these are above the
+    /// key that it returned last.
+    pub(super) fn for_each_above(&self, mut each: impl FnMut(u32, f32) -> f32) {
+        let mut least = 0.0;
+        let rows = self.lines.chunks(self.lines.len() / ROWS);
+        for (lines, scatter) in rows.zip(&self.scatters) {
+            for (line, slots) in (0u32..).zip(lines) {
+                for &slot in &slots.0 {
+                    let key = self.form.key(slot);
+                    if key > least {
+                        let remainder = slot & self.form.mask;
+                        least = each(scatter.page(Home { line, remainder }), key);
+                    }
+                }
+            }
+        }
+    }
+
     // --- time --------------------------------------------------------------------------------
 
     /// Moves the landmark if that is due at `now`; returns the number of half-lives it moved by. Keys

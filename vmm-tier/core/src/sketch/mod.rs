@@ -59,6 +59,8 @@ use places::{Place, Places};
 const CANDIDATE_SHARE: usize = 64;
 /// But this many at least.
 const LEAST_CANDIDATE_BYTES: usize = 128;
+/// And this many at most: 65 536 entries, which a core's second cache holds when they are put in order.
+const MOST_CANDIDATE_BYTES: usize = 512 << 10;
 
 /// The pages of one guest and their heat, in bounded memory. Ids past the end are never tracked.
 #[derive(Debug)]
@@ -99,7 +101,8 @@ impl SketchHeat {
                 least_bytes,
             });
         }
-        let of_candidates = (bytes / CANDIDATE_SHARE).max(LEAST_CANDIDATE_BYTES);
+        let share = bytes / CANDIDATE_SHARE;
+        let of_candidates = share.clamp(LEAST_CANDIDATE_BYTES, MOST_CANDIDATE_BYTES);
         let of_sketch = bytes - 2 * of_candidates;
         Ok(Self {
             sketch: DecayingSketch::new(pages, of_sketch, half_life, seed)?,

@@ -46,11 +46,16 @@ impl SketchHeat {
         self.stats.refills += 1;
         let (sketch, places, pinned) = (&self.sketch, &self.places, &self.pinned);
         if tier == Placement::Slow {
-            let slow = sketch
-                .iter()
-                .filter(|&(id, _)| places.get(id) == Place::Slow && !pinned.contains(id))
-                .map(|(id, key)| Entry::new(Best::Hottest.rank(key), id));
-            self.hottest.refill(slow);
+            // Of millions of counts few are above the bar as it rises: whose the others are is not asked.
+            self.hottest.refill_by(|offer| {
+                let mut bar = 0;
+                sketch.for_each_above(|id, key| {
+                    if places.get(id) == Place::Slow && !pinned.contains(id) {
+                        bar = offer(Entry::new(Best::Hottest.rank(key), id));
+                    }
+                    Best::Hottest.key(bar)
+                });
+            });
             return;
         }
         // Pages without a count are as good as any: half a set of them is enough for now. They are
