@@ -174,10 +174,19 @@ impl VmEngine {
         if !self.tally.counts_accesses() {
             return;
         }
-        if let Some(half_life) = self.forgetting.tick(now) {
-            self.heap.set_half_life(half_life, now);
-            self.tally.set_half_life(half_life, now);
+        let old = self.forgetting.half_life();
+        let Some(half_life) = self.forgetting.tick(now) else {
+            return;
+        };
+        // What the shorter memory would hold of a steady page, were it the one in force before: else pages that were hot
+        // long ago outweigh for many half-lives those that are hot now. A longer memory begins with what is known.
+        let kept = half_life.div_duration_f64(old);
+        if kept < 1.0 {
+            self.heap.scale(now, kept);
+            self.tally.forget(kept);
         }
+        self.heap.set_half_life(half_life, now);
+        self.tally.set_half_life(half_life, now);
     }
 }
 

@@ -103,6 +103,17 @@ impl SampleTally {
         self.looks = 0.0;
     }
 
+    /// Keeps this share of all that was counted, and of the time in which it was.
+    pub(super) fn forget(&mut self, kept: f64) {
+        self.fast *= kept;
+        self.slow *= kept;
+        self.others *= kept;
+        self.looks *= kept;
+        self.seconds *= kept;
+        self.arrived *= kept;
+        self.missing *= kept;
+    }
+
     /// Adds accesses that fell on a tier at `at`; those that only warm pages fall on none.
     pub(super) fn add(&mut self, at: Time, tier: Option<Tier>, accesses: f64) {
         let boosted = accesses * self.decay.boost(at);
@@ -207,14 +218,7 @@ impl SampleTally {
     /// Moves the landmark when it is due.
     pub(super) fn tick(&mut self, now: Time) {
         if let Some(halves) = self.decay.shift(now) {
-            let factor = (-(halves as f64)).exp2();
-            self.fast *= factor;
-            self.slow *= factor;
-            self.others *= factor;
-            self.looks *= factor;
-            self.seconds *= factor;
-            self.arrived *= factor;
-            self.missing *= factor;
+            self.forget((-(halves as f64)).exp2());
         }
     }
 
