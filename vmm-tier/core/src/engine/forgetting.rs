@@ -1,7 +1,7 @@
 //! How fast heats are forgotten: as fast as foretells best what comes.
 //!
 //! A long half-life knows steady pages better, from more samples; a short one follows a change sooner. Which is
-//! better shows in what comes: some pages are watched with several half-lives beside each other, and every half second
+//! better shows in what comes: some pages are watched with several half-lives beside each other, and four times a second
 //! the counts of the next are foretold from each. The half-life with the least squared error of late is
 //! taken for all heats, as smoothing constants of forecasts are chosen (Brown, "Statistical forecasting for inventory
 //! control", 1959). Under forward decay a change of the half-life touches no page.
@@ -18,11 +18,11 @@ const FACTORS: [f64; 6] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
 /// The one to begin with: as set.
 const AS_SET: usize = 3;
 /// How often counts are foretold.
-const EVERY: Duration = Duration::from_millis(500);
+const EVERY: Duration = Duration::from_millis(250);
 /// Pages watched at most: errors of so many differ by a few percent between half-lives, and by chance by less.
 const MOST_WATCHED: usize = 4096;
 /// Errors of so long ago weigh half.
-const ERRORS_HALF_LIFE: Duration = Duration::from_secs(3);
+const ERRORS_HALF_LIFE: Duration = Duration::from_millis(1500);
 /// By how much another half-life must be better to be taken: less is chance.
 const BETTER: f64 = 0.99;
 /// A page whose count in the longest memory is below this is no longer watched.
