@@ -5,8 +5,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{VmEngine, plan::Candidate};
-use crate::{addr, dual_heap::Placement, population::Population, time::Time};
+use super::{VmEngine, bias::Shares, plan::Candidate};
+use crate::{
+    addr,
+    dual_heap::{PageId, Placement},
+    population::Population,
+    time::Time,
+};
 
 /// How often pages are looked at. Heats change within half-lives, which are some seconds.
 const EVERY: Duration = Duration::from_secs(1);
@@ -31,12 +36,15 @@ pub(super) struct Census {
 }
 
 impl Census {
-    /// The counts that a page of this size and with this many plain counts is expected to have.
-    fn expected(&self, page_bytes: u64, counts: f64) -> f64 {
+    /// The counts that a page of this size and with this many plain counts, the given share of all, is expected to have
+    /// where all are seen.
+    fn expected(&self, page_bytes: u64, counts: f64, share: f64) -> f64 {
         self.by_page_bytes
             .get(&page_bytes)
             .filter(|population| population.is_known())
-            .map_or(counts, |population| population.expected(counts))
+            .map_or(counts / share, |population| {
+                population.expected(counts, share)
+            })
     }
 
     /// Forgets everything: the pages are others now.
@@ -65,7 +73,8 @@ impl VmEngine {
                 population.forget_counts();
             }
         }
-        let mut by_page_bytes: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+        let shares = self.bias.shares();
+        let mut by_page_bytes: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
         let frames = u64::from(self.index.frames());
         for _ in 0..PAGES.min(self.index.frames()) {
             self.census.looked += 1;
@@ -79,7 +88,8 @@ impl VmEngine {
             }
             if let Some(page) = self.index.page(id) {
                 let counts = plain * self.heap.count(id, now) * addr::frames(page.bytes);
-                by_page_bytes.entry(page.bytes).or_default().push(counts);
+                let counted = (counts, shares.of(state.placement));
+                by_page_bytes.entry(page.bytes).or_default().push(counted);
             }
         }
         for (bytes, counts) in by_page_bytes {
@@ -89,9 +99,21 @@ impl VmEngine {
         }
     }
 
-    /// The decayed count that a page is expected to have on average, given its own and those of others.
+    /// The decayed count that a page is expected to have on average, given its own and those of others, in a tier of
+    /// which all is seen.
     pub(super) fn expected_count(&self, page: &Candidate, now: Time) -> f64 {
         let scale = self.tally.plain_counts(now) * addr::frames(page.page.bytes);
-        self.census.expected(page.page.bytes, page.count * scale) / scale
+        let share = self.share_seen(page.id);
+        self.census
+            .expected(page.page.bytes, page.count * scale, share)
+            / scale
+    }
+
+    /// The share of a page's records that is seen where it lies, beside the tier that is seen best.
+    pub(super) fn share_seen(&self, page: PageId) -> f64 {
+        match self.bias.shares() {
+            Shares::ALIKE => 1.0,
+            shares => shares.of(self.heap.state(page).placement),
+        }
     }
 }

@@ -74,6 +74,9 @@ pub struct Explanation {
     pub placement: Placement,
     /// Accesses (or positive tests) seen, decayed.
     pub samples: f64,
+    /// The share of what the source would see of the page if its tier were seen as well as the other: below 1 where the
+    /// bias between tiers is corrected and this is the one that is seen worse.
+    pub share_seen: f64,
     /// Estimated accesses a second to the whole page.
     pub accesses_per_s: f64,
     /// How many pages of its tier would be taken before it; `null` if it may not be taken.
@@ -140,7 +143,10 @@ impl VmEngine {
             node: self.node_of(state.placement, past.and_then(|past| past.last.node)),
             placement: state.placement,
             samples: count,
-            accesses_per_s: self.tally.rate(count, page.bytes, now),
+            share_seen: self.share_seen(id),
+            accesses_per_s: self
+                .tally
+                .rate(count / self.share_seen(id), page.bytes, now),
             rank: standing.map(|(before, _)| before),
             heap_pages: standing.map(|(_, all)| all),
             estimated: self.heap.is_estimated(),
@@ -182,6 +188,11 @@ impl VmEngine {
             return format!("tiering runs: the state is {}", engine_state.name());
         }
         if let Some(end) = state.cooldown_until {
+            if self.bias.holds(page.id) {
+                return "it is no longer held back, within seconds: by what is seen of it meanwhile the tiers \
+                        are compared"
+                    .to_owned();
+            }
             return format!(
                 "its cooldown is over, in {:.1} s",
                 end.since(now).as_secs_f64()

@@ -101,6 +101,16 @@ impl Forgetting {
         }
     }
 
+    /// From now on so many times as many accesses are seen at a page.
+    pub(super) fn scale(&mut self, page: PageId, factor: f64) {
+        if let Some(watched) = self.watched.get_mut(&page.0) {
+            watched.recent *= factor;
+            for count in &mut watched.counts {
+                *count *= factor;
+            }
+        }
+    }
+
     /// Compares what was foretold with what came, if that is due. Returns the half-life if it is another now.
     pub(super) fn tick(&mut self, now: Time) -> Option<Duration> {
         let last = *self.last.get_or_insert(now);

@@ -128,6 +128,7 @@ impl VmEngine {
         // The cell that was looked at last: the next page is nearly always in it, too.
         let (mut cell, mut bounds) = (0, 0..0);
         let rate = self.tally.rates(now);
+        let shares = self.bias.shares();
         for range in map.ranges() {
             let touched = self.index.touched(range.hva, range.len);
             let pages = touched
@@ -140,7 +141,7 @@ impl VmEngine {
                 let from = page.hva.0.max(range.hva.0);
                 let to = (page.hva.0 + page.bytes).min(range.hva.0 + range.len);
                 let per_byte = match count > 0.0 {
-                    true => rate(count, page.bytes) / page.bytes as f64,
+                    true => rate(count / shares.of(placement), page.bytes) / page.bytes as f64,
                     false => 0.0,
                 };
                 // A large page may lie in several cells.

@@ -95,6 +95,11 @@ impl VmEngine {
             scale: scale.counts as f32,
             is_believed: self.sources.main == Some(source),
         };
+        // A source that tests pages reads what is written alike for all memory: it has no bias.
+        let may_be_biased = terms.is_believed && batch.tests == 0;
+        if may_be_biased {
+            self.bias.begin(batch);
+        }
         let intake = self.feed(&batch.samples, terms);
         let account = self.sources.account(source);
         account.accept(intake.accepted);
@@ -116,6 +121,15 @@ impl VmEngine {
         self.tally.tick(now);
         if !terms.is_believed {
             return;
+        }
+        if may_be_biased {
+            for page in self.bias.end(batch.end) {
+                let state = self.heap.state(page);
+                if state.placement == Placement::Slow && state.cooldown_until.is_some() {
+                    self.heap.settle(page, Placement::Slow, None);
+                }
+            }
+            self.tally.set_shares(self.bias.shares());
         }
         self.tally.observe(batch, at, share);
         self.settled = batch.settled;
@@ -143,6 +157,7 @@ impl VmEngine {
                 Some((page, share)) if !counts || intake.push(page, weight * share) => {
                     if counts && terms.is_believed {
                         self.forgetting.see(page, weight);
+                        self.bias.see(page, weight);
                     }
                     BASE_PAGE
                 }
@@ -178,6 +193,7 @@ impl VmEngine {
             // A source that samples accesses names one page at a time.
             if terms.is_believed && ids.len() == 1 {
                 self.forgetting.see(PageId(ids.start), weight);
+                self.bias.see(PageId(ids.start), weight);
             }
             let touched = self.heap.sample_run(terms.at, ids.clone(), weight * share);
             intake.count(touched, weight * share);

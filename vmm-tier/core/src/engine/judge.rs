@@ -96,10 +96,14 @@ impl VmEngine {
         }
     }
 
-    /// Standard deviations by which the accesses seen at `hot` lie above the most at one of `cold`.
+    /// Standard deviations by which the accesses seen at `hot` lie above the most at one of `cold`, each by what the
+    /// source sees of its tier. To ask for more than that where the slow tier is seen ill gives all the gain away.
     fn deviations(&self, now: Time, hot: Candidate, cold: &[Candidate]) -> f64 {
         let most = cold.iter().map(Candidate::accesses).fold(0.0, f64::max);
-        exchange::significance(hot.accesses(), most, self.tally.plain_counts(now))
+        let (seen, plain) = (hot.accesses(), self.tally.plain_counts(now));
+        let share = |page: &Candidate| self.share_seen(page.id);
+        let ratio = cold.first().map_or(1.0, |cold| share(&hot) / share(cold));
+        exchange::significance_unlike(seen, most, ratio, plain)
     }
 
     /// "Never sampled" reads as cold only where the source watches most of the guest.

@@ -9,6 +9,7 @@
 //!   Starting ──all pages looked up, source warm──► Running ◄──► Paused | GuestStopped | Blind | Detached
 //! ```
 
+mod bias;
 mod census;
 mod check;
 mod cost;
@@ -36,6 +37,7 @@ mod throttle;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+pub use bias::TierBias;
 pub use drain::{DrainProgress, DrainStall};
 pub use explain::{ExplainError, Explanation, PageCondition, PastMoveNote};
 pub use heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS};
@@ -49,6 +51,7 @@ pub use snapshot::{Planned, Snapshot, TierSnapshot, VmState};
 pub use sources::SourceStats;
 
 use self::{
+    bias::Bias,
     census::Census,
     drain::Drain,
     flights::Flights,
@@ -175,6 +178,7 @@ pub struct VmEngine {
     flights: Flights,
     bytes: PlacedBytes,
     tally: SampleTally,
+    bias: Bias,
     census: Census,
     forgetting: Forgetting,
     totals: MoveTotals,
@@ -198,6 +202,7 @@ impl VmEngine {
         Self {
             heap: HeatStore::empty(settings.half_life),
             tally: SampleTally::new(settings.half_life, now),
+            bias: Bias::default(),
             census: Census::default(),
             forgetting: Forgetting::new(settings.half_life),
             conditions: Conditions {
@@ -303,6 +308,7 @@ impl VmEngine {
         self.flights.clear();
         self.history.clear();
         self.census.clear();
+        self.bias.forget_pages();
         self.forgetting.forget_pages();
         self.map = Some(map);
         self.apply_pins(now);

@@ -39,7 +39,7 @@ impl VmEngine {
             if self.heap.state(id).in_flight {
                 continue;
             }
-            self.place(id, self.placement_on(node));
+            self.place(now, id, self.placement_on(node));
         }
     }
 
@@ -54,11 +54,11 @@ impl VmEngine {
                 continue;
             }
             let (count, placement) = (self.heap.count(id, now), self.heap.state(id).placement);
-            self.place(id, Placement::Untracked);
+            self.place(now, id, Placement::Untracked);
             let frames = self.index.unfold(head);
             self.refolded(head);
             for frame in frames.into_iter().flatten() {
-                self.place(PageId(frame), placement);
+                self.place(now, PageId(frame), placement);
                 self.heap.set_count(PageId(frame), count, now);
             }
         }
@@ -81,11 +81,11 @@ impl VmEngine {
                 .sum();
             let placement = self.heap.state(id).placement;
             for &frame in &frames {
-                self.place(frame, Placement::Untracked);
+                self.place(now, frame, Placement::Untracked);
             }
             self.index.fold(head);
             self.refolded(head);
-            self.place(id, placement);
+            self.place(now, id, placement);
             self.heap
                 .set_count(id, counts / frames.len().max(1) as f64, now);
         }
@@ -146,6 +146,7 @@ impl VmEngine {
                 room -= page.bytes;
                 admitted.push((id, page));
             } else {
+                self.bias.forget(id);
                 self.heap.settle(id, Placement::Slow, None);
             }
         }
@@ -173,6 +174,9 @@ impl VmEngine {
                 .map(|wait| wait.max(self.settings.cooldown / 4)),
         };
         self.count_place(id, result.page.bytes, old, new);
+        let was_promoted = result.outcome == Outcome::Moved && new == Placement::Fast;
+        self.bias.settled(now, id, was_promoted);
+        self.seen_elsewhere(now, id, old, new);
         self.heap.settle(id, new, rest.map(|rest| now + rest));
         match result.outcome {
             Outcome::Shared => {
@@ -184,12 +188,26 @@ impl VmEngine {
     }
 
     /// Places a page that is not under way.
-    fn place(&mut self, id: PageId, new: Placement) {
+    fn place(&mut self, now: Time, id: PageId, new: Placement) {
         let Some(page) = self.index.page(id) else {
             return;
         };
-        let old = self.heap.place(id, new);
+        let old = self.heap.state(id).placement;
+        if old != new {
+            self.bias.forget(id);
+            self.seen_elsewhere(now, id, old, new);
+        }
+        self.heap.place(id, new);
         self.count_place(id, page.bytes, old, new);
+    }
+
+    /// Brings a page's count to what would have been seen of it in the tier where it is now.
+    fn seen_elsewhere(&mut self, now: Time, id: PageId, old: Placement, new: Placement) {
+        if let Some(factor) = self.bias.at_move(old, new) {
+            let count = self.heap.count(id, now) * factor;
+            self.heap.set_count(id, count, now);
+            self.forgetting.scale(id, factor);
+        }
     }
 
     fn count_place(&mut self, id: PageId, bytes: u64, old: Placement, new: Placement) {

@@ -5,6 +5,7 @@
 
 use super::{
     Action, Planned, VmEngine, VmState,
+    bias::{self, Lot},
     flights::{Exchange, FlyingPage},
     pins::Way,
 };
@@ -29,6 +30,11 @@ impl Candidate {
     pub(super) fn accesses(&self) -> f64 {
         self.count * addr::frames(self.page.bytes)
     }
+}
+
+fn bytes_of(pages: &[Candidate]) -> i64 {
+    let bytes = pages.iter().map(|c| c.page.bytes).sum::<u64>();
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Why nothing could be demoted below the limit.
@@ -128,6 +134,9 @@ impl VmEngine {
             let size = i64::try_from(hot.page.bytes).unwrap_or(i64::MAX);
             if room >= size {
                 if self.pays(now, hot, &[]) {
+                    if self.stays(now, hot) {
+                        continue;
+                    }
                     room -= size;
                     // Room that the draft's own demotions make is not there before they are done.
                     match draft.demote.is_empty() {
@@ -141,6 +150,12 @@ impl VmEngine {
             }
             match self.make_room_for(now, hot, size - room, slow_room) {
                 Some(victims) => {
+                    if room + bytes_of(&victims) >= size && self.stays(now, hot) {
+                        for cold in victims {
+                            self.put_back(cold, Placement::Fast);
+                        }
+                        continue;
+                    }
                     for cold in victims {
                         slow_room -= cold.page.bytes;
                         room += i64::try_from(cold.page.bytes).unwrap_or(i64::MAX);
@@ -223,6 +238,37 @@ impl VmEngine {
     /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
     fn pays(&self, now: Time, hot: Candidate, cold: &[Candidate]) -> bool {
         self.judge(now, hot, cold).pays()
+    }
+
+    /// Draws whether a page that is about to be promoted takes part in the trial that tells how differently the source
+    /// sees the tiers. Returns whether it is held back for it: then it is put back, to be left alone meanwhile.
+    fn stays(&mut self, now: Time, hot: Candidate) -> bool {
+        let can_tell = self.tally.counts_accesses() && self.settings.cooldown >= bias::WATCH;
+        if !can_tell || self.settings.dry_run {
+            return false;
+        }
+        let bytes = hot.page.bytes;
+        let lot = self.bias.draw(bytes, self.bytes.of(Tier::Fast));
+        if lot == Lot::Go {
+            return false;
+        }
+        let expected = self.expected_count(&hot, now) * addr::frames(bytes);
+        if expected > self.tally.counts(now) * bias::MOST_SHARE {
+            return false;
+        }
+        let time = self.bias.watch(
+            now,
+            hot.id,
+            bytes,
+            lot,
+            self.tally.counts_a_s(expected, now),
+        );
+        let is_held = lot == Lot::Stay;
+        if is_held {
+            self.heap
+                .settle(hot.id, Placement::Slow, Some(now + time + bias::GRACE));
+        }
+        is_held
     }
 
     /// Bytes that may be promoted now; negative where headroom is lacking. A batch goes to one node, so

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
-use super::{Conditions, DrainProgress, PinsSnapshot, PolicySnapshot, VmEngine};
+use super::{Conditions, DrainProgress, PinsSnapshot, PolicySnapshot, TierBias, VmEngine};
 use crate::{
     addr::NodeSet, heat_store::StoreSnapshot, moves::Outcome, sample::SampleAccount, settings::Tier,
 };
@@ -80,6 +80,8 @@ pub struct Snapshot {
     pub tiers: Vec<TierSnapshot>,
     /// Share of observed accesses that went to the fast tier, decayed; `null` before any.
     pub hit_ratio: Option<f64>,
+    /// How differently the source sees the tiers; `null` for one that tests pages, which sees them alike.
+    pub tier_bias: Option<TierBias>,
     /// Bytes promoted since the start, verified.
     pub promoted_bytes: u64,
     /// Bytes demoted since the start, verified.
@@ -169,6 +171,7 @@ impl VmEngine {
                 tier(Tier::Slow, 1, &self.tiers.slow),
             ],
             hit_ratio: self.tally.hit_ratio(),
+            tier_bias: self.tally.counts_accesses().then(|| self.bias.report()),
             promoted_bytes: self.totals.promoted_bytes,
             demoted_bytes: self.totals.demoted_bytes,
             failed: self.totals.failed.clone(),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Planned, cost::MoveCosts};
+use super::{Planned, bias::Shares, cost::MoveCosts};
 use crate::{
     addr,
     dual_heap::Placement,
@@ -74,6 +74,8 @@ pub(super) struct SampleTally {
     coverage: f64,
     /// Accesses that a record stands for, as its source says.
     period: f64,
+    /// What the source sees of each tier.
+    shares: Shares,
     /// Records that came, and records that are known to be missing.
     arrived: f64,
     missing: f64,
@@ -90,6 +92,7 @@ impl SampleTally {
             seconds: 0.0,
             coverage: 0.0,
             period: 1.0,
+            shares: Shares::ALIKE,
             arrived: 0.0,
             missing: 0.0,
         }
@@ -145,6 +148,11 @@ impl SampleTally {
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
     }
 
+    /// The source sees so much of each tier.
+    pub(super) const fn set_shares(&mut self, shares: Shares) {
+        self.shares = shares;
+    }
+
     /// Accesses that a count stands for: those of the source's period, and those of the records that are missing, which
     /// would have counted too. The counts stay what they are, so less is certain.
     fn accesses_a_count(&self) -> f64 {
@@ -154,7 +162,7 @@ impl SampleTally {
         }
     }
 
-    /// Accesses a second for a page of `bytes` bytes with this decayed count.
+    /// Accesses a second for a page of `bytes` bytes with this decayed count, in a tier of which all is seen.
     ///
     /// A source that counts accesses counts them for each 4 KiB, so a page has those of all its frames, each
     /// standing for as many accesses as the source's period says.
@@ -184,6 +192,12 @@ impl SampleTally {
         }
     }
 
+    /// Counts a second of a page with this decayed count.
+    pub(super) fn counts_a_s(&self, count: f64, now: Time) -> f64 {
+        let seconds = self.seconds / self.decay.boost(now);
+        if seconds > 0.0 { count / seconds } else { 0.0 }
+    }
+
     /// How many standard deviations one page's decayed count lies above another's, for a source that tests pages.
     pub(super) fn share_significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
         exchange::share_significance(hot, cold, self.looks / self.decay.boost(now))
@@ -195,9 +209,10 @@ impl SampleTally {
         exchange::plain_counts(seconds, self.decay.half_life().as_secs_f64())
     }
 
-    /// Decayed counts on all pages together.
+    /// Decayed counts on all pages together, of tiers of which all is seen.
     pub(super) fn counts(&self, now: Time) -> f64 {
-        (self.fast + self.slow + self.others) / self.decay.boost(now)
+        (self.fast / self.shares.fast + self.slow / self.shares.slow + self.others)
+            / self.decay.boost(now)
     }
 
     /// Whether the source counts accesses rather than testing pages.
@@ -224,8 +239,8 @@ impl SampleTally {
 
     /// Share of accesses that went to the fast tier.
     pub(super) fn hit_ratio(&self) -> Option<f64> {
-        let all = self.fast + self.slow;
-        (all > 0.0).then(|| self.fast / all)
+        let (fast, slow) = (self.fast / self.shares.fast, self.slow / self.shares.slow);
+        (fast + slow > 0.0).then(|| fast / (fast + slow))
     }
 }
 

@@ -57,6 +57,12 @@ pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
             Number,
             "share of observed accesses that went to the fast tier, decayed; absent before any",
         ),
+        optional(
+            "tier-bias",
+            Object(&TIER_BIAS),
+            "how differently the source sees the tiers; absent for one that reads page tables, which sees \
+             them alike",
+        ),
         needed(
             "promoted-bytes",
             Uint,
@@ -121,6 +127,32 @@ pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
             "state-file",
             Object(&STATE_FILE),
             "where what commands set is kept over a restart of the agent",
+        ),
+    ],
+};
+
+const TIER_BIAS: ObjectSpec = ObjectSpec {
+    name: "TierBias",
+    doc: "How much more often the source reports an access to the fast tier than one to the slow tier, learned \
+          from pages drawn by lot: some are promoted at once, some two seconds later.",
+    members: &[
+        optional(
+            "fast-to-slow",
+            Number,
+            "records of the fast tier for each of the slow tier, for as many accesses; absent while that is \
+             not known",
+        ),
+        optional(
+            "deviation",
+            Number,
+            "the standard deviation of its logarithm: 0.1 is a tenth",
+        ),
+        needed("pages", Uint, "pages that it was learned from, decayed"),
+        needed("held", Uint, "pages whose promotion waits for it now"),
+        needed(
+            "corrected",
+            Bool,
+            "whether counts are judged by it: it differs from 1 for sure",
         ),
     ],
 };
