@@ -7,6 +7,7 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
     dual_heap::PageId,
     engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, VmEngine},
+    heat_store::{StoreChoice, StorePlan},
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
@@ -15,7 +16,7 @@ use tier_core::{
     time::Time,
 };
 
-use crate::{BATCH, STEP, seconds};
+use crate::{BATCH, STEP, seconds, size};
 
 const FAST: NodeId = NodeId(0);
 const SLOW: NodeId = NodeId(1);
@@ -26,8 +27,33 @@ const FIRST_GPA: u64 = 4 << 30;
 const MOVES_PER_S: u64 = 800;
 /// What the kernel takes to say where a page lies.
 const LOOK_UP: Duration = Duration::from_nanos(100);
+/// What a sketch has for each frame: a quarter of what exact counts take.
+const SKETCH_BYTES_A_FRAME: u64 = 1;
+/// And for the least guest.
+const LEAST_SKETCH: u64 = 16 << 10;
 /// What the engine keeps free.
 const HEADROOM: u64 = 4 << 20;
+
+/// A guest and the store of its heats.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    /// log2 of its 4 KiB frames.
+    pub(crate) shift: u32,
+    /// Whether they are in transparent huge pages.
+    pub(crate) huge: bool,
+    pub(crate) store: StoreChoice,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> String {
+        let pages = if self.huge { "2 MiB" } else { "4 KiB" };
+        let store = match self.store {
+            StoreChoice::Sketch => ", in a sketch",
+            StoreChoice::Auto | StoreChoice::Exact => "",
+        };
+        format!("engine, {} in {pages} pages{store}", size(1 << self.shift))
+    }
+}
 
 /// A guest of one range, its engine, and where its pages lie: a fifth of them on the fast node at first.
 pub(crate) struct Machine {
@@ -38,8 +64,9 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// All pages are placed, in transparent huge pages if so asked.
-    pub(crate) fn new(frames: u32, huge: bool) -> Self {
+    /// All pages are placed.
+    pub(crate) fn new(Kind { shift, huge, store }: Kind) -> Self {
+        let frames = 1_u32 << shift;
         let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
         let bytes = u64::from(frames) * BASE_PAGE;
         let pages = (bytes / page_bytes) as usize;
@@ -51,6 +78,11 @@ impl Machine {
         };
         let settings = EngineSettings {
             headroom_bytes: HEADROOM,
+            heat: StorePlan {
+                choice: store,
+                memory_bytes: u64::from(frames) * SKETCH_BYTES_A_FRAME + LEAST_SKETCH,
+                seed: 1,
+            },
             rate_bytes_per_s: MOVES_PER_S * page_bytes,
             ..EngineSettings::default()
         };
@@ -126,6 +158,11 @@ impl Machine {
     pub(crate) fn accepted(&self) -> u64 {
         let accounts = self.engine.sources().map(|(_, stats)| &stats.account);
         accounts.map(|account| account.accepted).sum()
+    }
+
+    /// Bytes that heats take.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.engine.memory_bytes()
     }
 
     /// Pages that were moved.

@@ -15,13 +15,14 @@ mod loads;
 
 use std::{fmt, hint::black_box, time::Duration};
 
-use engine::Machine;
+use engine::{Kind, Machine};
 use loads::{LOADS, Random, cpu_time};
 use prefetch_index::prefetch_index;
 use serde::Serialize;
 use serde_json::json;
 use tier_core::{
     dual_heap::{DualHeap, PageId, Placement},
+    heat_store::StoreChoice,
     time::Time,
 };
 
@@ -275,37 +276,30 @@ struct EngineRow {
     ns_spread: f64,
     million_records_per_s: f64,
     moved_pages: u64,
+    /// A 4 KiB frame.
+    bytes_per_frame: f64,
 }
 
 impl fmt::Display for EngineRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<32} {:<10} {:>7.1} ± {:<4.1} {:>7.1} {:>12}",
+            "{:<46} {:<10} {:>7.1} ± {:<4.1} {:>7.1} {:>7.2} {:>12}",
             self.guest,
             self.load,
             self.ns_per_record,
             self.ns_spread,
             self.million_records_per_s,
+            self.bytes_per_frame,
             self.moved_pages
         )
     }
 }
 
-fn engine_name(shift: u32, huge: bool) -> String {
-    let pages = if huge { "2 MiB" } else { "4 KiB" };
-    format!("engine, {} in {pages} pages", size(1 << shift))
-}
-
 /// Records through a whole engine.
-fn measure_engine(
-    shift: u32,
-    huge: bool,
-    loads: &[loads::Load],
-    effort: &Effort,
-) -> Vec<EngineRow> {
-    let frames = 1 << shift;
-    let mut machine = Machine::new(frames, huge);
+fn measure_engine(kind: Kind, loads: &[loads::Load], effort: &Effort) -> Vec<EngineRow> {
+    let frames = 1 << kind.shift;
+    let mut machine = Machine::new(kind);
     let mut rows = Vec::new();
     for &(load, draw) in loads {
         let records = Machine::records(&draw(frames, effort.samples / 2));
@@ -323,12 +317,13 @@ fn measure_engine(
             "records were dropped"
         );
         rows.push(EngineRow {
-            guest: engine_name(shift, huge),
+            guest: kind.name(),
             load,
             ns_per_record: median,
             ns_spread: (high - low) / 2.0,
             million_records_per_s: 1e3 / median,
             moved_pages: machine.moved_pages() - moved,
+            bytes_per_frame: machine.memory_bytes() as f64 / f64::from(frames),
         });
     }
     rows
@@ -399,26 +394,44 @@ fn main() {
             );
         }
     }
-    let guests = effort.guests.iter().map(|&shift| (shift, false));
+    let exact = |&shift| Kind {
+        shift,
+        huge: false,
+        store: StoreChoice::Exact,
+    };
+    let largest = exact(&last);
+    let others = [
+        Kind {
+            huge: true,
+            ..largest
+        },
+        Kind {
+            store: StoreChoice::Sketch,
+            ..largest
+        },
+    ];
     let mut engines = Vec::new();
-    for (shift, huge) in guests.chain([(last, true)]) {
+    for kind in effort.guests.iter().map(exact).chain(others) {
         let mut loads = LOADS.to_vec();
-        loads.retain(|(load, _)| is_wanted(&engine_name(shift, huge), load));
+        loads.retain(|(load, _)| is_wanted(&kind.name(), load));
         if loads.is_empty() {
             continue;
         }
         if engines.is_empty() {
             println!(
-                "\n{:<32} {:<10} {:>14} {:>7} {:>12}",
-                "engine and guest", "load", "ns/record", "M/s", "pages moved"
+                "\n{:<46} {:<10} {:>14} {:>7} {:>7} {:>12}",
+                "engine and guest", "load", "ns/record", "M/s", "B/frame", "pages moved"
             );
         }
-        for row in measure_engine(shift, huge, &loads, &effort) {
+        for row in measure_engine(kind, &loads, &effort) {
             println!("{row}");
             engines.push(row);
         }
     }
-    for row in engines.iter().filter(|row| row.guest.contains("4 KiB")) {
+    for row in engines
+        .iter()
+        .filter(|row| row.guest.ends_with("4 KiB pages"))
+    {
         let least = engines.iter().find(|least| least.load == row.load);
         if let Some(least) = least.filter(|least| least.guest != row.guest) {
             println!(

@@ -208,7 +208,7 @@ impl VmEngine {
     }
 
     fn is_unplaced(&self, id: PageId) -> bool {
-        self.heap.state(id).placement == Placement::Untracked
+        self.heap.placement(id) == Placement::Untracked
     }
 
     /// Adds the addresses of those pages whose placement is not known, as long as few are.

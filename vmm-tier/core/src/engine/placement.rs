@@ -36,7 +36,7 @@ impl VmEngine {
                 continue;
             };
             // A page under way is settled by its report, which comes later than this answer.
-            if self.heap.state(id).in_flight {
+            if self.heap.is_in_flight(id) {
                 continue;
             }
             self.place(now, id, self.placement_on(node));
@@ -50,10 +50,10 @@ impl VmEngine {
             let Some(id) = self.index.id_at(head) else {
                 continue;
             };
-            if report.huge.binary_search(&head).is_ok() || self.heap.state(id).in_flight {
+            if report.huge.binary_search(&head).is_ok() || self.heap.is_in_flight(id) {
                 continue;
             }
-            let (count, placement) = (self.heap.count(id, now), self.heap.state(id).placement);
+            let (count, placement) = (self.heap.count(id, now), self.heap.placement(id));
             self.place(now, id, Placement::Untracked);
             let frames = self.index.unfold(head);
             self.refolded(head);
@@ -70,7 +70,7 @@ impl VmEngine {
                 .step_by(4096)
                 .filter_map(|at| self.index.id_at(Hva(head.0 + at)));
             let frames: Vec<PageId> = frames.collect();
-            let busy = frames.iter().any(|&frame| self.heap.state(frame).in_flight);
+            let busy = frames.iter().any(|&frame| self.heap.is_in_flight(frame));
             // A huge page that reaches over the border of the tracked memory stays in frames.
             if busy || !self.index.can_fold(head) {
                 continue;
@@ -79,7 +79,7 @@ impl VmEngine {
                 .iter()
                 .map(|&frame| self.heap.count(frame, now))
                 .sum();
-            let placement = self.heap.state(id).placement;
+            let placement = self.heap.placement(id);
             for &frame in &frames {
                 self.place(now, frame, Placement::Untracked);
             }
@@ -161,7 +161,7 @@ impl VmEngine {
     }
 
     fn settle(&mut self, now: Time, id: PageId, result: &PageResult) {
-        let old = self.heap.state(id).placement;
+        let old = self.heap.placement(id);
         let new = match (result.node, result.outcome) {
             (Some(_), _) => self.placement_on(result.node),
             (None, Outcome::Absent | Outcome::Gone) => Placement::Untracked,

@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 pub use states::StateCounts;
 
+use states::{States, Why};
+
 use crate::{
     dual_heap::{DualHeap, PageId, PageState, Placement, TooManyPages, Touched},
     heat::Decay,
@@ -278,6 +280,18 @@ impl HeatStore {
     #[must_use]
     pub fn state(&self, id: PageId) -> PageState {
         either!(self, store => store.state(id))
+    }
+
+    /// Where a page lies. Unlike [`HeatStore::state`] this asks for no count, a cache miss or two of a sketch.
+    #[must_use]
+    pub fn placement(&self, id: PageId) -> Placement {
+        either!(self, store => States::placement(store, id.0))
+    }
+
+    /// Whether a page was taken and is not settled yet.
+    #[must_use]
+    pub fn is_in_flight(&self, id: PageId) -> bool {
+        either!(self, store => States::why(store, id.0) == Some(Why::Flight))
     }
 
     /// See [`DualHeap::standing`] and, where counts are estimates, [`SketchHeat::standing`].
