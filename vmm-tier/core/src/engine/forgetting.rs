@@ -8,7 +8,11 @@
 //!
 //! For a source that counts accesses. What an operator sets is the middle of the range.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, DefaultHasher},
+    time::Duration,
+};
 
 use super::VmEngine;
 use crate::{dual_heap::PageId, time::Time};
@@ -45,7 +49,8 @@ struct Watched {
 #[derive(Debug)]
 pub(super) struct Forgetting {
     half_lives: [Duration; FACTORS.len()],
-    watched: HashMap<u32, Watched>,
+    /// Hashed alike in each run: errors are summed in the same order.
+    watched: HashMap<u32, Watched, BuildHasherDefault<DefaultHasher>>,
     /// One page in 2^`rarity` is watched.
     rarity: u32,
     /// Time observed, decayed as counts are.
@@ -59,7 +64,7 @@ impl Forgetting {
     pub(super) fn new(half_life: Duration) -> Self {
         Self {
             half_lives: FACTORS.map(|factor| half_life.mul_f64(factor)),
-            watched: HashMap::new(),
+            watched: HashMap::default(),
             rarity: 0,
             seconds: [0.0; FACTORS.len()],
             errors: [0.0; FACTORS.len()],
