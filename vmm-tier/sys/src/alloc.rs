@@ -101,12 +101,12 @@ mod tests {
         let block = unsafe { HugePages.alloc_zeroed(layout) };
         assert!(!block.is_null());
         // SAFETY: the block has `from` bytes.
-        unsafe { block.add(from - 1).write(7) };
+        unsafe { block.wrapping_add(from - 1).write(7) };
         // SAFETY: the block and layout are those of above, `to` is not 0.
         let block = unsafe { HugePages.realloc(block, layout, to) };
         assert!(!block.is_null());
         // SAFETY: the block has `to` bytes, of which `from` were initialised.
-        let kept = unsafe { block.add(from - 1).read() };
+        let kept = unsafe { block.wrapping_add(from - 1).read() };
         assert_eq!(kept, 7);
         let advised = is_advised(block as usize + to / 2);
         let layout = Layout::from_size_align(to, 8).unwrap();
