@@ -9,6 +9,7 @@ use std::time::Duration;
 use tier_core::{
     addr::{BASE_PAGE, Hva},
     engine::Event,
+    random::Random,
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
 };
 
@@ -22,23 +23,10 @@ const SPAN: Duration = Duration::from_millis(400);
 /// Spans until other pages are hot: pages are promoted all the time.
 const PHASE: u64 = 20;
 
-/// Uniform numbers, the same in every run (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % end
-    }
-}
-
 /// Plays a guest nine tenths of whose accesses go to hot pages, and a source that reports one in `bias` of those to the
 /// slow tier. Returns the share of accesses that DRAM served in the last half phase.
 fn play(lab: &mut Lab, bias: u64, spans: u64) -> f64 {
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     let (mut hits, mut accesses) = (0, 0);
     for span in 0..spans {
         lab.now = lab.now + SPAN;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tier_core::{
     addr::{BASE_PAGE, Gpa, Hva},
     engine::Event,
+    random::Random,
     sample::{
         AccessKind, AccessSample, DropReason, SampleAccount, SampleAddress, SampleBatch, SourceKind,
     },
@@ -16,19 +17,6 @@ use tier_core::{
 
 use common::{BASE, FAST, settings};
 use lab::{Lab, gups};
-
-/// Numbers that look random and are the same in every run (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % end
-    }
-}
 
 /// Sampled accesses of 400 ms, each at the frame that `frame` says.
 fn accesses(lab: &mut Lab, source: SourceKind, count: u32, mut frame: impl FnMut() -> u64) {
@@ -63,7 +51,7 @@ fn scattered_hot_pages_when_accesses_are_sampled_are_all_promoted() {
     let frames = 4096;
     let mut lab = Lab::new(gups(frames, 900), settings());
     lab.step(Event::Source(Some(SourceKind::Ibs)));
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for _ in 0..40 {
         lab.now = lab.now + Duration::from_millis(400);
         accesses(&mut lab, SourceKind::Ibs, 1000, || {
@@ -87,7 +75,7 @@ fn scattered_hot_pages_when_accesses_are_sampled_are_all_promoted() {
 fn equally_hot_pages_when_accesses_are_sampled_are_left_where_they_are() {
     let mut lab = Lab::new(gups(4096, 900), settings());
     lab.step(Event::Source(Some(SourceKind::Ibs)));
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     // From one sample on eight pages in a batch to four on each.
     for count in [500, 2000, 16_000] {
         for _ in 0..40 {
@@ -109,7 +97,7 @@ fn heat_when_another_source_is_believed_keeps_its_order_and_nothing_moves_back()
     assert_eq!(on_fast(&lab, 1792..2048), 256);
     let before = lab.moved();
     lab.step(Event::Source(Some(SourceKind::Guest)));
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     for _ in 0..30 {
         lab.now = lab.now + Duration::from_millis(400);
         accesses(&mut lab, SourceKind::Guest, 2000, || {
