@@ -71,6 +71,14 @@ pub const fn scaled(bits: u32, bound: u32) -> u32 {
     ((bits as u64 * bound as u64) >> 32) as u32
 }
 
+/// Spreads numbers evenly over 32 bits, those that follow each other too: times an odd number near 2^32 over the golden
+/// ratio (Knuth, volume 3, 6.4).
+#[inline]
+#[must_use]
+pub const fn spread(number: u32) -> u32 {
+    number.wrapping_mul(2_654_435_769)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

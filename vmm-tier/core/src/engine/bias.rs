@@ -56,7 +56,7 @@ use serde::Serialize;
 
 use crate::{
     dual_heap::{PageId, Placement},
-    random::Random,
+    random::{Random, spread},
     sample::{SampleBatch, SourceKind},
     time::Time,
 };
@@ -97,8 +97,6 @@ const STILL_SURE: f64 = 2.0;
 const LEAST_BIAS: f64 = 1.2;
 /// No more is believed.
 const MOST_BIAS: f64 = 64.0;
-/// See `engine/census.rs`.
-const SPREAD: u32 = 2_654_435_769;
 
 /// How differently the source sees the tiers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -223,7 +221,7 @@ struct Filter([u64; 64]);
 
 impl Filter {
     const fn place(page: u32) -> (usize, u64) {
-        let class = page.wrapping_mul(SPREAD) >> 20;
+        let class = spread(page) >> 20;
         ((class >> 6) as usize, 1 << (class & 63))
     }
 

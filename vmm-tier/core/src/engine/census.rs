@@ -10,6 +10,7 @@ use crate::{
     addr,
     dual_heap::{PageId, Placement},
     population::Population,
+    random,
     time::Time,
 };
 
@@ -21,8 +22,6 @@ const CHANGED: f64 = 1.2;
 /// Pages looked at each time: at 100 ns each (a cache miss or two) 0.02 % of a CPU. Five such samples
 /// count together, so a heat that one page in 10 000 has is seen.
 const PAGES: u32 = 2048;
-/// An odd number near 2^32 over the golden ratio: its multiples are spread evenly (Knuth, volume 3, 6.4).
-const SPREAD: u64 = 2_654_435_769;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -75,20 +74,20 @@ impl VmEngine {
         }
         let shares = self.bias.shares();
         let mut by_page_bytes: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
-        let frames = u64::from(self.index.frames());
-        for _ in 0..PAGES.min(self.index.frames()) {
+        let frames = self.index.frames();
+        for _ in 0..PAGES.min(frames) {
             self.census.looked += 1;
-            let frame = ((self.census.looked.wrapping_mul(SPREAD) & 0xffff_ffff) * frames) >> 32;
-            let Some(id) = self.index.page_of_frame(frame as u32) else {
+            let frame = random::scaled(random::spread(self.census.looked as u32), frames);
+            let Some(id) = self.index.page_of_frame(frame) else {
                 continue;
             };
-            let state = self.heap.state(id);
-            if state.placement == Placement::Untracked {
+            let placement = self.heap.placement(id);
+            if placement == Placement::Untracked {
                 continue;
             }
             if let Some(page) = self.index.page(id) {
                 let counts = plain * self.heap.count(id, now) * addr::frames(page.bytes);
-                let counted = (counts, shares.of(state.placement));
+                let counted = (counts, shares.of(placement));
                 by_page_bytes.entry(page.bytes).or_default().push(counted);
             }
         }
@@ -113,7 +112,7 @@ impl VmEngine {
     pub(super) fn share_seen(&self, page: PageId) -> f64 {
         match self.bias.shares() {
             Shares::ALIKE => 1.0,
-            shares => shares.of(self.heap.state(page).placement),
+            shares => shares.of(self.heap.placement(page)),
         }
     }
 }

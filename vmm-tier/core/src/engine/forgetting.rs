@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::VmEngine;
-use crate::{dual_heap::PageId, time::Time};
+use crate::{dual_heap::PageId, random::spread, time::Time};
 
 /// Half-lives beside each other, in parts of the one that is set.
 const FACTORS: [f64; 6] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
@@ -34,8 +34,6 @@ const FORGOTTEN: f64 = 0.05;
 /// What is added to a foretold count where errors are weighed by it, as the variance of a count is its mean: a page
 /// with hardly a count would weigh too much.
 const LEAST_VARIANCE: f64 = 0.1;
-/// See `engine/census.rs`.
-const SPREAD: u32 = 2_654_435_769;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Watched {
@@ -179,8 +177,7 @@ impl Forgetting {
 
 /// Whether a page is the one in 2^`rarity` that is watched.
 fn is_watched(page: u32, rarity: u32) -> bool {
-    let spread = page.wrapping_mul(SPREAD);
-    spread.checked_shr(32 - rarity).unwrap_or(0) == 0
+    spread(page).checked_shr(32 - rarity).unwrap_or(0) == 0
 }
 
 impl VmEngine {

@@ -192,7 +192,7 @@ impl VmEngine {
         let Some(page) = self.index.page(id) else {
             return;
         };
-        let old = self.heap.state(id).placement;
+        let old = self.heap.placement(id);
         if old != new {
             self.bias.forget(id);
             self.seen_elsewhere(now, id, old, new);
