@@ -1,8 +1,8 @@
 //! The estimate against guests whose bias is known.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use super::*;
+use super::{estimate::Evidence, *};
 use crate::sample::SampleAccount;
 
 const PAGE: u64 = 4096;
@@ -87,14 +87,14 @@ impl Guest {
             for part in 1..=5 {
                 let end = now + BATCH * part;
                 bias.begin(&batch(SourceKind::Ibs, end));
-                let pages: Vec<(u32, bool)> = bias
+                let pages: Vec<(PageId, bool)> = bias
                     .watched
                     .iter()
-                    .map(|(&page, watch)| (page, watch.stays))
+                    .map(|(page, watch)| (page, watch.stays))
                     .collect();
                 for (page, stays) in pages {
-                    let mean = rates[&page] * seen(stays) * pace * BATCH.as_secs_f64();
-                    bias.see(PageId(page), poisson(&mut random, mean) as f32);
+                    let mean = rates[&page.0] * seen(stays) * pace * BATCH.as_secs_f64();
+                    bias.see(page, poisson(&mut random, mean) as f32);
                 }
                 bias.end(end);
             }
@@ -125,11 +125,11 @@ fn errors(rate: fn(&mut Random) -> f64, pace: fn(f64) -> f64, changes: bool) -> 
                 bias,
             };
             let found = guest.play(seed * 7 + 1, 240);
-            let (ratio, deviation) = found.estimate().unwrap_or((1.0, 100.0));
+            let (ratio, deviation) = found.estimate.known().unwrap_or((1.0, 100.0));
             assert!(deviation < 0.3, "{bias}: {:?}", found.report());
             errors.push((ratio / bias).ln() / deviation);
             assert!(
-                (found.corrected.is_some()) == (bias != 1.0),
+                (found.estimate.corrected.is_some()) == (bias != 1.0),
                 "{bias}: {:?}",
                 found.report()
             );
@@ -182,10 +182,8 @@ fn estimate_when_there_is_little_evidence_is_not_known() {
 
 #[test]
 fn counts_when_the_bias_is_known_are_brought_to_the_tier() {
-    let bias = Bias {
-        corrected: Some(4.0),
-        ..Bias::default()
-    };
+    let mut bias = Bias::default();
+    bias.estimate.corrected = Some(4.0);
     let slow_is_seen_worse = Shares {
         fast: 1.0,
         slow: 0.25,
@@ -211,7 +209,7 @@ fn pages_when_the_trial_is_full_or_over_are_all_promoted() {
     assert_eq!(bias.report().held, held);
     assert!(bias.watched.len() <= MOST_WATCHED);
     bias.forget_pages();
-    assert_eq!((bias.held_bytes, bias.report().held), (0, 0));
+    assert_eq!((bias.watched.held_bytes(), bias.report().held), (0, 0));
     let enough = Evidence {
         pages: 1000.0,
         seen: 1000.0,
@@ -220,7 +218,7 @@ fn pages_when_the_trial_is_full_or_over_are_all_promoted() {
         seen_expected: 1000.0,
         expected_expected: 1000.0,
     };
-    (bias.stayed, bias.moved) = (enough, enough);
+    (bias.estimate.stayed, bias.estimate.moved) = (enough, enough);
     assert!((0..1000).all(|_| bias.draw(PAGE, DRAM) == Lot::Go));
 }
 
@@ -248,11 +246,11 @@ fn evidence_when_it_is_old_fades_and_the_trial_goes_on() {
 fn bias_when_another_source_is_believed_is_its_own() {
     let mut bias = Bias {
         source: Some(SourceKind::Ibs),
-        corrected: Some(4.0),
         ..Bias::default()
     };
+    bias.estimate.corrected = Some(4.0);
     bias.begin(&batch(SourceKind::Ibs, Time(1_000_000_000)));
-    assert!(bias.corrected.is_some());
+    assert!(bias.estimate.corrected.is_some());
     bias.begin(&batch(SourceKind::Guest, Time(2_000_000_000)));
     assert_eq!(bias.shares(), Shares::ALIKE);
     assert_eq!(bias.report().pages, 0);
@@ -272,5 +270,5 @@ fn page_when_its_move_fails_or_it_moves_again_leaves_the_trial() {
     bias.settled(Time(2), PageId(1), true);
     bias.settled(Time(2), PageId(2), true);
     assert!(bias.watched.is_empty());
-    assert_eq!((bias.held, bias.held_bytes), (0, 0));
+    assert_eq!((bias.watched.held(), bias.watched.held_bytes()), (0, 0));
 }
