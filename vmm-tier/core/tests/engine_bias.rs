@@ -1,25 +1,20 @@
 //! The engine fed by a source that sees the tiers differently.
 
+#[path = "common/accesses.rs"]
+mod accesses;
 mod common;
 #[path = "common/lab.rs"]
 mod lab;
 
-use std::time::Duration;
+use tier_core::{addr::BASE_PAGE, engine::Event, random::Random, sample::SourceKind};
 
-use tier_core::{
-    addr::{BASE_PAGE, Hva},
-    engine::Event,
-    random::Random,
-    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
-};
-
-use common::{BASE, FAST, settings};
+use accesses::{SPAN, accesses};
+use common::{FAST, settings};
 use lab::{Lab, gups};
 
 const FRAMES: u32 = 32_768;
 const DRAM: u32 = 8_192;
 const HOT: u64 = 2_048;
-const SPAN: Duration = Duration::from_millis(400);
 /// Spans until other pages are hot: pages are promoted all the time.
 const PHASE: u64 = 20;
 
@@ -27,11 +22,11 @@ const PHASE: u64 = 20;
 /// slow tier. Returns the share of accesses that DRAM served in the last half phase.
 fn play(lab: &mut Lab, bias: u64, spans: u64) -> f64 {
     let mut random = Random::new(5);
-    let (mut hits, mut accesses) = (0, 0);
+    let (mut hits, mut all) = (0, 0);
     for span in 0..spans {
         lab.now = lab.now + SPAN;
         let first = span / PHASE * 5 * HOT;
-        let mut samples = Vec::new();
+        let mut sampled = Vec::new();
         for _ in 0..6000 {
             let frame = match random.below(10) {
                 0 => random.below(u64::from(FRAMES)),
@@ -40,30 +35,15 @@ fn play(lab: &mut Lab, bias: u64, spans: u64) -> f64 {
             let is_fast = lab.kernel.frames[frame as usize] == Some(FAST);
             if span + PHASE / 2 >= spans {
                 hits += u32::from(is_fast);
-                accesses += 1;
+                all += 1;
             }
             if is_fast || random.below(bias) == 0 {
-                samples.push(AccessSample {
-                    address: SampleAddress::Host(Hva(BASE + frame * BASE_PAGE)),
-                    len: 1,
-                    weight: 1.0,
-                    kind: AccessKind::Load,
-                });
+                sampled.push(frame);
             }
         }
-        lab.step(Event::Samples(SampleBatch {
-            source: SourceKind::Pebs,
-            end: lab.now,
-            span: SPAN,
-            tests: 0,
-            period: 1000,
-            settled: true,
-            map_generation: 1,
-            samples,
-            account: SampleAccount::default(),
-        }));
+        lab.step(accesses(SourceKind::Pebs, lab.now, sampled));
     }
-    f64::from(hits) / f64::from(accesses)
+    f64::from(hits) / f64::from(all)
 }
 
 fn lab() -> Lab {

@@ -1,5 +1,7 @@
 //! The engine fed by sources that count accesses, alone and beside one that tests pages.
 
+#[path = "common/accesses.rs"]
+mod accesses;
 mod common;
 #[path = "common/lab.rs"]
 mod lab;
@@ -15,30 +17,9 @@ use tier_core::{
     },
 };
 
+use accesses::{SPAN, accesses};
 use common::{BASE, FAST, settings};
 use lab::{Lab, gups};
-
-/// Sampled accesses of 400 ms, each at the frame that `frame` says.
-fn accesses(lab: &mut Lab, source: SourceKind, count: u32, mut frame: impl FnMut() -> u64) {
-    let samples = (0..count).map(|_| AccessSample {
-        address: SampleAddress::Host(Hva(BASE + frame() * BASE_PAGE + 64)),
-        len: 1,
-        weight: 1.0,
-        kind: AccessKind::Load,
-    });
-    let batch = SampleBatch {
-        source,
-        end: lab.now,
-        span: Duration::from_millis(400),
-        tests: 0,
-        period: 1000,
-        settled: true,
-        map_generation: 1,
-        samples: samples.collect(),
-        account: SampleAccount::default(),
-    };
-    lab.step(Event::Samples(batch));
-}
 
 fn on_fast(lab: &Lab, frames: impl Iterator<Item = u64>) -> usize {
     let is_fast = |&frame: &u64| lab.kernel.frames[frame as usize] == Some(FAST);
@@ -53,12 +34,13 @@ fn scattered_hot_pages_when_accesses_are_sampled_are_all_promoted() {
     lab.step(Event::Source(Some(SourceKind::Ibs)));
     let mut random = Random::new(7);
     for _ in 0..40 {
-        lab.now = lab.now + Duration::from_millis(400);
-        accesses(&mut lab, SourceKind::Ibs, 1000, || {
+        lab.now = lab.now + SPAN;
+        let sampled = (0..1000).map(|_| {
             let hot = random.below(10) < 9;
             let frame = random.below(u64::from(frames));
             if hot { frame / 8 * 8 } else { frame }
         });
+        lab.step(accesses(SourceKind::Ibs, lab.now, sampled));
     }
     let share = on_fast(&lab, (0..4096).step_by(8)) as f64 / 512.0;
     assert!(share >= 0.98, "{share}");
@@ -79,8 +61,9 @@ fn equally_hot_pages_when_accesses_are_sampled_are_left_where_they_are() {
     // From one sample on eight pages in a batch to four on each.
     for count in [500, 2000, 16_000] {
         for _ in 0..40 {
-            lab.now = lab.now + Duration::from_millis(400);
-            accesses(&mut lab, SourceKind::Ibs, count, || random.below(4096));
+            lab.now = lab.now + SPAN;
+            let sampled = (0..count).map(|_| random.below(4096));
+            lab.step(accesses(SourceKind::Ibs, lab.now, sampled));
         }
     }
     let headroom = 16 * BASE_PAGE;
@@ -99,13 +82,12 @@ fn heat_when_another_source_is_believed_keeps_its_order_and_nothing_moves_back()
     lab.step(Event::Source(Some(SourceKind::Guest)));
     let mut random = Random::new(3);
     for _ in 0..30 {
-        lab.now = lab.now + Duration::from_millis(400);
-        accesses(&mut lab, SourceKind::Guest, 2000, || {
-            match random.below(10) {
-                0 => random.below(2048),
-                _ => 1792 + random.below(256),
-            }
+        lab.now = lab.now + SPAN;
+        let sampled = (0..2000).map(|_| match random.below(10) {
+            0 => random.below(2048),
+            _ => 1792 + random.below(256),
         });
+        lab.step(accesses(SourceKind::Guest, lab.now, sampled));
     }
     assert_eq!(on_fast(&lab, 1792..2048), 256);
     let since = lab.moved() - before;

@@ -1,23 +1,24 @@
 //! The engine with heat in a sketch: what it does with exact counts it does with bounded memory too.
 
+#[path = "common/accesses.rs"]
+mod accesses;
 mod common;
 #[path = "common/lab.rs"]
 mod lab;
 
-use std::time::Duration;
-
 use tier_core::{
-    addr::{BASE_PAGE, Gpa, Hva},
+    addr::{BASE_PAGE, Gpa},
     dual_heap::Placement,
     engine::{Event, PageCondition, Pin, SetMapError, VmEngine, WhenFull},
     heat_store::{HeatStoreError, StoreChoice, StorePlan, StoreSnapshot},
     random::Random,
-    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
+    sample::SourceKind,
     settings::{EngineSettings, Tier},
     time::Time,
 };
 
-use common::{BASE, FAST, GPA_BASE, map, settings, tiers};
+use accesses::{SPAN, accesses};
+use common::{FAST, GPA_BASE, map, settings, tiers};
 use lab::{Lab, gups};
 
 const FRAMES: u32 = 8192;
@@ -38,33 +39,16 @@ fn sketch(memory_bytes: u64) -> EngineSettings {
 /// Batches of 400 ms with 2000 sampled accesses each, of which nine in ten fall on every 16th frame.
 fn run(lab: &mut Lab, random: &mut Random, batches: u32) {
     for _ in 0..batches {
-        lab.now = lab.now + Duration::from_millis(400);
-        let mut frame = || {
+        lab.now = lab.now + SPAN;
+        let frames = (0..2000).map(|_| {
             let any = random.below(u64::from(FRAMES));
             if random.below(10) < 9 {
                 any / 16 * 16
             } else {
                 any
             }
-        };
-        let samples = (0..2000).map(|_| AccessSample {
-            address: SampleAddress::Host(Hva(BASE + frame() * BASE_PAGE + 64)),
-            len: 1,
-            weight: 1.0,
-            kind: AccessKind::Load,
         });
-        let batch = SampleBatch {
-            source: SourceKind::Ibs,
-            end: lab.now,
-            span: Duration::from_millis(400),
-            tests: 0,
-            period: 1000,
-            settled: true,
-            map_generation: 1,
-            samples: samples.collect(),
-            account: SampleAccount::default(),
-        };
-        lab.step(Event::Samples(batch));
+        lab.step(accesses(SourceKind::Ibs, lab.now, frames));
         assert_eq!(lab.engine.check(), Ok(()));
     }
 }
