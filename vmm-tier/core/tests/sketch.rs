@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::prelude::*;
 use tier_core::{
     heat::Decay,
+    random::Random,
     sketch::{DecayingSketch, SketchHeat},
     time::Time,
 };
@@ -13,15 +14,6 @@ const HALF_LIFE: Duration = Duration::from_secs(10);
 const PAGES: u32 = 400;
 /// Below this a count may be forgotten; see `Decay::shifted`.
 const NOTHING: f64 = 1e-15;
-
-/// splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
 
 #[derive(Clone, Debug)]
 enum Sampled {
@@ -144,12 +136,12 @@ proptest! {
 #[test]
 fn order_and_ratios_when_the_landmark_moves_stay_to_the_bit() {
     let mut sketch = DecayingSketch::new(1 << 16, 64 << 10, HALF_LIFE, 5).unwrap();
-    let mut state = 1;
+    let mut random = Random::new(1);
     let mut now = Time(0);
     for i in 0..20_000 {
         now = Time(i * 1_000_000);
         // Squared: the lower the number the hotter.
-        let r = random(&mut state) % 64;
+        let r = random.draw() % 64;
         sketch.add(now, (r * r) as u32, 1.0);
     }
     let ordered = |sketch: &DecayingSketch| {
@@ -189,11 +181,11 @@ fn hot_pages_when_most_samples_are_noise_keep_their_counts() {
     let mut sketch = DecayingSketch::new(pages, bytes, HALF_LIFE, 9).unwrap();
     let decay = Decay::new(HALF_LIFE, Time(0));
     let mut exact = vec![0.0; HOT as usize];
-    let mut state = 2;
+    let mut random = Random::new(2);
     let mut now = Time(0);
     for i in 0..300_000u64 {
         now = Time(i * 200_000); // 5 000 samples a second for a minute
-        let drawn = random(&mut state);
+        let drawn = random.draw();
         let page = if drawn & 1 == 0 {
             let hot = (drawn >> 1) as u32 % HOT;
             exact[hot as usize] += decay.boost(now);
@@ -290,9 +282,9 @@ fn sketch_when_given_too_little_says_what_it_needs() {
 fn sketch_when_the_seed_is_the_same_does_the_same() {
     let run = |seed| {
         let mut sketch = DecayingSketch::new(PAGES, 256, HALF_LIFE, seed).unwrap();
-        let mut state = 4;
+        let mut random = Random::new(4);
         for i in 0..5_000 {
-            let page = random(&mut state) as u32 % PAGES;
+            let page = random.draw() as u32 % PAGES;
             sketch.add(Time(i * 1_000_000), page, 1.0);
         }
         sketch.iter().collect::<Vec<_>>()

@@ -5,21 +5,13 @@ use std::{collections::BTreeMap, ops::Range, time::Duration};
 use proptest::prelude::*;
 use tier_core::{
     dual_heap::{PageId, Placement},
+    random::Random,
     sketch::SketchHeat,
     time::Time,
 };
 
 const HALF_LIFE: Duration = Duration::from_secs(10);
 const PAGES: u32 = 400;
-
-/// splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
 
 fn page() -> impl Strategy<Value = u32> {
     // Mostly the same few, anywhere, past the end.
@@ -287,9 +279,9 @@ fn memory_when_a_guest_is_large_is_two_bits_a_page_and_what_was_granted() {
     let mut heat = SketchHeat::new(pages, granted, HALF_LIFE, 1).unwrap();
     heat.place_run(0..pages / 8, Placement::Fast);
     heat.place_run(pages / 8..pages, Placement::Slow);
-    let mut state = 1;
+    let mut random = Random::new(1);
     for i in 0..200_000 {
-        let page = random(&mut state) as u32 % pages;
+        let page = random.draw() as u32 % pages;
         heat.sample(Time(i * 100_000), PageId(page), 1.0);
     }
     assert!(heat.memory_bytes() <= pages as usize / 4 + granted);

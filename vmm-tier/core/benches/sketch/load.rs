@@ -1,6 +1,6 @@
 //! The workloads: which page each sample falls on, and how the accesses really are spread at the end.
 
-use tier_core::dual_heap::PageId;
+use tier_core::{dual_heap::PageId, random::Random};
 
 /// Seconds after which the hot set of `HotScan` is another.
 const SHIFT_S: u64 = 20;
@@ -30,19 +30,19 @@ impl Load {
 
     /// The pages sampled, in order.
     pub(crate) fn samples(self, pages: u32, seconds: u64, per_s: u64) -> Vec<PageId> {
-        let mut uniform = Uniform(1);
+        let mut random = Random::new(1);
         let zipf = Zipf::new(pages);
         let count = seconds * per_s;
         (0..count)
             .map(|i| {
                 let page = match self {
-                    Self::Zipf => scattered(zipf.rank(uniform.next()), pages),
-                    Self::Gups if uniform.next() < 0.9 => {
-                        scattered(uniform.below(pages / 16), pages)
+                    Self::Zipf => scattered(zipf.rank(random.share()), pages),
+                    Self::Gups if random.happens(0.9) => {
+                        scattered(drawn(&mut random, pages / 16), pages)
                     }
-                    Self::Gups | Self::Uniform => uniform.below(pages),
-                    Self::HotScan if uniform.next() < 0.6 => {
-                        hot(i / per_s, uniform.below(pages / 32), pages)
+                    Self::Gups | Self::Uniform => drawn(&mut random, pages),
+                    Self::HotScan if random.happens(0.6) => {
+                        hot(i / per_s, drawn(&mut random, pages / 32), pages)
                     }
                     // Three times round, whatever the number of samples.
                     Self::HotScan => ((3 * i * u64::from(pages) / count) % u64::from(pages)) as u32,
@@ -80,6 +80,10 @@ impl Load {
     }
 }
 
+fn drawn(random: &mut Random, pages: u32) -> u32 {
+    random.below(u64::from(pages)) as u32
+}
+
 /// An odd multiplier permutes the numbers below a power of two.
 fn scattered(number: u32, pages: u32) -> u32 {
     number.wrapping_mul(0x9e37_79b1) % pages
@@ -88,23 +92,6 @@ fn scattered(number: u32, pages: u32) -> u32 {
 fn hot(second: u64, number: u32, pages: u32) -> u32 {
     let set = (second / SHIFT_S) as u32;
     scattered(set * (pages / 32) + number, pages)
-}
-
-/// Uniform numbers in [0, 1): splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
-struct Uniform(u64);
-
-impl Uniform {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn below(&mut self, end: u32) -> u32 {
-        (self.next() * f64::from(end)) as u32
-    }
 }
 
 /// Gray et al., "Quickly Generating Billion-Record Synthetic Databases", SIGMOD 1994.

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tier_core::time::Time;
+use tier_core::{random::Random, time::Time};
 
 const ROWS: usize = 4;
 
@@ -82,9 +82,7 @@ impl HeavyKeeper {
     }
 }
 
-fn mix(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// Any other number for each: what splitmix64 makes of it.
+const fn mix(number: u64) -> u64 {
+    Random::new(number).draw()
 }
