@@ -1,5 +1,8 @@
 //! The dual heaps against a model that ages every page and looks at all of them.
 
+#[path = "common/heat_ops.rs"]
+mod heat_ops;
+
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use proptest::prelude::*;
@@ -8,20 +11,14 @@ use tier_core::{
     time::Time,
 };
 
+use heat_ops::{Hold, USUAL, Usual, placement, usual};
+
 /// Two chunks of 512 and a part of a third.
 const PAGES: u32 = 1200;
 /// Keys are `f32`, of 24 bits; a count of up to a few hundred additions is right to well below this.
 const RELATIVE: f64 = 1e-4;
 /// Below this a count may be forgotten; see `Decay::shifted`.
 const NOTHING: f64 = 1e-15;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Hold {
-    No,
-    Flight,
-    Cooling(Time),
-    Excluded,
-}
 
 #[derive(Clone, Copy, Debug)]
 struct ModelPage {
@@ -90,24 +87,14 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Pass(Duration),
-    Place(u32, Placement),
-    PlaceRun(Range<u32>, Placement),
-    Sample(u32, f32),
-    SampleBatch(Vec<u32>, f32),
+    Usual(Usual),
     SampleRun(Range<u32>, f32),
-    Take(u32),
     Pin(Vec<u32>),
     TakePinned(u32),
     FirstPinned(Range<u32>, Placement),
     TakeHottest,
     TakeColdest,
-    Settle(u32, Placement, Option<Duration>),
-    Exclude(u32),
-    Readmit(u32),
     SetCount(u32, f64),
-    Tick,
-    HalfLife(Duration),
 }
 
 fn id() -> impl Strategy<Value = u32> {
@@ -119,48 +106,20 @@ fn run() -> impl Strategy<Value = Range<u32>> {
     (id(), prop_oneof![0..8u32, 0..700u32]).prop_map(|(first, len)| first..first + len)
 }
 
-fn placement() -> impl Strategy<Value = Placement> {
-    prop_oneof![
-        4 => Just(Placement::Fast),
-        4 => Just(Placement::Slow),
-        1 => Just(Placement::Untracked),
-    ]
-}
-
 fn weight() -> impl Strategy<Value = f32> {
     prop_oneof![Just(0.0), Just(1.0), 0.01..20.0f32]
 }
 
-fn span() -> impl Strategy<Value = Duration> {
-    // Against half-lives of 1 to 10 s: the landmark (64 half-lives) moves often.
-    prop_oneof![
-        6 => (0..2_000u64).prop_map(Duration::from_millis),
-        1 => (0..200u64).prop_map(Duration::from_secs),
-    ]
-}
-
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        6 => span().prop_map(Op::Pass),
-        4 => (id(), placement()).prop_map(|(id, to)| Op::Place(id, to)),
-        2 => (run(), placement()).prop_map(|(run, to)| Op::PlaceRun(run, to)),
-        12 => (id(), weight()).prop_map(|(id, w)| Op::Sample(id, w)),
-        2 => (proptest::collection::vec(id(), 0..40), weight())
-            .prop_map(|(ids, w)| Op::SampleBatch(ids, w)),
+        USUAL => usual(id, run, weight).prop_map(Op::Usual),
         2 => (run(), weight()).prop_map(|(run, w)| Op::SampleRun(run, w)),
-        2 => id().prop_map(Op::Take),
         1 => proptest::collection::vec(id(), 0..12).prop_map(Op::Pin),
         2 => id().prop_map(Op::TakePinned),
         1 => (run(), placement()).prop_map(|(run, at)| Op::FirstPinned(run, at)),
         4 => Just(Op::TakeHottest),
         4 => Just(Op::TakeColdest),
-        6 => (id(), placement(), proptest::option::of(span()))
-            .prop_map(|(id, to, cool)| Op::Settle(id, to, cool)),
-        1 => id().prop_map(Op::Exclude),
-        1 => id().prop_map(Op::Readmit),
         2 => (id(), prop_oneof![Just(0.0), 0.1..50.0f64]).prop_map(|(id, c)| Op::SetCount(id, c)),
-        3 => Just(Op::Tick),
-        1 => (1_000..10_000u64).prop_map(|ms| Op::HalfLife(Duration::from_millis(ms))),
     ]
 }
 
@@ -171,40 +130,7 @@ fn near(a: f64, b: f64) -> bool {
 fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
     let now = model.now;
     match op.clone() {
-        Op::Pass(time) => model.pass(time),
-        Op::Place(id, to) => {
-            heap.place(PageId(id), to);
-            if id < PAGES {
-                model.place(id, to);
-            }
-        }
-        Op::PlaceRun(run, to) => {
-            heap.place_run(run.clone(), to);
-            run.filter(|&id| id < PAGES)
-                .for_each(|id| model.place(id, to));
-        }
-        Op::Sample(id, weight) => {
-            let known = heap.sample(now, PageId(id), weight);
-            assert_eq!(known, model.pages.contains_key(&id));
-            if let Some(page) = model.pages.get_mut(&id) {
-                page.count += f64::from(weight);
-            }
-        }
-        Op::SampleBatch(ids, weight) => {
-            let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
-            let touched = heap.sample_batch(now, &batch, weight);
-            let among = |tier| {
-                let placed = ids.iter().filter_map(|id| model.pages.get(id));
-                placed.filter(|page| page.placement == tier).count() as u32
-            };
-            assert_eq!(touched.fast, among(Placement::Fast));
-            assert_eq!(touched.slow, among(Placement::Slow));
-            for id in &ids {
-                if let Some(page) = model.pages.get_mut(id) {
-                    page.count += f64::from(weight);
-                }
-            }
-        }
+        Op::Usual(op) => apply_usual(op, heap, model),
         Op::SampleRun(run, weight) => {
             let touched = heap.sample_run(now, run.clone(), weight);
             let (mut fast, mut slow) = (0, 0);
@@ -214,18 +140,6 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
                 slow += u32::from(page.placement == Placement::Slow);
             }
             assert_eq!((touched.fast, touched.slow), (fast, slow));
-        }
-        Op::Take(id) => {
-            let taken = heap.take(PageId(id));
-            let is_pinned = model.is_pinned(id);
-            let page = model
-                .pages
-                .get_mut(&id)
-                .filter(|page| page.hold == Hold::No && !is_pinned);
-            assert_eq!(taken, page.as_ref().map(|page| page.placement));
-            if let Some(page) = page {
-                page.hold = Hold::Flight;
-            }
         }
         Op::Pin(mut ends) => {
             // Every second stretch between the ends.
@@ -267,21 +181,79 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
                 model.pages.get_mut(&id).unwrap().hold = Hold::Flight;
             }
         }
-        Op::Settle(id, to, cool) => {
+        Op::SetCount(id, count) => {
+            heap.set_count(PageId(id), count, now);
+            if let Some(page) = model.pages.get_mut(&id) {
+                page.count = count;
+            }
+        }
+    }
+}
+
+fn apply_usual(op: Usual, heap: &mut DualHeap, model: &mut Model) {
+    let now = model.now;
+    match op {
+        Usual::Pass(time) => model.pass(time),
+        Usual::Place(id, to) => {
+            heap.place(PageId(id), to);
+            if id < PAGES {
+                model.place(id, to);
+            }
+        }
+        Usual::PlaceRun(run, to) => {
+            heap.place_run(run.clone(), to);
+            run.filter(|&id| id < PAGES)
+                .for_each(|id| model.place(id, to));
+        }
+        Usual::Sample(id, weight) => {
+            let known = heap.sample(now, PageId(id), weight);
+            assert_eq!(known, model.pages.contains_key(&id));
+            if let Some(page) = model.pages.get_mut(&id) {
+                page.count += f64::from(weight);
+            }
+        }
+        Usual::SampleBatch(ids, weight) => {
+            let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
+            let touched = heap.sample_batch(now, &batch, weight);
+            let among = |tier| {
+                let placed = ids.iter().filter_map(|id| model.pages.get(id));
+                placed.filter(|page| page.placement == tier).count() as u32
+            };
+            assert_eq!(touched.fast, among(Placement::Fast));
+            assert_eq!(touched.slow, among(Placement::Slow));
+            for id in &ids {
+                if let Some(page) = model.pages.get_mut(id) {
+                    page.count += f64::from(weight);
+                }
+            }
+        }
+        Usual::Take(id) => {
+            let taken = heap.take(PageId(id));
+            let is_pinned = model.is_pinned(id);
+            let page = model
+                .pages
+                .get_mut(&id)
+                .filter(|page| page.hold == Hold::No && !is_pinned);
+            assert_eq!(taken, page.as_ref().map(|page| page.placement));
+            if let Some(page) = page {
+                page.hold = Hold::Flight;
+            }
+        }
+        Usual::Settle(id, to, cool) => {
             let end = cool.map(|cool| now + cool);
             let was = heap.settle(PageId(id), to, end);
             if id < PAGES {
                 assert_eq!(was, model.settle(id, to, end));
             }
         }
-        Op::Exclude(id) => {
+        Usual::Exclude(id) => {
             let known = heap.exclude(PageId(id));
             assert_eq!(known, model.pages.contains_key(&id));
             if let Some(page) = model.pages.get_mut(&id) {
                 page.hold = Hold::Excluded;
             }
         }
-        Op::Readmit(id) => {
+        Usual::Readmit(id) => {
             let page = model
                 .pages
                 .get_mut(&id)
@@ -291,13 +263,7 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
                 page.hold = Hold::No;
             }
         }
-        Op::SetCount(id, count) => {
-            heap.set_count(PageId(id), count, now);
-            if let Some(page) = model.pages.get_mut(&id) {
-                page.count = count;
-            }
-        }
-        Op::Tick => {
+        Usual::Tick => {
             let mut released = 0;
             for page in model.pages.values_mut() {
                 if matches!(page.hold, Hold::Cooling(end) if end <= now) {
@@ -307,7 +273,7 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
             }
             assert_eq!(heap.tick(now), released);
         }
-        Op::HalfLife(half_life) => {
+        Usual::HalfLife(half_life) => {
             heap.set_half_life(half_life, now);
             model.half_life = half_life;
         }

@@ -1,5 +1,8 @@
 //! The two stores of heat side by side: the same happens to both, and both say the same of it.
 
+#[path = "common/heat_ops.rs"]
+mod heat_ops;
+
 use std::{ops::Range, time::Duration};
 
 use proptest::prelude::*;
@@ -10,7 +13,8 @@ use tier_core::{
     time::Time,
 };
 
-const PAGES: u32 = 400;
+use heat_ops::{PAGES, USUAL, Usual, page, placement, run, usual, weight};
+
 const HALF_LIFE: Duration = Duration::from_secs(2);
 /// Of the counts of a sketch that forgets nothing: keys are rounded to 23 bits, a few hundred times at most.
 const RELATIVE: f64 = 1e-4;
@@ -21,14 +25,9 @@ const LARGE: usize = 64 << 10;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Pass(Duration),
-    Place(u32, Placement),
-    PlaceRun(Range<u32>, Placement),
-    Sample(u32, f32),
-    SampleBatch(Vec<u32>, f32),
+    Usual(Usual),
     SampleRun(Range<u32>, f32),
     SetCount(u32, f64),
-    Take(u32),
     Pin(Vec<u32>),
     TakePinned(u32),
     FirstPinned(Range<u32>, Placement),
@@ -36,70 +35,24 @@ enum Op {
     TakeOfSketch(Placement),
     /// And the other way round.
     TakeOfHeaps(Placement),
-    Settle(u32, Placement, Option<Duration>),
-    Exclude(u32),
-    Readmit(u32),
-    Tick,
-    HalfLife(Duration),
     Scale(f64),
-}
-
-fn id() -> impl Strategy<Value = u32> {
-    // Mostly the same few, anywhere, past the end.
-    prop_oneof![8 => 0..24u32, 8 => 0..PAGES, 1 => PAGES - 2..PAGES + 2]
-}
-
-fn run() -> impl Strategy<Value = Range<u32>> {
-    (id(), prop_oneof![0..8u32, 0..300u32]).prop_map(|(first, len)| first..first + len)
-}
-
-fn placement() -> impl Strategy<Value = Placement> {
-    prop_oneof![
-        4 => Just(Placement::Fast),
-        4 => Just(Placement::Slow),
-        1 => Just(Placement::Untracked),
-    ]
 }
 
 fn tier() -> impl Strategy<Value = Placement> {
     prop_oneof![Just(Placement::Fast), Just(Placement::Slow)]
 }
 
-fn weight() -> impl Strategy<Value = f32> {
-    prop_oneof![4 => Just(1.0), 1 => Just(0.0), 1 => Just(f32::NAN), 2 => 0.01..20.0f32]
-}
-
-fn span() -> impl Strategy<Value = Duration> {
-    // Against half-lives of 1 to 10 s: the landmark (64 half-lives) moves often.
-    prop_oneof![
-        6 => (0..2_000u64).prop_map(Duration::from_millis),
-        1 => (0..200u64).prop_map(Duration::from_secs),
-    ]
-}
-
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        6 => span().prop_map(Op::Pass),
-        4 => (id(), placement()).prop_map(|(id, to)| Op::Place(id, to)),
-        2 => (run(), placement()).prop_map(|(run, to)| Op::PlaceRun(run, to)),
-        8 => (id(), weight()).prop_map(|(id, w)| Op::Sample(id, w)),
-        4 => (proptest::collection::vec(id(), 0..60), weight())
-            .prop_map(|(ids, w)| Op::SampleBatch(ids, w)),
+        USUAL => usual(page, run, weight).prop_map(Op::Usual),
         4 => (run(), weight()).prop_map(|(run, w)| Op::SampleRun(run, w)),
-        3 => (id(), prop_oneof![Just(0.0), Just(f64::NAN), 0.1..50.0f64])
+        3 => (page(), prop_oneof![Just(0.0), Just(f64::NAN), 0.1..50.0f64])
             .prop_map(|(id, c)| Op::SetCount(id, c)),
-        2 => id().prop_map(Op::Take),
-        2 => proptest::collection::vec(id(), 0..12).prop_map(Op::Pin),
-        2 => id().prop_map(Op::TakePinned),
+        2 => proptest::collection::vec(page(), 0..12).prop_map(Op::Pin),
+        2 => page().prop_map(Op::TakePinned),
         2 => (run(), placement()).prop_map(|(run, at)| Op::FirstPinned(run, at)),
         4 => tier().prop_map(Op::TakeOfSketch),
         4 => tier().prop_map(Op::TakeOfHeaps),
-        6 => (id(), placement(), proptest::option::of(span()))
-            .prop_map(|(id, to, cool)| Op::Settle(id, to, cool)),
-        1 => id().prop_map(Op::Exclude),
-        1 => id().prop_map(Op::Readmit),
-        3 => Just(Op::Tick),
-        1 => (1_000..10_000u64).prop_map(|ms| Op::HalfLife(Duration::from_millis(ms))),
         1 => (0.5..2.0f64).prop_map(Op::Scale),
     ]
 }
@@ -124,29 +77,7 @@ impl Pair {
         let Self { heaps, sketch, now } = self;
         let now = *now;
         match op {
-            Op::Pass(time) => self.now = now + time,
-            Op::Place(id, to) => {
-                let id = PageId(id);
-                assert_eq!(sketch.place(id, to), heaps.place(id, to));
-            }
-            Op::PlaceRun(run, to) => {
-                heaps.place_run(run.clone(), to);
-                sketch.place_run(run, to);
-            }
-            Op::Sample(id, weight) => {
-                let id = PageId(id);
-                assert_eq!(
-                    sketch.sample(now, id, weight),
-                    heaps.sample(now, id, weight)
-                );
-            }
-            Op::SampleBatch(ids, weight) => {
-                let ids: Vec<_> = ids.into_iter().map(PageId).collect();
-                assert_eq!(
-                    sketch.sample_batch(now, &ids, weight),
-                    heaps.sample_batch(now, &ids, weight)
-                );
-            }
+            Op::Usual(op) => self.apply_usual(op),
             Op::SampleRun(run, weight) => assert_eq!(
                 sketch.sample_run(now, run.clone(), weight),
                 heaps.sample_run(now, run, weight)
@@ -158,7 +89,6 @@ impl Pair {
                     heaps.set_count(id, count, now)
                 );
             }
-            Op::Take(id) => assert_eq!(sketch.take(PageId(id)), heaps.take(PageId(id))),
             Op::Pin(mut ends) => {
                 ends.sort_unstable();
                 let pairs = ends.chunks_exact(2).filter(|pair| pair[0] < pair[1]);
@@ -194,20 +124,51 @@ impl Pair {
                     assert_eq!(sketch.take(id), Some(at));
                 }
             }
-            Op::Settle(id, to, cool) => {
-                let (id, end) = (PageId(id), cool.map(|cool| now + cool));
-                assert_eq!(sketch.settle(id, to, end), heaps.settle(id, to, end));
-            }
-            Op::Exclude(id) => assert_eq!(sketch.exclude(PageId(id)), heaps.exclude(PageId(id))),
-            Op::Readmit(id) => assert_eq!(sketch.readmit(PageId(id)), heaps.readmit(PageId(id))),
-            Op::Tick => assert_eq!(sketch.tick(now), heaps.tick(now)),
-            Op::HalfLife(half_life) => {
-                heaps.set_half_life(half_life, now);
-                sketch.set_half_life(half_life, now);
-            }
             Op::Scale(factor) => {
                 heaps.scale(now, factor);
                 sketch.scale(now, factor);
+            }
+        }
+    }
+
+    fn apply_usual(&mut self, op: Usual) {
+        let Self { heaps, sketch, now } = self;
+        let now = *now;
+        match op {
+            Usual::Pass(time) => self.now = now + time,
+            Usual::Place(id, to) => {
+                let id = PageId(id);
+                assert_eq!(sketch.place(id, to), heaps.place(id, to));
+            }
+            Usual::PlaceRun(run, to) => {
+                heaps.place_run(run.clone(), to);
+                sketch.place_run(run, to);
+            }
+            Usual::Sample(id, weight) => {
+                let id = PageId(id);
+                assert_eq!(
+                    sketch.sample(now, id, weight),
+                    heaps.sample(now, id, weight)
+                );
+            }
+            Usual::SampleBatch(ids, weight) => {
+                let ids: Vec<_> = ids.into_iter().map(PageId).collect();
+                assert_eq!(
+                    sketch.sample_batch(now, &ids, weight),
+                    heaps.sample_batch(now, &ids, weight)
+                );
+            }
+            Usual::Take(id) => assert_eq!(sketch.take(PageId(id)), heaps.take(PageId(id))),
+            Usual::Settle(id, to, cool) => {
+                let (id, end) = (PageId(id), cool.map(|cool| now + cool));
+                assert_eq!(sketch.settle(id, to, end), heaps.settle(id, to, end));
+            }
+            Usual::Exclude(id) => assert_eq!(sketch.exclude(PageId(id)), heaps.exclude(PageId(id))),
+            Usual::Readmit(id) => assert_eq!(sketch.readmit(PageId(id)), heaps.readmit(PageId(id))),
+            Usual::Tick => assert_eq!(sketch.tick(now), heaps.tick(now)),
+            Usual::HalfLife(half_life) => {
+                heaps.set_half_life(half_life, now);
+                sketch.set_half_life(half_life, now);
             }
         }
     }

@@ -1,5 +1,8 @@
 //! The sketch against exact decayed counts.
 
+#[path = "common/heat_ops.rs"]
+mod heat_ops;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use proptest::prelude::*;
@@ -10,8 +13,9 @@ use tier_core::{
     time::Time,
 };
 
+use heat_ops::{PAGES, page, span, weight};
+
 const HALF_LIFE: Duration = Duration::from_secs(10);
-const PAGES: u32 = 400;
 /// Below this a count may be forgotten; see `Decay::shifted`.
 const NOTHING: f64 = 1e-15;
 
@@ -21,23 +25,6 @@ enum Sampled {
     Add(u32, f32),
     Remove(u32),
     HalfLife(Duration),
-}
-
-fn page() -> impl Strategy<Value = u32> {
-    // Mostly the same few, anywhere, past the end.
-    prop_oneof![8 => 0..24u32, 8 => 0..PAGES, 1 => PAGES - 2..PAGES + 2]
-}
-
-fn weight() -> impl Strategy<Value = f32> {
-    prop_oneof![4 => Just(1.0), 1 => Just(0.0), 1 => Just(f32::NAN), 1 => 0.01..20.0f32]
-}
-
-fn span() -> impl Strategy<Value = Duration> {
-    // Against half-lives of 1 to 10 s: the landmark (64 half-lives) moves often.
-    prop_oneof![
-        6 => (0..2_000u64).prop_map(Duration::from_millis),
-        1 => (0..200u64).prop_map(Duration::from_secs),
-    ]
 }
 
 fn sampled() -> impl Strategy<Value = Sampled> {

@@ -1,6 +1,9 @@
 //! The heat store of bounded memory against a model that knows where every page is.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+#[path = "common/heat_ops.rs"]
+mod heat_ops;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use proptest::prelude::*;
 use tier_core::{
@@ -10,33 +13,9 @@ use tier_core::{
     time::Time,
 };
 
+use heat_ops::{Hold, PAGES, USUAL, Usual, page, run, usual, weight};
+
 const HALF_LIFE: Duration = Duration::from_secs(10);
-const PAGES: u32 = 400;
-
-fn page() -> impl Strategy<Value = u32> {
-    // Mostly the same few, anywhere, past the end.
-    prop_oneof![8 => 0..24u32, 8 => 0..PAGES, 1 => PAGES - 2..PAGES + 2]
-}
-
-fn weight() -> impl Strategy<Value = f32> {
-    prop_oneof![4 => Just(1.0), 1 => Just(0.0), 1 => Just(f32::NAN), 1 => 0.01..20.0f32]
-}
-
-fn span() -> impl Strategy<Value = Duration> {
-    // Against half-lives of 1 to 10 s: the landmark (64 half-lives) moves often.
-    prop_oneof![
-        6 => (0..2_000u64).prop_map(Duration::from_millis),
-        1 => (0..200u64).prop_map(Duration::from_secs),
-    ]
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Hold {
-    No,
-    Flight,
-    Cooling(Time),
-    Excluded,
-}
 
 /// Where pages are. Counts are the sketch's: it is tested above.
 #[derive(Default)]
@@ -77,48 +56,17 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Pass(Duration),
-    Place(u32, Placement),
-    PlaceRun(Range<u32>, Placement),
-    Sample(u32, f32),
-    SampleBatch(Vec<u32>, f32),
-    Take(u32),
+    Usual(Usual),
     TakeHottest,
     TakeColdest,
-    Settle(u32, Placement, Option<Duration>),
-    Exclude(u32),
-    Readmit(u32),
-    Tick,
-    HalfLife(Duration),
     Scale(f64),
-}
-
-fn placement() -> impl Strategy<Value = Placement> {
-    prop_oneof![
-        4 => Just(Placement::Fast),
-        4 => Just(Placement::Slow),
-        1 => Just(Placement::Untracked),
-    ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        6 => span().prop_map(Op::Pass),
-        4 => (page(), placement()).prop_map(|(id, to)| Op::Place(id, to)),
-        2 => (page(), 0..200u32, placement())
-            .prop_map(|(first, len, to)| Op::PlaceRun(first..first + len, to)),
-        8 => (page(), weight()).prop_map(|(id, w)| Op::Sample(id, w)),
-        8 => (proptest::collection::vec(page(), 0..60), weight())
-            .prop_map(|(ids, w)| Op::SampleBatch(ids, w)),
-        2 => page().prop_map(Op::Take),
+        USUAL => usual(page, run, weight).prop_map(Op::Usual),
         4 => Just(Op::TakeHottest),
         4 => Just(Op::TakeColdest),
-        6 => (page(), placement(), proptest::option::of(span()))
-            .prop_map(|(id, to, cool)| Op::Settle(id, to, cool)),
-        1 => page().prop_map(Op::Exclude),
-        1 => page().prop_map(Op::Readmit),
-        3 => Just(Op::Tick),
-        1 => (1_000..10_000u64).prop_map(|ms| Op::HalfLife(Duration::from_millis(ms))),
         1 => (0.01..100.0f64).prop_map(Op::Scale),
     ]
 }
@@ -126,29 +74,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn apply(op: Op, heat: &mut SketchHeat, model: &mut Model) {
     let now = model.now;
     match op {
-        Op::Pass(time) => model.now = now + time,
-        Op::Place(id, to) => {
-            let old = model.pages.get(&id).map_or(Placement::Untracked, |p| p.0);
-            assert_eq!(heat.place(PageId(id), to), old);
-            model.place(id, to);
-        }
-        Op::PlaceRun(run, to) => {
-            heat.place_run(run.clone(), to);
-            run.for_each(|id| model.place(id, to));
-        }
-        Op::Sample(id, weight) => {
-            let known = heat.sample(now, PageId(id), weight);
-            assert_eq!(known, model.pages.contains_key(&id));
-        }
-        Op::SampleBatch(ids, weight) => {
-            let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
-            let known = ids.iter().filter(|id| model.pages.contains_key(id)).count();
-            assert_eq!(
-                heat.sample_batch(now, &batch, weight).pages() as usize,
-                known
-            );
-        }
-        Op::Take(id) => assert_eq!(heat.take(PageId(id)), model.take(id)),
+        Op::Usual(op) => apply_usual(op, heat, model),
         Op::TakeHottest => {
             let seen = heat.hottest_slow(now);
             assert_eq!(heat.take_hottest_slow(now), seen);
@@ -163,7 +89,37 @@ fn apply(op: Op, heat: &mut SketchHeat, model: &mut Model) {
                 assert_eq!(model.take(id.0), Some(Placement::Fast));
             }
         }
-        Op::Settle(id, to, cool) => {
+        Op::Scale(factor) => heat.scale(now, factor),
+    }
+}
+
+fn apply_usual(op: Usual, heat: &mut SketchHeat, model: &mut Model) {
+    let now = model.now;
+    match op {
+        Usual::Pass(time) => model.now = now + time,
+        Usual::Place(id, to) => {
+            let old = model.pages.get(&id).map_or(Placement::Untracked, |p| p.0);
+            assert_eq!(heat.place(PageId(id), to), old);
+            model.place(id, to);
+        }
+        Usual::PlaceRun(run, to) => {
+            heat.place_run(run.clone(), to);
+            run.for_each(|id| model.place(id, to));
+        }
+        Usual::Sample(id, weight) => {
+            let known = heat.sample(now, PageId(id), weight);
+            assert_eq!(known, model.pages.contains_key(&id));
+        }
+        Usual::SampleBatch(ids, weight) => {
+            let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
+            let known = ids.iter().filter(|id| model.pages.contains_key(id)).count();
+            assert_eq!(
+                heat.sample_batch(now, &batch, weight).pages() as usize,
+                known
+            );
+        }
+        Usual::Take(id) => assert_eq!(heat.take(PageId(id)), model.take(id)),
+        Usual::Settle(id, to, cool) => {
             let end = cool.map(|cool| now + cool);
             let was = model.pages.get(&id).is_some_and(|p| p.1 == Hold::Flight);
             assert_eq!(heat.settle(PageId(id), to, end), was);
@@ -172,21 +128,21 @@ fn apply(op: Op, heat: &mut SketchHeat, model: &mut Model) {
                 page.1 = end.map_or(Hold::No, Hold::Cooling);
             }
         }
-        Op::Exclude(id) => {
+        Usual::Exclude(id) => {
             let page = model.pages.get_mut(&id);
             assert_eq!(heat.exclude(PageId(id)), page.is_some());
             if let Some(page) = page {
                 page.1 = Hold::Excluded;
             }
         }
-        Op::Readmit(id) => {
+        Usual::Readmit(id) => {
             let page = model.pages.get_mut(&id).filter(|p| p.1 == Hold::Excluded);
             assert_eq!(heat.readmit(PageId(id)), page.is_some());
             if let Some(page) = page {
                 page.1 = Hold::No;
             }
         }
-        Op::Tick => {
+        Usual::Tick => {
             let mut ended = 0;
             for page in model.pages.values_mut() {
                 if matches!(page.1, Hold::Cooling(end) if end <= now) {
@@ -196,8 +152,7 @@ fn apply(op: Op, heat: &mut SketchHeat, model: &mut Model) {
             }
             assert_eq!(heat.tick(now), ended);
         }
-        Op::HalfLife(new) => heat.set_half_life(new, now),
-        Op::Scale(factor) => heat.scale(now, factor),
+        Usual::HalfLife(new) => heat.set_half_life(new, now),
     }
 }
 
