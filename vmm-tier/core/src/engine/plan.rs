@@ -148,33 +148,26 @@ impl VmEngine {
                 self.put_back(hot, Placement::Slow);
                 return;
             }
-            match self.make_room_for(now, hot, size - room, slow_room) {
-                Some(victims) => {
-                    if room + bytes_of(&victims) >= size && self.stays(now, hot) {
-                        for cold in victims {
-                            self.put_back(cold, Placement::Fast);
-                        }
-                        continue;
-                    }
-                    for cold in victims {
-                        slow_room -= cold.page.bytes;
-                        room += i64::try_from(cold.page.bytes).unwrap_or(i64::MAX);
-                        draft.add(|d| &mut d.demote, cold);
-                    }
-                    // With headroom to restore first, the page waits for the next step.
-                    if room >= size {
-                        room -= size;
-                        draft.add(|d| &mut d.then_promote, hot);
-                    } else {
-                        self.put_back(hot, Placement::Slow);
-                        return;
-                    }
-                }
-                None => {
-                    self.put_back(hot, Placement::Slow);
-                    return;
-                }
+            let Some(victims) = self.make_room_for(now, hot, size - room, slow_room) else {
+                self.put_back(hot, Placement::Slow);
+                return;
+            };
+            if room + bytes_of(&victims) >= size && self.stays(now, hot) {
+                self.put_all_back(victims, Placement::Fast);
+                continue;
             }
+            for cold in victims {
+                slow_room -= cold.page.bytes;
+                room += i64::try_from(cold.page.bytes).unwrap_or(i64::MAX);
+                draft.add(|d| &mut d.demote, cold);
+            }
+            // With headroom to restore first, the page waits for the next step.
+            if room < size {
+                self.put_back(hot, Placement::Slow);
+                return;
+            }
+            room -= size;
+            draft.add(|d| &mut d.then_promote, hot);
         }
     }
 
@@ -230,9 +223,7 @@ impl VmEngine {
     /// Puts back fast pages that were taken for an exchange that does not pay.
     fn spare(&mut self, now: Time, victims: Vec<Candidate>) {
         self.throttle.looked_in_vain(now, victims.len());
-        for cold in victims {
-            self.put_back(cold, Placement::Fast);
-        }
+        self.put_all_back(victims, Placement::Fast);
     }
 
     /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
@@ -327,6 +318,12 @@ impl VmEngine {
 
     pub(super) fn put_back(&mut self, candidate: Candidate, placement: Placement) {
         self.heap.settle(candidate.id, placement, None);
+    }
+
+    fn put_all_back(&mut self, candidates: Vec<Candidate>, placement: Placement) {
+        for candidate in candidates {
+            self.put_back(candidate, placement);
+        }
     }
 
     /// Sends a draft on its way, or only counts it in a dry run.
