@@ -9,7 +9,7 @@
 //! new entry if it is below the bound; an older one beside it does no harm.
 
 use super::{
-    front::{ARITY, Entry, Room},
+    front::{ARITY, Entry, Room, refresh},
     pages::Pages,
     word::Slot,
 };
@@ -132,10 +132,8 @@ impl FastHeap {
     /// Brings all entries up to date and drops those that there is no room for.
     fn cut(&mut self, pages: &Pages) {
         let bound = self.bound;
-        self.entries.retain_mut(|entry| {
-            let key = true_key(*entry, pages).filter(|&key| key <= bound);
-            entry.key = key.unwrap_or(entry.key);
-            key.is_some()
+        refresh(&mut self.entries, pages, |entry| {
+            true_key(entry, pages).filter(|&key| key <= bound)
         });
         self.keep_least();
         self.put_in_order();

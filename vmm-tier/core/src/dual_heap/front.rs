@@ -11,6 +11,8 @@
 
 use std::cmp::Ordering;
 
+use super::pages::Pages;
+
 /// Children of a node: 8 entries fill a cache line.
 pub(super) const ARITY: usize = 8;
 
@@ -21,6 +23,10 @@ const ROOTS: u32 = 2;
 const LEAST_ROOM: usize = 16;
 /// How many times its room a front may hold before it is cut.
 const GROWTH: usize = 4;
+
+/// Entries whose pages' words are asked for before the first is looked at: as many as a core can have outstanding
+/// misses, or twice that.
+const AHEAD: usize = 24;
 
 /// A page and its key, or a bound of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,6 +55,17 @@ impl Room {
         GROWTH * self.0
     }
 
+    /// How many of a list go to the heap together: those of a batch of moves and more.
+    pub(super) fn admitted(self) -> usize {
+        self.0 / 8
+    }
+
+    /// How many of a list's entries may not be what they say.
+    #[inline]
+    pub(super) fn loose(self) -> usize {
+        self.0 / 4
+    }
+
     /// Appends without the doubling of `Vec::push`: up to what the front may hold, and little more.
     #[inline]
     pub(super) fn append(self, entries: &mut Vec<Entry>, entry: Entry) {
@@ -72,4 +89,35 @@ impl Room {
             (self.0, last.key)
         })
     }
+}
+
+/// Calls `each` for every entry, with the words of those to come asked for.
+#[inline]
+pub(super) fn for_each_ahead(
+    entries: &[Entry],
+    pages: &mut Pages,
+    mut each: impl FnMut(usize, Entry, &mut Pages),
+) {
+    for (index, &entry) in entries.iter().enumerate() {
+        if let Some(later) = entries.get(index + AHEAD) {
+            pages.read_ahead(later.id);
+        }
+        each(index, entry, pages);
+    }
+}
+
+/// Brings every entry's key up to date; drops those for which `key` finds none.
+pub(super) fn refresh(entries: &mut Vec<Entry>, pages: &Pages, key: impl Fn(Entry) -> Option<f32>) {
+    let mut kept = 0;
+    for index in 0..entries.len() {
+        if let Some(later) = entries.get(index + AHEAD) {
+            pages.read_ahead(later.id);
+        }
+        let entry = entries[index];
+        if let Some(key) = key(entry) {
+            entries[kept] = Entry { key, id: entry.id };
+            kept += 1;
+        }
+    }
+    entries.truncate(kept);
 }

@@ -356,8 +356,10 @@ impl States for DualHeap {
             }
         };
         self.pages.set(id, Slot::Untracked);
-        if matches!(slot, Slot::Slow(_) | Slot::Front(_)) {
-            self.slow.left(id, &mut self.pages);
+        match slot {
+            Slot::Slow(key) => self.slow.left(Entry { key, id }, &mut self.pages),
+            Slot::Front(_) => self.slow.left(Entry { key: 0.0, id }, &mut self.pages),
+            _ => {}
         }
         self.stats.pages.remove(placement, why);
         Some(Detached { heat, why })

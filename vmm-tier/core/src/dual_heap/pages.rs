@@ -17,6 +17,8 @@ mod blocks;
 
 use std::ops::Range;
 
+use prefetch_index::prefetch_index;
+
 use super::word::{SLOW, Slot, key_of, with_key};
 
 /// log2 of the frames in a chunk.
@@ -136,6 +138,12 @@ impl Pages {
     #[inline]
     pub(super) fn get(&self, id: u32) -> Slot {
         Slot::of(self.words[self.index(id)])
+    }
+
+    /// Asks for the word of a page that is looked at soon, so that its cache miss overlaps others.
+    #[inline]
+    pub(super) fn read_ahead(&self, id: u32) {
+        prefetch_index(&self.words, self.index(id));
     }
 
     /// Replaces the word of a page with a key by another of the same tier.

@@ -102,7 +102,7 @@ impl DualHeap {
             keyed.push_if(is_keyed, position);
             other.push_if(!is_keyed, position);
         }
-        let (mut above, mut risen) = (Positions::default(), Positions::default());
+        let (mut risen, mut above) = (Positions::default(), Positions::default());
         let mut slow = 0;
         for position in keyed.iter() {
             let word = &mut words[indices[position]];
@@ -111,8 +111,8 @@ impl DualHeap {
                 *word = with_key(old, (key + gain).min(f32::MAX));
             }
             slow += old >> 31;
-            above.push_if(*word > mark, position);
             risen.push_if(*word > mark && old <= mark, position);
+            above.push_if(old > mark, position);
         }
         for (positions, was_above) in [(risen, false), (above, true)] {
             for position in positions.iter() {

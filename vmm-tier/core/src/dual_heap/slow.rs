@@ -2,14 +2,19 @@
 //!
 //! A page's key is in its word until the page is about to be taken. A sample that carries it above the
 //! [front](super::front)'s bound makes it a *newcomer*: it goes to the end of a list, and of newcomers only
-//! the greatest is known. When that one leaves, the newcomers go to the *heap*, the greatest key on top,
+//! the greatest is known. When that one leaves, the greatest newcomers go to the *heap*, the greatest key on top,
 //! and their words say where in it they are. Keys only grow, so a sample in the heap sifts up, mostly not
 //! at all.
 //!
-//! So samples cost no order while nothing is taken; of a list that is full only the greatest stay.
+//! So samples cost no order while nothing is taken; of a list that is full only the greatest stay. Where every page is
+//! sampled once, each is a newcomer, and asking for its word again would cost as much as the sample. So a newcomer
+//! that grows is listed again, and the list is cut by what it says; only where too many were listed again, or have
+//! left, are the words asked.
+
+mod check;
 
 use super::{
-    front::{ARITY, Entry, Room},
+    front::{ARITY, Entry, Room, for_each_ahead, refresh},
     pages::Pages,
     word::{Slot, key_of},
 };
@@ -18,8 +23,11 @@ use super::{
 pub(super) struct SlowHeap {
     /// The heap.
     entries: Vec<Entry>,
-    /// Newcomers, with a lower bound of their keys. Some have left, or were listed again.
+    /// Newcomers, with keys that they had. Some have left, or were listed again.
     newcomers: Vec<Entry>,
+    /// Newcomers that grew since their words were last asked for, and such as left. While they are few, each newcomer is
+    /// listed with the key that it has.
+    loose: usize,
     /// The newcomer with the greatest key; `NOBODY` if there is none.
     greatest: Entry,
     /// Every page above it is in the heap or a newcomer. 0 if all are.
@@ -35,6 +43,7 @@ impl SlowHeap {
         Self {
             entries: Vec::new(),
             newcomers: Vec::new(),
+            loose: 0,
             greatest: NOBODY,
             bound: 0.0,
             room: Room::of(pages),
@@ -73,7 +82,8 @@ impl SlowHeap {
     #[inline]
     pub(super) fn offer(&mut self, entry: Entry, was_above: bool) {
         if entry.key > self.bound {
-            if !was_above {
+            self.loose += usize::from(was_above);
+            if !was_above || self.is_listed_with_keys() {
                 self.room.append(&mut self.newcomers, entry);
             }
             if entry.key > self.greatest.key {
@@ -105,7 +115,9 @@ impl SlowHeap {
         let removed = self.entries.swap_remove(index);
         if let Some(&moved) = self.entries.get(index) {
             pages.update(moved.id, Slot::Front(index as u32));
-            self.sift_down(index, moved, pages);
+            sift_down(&mut self.entries, index, moved, |id, index| {
+                pages.update(id, Slot::Front(index as u32));
+            });
             if self.entries[index] == moved {
                 self.sift_up(index, moved, pages);
             }
@@ -113,8 +125,16 @@ impl SlowHeap {
         removed
     }
 
-    /// Finds the new top, if it was this page that left the tier. Its word no longer names the tier.
-    pub(super) fn left(&mut self, id: u32, pages: &mut Pages) {
+    /// Whether each newcomer is listed with the key that it has.
+    #[inline]
+    fn is_listed_with_keys(&self) -> bool {
+        self.loose < self.room.loose()
+    }
+
+    /// Finds the new top, if it was this page that left the tier. Its word no longer names the tier; its key is that
+    /// which stood there, 0 if none did.
+    pub(super) fn left(&mut self, Entry { key, id }: Entry, pages: &mut Pages) {
+        self.loose += usize::from(key > self.bound);
         if self.greatest.key > 0.0 && self.greatest.id == id {
             self.admit_newcomers(pages);
         }
@@ -150,87 +170,45 @@ impl SlowHeap {
         (self.entries.capacity() + self.newcomers.capacity()) * size_of::<Entry>()
     }
 
-    /// Whether the heap is in order, every entry's page points back at it, no page above the bound is
-    /// missing, and the top is the greatest of all.
-    pub(super) fn check(&self, pages: &Pages) -> Result<(), String> {
-        for (index, entry) in (0u32..).zip(&self.entries) {
-            let Entry { key, id } = *entry;
-            if !key.is_normal() || key < 0.0 {
-                return Err(format!(
-                    "slow tier: page {id} in the heap has the key {key}"
-                ));
-            }
-            if pages.get(id) != Slot::Front(index) {
-                return Err(format!("slow tier: page {id} is not where its word says"));
-            }
-            if index > 0 && self.entries[(index as usize - 1) / ARITY].key < key {
-                return Err(format!("slow tier: page {id} is greater than its parent"));
-            }
-        }
-        let newcomers: std::collections::HashMap<u32, f32> = self
-            .newcomers
-            .iter()
-            .map(|entry| (entry.id, entry.key))
-            .collect();
-        let (mut in_heap, mut greatest) = (0, 0.0_f32);
-        for (id, slot) in pages.iter() {
-            match slot {
-                Slot::Slow(key) => {
-                    if key > self.bound && newcomers.get(&id).is_none_or(|&bound| bound > key) {
-                        return Err(format!("slow tier: page {id} is not among the newcomers"));
-                    }
-                    greatest = greatest.max(key);
-                }
-                Slot::Front(index) => {
-                    in_heap += 1;
-                    greatest = greatest.max(self.key(index));
-                }
-                _ => {}
-            }
-        }
-        if in_heap != self.entries.len() {
-            return Err("slow tier: the heap has too many entries".to_owned());
-        }
-        if self.room.is_full(&self.entries) || self.room.is_full(&self.newcomers) {
-            return Err("slow tier: the front has not been cut".to_owned());
-        }
-        let greatest_is_there = pages.get(self.greatest.id) == Slot::Slow(self.greatest.key);
-        if self.greatest.key > 0.0 && !greatest_is_there {
-            return Err("slow tier: the greatest newcomer is not what its word says".to_owned());
-        }
-        let top = self.top().unwrap_or(NOBODY);
-        if top.key != greatest {
-            return Err(format!("slow tier: {top:?} on top is not {greatest}"));
-        }
-        Ok(())
-    }
-
-    /// Drops newcomers that there is no room for, and such as are none any more.
+    /// Drops newcomers that there is no room for.
     fn keep_greatest_newcomers(&mut self, pages: &Pages) {
-        let bound = self.bound;
-        self.newcomers
-            .retain_mut(|entry| match pages.get(entry.id) {
-                Slot::Slow(key) if key > bound => {
-                    entry.key = key;
-                    true
-                }
-                _ => false,
-            });
+        if !self.is_listed_with_keys() {
+            self.ask_newcomers(pages);
+        }
         if let Some((kept, bound)) = self.room.split(&mut self.newcomers, greatest_first) {
             self.newcomers.truncate(kept);
             self.bound = bound;
         }
     }
 
-    /// Puts all newcomers into the heap.
+    /// Lists each newcomer once, with its key. In the order of their words, which is the fastest to ask for them.
+    fn ask_newcomers(&mut self, pages: &Pages) {
+        self.loose = 0;
+        self.newcomers.sort_unstable_by_key(|entry| entry.id);
+        self.newcomers.dedup_by_key(|entry| entry.id);
+        let bound = self.bound;
+        refresh(&mut self.newcomers, pages, |entry| {
+            match pages.get(entry.id) {
+                Slot::Slow(key) if key > bound => Some(key),
+                _ => None,
+            }
+        });
+    }
+
+    /// Puts the greatest newcomers into the heap: as many as are taken soon, as each costs a cache miss or two.
     fn admit_newcomers(&mut self, pages: &mut Pages) {
-        if self.newcomers.len() > self.entries.len() {
-            self.keep_greatest_newcomers(pages);
+        if !self.is_listed_with_keys() {
+            self.ask_newcomers(pages);
         }
-        self.greatest = NOBODY;
+        let rest = self.newcomers.len().saturating_sub(self.room.admitted());
+        if rest > 0 {
+            self.newcomers
+                .select_nth_unstable_by(rest, |a, b| greatest_first(b, a));
+        }
+        let admitted = self.newcomers.split_off(rest);
         // Sifting one by one costs up to a walk to the root each.
-        let in_bulk = self.newcomers.len() > self.entries.len() / 8;
-        for Entry { id, .. } in std::mem::take(&mut self.newcomers) {
+        let in_bulk = admitted.len() > self.entries.len() / 8;
+        for_each_ahead(&admitted, pages, |_, Entry { id, .. }, pages| {
             // One that was listed twice is in the heap the second time.
             if let Slot::Slow(key) = pages.get(id)
                 && key >= self.bound
@@ -242,30 +220,50 @@ impl SlowHeap {
                     self.sift_up(last, entry, pages);
                 }
             }
-        }
-        if in_bulk {
+        });
+        let is_cut = self.cut(pages);
+        if in_bulk || is_cut {
             self.put_in_order(pages);
         }
-        if self.room.is_full(&self.entries)
-            && let Some((kept, bound)) = self.room.split(&mut self.entries, greatest_first)
-        {
-            for &Entry { key, id } in &self.entries[kept..] {
-                pages.update(id, Slot::Slow(key));
+        self.greatest = NOBODY;
+        for &entry in &self.newcomers {
+            if entry.key > self.greatest.key && pages.get(entry.id) == Slot::Slow(entry.key) {
+                self.greatest = entry;
             }
-            self.entries.truncate(kept);
-            self.entries.shrink_to(self.room.most());
-            self.bound = self.bound.max(bound);
-            self.put_in_order(pages);
         }
+    }
+
+    /// Puts the least out of the heap, and of the newcomers, if there are too many. Returns whether it did, so that the
+    /// heap's order is lost.
+    fn cut(&mut self, pages: &mut Pages) -> bool {
+        if !self.room.is_full(&self.entries) {
+            return false;
+        }
+        let Some((kept, bound)) = self.room.split(&mut self.entries, greatest_first) else {
+            return false;
+        };
+        for_each_ahead(
+            &self.entries[kept..],
+            pages,
+            |_, Entry { key, id }, pages| {
+                pages.update(id, Slot::Slow(key));
+            },
+        );
+        self.entries.truncate(kept);
+        self.entries.shrink_to(self.room.most());
+        self.bound = self.bound.max(bound);
+        self.newcomers.retain(|entry| entry.key > self.bound);
+        true
     }
 
     /// Looks at all pages and makes the heap of the greatest.
     fn refill(&mut self, pages: &mut Pages) {
-        for &Entry { key, id } in &self.entries {
+        for_each_ahead(&self.entries, pages, |_, Entry { key, id }, pages| {
             pages.update(id, Slot::Slow(key));
-        }
+        });
         self.entries.clear();
         self.newcomers.clear();
+        self.loose = 0;
         self.greatest = NOBODY;
         self.bound = 0.0;
         pages.for_chunks(|first, words| {
@@ -290,12 +288,15 @@ impl SlowHeap {
         self.put_in_order(pages);
     }
 
-    /// Makes a heap of the entries and sets their pages' words. What is sorted is a heap.
+    /// Makes a heap of the entries (Floyd's way, from the last parent to the root) and sets their pages' words.
     fn put_in_order(&mut self, pages: &mut Pages) {
-        self.entries.sort_unstable_by(greatest_first);
-        for (index, entry) in (0..).zip(&self.entries) {
-            pages.update(entry.id, Slot::Front(index));
+        for index in (0..self.entries.len().div_ceil(ARITY)).rev() {
+            let entry = self.entries[index];
+            sift_down(&mut self.entries, index, entry, |_, _| {});
         }
+        for_each_ahead(&self.entries, pages, |index, entry, pages| {
+            pages.update(entry.id, Slot::Front(index as u32));
+        });
     }
 
     #[inline]
@@ -316,35 +317,36 @@ impl SlowHeap {
             pages.update(entry.id, Slot::Front(index as u32));
         }
     }
+}
 
-    fn sift_down(&mut self, start: usize, entry: Entry, pages: &mut Pages) {
-        let mut index = start;
-        loop {
-            let first = index * ARITY + 1;
-            let last = (first + ARITY).min(self.entries.len());
-            let children = self.entries.get(first..last).unwrap_or_default();
-            let Some((child, below)) =
-                (first..)
-                    .zip(children.iter().copied())
-                    .reduce(
-                        |best, next| {
-                            if next.1.key > best.1.key { next } else { best }
-                        },
-                    )
-            else {
-                break;
-            };
-            if below.key <= entry.key {
-                break;
-            }
-            self.entries[index] = below;
-            pages.update(below.id, Slot::Front(index as u32));
-            index = child;
+/// Puts an entry at `start`, or as far below it as order wants. Tells of each that got another index.
+#[inline]
+fn sift_down(entries: &mut [Entry], start: usize, entry: Entry, mut moved: impl FnMut(u32, usize)) {
+    let mut index = start;
+    loop {
+        let first = index * ARITY + 1;
+        let last = (first + ARITY).min(entries.len());
+        let children = entries.get(first..last).unwrap_or_default();
+        let Some((child, below)) = (first..)
+            .zip(children.iter().copied())
+            .reduce(
+                |best, next| {
+                    if next.1.key > best.1.key { next } else { best }
+                },
+            )
+        else {
+            break;
+        };
+        if below.key <= entry.key {
+            break;
         }
-        if index != start {
-            self.entries[index] = entry;
-            pages.update(entry.id, Slot::Front(index as u32));
-        }
+        entries[index] = below;
+        moved(below.id, index);
+        index = child;
+    }
+    if index != start {
+        entries[index] = entry;
+        moved(entry.id, index);
     }
 }
 
