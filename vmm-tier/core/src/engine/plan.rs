@@ -128,46 +128,43 @@ impl VmEngine {
         }
         let mut slow_room = self.slow_room();
         while draft.bytes < budget {
-            let Some(hot) = self.take_hottest_slow(now) else {
+            // Looked at and not taken before it pays: most looks find nothing, and must cost the heaps nothing.
+            let hottest = self.heap.hottest_slow(now);
+            let Some(hot) = hottest.and_then(|(id, count)| self.candidate(id, count)) else {
                 return;
             };
             let size = i64::try_from(hot.page.bytes).unwrap_or(i64::MAX);
-            if room >= size {
-                if self.pays(now, hot, &[]) {
-                    if self.stays(now, hot) {
-                        continue;
-                    }
-                    room -= size;
-                    // Room that the draft's own demotions make is not there before they are done.
-                    match draft.demote.is_empty() {
-                        true => draft.add(|d| &mut d.promote, hot),
-                        false => draft.add(|d| &mut d.then_promote, hot),
-                    }
-                    continue;
-                }
-                self.put_back(hot, Placement::Slow);
-                return;
-            }
-            let Some(victims) = self.make_room_for(now, hot, size - room, slow_room) else {
-                self.put_back(hot, Placement::Slow);
+            let victims = match room >= size {
+                true => self.pays(now, hot, &[]).then(Vec::new),
+                false => self.make_room_for(now, hot, size - room, slow_room),
+            };
+            let Some(victims) = victims else {
                 return;
             };
-            if room + bytes_of(&victims) >= size && self.stays(now, hot) {
-                self.put_all_back(victims, Placement::Fast);
-                continue;
+            let made = bytes_of(&victims);
+            let fits = room + made >= size;
+            if fits {
+                self.heap.take_hottest_slow(now);
+                if self.stays(now, hot) {
+                    self.put_victims_back(victims);
+                    continue;
+                }
             }
+            room += made;
             for cold in victims {
                 slow_room -= cold.page.bytes;
-                room += i64::try_from(cold.page.bytes).unwrap_or(i64::MAX);
                 draft.add(|d| &mut d.demote, cold);
             }
             // With headroom to restore first, the page waits for the next step.
-            if room < size {
-                self.put_back(hot, Placement::Slow);
+            if !fits {
                 return;
             }
             room -= size;
-            draft.add(|d| &mut d.then_promote, hot);
+            // Room that the draft's own demotions make is not there before they are done.
+            match draft.demote.is_empty() {
+                true => draft.add(|d| &mut d.promote, hot),
+                false => draft.add(|d| &mut d.then_promote, hot),
+            }
         }
     }
 
@@ -187,20 +184,22 @@ impl VmEngine {
         let mut victims: Vec<Candidate> = Vec::new();
         let mut bytes = 0;
         while bytes < need {
-            let cold = self.take_coldest_fast(now);
             // Restoring headroom is owed to nobody in particular: each victim must be one that the
             // hot page would be exchanged with.
-            let pays = cold.is_some_and(|cold| {
+            let coldest = self.heap.coldest_fast(now);
+            let cold = coldest.and_then(|(id, count)| self.candidate(id, count));
+            let cold = cold.filter(|&cold| {
                 bytes + cold.page.bytes <= slow_room
                     && self.knows_cold(cold)
                     && self.pays(now, hot, &[cold])
             });
-            victims.extend(cold);
-            if !pays {
+            let Some(cold) = cold else {
                 self.spare(now, victims);
                 return None;
-            }
-            bytes += cold.map_or(0, |cold| cold.page.bytes);
+            };
+            self.heap.take_coldest_fast(now);
+            bytes += cold.page.bytes;
+            victims.push(cold);
         }
         // Each is colder than the hot page; together, as many as change places with it, they may not be.
         let mut exchanged = 0;
@@ -220,10 +219,10 @@ impl VmEngine {
         Some(victims)
     }
 
-    /// Puts back fast pages that were taken for an exchange that does not pay.
+    /// Puts back fast pages that were taken for an exchange that does not pay. One more was looked at, or the hot page.
     fn spare(&mut self, now: Time, victims: Vec<Candidate>) {
-        self.throttle.looked_in_vain(now, victims.len());
-        self.put_all_back(victims, Placement::Fast);
+        self.throttle.looked_in_vain(now, victims.len() + 1);
+        self.put_victims_back(victims);
     }
 
     /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
@@ -301,11 +300,6 @@ impl VmEngine {
             .saturating_sub(demote_bytes)
     }
 
-    fn take_hottest_slow(&mut self, now: Time) -> Option<Candidate> {
-        let (id, count) = self.heap.take_hottest_slow(now)?;
-        self.candidate(id, count)
-    }
-
     pub(super) fn take_coldest_fast(&mut self, now: Time) -> Option<Candidate> {
         let (id, count) = self.heap.take_coldest_fast(now)?;
         self.candidate(id, count)
@@ -320,9 +314,9 @@ impl VmEngine {
         self.heap.settle(candidate.id, placement, None);
     }
 
-    fn put_all_back(&mut self, candidates: Vec<Candidate>, placement: Placement) {
-        for candidate in candidates {
-            self.put_back(candidate, placement);
+    fn put_victims_back(&mut self, victims: Vec<Candidate>) {
+        for cold in victims {
+            self.put_back(cold, Placement::Fast);
         }
     }
 

@@ -226,6 +226,16 @@ impl HeatStore {
 
     // --- taking pages ------------------------------------------------------------------------
 
+    /// See [`DualHeap::hottest_slow`].
+    pub fn hottest_slow(&mut self, now: Time) -> Option<(PageId, f64)> {
+        either!(self, store => store.hottest_slow(now))
+    }
+
+    /// See [`DualHeap::coldest_fast`].
+    pub fn coldest_fast(&mut self, now: Time) -> Option<(PageId, f64)> {
+        either!(self, store => store.coldest_fast(now))
+    }
+
     /// See [`DualHeap::take_hottest_slow`].
     pub fn take_hottest_slow(&mut self, now: Time) -> Option<(PageId, f64)> {
         either!(self, store => store.take_hottest_slow(now))
