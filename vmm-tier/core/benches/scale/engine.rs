@@ -113,12 +113,15 @@ impl Machine {
             .set_map(Time(0), Arc::new(map))
             .expect("pages that can be numbered");
         machine.give(Event::Source(Some(SourceKind::Pebs)));
-        let chunks = u64::from(frames).div_ceil(4096);
-        for _ in 0..=chunks {
+        while machine.placed_bytes() < bytes {
             machine.now = machine.now + Duration::from_secs(1);
             machine.give(Event::Tick);
         }
         machine
+    }
+
+    fn placed_bytes(&self) -> u64 {
+        self.engine.snapshot().page_sizes.values().sum()
     }
 
     /// Records of single accesses to these frames, as a source delivers them.
