@@ -1,7 +1,9 @@
 //! A whole engine and the machine under it: what a record costs from its arrival to its place in the heaps, with
 //! the look-up of its address, the accounts, the plans and the moves.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde::Serialize;
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
@@ -16,7 +18,7 @@ use tier_core::{
     time::Time,
 };
 
-use crate::{BATCH, STEP, seconds, size};
+use crate::{BATCH, Cost, Effort, STEP, loads::Load, seconds, size};
 
 const FAST: NodeId = NodeId(0);
 const SLOW: NodeId = NodeId(1);
@@ -56,7 +58,7 @@ impl Kind {
 }
 
 /// A guest of one range, its engine, and where its pages lie: a fifth of them on the fast node at first.
-pub(crate) struct Machine {
+struct Machine {
     engine: VmEngine,
     is_fast: Vec<bool>,
     page_bytes: u64,
@@ -65,7 +67,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// All pages are placed.
-    pub(crate) fn new(Kind { shift, huge, store }: Kind) -> Self {
+    fn new(Kind { shift, huge, store }: Kind) -> Self {
         let frames = 1_u32 << shift;
         let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
         let bytes = u64::from(frames) * BASE_PAGE;
@@ -125,7 +127,7 @@ impl Machine {
     }
 
     /// Records of single accesses to these frames, as a source delivers them.
-    pub(crate) fn records(frames: &[PageId]) -> Vec<AccessSample> {
+    fn records(frames: &[PageId]) -> Vec<AccessSample> {
         let record = |&PageId(frame): &PageId| AccessSample {
             address: SampleAddress::Host(Hva(BASE + u64::from(frame) * BASE_PAGE + 64)),
             len: 1,
@@ -137,7 +139,7 @@ impl Machine {
 
     /// Gives the engine records, one batch after the other, and carries out what it asks for. Returns the CPU seconds
     /// that the engine took.
-    pub(crate) fn run(&mut self, records: &[AccessSample]) -> f64 {
+    fn run(&mut self, records: &[AccessSample]) -> f64 {
         let mut spent = 0.0;
         for samples in records.chunks(BATCH) {
             self.now = self.now + STEP;
@@ -158,18 +160,18 @@ impl Machine {
     }
 
     /// Records that reached the heaps.
-    pub(crate) fn accepted(&self) -> u64 {
+    fn accepted(&self) -> u64 {
         let accounts = self.engine.sources().map(|(_, stats)| &stats.account);
         accounts.map(|account| account.accepted).sum()
     }
 
     /// Bytes that heats take.
-    pub(crate) fn memory_bytes(&self) -> usize {
+    fn memory_bytes(&self) -> usize {
         self.engine.memory_bytes()
     }
 
     /// Pages that were moved.
-    pub(crate) fn moved_pages(&self) -> u64 {
+    fn moved_pages(&self) -> u64 {
         self.engine.moved_bytes() / self.page_bytes
     }
 
@@ -250,4 +252,88 @@ impl Machine {
             cpu_time: Duration::ZERO,
         }
     }
+}
+
+/// A row of the table of engines.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct EngineRow {
+    pub(crate) guest: String,
+    pub(crate) load: &'static str,
+    ns_per_record: f64,
+    ns_spread: f64,
+    million_records_per_s: f64,
+    /// How many times what it costs in the least guest.
+    pub(crate) times_least: Option<f64>,
+    moved_pages: u64,
+    /// A 4 KiB frame.
+    bytes_per_frame: f64,
+}
+
+impl fmt::Display for EngineRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<46} {:<10} {:>7.1} ± {:<4.1} {:>7.1} {:>7.2} {:>12}",
+            self.guest,
+            self.load,
+            self.ns_per_record,
+            self.ns_spread,
+            self.million_records_per_s,
+            self.bytes_per_frame,
+            self.moved_pages
+        )
+    }
+}
+
+/// Records through a whole engine.
+pub(crate) fn measure(
+    kind: Kind,
+    least: Option<Kind>,
+    loads: &[Load],
+    effort: &Effort,
+) -> Vec<EngineRow> {
+    let frames = 1 << kind.shift;
+    let mut machine = Machine::new(kind);
+    let mut least = least.map(|least| (least.shift, Machine::new(least)));
+    let mut rows = Vec::new();
+    for &(load, draw) in loads {
+        let records = Machine::records(&draw(frames, effort.samples / 2));
+        machine.run(&records);
+        let mut of_least = Vec::new();
+        if let Some((shift, least)) = &mut least {
+            of_least = Machine::records(&draw(1 << *shift, effort.samples / 2));
+            least.run(&of_least);
+        }
+        let (accepted, moved) = (machine.accepted(), machine.moved_pages());
+        let [mut parts, mut parts_of_least] =
+            [&records, &of_least].map(|records| records.chunks(effort.run).cycle());
+        let ns = |machine: &mut Machine, part: Option<&[AccessSample]>| {
+            let part = part.unwrap_or_default();
+            machine.run(part) * 1e9 / part.len() as f64
+        };
+        let cost = Cost::of(
+            effort.runs,
+            || ns(&mut machine, parts.next()),
+            least
+                .as_mut()
+                .map(|(_, least)| || ns(least, parts_of_least.next())),
+        );
+        assert_eq!(
+            machine.accepted() - accepted,
+            (effort.runs * effort.run) as u64,
+            "records were dropped"
+        );
+        rows.push(EngineRow {
+            guest: kind.name(),
+            load,
+            ns_per_record: cost.median(),
+            ns_spread: cost.spread(),
+            million_records_per_s: 1e3 / cost.median(),
+            times_least: cost.times_least,
+            moved_pages: machine.moved_pages() - moved,
+            bytes_per_frame: machine.memory_bytes() as f64 / f64::from(frames),
+        });
+    }
+    rows
 }
