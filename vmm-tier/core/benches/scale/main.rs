@@ -44,7 +44,7 @@ struct Effort {
 const FULL: Effort = Effort {
     guests: &[20, 24, 26, 28],
     samples: 8 << 20,
-    runs: 41,
+    runs: 101,
     run: 64 * BATCH,
 };
 const SHORT: Effort = Effort {
