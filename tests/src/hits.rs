@@ -2,17 +2,22 @@
 //!
 //! The agent tells the share of accesses that went to the fast tier among all that it has seen, each
 //! weighted by half for every half-life that has passed since. The truth is weighted the same way here, so
-//! that both speak of the same time.
+//! that both speak of the same time. An agent follows its guest with another half-life than the one that was set,
+//! and does not say with which: the truth is weighted with each that it may take, and the nearest is compared.
+//! Where the guest is steady they are one.
 
 use crate::result::{GuestPoint, Point};
 use crate::stats::mean;
+
+/// The half-lives that an agent chooses from, in parts of the one that is set.
+const HALF_LIVES: [f64; 6] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
 
 /// A moment's hit ratio as counted and as told.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison {
     /// Seconds since the start of tiering.
     pub t: f64,
-    /// Counted, decayed.
+    /// Counted, decayed with the half-life by which it is nearest to what is told.
     pub counted: f64,
     /// What the agent says.
     pub told: f64,
@@ -29,7 +34,8 @@ impl Comparison {
 /// Compares wherever both are there. `series`: seconds since the start of tiering, and the points.
 #[must_use]
 pub fn compare(series: &[(f64, &Point, &GuestPoint)]) -> Vec<Comparison> {
-    let (mut fast, mut slow) = (0.0, 0.0);
+    // Decayed counts of accesses to the fast tier and to both, for each half-life.
+    let mut counts = HALF_LIVES.map(|_| (0.0, 0.0));
     let (mut last, mut half_life): (Option<f64>, Option<f64>) = (None, None);
     let mut found = Vec::new();
     for (t, _, guest) in series {
@@ -42,25 +48,29 @@ pub fn compare(series: &[(f64, &Point, &GuestPoint)]) -> Vec<Comparison> {
         let Some(half_life_s) = half_life else {
             continue;
         };
-        if let Some(last) = last {
-            let kept = (-(t - last) / half_life_s).exp2();
-            fast *= kept;
-            slow *= kept;
-        }
-        last = Some(*t);
         // The accesses since the last point lie half the way back, on the whole: near enough for
         // points a second apart and half-lives of several.
-        fast += guest.accesses_fast.unwrap_or(0) as f64;
-        slow += guest.accesses_slow.unwrap_or(0) as f64;
-        if let Some(told) = guest.hit_ratio
-            && fast + slow > 0.0
-        {
-            found.push(Comparison {
-                t: *t,
-                counted: fast / (fast + slow),
-                told,
-            });
+        let passed = t - last.unwrap_or(*t);
+        last = Some(*t);
+        let fast = guest.accesses_fast.unwrap_or(0) as f64;
+        let slow = guest.accesses_slow.unwrap_or(0) as f64;
+        for ((of_fast, of_both), part) in counts.iter_mut().zip(HALF_LIVES) {
+            let kept = (-passed / (half_life_s * part)).exp2();
+            *of_fast = *of_fast * kept + fast;
+            *of_both = *of_both * kept + fast + slow;
         }
+        let Some(told) = guest.hit_ratio else {
+            continue;
+        };
+        let ratios = counts.iter().filter(|(_, of_both)| *of_both > 0.0);
+        let ratios = ratios.map(|(of_fast, of_both)| of_fast / of_both);
+        let off = |ratio: &f64| (ratio - told).abs();
+        let nearest = ratios.min_by(|a, b| off(a).total_cmp(&off(b)));
+        found.extend(nearest.map(|counted| Comparison {
+            t: *t,
+            counted,
+            told,
+        }));
     }
     found
 }
@@ -104,13 +114,29 @@ mod tests {
     fn comparison_when_accesses_lie_a_half_life_back_weighs_them_half() {
         let found = compared(&[
             (0.0, point(0, 1000, None)),
-            (10.0, point(1500, 0, Some(0.7))),
+            (10.0, point(1500, 0, Some(0.77))),
         ]);
 
         // 500 are left of the slow ones.
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].counted, 0.75);
-        assert!((found[0].error() - 0.05).abs() < 1e-9);
+        assert!((found[0].error() - 0.02).abs() < 1e-9);
+    }
+
+    #[test]
+    fn comparison_when_the_agent_forgets_faster_than_it_was_set_is_with_what_it_knows() {
+        let turn = [
+            (0.0, point(0, 1000, None)),
+            (10.0, point(1500, 0, Some(0.95))),
+        ];
+        let steady = [
+            (0.0, point(500, 500, None)),
+            (10.0, point(750, 750, Some(0.95))),
+        ];
+
+        // A quarter of the half-life: 62.5 of the slow ones are left.
+        assert_eq!(compared(&turn)[0].counted, 0.96);
+        assert_eq!(compared(&steady)[0].counted, 0.5);
     }
 
     #[test]
