@@ -278,7 +278,7 @@ mod tests {
 
     fn run_with(checks: &str) -> Run {
         let text = format!(
-            "title = 'x'\n[[runs]]\nname = 'a'\nsteps = []\nguests = [{{}}]\nchecks = [{checks}]\n"
+            "title = 'x'\nexpect-s = 1\n[[runs]]\nname = 'a'\nsteps = []\nguests = [{{}}]\nchecks = [{checks}]\n"
         );
         toml::from_str::<Scenario>(&text).unwrap().runs.remove(0)
     }
@@ -291,7 +291,7 @@ mod tests {
         let scenario = Scenario {
             name: String::new(),
             title: String::new(),
-            time_limit_s: 1,
+            expect_s: 1,
             host: crate::scenario::Host::default(),
             runs: vec![run],
         };

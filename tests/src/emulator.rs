@@ -5,19 +5,21 @@
 //! emulated host KVM with nested paging. Latency and bandwidth of the HMAT are told to the kernel,
 //! not emulated.
 //!
-//! Three faults of the emulator (seen in 10.0.2 and 11.1.3; the newest is used in the hope of better)
-//! end a run now and then, with and without an agent:
+//! Faults of the emulator (seen in 10.0.2 and 11.1.3; the newest is used in the hope of better) end a run now and
+//! then, with and without an agent. [`crate::fault`] knows their signs:
 //!
 //! - With a thread for each CPU, a write to code discards its translation *before* it stores. A CPU
 //!   that translates in between keeps the old code. When the kernel patches its own code (static
 //!   keys, tracepoints) a breakpoint may so outlive the patching: "Oops: int3". Toggling
 //!   kernel.sched_schedstats 300 times a second beside a guest crashes the emulated host within 20 s.
 //! - An interrupt injected into a nested guest (`helper_vmrun`) stays noted as an exception. If the
-//!   emulated CPU is kicked before the next exit from the guest, it is delivered once more: the guest
+//!   emulated CPU is kicked before the next exit from the guest, it is delivered once more: a guest's Linux
 //!   panics, resets or stands still. With one thread for all CPUs, which kicks them in turn, four of
 //!   four guests went so within a minute, no agent near; with a thread for each it takes some 50 guests.
+//!   A bare guest takes no interrupt but the end of a halt, and takes that twice without harm.
 //! - An emulated CPU that halted is never woken again: its thread sleeps for good, and whatever ran on that
-//!   CPU stands still, without a word from the emulated kernel. [`StandStill`] notices.
+//!   CPU stands still, without a word from the emulated kernel. [`StandStill`] notices. Or a CPU waits for
+//!   ever for another's answer after patching: a soft lockup.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lab_guest::PREFIX;
 use serde::{Deserialize, Serialize};
 
 /// One line of the protocol. Times `t` are seconds since the start of the run.
@@ -57,6 +58,8 @@ pub enum Event {
     Attempt(AttemptOutcome),
     /// What a look found.
     Look(Look),
+    /// What guests and agents cost so far.
+    Costs(Costs),
     /// A guest's workload compared its memory with its updates.
     Integrity {
         /// Which guest.
@@ -119,6 +122,8 @@ pub struct HostFacts {
     pub nodes: Vec<NodeFacts>,
     /// Memory tiers: name → nodes, as the kernel made them from the HMAT.
     pub memory_tiers: BTreeMap<String, String>,
+    /// What its clock said when its first process began: how fast this machine emulates.
+    pub boot_s: f64,
 }
 
 /// A node as the kernel sees it.
@@ -277,6 +282,38 @@ pub struct AttemptOutcome {
     pub socket_left: bool,
 }
 
+/// What guests and agents cost the emulated host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Costs {
+    /// When.
+    pub t: f64,
+    /// By name of the guest.
+    pub guests: BTreeMap<String, GuestCosts>,
+}
+
+/// What one guest costs, with the agent beside it. Absent where there is none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GuestCosts {
+    /// QEMU's process, the guest's memory included.
+    pub qemu: Option<ProcessCosts>,
+    /// The agent's process.
+    pub agent: Option<ProcessCosts>,
+}
+
+/// What a process costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ProcessCosts {
+    /// Its share of the memory it has mapped (`Pss`).
+    pub memory_kib: u64,
+    /// CPU time since its start.
+    pub cpu_s: f64,
+    /// The same over the time it has existed.
+    pub cpu_share: f64,
+}
+
 /// What was there when a look step looked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -295,10 +332,7 @@ pub struct Look {
     pub processes: Vec<u32>,
 }
 
-/// The prefix of the workload's lines on the guest's console, which it shares with the kernel.
-pub const GUEST_PREFIX: &str = "@lab ";
-
-/// What the workload tells on its console.
+/// What a guest tells on its console; written by [`lab_guest::Line`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "guest",
@@ -306,8 +340,27 @@ pub const GUEST_PREFIX: &str = "@lab ";
     rename_all_fields = "kebab-case"
 )]
 pub enum GuestEvent {
-    /// The guest's first process runs and waits for `go`.
+    /// The guest runs and waits for `go`.
     Up,
+    /// The working set is touched up to here.
+    Touched {
+        /// How far.
+        mib: u64,
+    },
+    /// The hot pages of a working set that lies in one piece: page `n` of them is page
+    /// `(first + n * stride) % of` of the set.
+    Hot {
+        /// Guest-physical address of the working set.
+        base: u64,
+        /// The first hot page.
+        first: u64,
+        /// How many there are.
+        pages: u64,
+        /// From one to the next, in pages.
+        stride: u64,
+        /// Pages of the working set.
+        of: u64,
+    },
     /// Guest-physical runs of the hot set: `[gpa, bytes]`. A list may come in parts.
     Runs {
         /// The runs.
@@ -325,6 +378,16 @@ pub enum GuestEvent {
         count: u64,
         /// In how many milliseconds.
         ms: u64,
+    },
+    /// An order was carried out.
+    Obeyed {
+        /// Which.
+        order: String,
+    },
+    /// The memory is compared up to here.
+    Compared {
+        /// How far.
+        mib: u64,
     },
     /// The workload ended.
     Integrity {
@@ -347,12 +410,14 @@ pub enum GuestEvent {
 /// Finds a workload's line on a console line; kernel messages and damaged lines give `None`.
 #[must_use]
 pub fn guest_event(console_line: &str) -> Option<GuestEvent> {
-    let at = console_line.find(GUEST_PREFIX)?;
-    serde_json::from_str(console_line[at + GUEST_PREFIX.len()..].trim_end()).ok()
+    let at = console_line.find(PREFIX)?;
+    serde_json::from_str(console_line[at + PREFIX.len()..].trim_end()).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use lab_guest::Line;
+
     use super::*;
 
     #[test]
@@ -365,6 +430,37 @@ mod tests {
         );
         assert_eq!(guest_event("[ 1.0] Freeing unused kernel memory"), None);
         assert_eq!(guest_event("@lab {\"guest\":\"upd[ 2.0] oops"), None);
+    }
+
+    #[test]
+    fn guest_lines_when_written_read_back_as_events() {
+        let hot = lab_guest::HotSet::new(1, 3, Some(1), 4).unwrap();
+        let line = |line: Line<'_>| guest_event(&line.to_string());
+
+        assert_eq!(line(Line::Up), Some(GuestEvent::Up));
+        assert_eq!(line(Line::Ready), Some(GuestEvent::Ready));
+        assert_eq!(line(Line::Touched { mib: 3 }), Some(GuestEvent::Touched { mib: 3 }));
+        assert_eq!(line(Line::Compared { mib: 3 }), Some(GuestEvent::Compared { mib: 3 }));
+        assert_eq!(
+            line(Line::Hot { base: 0x20_0000, hot }),
+            Some(GuestEvent::Hot { base: 0x20_0000, first: 256, pages: 256, stride: 3, of: 1024 })
+        );
+        assert_eq!(
+            line(Line::Runs { runs: &[[1, 2], [3, 4]], first: true, last: false }),
+            Some(GuestEvent::Runs { runs: vec![[1, 2], [3, 4]], first: true, last: false })
+        );
+        assert_eq!(
+            line(Line::Obeyed { order: &lab_guest::Order::Idle }),
+            Some(GuestEvent::Obeyed { order: "idle".to_owned() })
+        );
+        assert_eq!(
+            line(Line::Integrity { ok: true, updates: 5, expected: u64::MAX, found: 7 }),
+            Some(GuestEvent::Integrity { ok: true, updates: 5, expected: u64::MAX, found: 7 })
+        );
+        assert_eq!(
+            line(Line::Error { error: &"say \"no\" \\ \n twice" }),
+            Some(GuestEvent::Error { error: "say \"no\" \\ \n twice".to_owned() })
+        );
     }
 
     #[test]

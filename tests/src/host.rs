@@ -14,8 +14,10 @@ use softpmu::{Layout, Shared};
 
 use crate::emulator::{Emulator, Files, PmuFiles, StandStill};
 use crate::event::Event;
+use crate::fault::{self, End};
 use crate::image::{Cache, Programs, write_overlay};
-use crate::result::ScenarioResult;
+use crate::patience::{Limits, Moved, Pace, Patience};
+use crate::result::{Retry, ScenarioResult};
 use crate::scenario::{Scenario, Step};
 use crate::show::Screen;
 
@@ -27,6 +29,16 @@ const POWER_OFF_WITHIN: Duration = Duration::from_secs(10);
 
 /// A q35 machine has this much memory from address 0 on without a gap; the PMU's counters know none.
 const LOW_MIB: u64 = 2048;
+
+/// The emulated host tells of each second, once it is up; before, its kernel is silent. Until its pace is known the
+/// limits must serve the slowest machine.
+const SILENT_HOST: Limits = Limits {
+    still: Duration::from_secs(60),
+    silent_cpu: Duration::from_secs(180),
+};
+/// A scenario is ended when it takes so many times as long as expected, and no less than that.
+const MOST_TIMES: f64 = 10.0;
+const LEAST_LIMIT: Duration = Duration::from_secs(600);
 
 /// How much of each log a failed run shows.
 const LAST_LINES: usize = 40;
@@ -41,14 +53,65 @@ pub struct Options {
     pub folder: PathBuf,
     /// The folder of the programs just built.
     pub programs: PathBuf,
+    /// How often a scenario is begun at most, if faults of the emulator end it.
+    pub tries: usize,
 }
 
-/// Carries a scenario out.
+/// Carries a scenario out, and begins again if a fault of the emulator ended it.
 ///
 /// # Errors
 /// When the lab could not be started, or was told to stop. A scenario that did not pass is no
 /// error: its result says so.
 pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioResult> {
+    let mut retries = Vec::new();
+    loop {
+        let mut result = run_once(options, screen)?;
+        let console = fs::read(options.folder.join("console.log")).unwrap_or_default();
+        let fault = fault::find(
+            &options.scenario,
+            &result,
+            &String::from_utf8_lossy(&console),
+        );
+        let again = fault.filter(|_| retries.len() + 1 < options.tries);
+        if let Some(fault) = again {
+            let (next, of) = (retries.len() + 2, options.tries);
+            screen.line(&format!(
+                "RETRY {}: the emulator failed ({fault}); starting over, try {next} of {of}",
+                result.scenario
+            ));
+            keep(&options.folder, retries.len() + 1)?;
+            let seconds = result.seconds;
+            retries.push(Retry { fault, seconds });
+            continue;
+        }
+        result.retries = retries;
+        write_json(&result, &options.folder.join("result.json"))?;
+        if !result.pass {
+            // Where nobody keeps the logs, as in CI, what was said last must be seen.
+            for name in ["console.log", "programs.log"] {
+                let path = options.folder.join(name);
+                screen.line(&format!("the end of {}:", path.display()));
+                for line in last_lines(&path) {
+                    screen.line(&format!("  | {line}"));
+                }
+            }
+        }
+        return Ok(result);
+    }
+}
+
+/// Puts a failed try's logs aside, for whoever wants to look.
+fn keep(folder: &Path, n: usize) -> anyhow::Result<()> {
+    let aside = folder.join(format!("try-{n}"));
+    fs::create_dir_all(&aside).with_context(|| format!("creating {}", aside.display()))?;
+    for name in ["console.log", "programs.log", "events.jsonl", "emulator.log"] {
+        // What this try did not come to write is missing.
+        let _ = fs::rename(folder.join(name), aside.join(name));
+    }
+    Ok(())
+}
+
+fn run_once(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioResult> {
     let scenario = &options.scenario;
     let began = Instant::now();
     let cache = Cache::open()?;
@@ -102,16 +165,6 @@ pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioRes
     outcome?;
     result.seconds = began.elapsed().as_secs_f64();
     result.conclude(scenario);
-    write_json(&result, &folder.join("result.json"))?;
-    if !result.pass {
-        // Where nobody keeps the logs, as in CI, what was said last must be seen.
-        for path in [&files.console, &folder.join("programs.log")] {
-            screen.line(&format!("the end of {}:", path.display()));
-            for line in last_lines(path) {
-                screen.line(&format!("  | {line}"));
-            }
-        }
-    }
     Ok(result)
 }
 
@@ -142,7 +195,7 @@ pub fn write_json(result: &ScenarioResult, path: &Path) -> anyhow::Result<()> {
     attempt().with_context(|| format!("writing {}", path.display()))
 }
 
-/// Takes events in until the emulated host is done, has failed, or takes too long.
+/// Takes events in until the emulated host is done, has failed, or stands still.
 fn listen(
     emulator: &mut Emulator,
     scenario: &Scenario,
@@ -151,14 +204,17 @@ fn listen(
     mut log: File,
     screen: &mut Screen,
 ) -> anyhow::Result<()> {
-    let limit = Duration::from_secs(scenario.time_limit_s);
     let began = Instant::now();
+    let expected = Duration::from_secs(scenario.expect_s);
     let mut events = Tail::new(&files.events);
     let mut cpu = emulator.cpu_time();
     let mut still = StandStill::new();
+    let mut heard = 0_u64;
+    let mut patience = Patience::new(SILENT_HOST, Moved::default(), began);
     loop {
         let ended = emulator.ended()?;
         while let Some(line) = events.next_line()? {
+            heard += line.len() as u64 + 1;
             let Ok(event) = serde_json::from_str::<Event>(&line) else {
                 writeln!(log, "not understood: {line}")?;
                 continue;
@@ -169,6 +225,11 @@ fn listen(
             screen.event(&event);
             let last = matches!(event, Event::Done | Event::Failed { .. });
             let second = matches!(event, Event::Sample(_));
+            if let Event::Booted(facts) = &event {
+                let pace = Pace::of_boot(facts.boot_s);
+                screen.expect(pace, expected);
+                patience = Patience::new(scaled(SILENT_HOST, pace), Moved::default(), Instant::now());
+            }
             result.take(event);
             if second {
                 let now = emulator.cpu_time();
@@ -183,6 +244,7 @@ fn listen(
             bail!("stopped by a signal");
         }
         if let Some(status) = ended {
+            result.end = End::TooEarly;
             result.error = Some(format!(
                 "the emulator ended too early ({status}); see {} and {}",
                 files.console.display(),
@@ -190,23 +252,42 @@ fn listen(
             ));
             return Ok(());
         }
-        if let Some(cpu) = still.look(emulator, Instant::now()) {
-            result.error = Some(format!(
-                "the emulator lost {cpu}, which has not run for a minute; see {}",
-                files.console.display()
-            ));
+        let moved = Moved {
+            bytes: heard + fs::metadata(&files.console).map_or(0, |facts| facts.len()),
+            cpu_s: emulator.cpu_time().run_ns as f64 / 1e9,
+        };
+        let stuck = match still.look(emulator, Instant::now()) {
+            Some(cpu) => Some(format!("the emulator lost {cpu}, which has not run for a minute")),
+            None => patience
+                .look(moved, Instant::now())
+                .map(|why| format!("the emulated host {why}")),
+        };
+        if let Some(stuck) = stuck {
+            result.end = End::StandStill;
+            result.error = Some(format!("{stuck}; see {}", files.console.display()));
             return Ok(());
         }
+        // Every wait of a scenario ends by itself. This is for a fault in one that does not.
+        let pace = result.pace.unwrap_or(1.0).max(1.0);
+        let limit = expected.mul_f64(MOST_TIMES * pace).max(LEAST_LIMIT);
         if began.elapsed() >= limit {
+            result.end = End::TooLong;
             result.error = Some(format!(
-                "not finished within {} s; see {}",
-                limit.as_secs(),
+                "not finished after {:.0} s, {MOST_TIMES} times what was expected; see {}",
+                limit.as_secs_f64(),
                 files.console.display()
             ));
             return Ok(());
         }
         screen.tick();
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn scaled(limits: Limits, pace: Pace) -> Limits {
+    Limits {
+        still: pace.scaled(limits.still),
+        silent_cpu: pace.scaled(limits.silent_cpu),
     }
 }
 

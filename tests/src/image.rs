@@ -169,8 +169,10 @@ impl Cache {
 pub struct Programs {
     /// First process of the emulated host.
     pub init: PathBuf,
-    /// First process of a guest.
-    pub guest: PathBuf,
+    /// The guest without an operating system.
+    pub bare_guest: PathBuf,
+    /// First process of a guest that runs Linux, for scenarios with such guests.
+    pub linux_guest: Option<PathBuf>,
     /// The agent under test; a scenario without agent steps needs none.
     pub agent: Option<PathBuf>,
     /// What the guests of this scenario hold beside their first process, by the name in the archive.
@@ -184,13 +186,17 @@ impl Programs {
     /// # Errors
     /// When the scenario needs the agent for guests and it was not built.
     pub fn find(folder: &Path, cache: &Cache, scenario: &Scenario) -> anyhow::Result<Self> {
+        let built = |path: PathBuf| {
+            if !path.is_file() {
+                bail!("no {}; build it as scripts/lab does", path.display());
+            }
+            Ok(path)
+        };
+        // What runs in guests is built for its own target.
+        let target = folder.parent().unwrap_or(folder).join("x86_64-unknown-linux-gnu");
         let mut in_guest = BTreeMap::new();
         if scenario.has_guest_agent(None) {
-            let target = folder.parent().unwrap_or(folder);
-            let agent = target.join("x86_64-unknown-linux-gnu/guest/guest-agent");
-            if !agent.is_file() {
-                bail!("no {}; build it as scripts/lab does", agent.display());
-            }
+            let agent = built(target.join("guest/guest-agent"))?;
             in_guest.insert("usr/bin/guest-agent".to_owned(), agent);
         }
         if scenario.has_guest_agent(Some(GuestAgent::Vsock)) {
@@ -203,7 +209,11 @@ impl Programs {
         }
         Ok(Self {
             init: folder.join("lab-init"),
-            guest: folder.join("lab-guest"),
+            bare_guest: built(target.join("bare/bare-guest"))?,
+            linux_guest: scenario
+                .has_linux_guest()
+                .then(|| built(folder.join("linux-guest")))
+                .transpose()?,
             agent: Some(folder.join("vmm-tier")).filter(|path| path.exists()),
             in_guest,
         })
@@ -221,21 +231,11 @@ pub fn write_overlay(
     versions: &BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
     let work = path.parent().context("the overlay needs a folder")?;
-    let guest = strip(&programs.guest, work)?;
-    let guest_archive = work.join("guest.cpio");
-    write_whole(&guest_archive, |out| {
-        let mut files: BTreeMap<String, PathBuf> =
-            shared_libraries(&guest, None)?.into_iter().collect();
-        files.insert("init".to_owned(), guest.clone());
-        files.extend(programs.in_guest.clone());
-        let mut archive = Archive::new(out);
-        skeleton(&mut archive, &files)?;
-        for (name, from) in &files {
-            add(&mut archive, name, from)?;
-        }
-        archive.finish()?;
-        Ok(())
-    })?;
+    let guest_archive = programs
+        .linux_guest
+        .as_ref()
+        .map(|init| linux_guest(init, programs, work))
+        .transpose()?;
 
     let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut program = |name: &str, path: &Path| -> anyhow::Result<()> {
@@ -248,7 +248,10 @@ pub fn write_overlay(
     if let Some(agent) = &programs.agent {
         program("usr/bin/vmm-tier", agent)?;
     }
-    files.insert("lab/guest.cpio".to_owned(), guest_archive);
+    files.insert("lab/bare-guest".to_owned(), programs.bare_guest.clone());
+    if let Some(archive) = guest_archive {
+        files.insert("lab/guest.cpio".to_owned(), archive);
+    }
     write_whole(path, |out| {
         let mut archive = Archive::new(out);
         skeleton(&mut archive, &files)?;
@@ -260,6 +263,26 @@ pub fn write_overlay(
         archive.finish()?;
         Ok(())
     })
+}
+
+/// Packs what a guest that runs Linux starts from, in a folder.
+fn linux_guest(init: &Path, programs: &Programs, work: &Path) -> anyhow::Result<PathBuf> {
+    let init = strip(init, work)?;
+    let path = work.join("guest.cpio");
+    write_whole(&path, |out| {
+        let mut files: BTreeMap<String, PathBuf> =
+            shared_libraries(&init, None)?.into_iter().collect();
+        files.insert("init".to_owned(), init.clone());
+        files.extend(programs.in_guest.clone());
+        let mut archive = Archive::new(out);
+        skeleton(&mut archive, &files)?;
+        for (name, from) in &files {
+            add(&mut archive, name, from)?;
+        }
+        archive.finish()?;
+        Ok(())
+    })?;
+    Ok(path)
 }
 
 /// The folders of all files, the links of a merged /usr and the console.

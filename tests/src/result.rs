@@ -6,7 +6,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::checks::{CheckResult, evaluate};
-use crate::event::{AgentEnd, AttemptOutcome, Event, HostFacts, Look, Mark, PmuCounts, Sample};
+use crate::event::{AgentEnd, AttemptOutcome, Costs, Event, HostFacts, Look, Mark, PmuCounts, Sample};
+use crate::fault::{End, Fault};
+use crate::patience::Pace;
 use crate::scenario::{Run, Scenario, Step};
 use crate::summary::Summary;
 
@@ -24,14 +26,29 @@ pub struct ScenarioResult {
     pub pass: bool,
     /// Why the scenario could not be finished.
     pub error: Option<String>,
+    /// How the emulator came to its end.
+    pub end: End,
     /// From the start of the emulator to its end.
     pub seconds: f64,
+    /// How many times as long as on the reference machine the boot took.
+    pub pace: Option<f64>,
+    /// Earlier tries of the scenario that a fault of the emulator ended.
+    pub retries: Vec<Retry>,
     /// Versions of what took part.
     pub versions: BTreeMap<String, String>,
     /// The emulated host.
     pub host: Option<HostFacts>,
     /// One entry a run.
     pub runs: Vec<RunResult>,
+}
+
+/// A try that a fault of the emulator ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct Retry {
+    /// The fault.
+    pub fault: Fault,
+    /// How long the try took.
+    pub seconds: f64,
 }
 
 /// The result of one run.
@@ -60,6 +77,8 @@ pub struct RunResult {
     pub attempts: Vec<AttemptOutcome>,
     /// What looks found, in order.
     pub looks: Vec<Look>,
+    /// What guests and agents cost, in order.
+    pub costs: Vec<Costs>,
     /// The measurements of each second.
     pub series: Vec<Point>,
     #[serde(skip)]
@@ -145,7 +164,10 @@ impl ScenarioResult {
     /// Takes an event in. Events before the first run belong to the scenario.
     pub fn take(&mut self, event: Event) {
         match event {
-            Event::Booted(facts) => self.host = Some(facts),
+            Event::Booted(facts) => {
+                self.pace = Some(Pace::of_boot(facts.boot_s).factor());
+                self.host = Some(facts);
+            }
             Event::RunStarted { run } => self.runs.push(RunResult {
                 run,
                 ..RunResult::default()
@@ -171,11 +193,7 @@ impl ScenarioResult {
     pub fn conclude(&mut self, scenario: &Scenario) {
         for run in &scenario.runs {
             if !self.runs.iter().any(|found| found.run == run.name) {
-                self.runs.push(RunResult {
-                    run: run.name.clone(),
-                    error: Some("was not reached".to_owned()),
-                    ..RunResult::default()
-                });
+                self.runs.push(RunResult::failed(&run.name, "was not reached"));
             }
         }
         for result in &mut self.runs {
@@ -188,6 +206,15 @@ impl ScenarioResult {
 }
 
 impl RunResult {
+    /// A run that could not be finished.
+    pub(crate) fn failed(name: &str, error: &str) -> Self {
+        Self {
+            run: name.to_owned(),
+            error: Some(error.to_owned()),
+            ..Self::default()
+        }
+    }
+
     fn take(&mut self, event: Event) {
         match event {
             Event::Mark { t, mark, guest } => self.marks.push((t, mark, guest)),
@@ -197,6 +224,7 @@ impl RunResult {
             Event::AgentEnd(end) => self.agent_ends.push(end),
             Event::Attempt(outcome) => self.attempts.push(outcome),
             Event::Look(look) => self.looks.push(look),
+            Event::Costs(costs) => self.costs.push(costs),
             Event::Integrity { guest, ok, .. } => {
                 self.integrity.insert(guest, ok);
             }
@@ -222,12 +250,21 @@ impl RunResult {
                 self.summary.insert(guest.name.clone(), summary);
             }
         }
-        let mut checks = vec![CheckResult::new(
-            "run finished",
-            self.error.clone().unwrap_or_else(|| "yes".to_owned()),
-            "all steps done",
-            self.error.is_none(),
-        )];
+        let error = self.error.as_deref();
+        let mut checks = vec![match &run.fails_with {
+            None => CheckResult::new(
+                "run finished",
+                error.unwrap_or("yes"),
+                "all steps done",
+                error.is_none(),
+            ),
+            Some(text) => CheckResult::new(
+                "run refused",
+                error.unwrap_or("no: all steps done"),
+                format!("an error that says '{text}'"),
+                error.is_some_and(|error| error.contains(text)),
+            ),
+        }];
         if run
             .steps
             .iter()
@@ -344,9 +381,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn run_when_it_must_fail_passes_only_with_that_error() {
+        let scenario: Scenario = toml::from_str(
+            "title = 'x'\nexpect-s = 1\n[[runs]]\nname = ''\nsteps = []\nfails-with = 'too small'\n",
+        )
+        .unwrap();
+        let pass = |error: Option<&str>| {
+            let mut result = ScenarioResult::default();
+            result.runs.push(RunResult {
+                ended: true,
+                error: error.map(str::to_owned),
+                ..RunResult::default()
+            });
+            result.conclude(&scenario);
+            result.pass
+        };
+
+        assert!(pass(Some("the memory is too small")));
+        assert!(!pass(Some("something else")));
+        assert!(!pass(None));
+    }
+
+    #[test]
     fn result_when_a_run_was_not_reached_does_not_pass() {
         let scenario: Scenario =
-            toml::from_str("title = 'x'\n[[runs]]\nname = 'a'\nsteps = []\n").unwrap();
+            toml::from_str("title = 'x'\nexpect-s = 1\n[[runs]]\nname = 'a'\nsteps = []\n").unwrap();
         let mut result = ScenarioResult::default();
 
         result.conclude(&scenario);

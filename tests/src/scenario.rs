@@ -2,6 +2,7 @@
 //!
 //! Scenarios are TOML files in `tests/scenarios`; units stand in the names of the keys.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 mod steps;
 
-pub use steps::{Attempt, Check, Peer, Signal, Step};
+pub use lab_guest::Work;
+pub use steps::{Attempt, Check, Peer, Signal, Step, Until};
 
 /// One scenario: one boot of the emulated host, in which the runs follow one another.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,18 +22,13 @@ pub struct Scenario {
     pub name: String,
     /// One line that says what is shown.
     pub title: String,
-    /// The emulator is ended after this long, whatever happens.
-    #[serde(default = "default_time_limit_s")]
-    pub time_limit_s: u64,
+    /// How long it takes on the reference machine (see [`crate::patience`]), without packing.
+    pub expect_s: u64,
     /// The emulated host.
     #[serde(default)]
     pub host: Host,
     /// What happens, in order.
     pub runs: Vec<Run>,
-}
-
-fn default_time_limit_s() -> u64 {
-    300
 }
 
 /// The emulated host.
@@ -116,6 +113,9 @@ pub struct Run {
     /// What must hold of the measurements.
     #[serde(default)]
     pub checks: Vec<Check>,
+    /// The run must not get through its steps, but fail with an error that holds this text.
+    #[serde(default)]
+    pub fails_with: Option<String>,
 }
 
 /// Kernel settings of the emulated host.
@@ -136,18 +136,38 @@ pub struct Knobs {
 pub struct Guest {
     /// Unique within the run.
     pub name: String,
+    /// How many such guests there are; more than one get the numbers from 01 on behind the name.
+    pub count: u32,
+    /// What runs in it.
+    pub system: System,
     /// Memory.
     pub mib: u64,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// Most of an emulated CPU that each virtual CPU may take, in percent; absent: all.
+    pub cpu_percent: Option<u32>,
     /// What backs the memory on the host.
     pub backend: Backend,
     /// Whether a reset starts the guest again; without it QEMU ends, as it should after a crash.
     pub may_reset: bool,
     /// How the agent in the guest reaches the host; without it the guest has no agent.
     pub agent: Option<GuestAgent>,
+    /// Nobody reads its serial port.
+    pub unread: bool,
+    /// More words for its command line.
+    pub words: String,
     /// The workload.
     pub work: Work,
+}
+
+/// What runs in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum System {
+    /// Nothing but the workload: see the crate `lab-guest`. Starts at once and takes no interrupts.
+    Bare,
+    /// Linux, where an operating system is the point. Emulated, its timer alone takes much of the guest's time.
+    Linux,
 }
 
 /// How the agent in a guest reaches the host.
@@ -164,11 +184,16 @@ impl Default for Guest {
     fn default() -> Self {
         Self {
             name: "guest".to_owned(),
+            count: 1,
+            system: System::Bare,
             mib: 400,
             cpus: 1,
+            cpu_percent: None,
             backend: Backend::Memfd,
             may_reset: false,
             agent: None,
+            unread: false,
+            words: String::new(),
             work: Work::default(),
         }
     }
@@ -184,88 +209,6 @@ pub enum Backend {
     Ram,
     /// `memory-backend-file,share=on` on `/dev/shm`.
     Shm,
-}
-
-/// The workload: random updates, most of them to a hot set.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct Work {
-    /// Working set.
-    pub set_mib: u64,
-    /// Hot set.
-    pub hot_mib: u64,
-    /// Where the hot set begins in the working set; absent: so that it ends at the end, which
-    /// is touched last and spills to the slow node.
-    pub hot_at_mib: Option<u64>,
-    /// Distance between hot pages, in pages: 1 is contiguous.
-    pub hot_stride: u64,
-    /// Of 1000 updates, how many go to the hot set.
-    pub hot_permille: u32,
-    /// Transparent huge pages inside the guest.
-    pub guest_thp: bool,
-    /// Seed of the random numbers.
-    pub seed: u64,
-}
-
-impl Default for Work {
-    /// The GUPS set-up of Demeter (SOSP'25), scaled down with its ratios kept.
-    fn default() -> Self {
-        Self {
-            set_mib: 300,
-            hot_mib: 32,
-            hot_at_mib: None,
-            hot_stride: 1,
-            hot_permille: 900,
-            guest_thp: false,
-            seed: 1,
-        }
-    }
-}
-
-impl Work {
-    /// The workload as words of the guest's kernel command line.
-    #[must_use]
-    pub fn command_line(&self) -> String {
-        let mut words = format!(
-            "lab.set_mib={} lab.hot_mib={} lab.hot_stride={} lab.hot_permille={} lab.thp={} lab.seed={}",
-            self.set_mib,
-            self.hot_mib,
-            self.hot_stride,
-            self.hot_permille,
-            u8::from(self.guest_thp),
-            self.seed,
-        );
-        if let Some(at) = self.hot_at_mib {
-            words.push_str(&format!(" lab.hot_at_mib={at}"));
-        }
-        words
-    }
-
-    /// Reads the workload from a kernel command line; unknown words belong to others.
-    ///
-    /// # Errors
-    /// When a value is no number, naming the word.
-    pub fn from_command_line(line: &str) -> anyhow::Result<Self> {
-        let mut work = Self::default();
-        for word in line.split_whitespace() {
-            let Some((key, value)) = word.strip_prefix("lab.").and_then(|w| w.split_once('='))
-            else {
-                continue;
-            };
-            let number: u64 = value.parse().with_context(|| format!("word '{word}'"))?;
-            match key {
-                "set_mib" => work.set_mib = number,
-                "hot_mib" => work.hot_mib = number,
-                "hot_stride" => work.hot_stride = number,
-                "hot_permille" => work.hot_permille = u32::try_from(number)?,
-                "thp" => work.guest_thp = number != 0,
-                "seed" => work.seed = number,
-                "hot_at_mib" => work.hot_at_mib = Some(number),
-                _ => bail!("word '{word}' of the command line is unknown"),
-            }
-        }
-        Ok(work)
-    }
 }
 
 impl Scenario {
@@ -285,6 +228,9 @@ impl Scenario {
         let mut scenario: Self =
             toml::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
         name.clone_into(&mut scenario.name);
+        for run in &mut scenario.runs {
+            run.guests = run.guests.iter().flat_map(Guest::each).collect();
+        }
         scenario
             .validate()
             .with_context(|| format!("in {}", path.display()))?;
@@ -312,14 +258,21 @@ impl Scenario {
             bail!("a host needs a node");
         }
         for run in &self.runs {
+            let mut names = BTreeSet::new();
             for guest in &run.guests {
-                let work = &guest.work;
-                let reach = work.hot_mib * work.hot_stride + work.hot_at_mib.unwrap_or(0);
-                if work.hot_stride == 0 || reach > work.set_mib || work.set_mib >= guest.mib {
-                    bail!(
-                        "run {}: the hot set must fit the working set, and that the guest",
-                        run.name
-                    );
+                let place = || format!("run {}, guest {}", run.name, guest.name);
+                guest.work.check().with_context(place)?;
+                if guest.work.set_mib >= guest.mib && run.fails_with.is_none() {
+                    bail!("{}: the working set must fit the guest", place());
+                }
+                if guest.agent.is_some() && guest.system != System::Linux {
+                    bail!("{}: an agent needs system = \"linux\"", place());
+                }
+                if guest.system == System::Bare && guest.cpus > 1 {
+                    bail!("{}: a bare guest has one CPU", place());
+                }
+                if !names.insert(&guest.name) {
+                    bail!("{}: there are two of the name", place());
                 }
             }
         }
@@ -327,7 +280,29 @@ impl Scenario {
     }
 }
 
+impl Guest {
+    /// The guests that this entry stands for.
+    fn each(&self) -> Vec<Self> {
+        if self.count == 1 {
+            return vec![self.clone()];
+        }
+        let numbered = |n| Self {
+            name: format!("{}{n:02}", self.name),
+            count: 1,
+            ..self.clone()
+        };
+        (1..=self.count).map(numbered).collect()
+    }
+}
+
 impl Scenario {
+    /// Whether a guest runs Linux.
+    #[must_use]
+    pub fn has_linux_guest(&self) -> bool {
+        let mut guests = self.runs.iter().flat_map(|run| &run.guests);
+        guests.any(|guest| guest.system == System::Linux)
+    }
+
     /// Whether a guest has an agent, and whether one of them is reached so.
     #[must_use]
     pub fn has_guest_agent(&self, by: Option<GuestAgent>) -> bool {
@@ -352,24 +327,6 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn work_when_written_to_a_command_line_reads_back_equal() {
-        let work = Work {
-            set_mib: 100,
-            hot_mib: 8,
-            hot_at_mib: Some(12),
-            hot_stride: 4,
-            hot_permille: 750,
-            guest_thp: true,
-            seed: 99,
-        };
-
-        let line = format!("console=ttyS0 quiet {}", work.command_line());
-        let read = Work::from_command_line(&line).unwrap();
-
-        assert_eq!(format!("{read:?}"), format!("{work:?}"));
-    }
 
     #[test]
     fn every_scenario_of_the_tree_is_valid() {

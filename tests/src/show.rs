@@ -4,11 +4,12 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use crate::event::{Event, Mark, Sample};
+use crate::patience::Pace;
 use crate::result::ScenarioResult;
 
 mod tables;
 
-use tables::{bar, shortened, story, summary_table};
+use tables::{bar, bar_of, costs_table, shortened, story, summary_table};
 
 /// Without a terminal, a step that takes long says so this often.
 const STILL_EVERY: Duration = Duration::from_secs(15);
@@ -23,6 +24,8 @@ pub struct Screen {
     doing: Option<(String, Instant)>,
     reminded: Instant,
     status_shown: bool,
+    /// How long all takes from its begin, once that is known.
+    expected: Option<Duration>,
     run: RunView,
 }
 
@@ -63,6 +66,7 @@ impl Screen {
             doing: None,
             reminded: Instant::now(),
             status_shown: false,
+            expected: None,
             run: RunView::default(),
         }
     }
@@ -96,21 +100,35 @@ impl Screen {
         }
     }
 
+    /// Says how fast this machine is, and how long all will take from the boot on.
+    pub fn expect(&mut self, pace: Pace, reference: Duration) {
+        self.expected = Some(self.began.elapsed() + reference.mul_f64(pace.factor()));
+        self.line(&format!("          {}", pace.told(reference)));
+    }
+
     /// Called often: keeps the elapsed time of what takes long in sight.
     pub fn tick(&mut self) {
         let Some((what, since)) = &self.doing else {
             return;
         };
         let seconds = since.elapsed().as_secs();
-        if self.run.start.is_some() || seconds == 0 {
-            return; // lines of measurements show that it goes on
+        if seconds == 0 {
+            return;
         }
         if self.terminal {
-            let status = format!("\r\x1b[K          {what} … {seconds} s");
-            let _ = write!(self.out, "{status}");
+            // A bar of the whole below what is written last.
+            let status = match self.expected {
+                Some(expected) => {
+                    let share = self.began.elapsed().as_secs_f64() / expected.as_secs_f64();
+                    format!("[{}] {what}, {seconds} s", bar_of(share.min(0.99), 24))
+                }
+                None => format!("{what}, {seconds} s"),
+            };
+            let _ = write!(self.out, "\r\x1b[K{status}");
             let _ = self.out.flush();
             self.status_shown = true;
-        } else if self.reminded.elapsed() >= STILL_EVERY {
+        } else if self.run.start.is_none() && self.reminded.elapsed() >= STILL_EVERY {
+            // Lines of measurements show that it goes on, where there are any.
             let text = format!("          still: {what}, {seconds} s");
             self.reminded = Instant::now();
             self.line(&text);
@@ -160,6 +178,11 @@ impl Screen {
                 self.line(&format!(
                     "          {guest}: {updates} updates, memory {word}"
                 ));
+            }
+            Event::Costs(costs) => {
+                for line in costs_table(costs) {
+                    self.line(&line);
+                }
             }
             Event::RunEnded { error, .. } => {
                 self.finish_doing();
@@ -256,8 +279,12 @@ impl Screen {
             self.line(&format!("FAILED {error}"));
         }
         let word = if result.pass { "passed" } else { "FAILED" };
+        let retries = match result.retries.len() {
+            0 => String::new(),
+            n => format!(", try {} after faults of the emulator", n + 1),
+        };
         self.line(&format!(
-            "{} {word} in {:.0} s",
+            "{} {word} in {:.0} s{retries}",
             result.scenario, result.seconds
         ));
     }

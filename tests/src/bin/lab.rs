@@ -30,6 +30,9 @@ struct Arguments {
     /// Show the hot set's share each second, on stdout; the result goes to its file only.
     #[arg(long)]
     live: bool,
+    /// How often the scenario is begun at most: again only after a fault of the emulator, which a line tells.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    tries: u8,
 }
 
 extern "C" fn stop(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -76,6 +79,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         scenario,
         folder,
         programs: programs.to_owned(),
+        tries: arguments.tries.into(),
     };
     screen.line(&format!("{name}: {}", options.scenario.title));
     let result = host::run(&options, &mut screen)?;

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,11 +16,17 @@ use serde_json::Value;
 
 use super::measure::cpu_seconds;
 use super::monitor::Monitor;
-use super::{AGENT, Reporter, guest, locked};
+use super::{AGENT, Limits, Reporter, guest, locked, scaled};
 use crate::event::{AgentEnd, AgentSample};
+use crate::patience::{Moved, Patience};
 
 /// Lines of its output that stand in the result; all stand in the log.
 const LAST_LINES: usize = 20;
+/// An agent is ready in a second; it starts kernel threads and reads files, and prints what it does.
+const LIMITS: Limits = Limits {
+    still: Duration::from_secs(30),
+    silent_cpu: Duration::from_secs(30),
+};
 
 /// The control socket of the agent beside a guest.
 #[must_use]
@@ -33,6 +40,8 @@ pub struct Running {
     guest: String,
     child: Child,
     lines: Arc<Mutex<VecDeque<String>>>,
+    /// Bytes that it has printed.
+    said: Arc<AtomicU64>,
     readers: Vec<JoinHandle<()>>,
 }
 
@@ -59,18 +68,20 @@ impl Running {
             .spawn()
             .with_context(|| format!("starting the agent {AGENT}"))?;
         let lines = Arc::new(Mutex::new(VecDeque::new()));
+        let said = Arc::new(AtomicU64::new(0));
         let mut readers = Vec::new();
         let source = format!("agent:{guest_name}");
         if let Some(out) = child.stdout.take() {
-            readers.push(gather(out, &source, reporter, &lines));
+            readers.push(gather(out, &source, reporter, &lines, &said));
         }
         if let Some(err) = child.stderr.take() {
-            readers.push(gather(err, &source, reporter, &lines));
+            readers.push(gather(err, &source, reporter, &lines, &said));
         }
         Ok(Self {
             guest: guest_name.to_owned(),
             child,
             lines,
+            said,
             readers,
         })
     }
@@ -78,9 +89,9 @@ impl Running {
     /// Waits until the control socket answers; false when the agent ended before.
     ///
     /// # Errors
-    /// When neither happens within `within`.
-    pub fn await_ready(&mut self, within: Duration) -> anyhow::Result<bool> {
-        let start = Instant::now();
+    /// When the agent stands still, or works long without a word.
+    pub fn await_ready(&mut self) -> anyhow::Result<bool> {
+        let mut patience = Patience::new(LIMITS.scaled(), self.moved(), Instant::now());
         let control = control_socket(&self.guest);
         loop {
             if self.child.try_wait()?.is_some() {
@@ -89,14 +100,20 @@ impl Running {
             if Monitor::connect(&control, Duration::from_secs(2)).is_ok() {
                 return Ok(true);
             }
-            if start.elapsed() >= within {
+            if let Some(why) = patience.look(self.moved(), Instant::now()) {
                 bail!(
-                    "the agent's control socket {} did not answer within {} s",
-                    control.display(),
-                    within.as_secs()
+                    "the agent's control socket {} does not answer; the agent {why}",
+                    control.display()
                 );
             }
             std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn moved(&self) -> Moved {
+        Moved {
+            bytes: self.said.load(Ordering::Relaxed),
+            cpu_s: cpu_seconds(self.child.id()).unwrap_or(0.0),
         }
     }
 
@@ -117,8 +134,9 @@ impl Running {
     /// Waits for the agent's end.
     ///
     /// # Errors
-    /// When it goes on for longer than `within`; it is killed then.
+    /// When it goes on for longer than `within` on the reference machine; it is killed then.
     pub fn await_end(mut self, within: Duration, reporter: &Reporter) -> anyhow::Result<AgentEnd> {
+        let within = scaled(within);
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
@@ -154,10 +172,13 @@ fn gather(
     source: &str,
     reporter: &Reporter,
     lines: &Arc<Mutex<VecDeque<String>>>,
+    said: &Arc<AtomicU64>,
 ) -> JoinHandle<()> {
     let (source, reporter, lines) = (source.to_owned(), reporter.clone(), Arc::clone(lines));
+    let said = Arc::clone(said);
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
+            said.fetch_add(line.len() as u64 + 1, Ordering::Relaxed);
             // Debug lines are for the log: they would push out what a person is told.
             if !line.contains(" DEBUG ") {
                 let mut lines = locked(&lines);

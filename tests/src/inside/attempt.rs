@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::monitor::Monitor;
-use super::{AGENT, RUN_FOLDER, steps};
+use super::{AGENT, RUN_FOLDER, scaled, steps};
 use crate::event::AttemptOutcome;
 use crate::scenario::{Attempt, Peer};
 
@@ -58,7 +58,7 @@ pub fn carry_out(attempt: &Attempt, guest_monitor: &Path) -> anyhow::Result<Atte
         .with_context(|| format!("starting the agent {AGENT}"))?;
     let stdout = read_all(child.stdout.take());
     let stderr = read_all(child.stderr.take());
-    let within = Duration::from_secs(attempt.within_s);
+    let within = scaled(Duration::from_secs(attempt.within_s));
     let mut state = None;
     let mut timed_out = false;
     loop {

@@ -14,8 +14,9 @@ use tier_sys::perf::event::{Event, EventSpec, Target};
 use tier_sys::perf::tracepoint::Tracepoint;
 use tier_sys::sysroot::SysRoot;
 
-use super::{Reporter, measure, steps};
+use super::{PACE, Reporter, measure, steps};
 use crate::event::{self, HostFacts};
+use crate::patience::Pace;
 use crate::image::{HOST_MODULES, HOST_VSOCK_MODULES};
 use crate::scenario::{GuestAgent, Scenario};
 
@@ -32,8 +33,10 @@ fn prepare_and_run() -> anyhow::Result<()> {
     mount("devtmpfs", "/dev")?;
     mount("proc", "/proc")?;
     mount("sysfs", "/sys")?;
+    let boot_s = uptime_s()?;
+    PACE.get_or_init(|| Pace::of_boot(boot_s));
     let reporter = Reporter::new(open_port()?);
-    if let Err(error) = prepare(&reporter).and_then(|scenario| steps::run_all(&scenario, &reporter))
+    if let Err(error) = prepare(&reporter, boot_s).and_then(|scenario| steps::run_all(&scenario, &reporter))
     {
         reporter.tell(&event::Event::Failed {
             error: format!("{error:#}"),
@@ -42,11 +45,12 @@ fn prepare_and_run() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn prepare(reporter: &Reporter) -> anyhow::Result<Scenario> {
+fn prepare(reporter: &Reporter, boot_s: f64) -> anyhow::Result<Scenario> {
     mount("tracefs", "/sys/kernel/tracing")?;
     for folder in ["/tmp", "/run"] {
         mount("tmpfs", folder)?;
     }
+    mount("cgroup2", "/sys/fs/cgroup")?;
     fs::create_dir_all("/dev/shm")?;
     mount("tmpfs", "/dev/shm")?;
     fs::create_dir_all(super::RUN_FOLDER)?;
@@ -66,7 +70,7 @@ fn prepare(reporter: &Reporter) -> anyhow::Result<Scenario> {
             load_module(module)?;
         }
     }
-    reporter.tell(&event::Event::Booted(facts()?));
+    reporter.tell(&event::Event::Booted(facts(boot_s)?));
     Ok(scenario)
 }
 
@@ -81,6 +85,13 @@ fn hold_patched_code() -> anyhow::Result<()> {
     // For as long as the emulated host runs.
     std::mem::forget(event);
     Ok(())
+}
+
+/// Seconds since the emulated host's kernel began.
+fn uptime_s() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    let seconds = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    seconds.context("/proc/uptime tells no seconds")
 }
 
 fn mount(kind: &str, path: &str) -> anyhow::Result<()> {
@@ -108,7 +119,7 @@ fn load_module(name: &str) -> anyhow::Result<()> {
     finit_module(&file, c"", 0).with_context(|| format!("loading {path}"))
 }
 
-fn facts() -> anyhow::Result<HostFacts> {
+fn facts(boot_s: f64) -> anyhow::Result<HostFacts> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let qemu = Command::new(super::guest::QEMU)
         .arg("--version")
@@ -140,5 +151,6 @@ fn facts() -> anyhow::Result<HostFacts> {
             .to_owned(),
         nodes: measure::nodes(),
         memory_tiers,
+        boot_s,
     })
 }

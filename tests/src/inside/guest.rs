@@ -1,27 +1,53 @@
 //! A guest: its QEMU process, its console, and where its hot pages are in QEMU's memory.
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs;
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::fs::{OFlags, fcntl_setfl};
 
+use super::measure::cpu_seconds;
 use super::monitor::Monitor;
-use super::{RUN_FOLDER, Reporter, locked};
-use crate::event::{GuestEvent, guest_event};
-use crate::scenario::{Backend, Guest, GuestAgent};
-use crate::workload::PAGE_BYTES;
+use super::{Limits, RUN_FOLDER, Reporter, locked, scaled};
+use crate::event::{GuestEvent, Mark, guest_event};
+use crate::pagemap::{PAGE_BYTES, runs_of_pages};
+use crate::patience::{Moved, Patience};
+use crate::scenario::{Backend, Guest, GuestAgent, System};
 
 /// The inner VMM.
 pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
+/// What a guest's Linux is told, so that it takes as few interrupts as can be: none of its watchdogs, and a periodic
+/// timer, which need not be set anew for each tick.
+const LINUX_WORDS: &str = "console=ttyS0 quiet mitigations=off reboot=t panic=-1 \
+    nowatchdog tsc=reliable no_timer_check nohz=off highres=off lapic=notscdeadline";
 /// The context id of a guest with a vsock device.
 const GUEST_CID: u32 = 3;
-/// A boot takes about 10 s; a busy machine can make it several times that.
-const UP_WITHIN: Duration = Duration::from_secs(90);
+/// On the reference machine. A guest that works tells each second that it does; a halted one looks at its console
+/// ten times a second.
+const BARE_LIMITS: Limits = Limits {
+    still: Duration::from_secs(20),
+    silent_cpu: Duration::from_secs(30),
+};
+/// Linux says nothing while it boots, some 10 s, and the workload in it speaks as in a bare guest.
+const LINUX_LIMITS: Limits = Limits {
+    still: Duration::from_secs(20),
+    silent_cpu: Duration::from_secs(90),
+};
+/// Where the processes of this machine are grouped for their shares of its CPUs.
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// `cpu.max` counts in periods of so many microseconds.
+const CPU_PERIOD_US: u32 = 100_000;
+/// The port of the device by which a bare guest ends QEMU, and the status when nobody reads its serial port (see
+/// `bare-guest`).
+const EXIT_PORT: u16 = 0xf4;
+const EXIT_NOT_READ: i32 = 37;
 /// A workload reports once a second; a guest that is stopped does not.
 const STALE_AFTER: Duration = Duration::from_secs(3);
 
@@ -34,7 +60,7 @@ pub struct Watch {
     pub monitor: Monitor,
     /// The workload's last report, and when it came.
     pub updates: Option<(Instant, f64)>,
-    /// Guest-physical runs that were not yet translated.
+    /// Guest-physical runs of the hot set that were not yet translated.
     pub new_runs: Option<Vec<[u64; 2]>>,
     /// Addresses of the hot pages in QEMU.
     pub hot_pages: Vec<usize>,
@@ -52,6 +78,11 @@ pub struct Running {
     child: Child,
     stdin: ChildStdin,
     events: Receiver<GuestEvent>,
+    /// Bytes that its console has said.
+    said: Arc<AtomicU64>,
+    limits: Limits,
+    /// Keeps a serial port that nobody reads from being closed.
+    _unread: Option<(PipeReader, Sender<GuestEvent>)>,
 }
 
 /// The folder of a guest's sockets.
@@ -67,29 +98,33 @@ pub fn agent_monitor(name: &str) -> PathBuf {
 }
 
 impl Running {
-    /// Starts QEMU and waits until the guest's first process runs.
+    /// Starts QEMU and waits until the workload in the guest runs.
     ///
     /// # Errors
-    /// When QEMU does not start or the guest is not up within a minute.
+    /// When QEMU does not start, or the guest stands still, says that it can't go on, or ends.
     pub fn start(guest: &Guest, reporter: &Reporter) -> anyhow::Result<Self> {
         let folder = folder(&guest.name);
-        std::fs::create_dir_all(&folder)?;
+        fs::create_dir_all(&folder)?;
         let lab_monitor = folder.join("lab-qmp.sock");
         for socket in [&lab_monitor, &agent_monitor(&guest.name)] {
-            let _ = std::fs::remove_file(socket);
+            let _ = fs::remove_file(socket);
         }
+        let full = guest.unread.then(full_pipe).transpose()?;
+        let (unread, stdout) = match full {
+            Some((reader, writer)) => (Some(reader), Stdio::from(writer)),
+            None => (None, Stdio::piped()),
+        };
         let mut child = Command::new(QEMU)
-            .args(arguments(guest))
+            .args(arguments(guest, tsc_khz()?))
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {QEMU}"))?;
-        let (Some(stdin), Some(stdout), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
+        let (Some(stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
             bail!("QEMU has no pipes");
         };
+        let stdout = child.stdout.take();
         let source = format!("qemu:{}", guest.name);
         {
             let (reporter, source) = (reporter.clone(), source.clone());
@@ -99,22 +134,16 @@ impl Running {
                 }
             });
         }
-        let mut monitor = match Monitor::connect_within(&lab_monitor, Duration::from_secs(20)) {
-            Ok(monitor) => monitor,
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error.context("QEMU's monitor"));
-            }
-        };
-        let ram = match ram(&mut monitor, guest.mib) {
-            Ok(ram) => ram,
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error.context("where QEMU has the guest's memory"));
-            }
-        };
+        // From here on dropping it ends QEMU.
+        let mut starting = Starting(Some(child));
+        let mut monitor =
+            Monitor::connect_within(&lab_monitor, scaled(Duration::from_secs(20)))
+                .context("QEMU's monitor")?;
+        let ram = ram(&mut monitor, guest.mib).context("where QEMU has the guest's memory")?;
+        if let Some(percent) = guest.cpu_percent {
+            limit_cpu(&guest.name, &monitor.vcpu_threads()?, percent)?;
+        }
+        let child = starting.0.take().context("QEMU is there once")?;
         let watch = Arc::new(Mutex::new(Watch {
             pid: child.id(),
             monitor,
@@ -124,11 +153,17 @@ impl Running {
             ram,
         }));
         let (sender, events) = channel();
-        {
-            let (reporter, watch) = (reporter.clone(), Arc::clone(&watch));
-            std::thread::spawn(move || {
-                listen(BufReader::new(stdout), &source, &reporter, &watch, &sender);
-            });
+        let said = Arc::new(AtomicU64::new(0));
+        if let Some(stdout) = stdout {
+            let listener = Listener {
+                guest: guest.name.clone(),
+                source,
+                reporter: reporter.clone(),
+                watch: Arc::clone(&watch),
+                said: Arc::clone(&said),
+                sender: sender.clone(),
+            };
+            std::thread::spawn(move || listener.listen(BufReader::new(stdout)));
         }
         let mut running = Self {
             name: guest.name.clone(),
@@ -136,38 +171,76 @@ impl Running {
             child,
             stdin,
             events,
+            said,
+            limits: match guest.system {
+                System::Bare => BARE_LIMITS,
+                System::Linux => LINUX_LIMITS,
+            },
+            _unread: unread.map(|reader| (reader, sender)),
         };
         running.await_up()?;
         Ok(running)
     }
 
-    /// Waits until the guest's first process runs, at the start or after a reset.
+    /// Waits until the workload runs, at the start or after a reset.
     ///
     /// # Errors
-    /// When it does not within a minute and a half.
+    /// As [`Self::await_event`].
     pub fn await_up(&mut self) -> anyhow::Result<()> {
-        match self.await_event(UP_WITHIN)? {
+        match self.await_event()? {
             GuestEvent::Up => Ok(()),
             other => bail!("guest {}: {other:?} where up was due", self.name),
         }
     }
 
-    /// Waits for what the workload says next, apart from counts and runs.
+    /// Waits for what the workload says next, apart from counts, runs and how far it is.
     ///
     /// # Errors
-    /// When nothing is said within `within`, QEMU ends, or the workload reports an error.
-    pub fn await_event(&mut self, within: Duration) -> anyhow::Result<GuestEvent> {
-        match self.events.recv_timeout(within) {
-            Ok(GuestEvent::Error { error }) => bail!("guest {}: {error}", self.name),
-            Ok(event) => Ok(event),
-            Err(RecvTimeoutError::Timeout) => {
-                bail!(
-                    "guest {} said nothing for {} s",
-                    self.name,
-                    within.as_secs()
-                )
+    /// When the guest stands still or works without a word, QEMU ends, or the workload reports an error.
+    pub fn await_event(&mut self) -> anyhow::Result<GuestEvent> {
+        let mut patience = Patience::new(self.limits.scaled(), self.moved(), Instant::now());
+        loop {
+            match self.events.recv_timeout(Duration::from_millis(500)) {
+                Ok(GuestEvent::Error { error }) => bail!("guest {}: {error}", self.name),
+                Ok(event) => return Ok(event),
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(status) = self.child.try_wait()? {
+                        bail!("{}", self.ended(status));
+                    }
+                    if let Some(why) = patience.look(self.moved(), Instant::now()) {
+                        bail!("guest {} {why}", self.name);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait()?;
+                    bail!("{}", self.ended(status));
+                }
             }
-            Err(RecvTimeoutError::Disconnected) => bail!("QEMU of guest {} ended", self.name),
+        }
+    }
+
+    /// Whether QEMU still runs.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn still_there(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("{}", self.ended(status)),
+            None => Ok(()),
+        }
+    }
+
+    fn moved(&self) -> Moved {
+        Moved {
+            bytes: self.said.load(Ordering::Relaxed),
+            cpu_s: cpu_seconds(self.child.id()).unwrap_or(0.0),
+        }
+    }
+
+    fn ended(&self, status: ExitStatus) -> String {
+        match status.code() {
+            Some(EXIT_NOT_READ) => format!("guest {}: nobody reads its serial port", self.name),
+            _ => format!("QEMU of guest {} ended ({status})", self.name),
         }
     }
 
@@ -201,38 +274,111 @@ impl Drop for Running {
     }
 }
 
-fn listen(
-    console: impl BufRead,
-    source: &str,
-    reporter: &Reporter,
-    watch: &Mutex<Watch>,
-    sender: &Sender<GuestEvent>,
-) {
-    let mut gathered: Vec<[u64; 2]> = Vec::new();
-    for line in console.split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line);
-        match guest_event(&line) {
-            None => reporter.log(source, line.trim_end()),
-            Some(GuestEvent::Updates { count, ms }) => {
-                let rate = count as f64 * 1000.0 / ms.max(1) as f64;
-                locked(watch).updates = Some((Instant::now(), rate));
-            }
-            Some(GuestEvent::Runs { runs, first, last }) => {
-                if first {
-                    gathered.clear();
+/// QEMU before its guest is known to run; dropping it ends it.
+struct Starting(Option<Child>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Reads a guest's console.
+struct Listener {
+    guest: String,
+    source: String,
+    reporter: Reporter,
+    watch: Arc<Mutex<Watch>>,
+    said: Arc<AtomicU64>,
+    sender: Sender<GuestEvent>,
+}
+
+impl Listener {
+    fn listen(self, console: impl BufRead) {
+        let mut gathered: Vec<[u64; 2]> = Vec::new();
+        for line in console.split(b'\n').map_while(Result::ok) {
+            self.said.fetch_add(line.len() as u64 + 1, Ordering::Relaxed);
+            let line = String::from_utf8_lossy(&line);
+            match guest_event(&line) {
+                None => self.reporter.log(&self.source, line.trim_end()),
+                Some(GuestEvent::Updates { count, ms }) => {
+                    let rate = count as f64 * 1000.0 / ms.max(1) as f64;
+                    locked(&self.watch).updates = Some((Instant::now(), rate));
                 }
-                gathered.extend(runs);
-                if last {
-                    locked(watch).new_runs = Some(std::mem::take(&mut gathered));
+                Some(GuestEvent::Touched { .. } | GuestEvent::Compared { .. }) => {}
+                Some(GuestEvent::Hot { base, first, pages, stride, of }) => {
+                    locked(&self.watch).new_runs = Some(runs_of_set(base, first, pages, stride, of));
                 }
-            }
-            Some(event) => {
-                if sender.send(event).is_err() {
-                    return;
+                Some(GuestEvent::Runs { runs, first, last }) => {
+                    if first {
+                        gathered.clear();
+                    }
+                    gathered.extend(runs);
+                    if last {
+                        locked(&self.watch).new_runs = Some(std::mem::take(&mut gathered));
+                    }
+                }
+                Some(GuestEvent::Obeyed { order }) => {
+                    self.reporter.log(&self.source, format!("obeyed {order}"));
+                    if order.starts_with("hot") {
+                        self.reporter.mark(Mark::HotMoved, &self.guest);
+                    }
+                }
+                Some(event) => {
+                    if self.sender.send(event).is_err() {
+                        return;
+                    }
                 }
             }
         }
     }
+}
+
+/// The runs of a hot set in a working set that lies in one piece; a page more than the set has is none.
+fn runs_of_set(base: u64, first: u64, pages: u64, stride: u64, of: u64) -> Vec<[u64; 2]> {
+    let page = |n: u64| (first + n * stride) % of.max(1);
+    runs_of_pages((0..pages.min(of)).map(|n| base + page(n) * PAGE_BYTES as u64))
+}
+
+/// A pipe that takes nothing more.
+fn full_pipe() -> anyhow::Result<(PipeReader, PipeWriter)> {
+    let (reader, mut writer) = std::io::pipe()?;
+    fcntl_setfl(&writer, OFlags::NONBLOCK)?;
+    while writer.write(&[b'.'; 4096]).is_ok() {}
+    Ok((reader, writer))
+}
+
+/// The rate of the time stamp counter, as this machine's kernel found it.
+fn tsc_khz() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/cpuinfo")?;
+    khz_of_cpuinfo(&text).context("/proc/cpuinfo tells no 'cpu MHz'")
+}
+
+fn khz_of_cpuinfo(text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with("cpu MHz"))?;
+    let mhz: f64 = line.split_once(':')?.1.trim().parse().ok()?;
+    Some((mhz * 1000.0).round() as u64).filter(|khz| *khz > 0)
+}
+
+/// Puts the threads of a guest's virtual CPUs into a group of their own that gets so much of a CPU for each. The
+/// rest of QEMU is not limited: its monitor shall answer.
+fn limit_cpu(name: &str, threads: &[u32], percent: u32) -> anyhow::Result<()> {
+    let folder = Path::new(CGROUPS).join(name);
+    let attempt = || -> std::io::Result<()> {
+        fs::write(Path::new(CGROUPS).join("cgroup.subtree_control"), "+cpu")?;
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("cgroup.type"), "threaded")?;
+        let quota = CPU_PERIOD_US / 100 * percent * threads.len() as u32;
+        fs::write(folder.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"))?;
+        for thread in threads {
+            fs::write(folder.join("cgroup.threads"), thread.to_string())?;
+        }
+        Ok(())
+    };
+    attempt().with_context(|| format!("limiting the CPU of guest {name} in {}", folder.display()))
 }
 
 impl Watch {
@@ -282,7 +428,7 @@ fn ram(monitor: &mut Monitor, mib: u64) -> anyhow::Result<(u64, u64)> {
     Ok((start, bytes))
 }
 
-fn arguments(guest: &Guest) -> Vec<String> {
+fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
     let mib = guest.mib;
     let backend = match guest.backend {
         Backend::Memfd => format!("memory-backend-memfd,id=ram0,size={mib}M,share=on"),
@@ -303,6 +449,18 @@ fn arguments(guest: &Guest) -> Vec<String> {
         Some(_) => "microvm,acpi=on,pcie=on,memory-backend=ram0",
     };
     let agent = guest.agent.map_or("", agent_word);
+    let work = format!("{} {}{agent}", guest.work.words(), guest.words);
+    let exit = format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4");
+    let (kernel, start) = match guest.system {
+        System::Bare => (
+            "/lab/bare-guest",
+            vec!["-device".to_owned(), exit, "-append".to_owned(), format!("tsc_khz={tsc_khz} {work}")],
+        ),
+        System::Linux => (
+            "/lab/vmlinuz",
+            vec!["-initrd".to_owned(), "/lab/guest.cpio".to_owned(), "-append".to_owned(), format!("{LINUX_WORDS} {work}")],
+        ),
+    };
     for pair in [
         ["-name", guest.name.as_str()],
         ["-M", machine],
@@ -316,18 +474,11 @@ fn arguments(guest: &Guest) -> Vec<String> {
         ["-qmp", &monitor("qmp.sock")],
         ["-qmp", &monitor("lab-qmp.sock")],
         ["-L", "/usr/share/qemu"],
-        ["-kernel", "/lab/vmlinuz"],
-        ["-initrd", "/lab/guest.cpio"],
-        [
-            "-append",
-            &format!(
-                "console=ttyS0 quiet mitigations=off reboot=t panic=-1 {}{agent}",
-                guest.work.command_line()
-            ),
-        ],
+        ["-kernel", kernel],
     ] {
         words.extend(pair.map(str::to_owned));
     }
+    words.extend(start);
     for word in ["-nodefaults", "-no-user-config"] {
         words.push(word.to_owned());
     }
@@ -375,12 +526,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn runs_when_a_hot_set_goes_round_the_end_are_cut_there() {
+        // Pages 3, 4, 0 and 1 of 5.
+        let runs = runs_of_set(0x20_0000, 3, 4, 1, 5);
+
+        assert_eq!(runs, [[0x20_3000, 0x2000], [0x20_0000, 0x2000]]);
+        assert_eq!(runs_of_set(0, 0, 2, 2, 5), [[0, 0x1000], [0x2000, 0x1000]]);
+        assert!(runs_of_set(0, 1, u64::MAX, 1, 0).is_empty());
+    }
+
+    #[test]
+    fn tsc_when_the_kernel_tells_its_rate_is_in_khz() {
+        let text = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu MHz\t\t: 2596.123\n";
+
+        assert_eq!(khz_of_cpuinfo(text), Some(2_596_123));
+        assert_eq!(khz_of_cpuinfo("cpu MHz : 0.000\n"), None);
+        assert_eq!(khz_of_cpuinfo(""), None);
+    }
+
+    #[test]
+    fn pipe_when_full_takes_nothing_more() {
+        let (_reader, mut writer) = full_pipe().unwrap();
+
+        let error = writer.write(b"x").unwrap_err();
+
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
     fn arguments_when_memory_is_shared_name_the_backend() {
-        let words = arguments(&Guest::default()).join(" ");
+        let words = arguments(&Guest::default(), 2_500_000).join(" ");
 
         assert!(words.contains("memory-backend-memfd,id=ram0,size=400M,share=on"));
         assert!(words.contains("unix:/run/lab/guest/qmp.sock,server=on,wait=off"));
-        assert!(words.contains("lab.set_mib=300"));
+        assert!(words.contains("-kernel /lab/bare-guest") && words.contains("iobase=0xf4"));
+        assert!(words.contains("tsc_khz=2500000 lab.set_mib=300"));
         assert!(words.contains("microvm,acpi=off") && !words.contains("tier.agent"));
     }
 
@@ -389,9 +569,10 @@ mod tests {
         let with = |agent| {
             let guest = Guest {
                 agent: Some(agent),
+                system: System::Linux,
                 ..Guest::default()
             };
-            arguments(&guest).join(" ")
+            arguments(&guest, 2_500_000).join(" ")
         };
         let serial = with(GuestAgent::Serial);
         assert!(serial.contains("path=/run/lab/guest/guest.sock,server=on"));

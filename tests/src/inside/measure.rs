@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::pmu::{Pmu, Truth};
 use super::{Reporter, agent, guest, locked};
-use crate::event::{Event, GuestSample, NodeFacts, Sample};
+use crate::event::{Event, GuestSample, NodeFacts, ProcessCosts, Sample};
 use crate::sys::pages_on_nodes;
 
 /// Scheduler ticks a second in /proc (USER_HZ is 100 on x86-64).
@@ -24,6 +24,8 @@ pub struct Board {
     pub agents: BTreeMap<String, agent::Watch>,
     /// The software PMU, if the host has one.
     pub pmu: Option<Arc<Pmu>>,
+    /// The share of each guest's hot set on node 0, as measured last.
+    pub shares: BTreeMap<String, f64>,
 }
 
 /// The thread that measures; dropping it ends it.
@@ -107,6 +109,11 @@ fn measure(
             entry.accesses = truth.look(pmu, watch.pid, watch.ram);
         }
     }
+    board.shares = sample
+        .guests
+        .iter()
+        .filter_map(|(name, guest)| Some((name.clone(), guest.share()?)))
+        .collect();
     for (name, agent) in &mut board.agents {
         if let Some(found) = agent.sample() {
             sample.guests.entry(name.clone()).or_default().agent = Some(found);
@@ -218,6 +225,25 @@ pub fn cpu_seconds(pid: u32) -> Option<f64> {
     cpu_of_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// What a process costs; `None` when it has gone.
+#[must_use]
+pub fn process_costs(pid: u32) -> Option<ProcessCosts> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let now: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    let cpu_s = cpu_of_stat(&stat)?;
+    // Field 22: when it started, in ticks since the boot.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let start: u64 = rest.split_whitespace().nth(19)?.parse().ok()?;
+    let existed = now - start as f64 / TICKS;
+    Some(ProcessCosts {
+        memory_kib: node_value(&rollup, "Pss:"),
+        cpu_s,
+        cpu_share: if existed > 0.0 { cpu_s / existed } else { 0.0 },
+    })
+}
+
 /// Fields 14 and 15 of proc_pid_stat(5); the name in parentheses may hold anything.
 fn cpu_of_stat(text: &str) -> Option<f64> {
     let (_, rest) = text.rsplit_once(')')?;
@@ -266,6 +292,14 @@ mod tests {
         let text = "pgmigrate_success_x 3\npgmigrate_success 12\npgmigrate_fail 1\n";
 
         assert_eq!(counter(text, "pgmigrate_success"), 12);
+    }
+
+    #[test]
+    fn costs_of_this_process_are_told() {
+        let costs = process_costs(std::process::id()).unwrap();
+
+        assert!(costs.memory_kib > 0 && costs.cpu_share >= 0.0, "{costs:?}");
+        assert_eq!(process_costs(u32::MAX), None);
     }
 
     #[test]

@@ -13,15 +13,36 @@ pub mod steps;
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::event::{Event, Mark};
+use crate::patience::{Limits, Pace};
 
 /// Where the sockets of guests and agents are.
 pub const RUN_FOLDER: &str = "/run/lab";
 /// The agent under test.
 pub const AGENT: &str = "/usr/bin/vmm-tier";
+
+/// How fast this machine emulates: found out once, at the start.
+static PACE: OnceLock<Pace> = OnceLock::new();
+
+/// What takes so long on the reference machine takes as long as this here.
+#[must_use]
+pub fn scaled(reference: Duration) -> Duration {
+    PACE.get().map_or(reference, |pace| pace.scaled(reference))
+}
+
+impl Limits {
+    /// The limits of the reference machine, for this one.
+    #[must_use]
+    pub fn scaled(self) -> Self {
+        Self {
+            still: scaled(self.still),
+            silent_cpu: scaled(self.silent_cpu),
+        }
+    }
+}
 
 /// Writes events to the developer's machine; shared by all threads.
 #[derive(Debug, Clone)]

@@ -18,7 +18,7 @@ use softpmu::layout::{DATA_HEAD, DATA_TAIL, Layout, Word};
 use softpmu::shared::Shared;
 
 use crate::event::{Accesses, PmuCounts};
-use crate::workload::{PAGE_BYTES, frame_of_pagemap_entry};
+use crate::pagemap::{PAGE_BYTES, frame_of_pagemap_entry};
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 /// Red Hat's inter-VM shared memory device.

@@ -13,7 +13,7 @@ use tier_sys::perf::ring::{Drained, Ring, RingMemory};
 
 use super::guest::Watch;
 use super::pmu::{Pmu, frames};
-use crate::workload::PAGE_BYTES;
+use crate::pagemap::PAGE_BYTES;
 
 /// Nobody looks at the ring more often than this.
 const PAUSE: Duration = Duration::from_millis(50);

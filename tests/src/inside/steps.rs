@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -15,16 +15,18 @@ use serde_json::{Value, json};
 use super::measure::{self, Board, Sampler};
 use super::pmu::Pmu;
 use super::records::Reader;
-use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked};
-use crate::event::{Event, GuestEvent, Look, Mark};
-use crate::scenario::{Knobs, Run, Scenario, Signal, Step};
+use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked, scaled};
+use crate::event::{Costs, Event, GuestCosts, GuestEvent, Look, Mark};
+use crate::scenario::{Knobs, Run, Scenario, Signal, Step, Until};
 
 const BALLAST: &str = "/run/ballast";
 const KDAMONDS: &str = "/sys/kernel/mm/damon/admin/kdamonds";
-/// Touching the working set takes about 10 s in the emulated host.
-const READY_WITHIN: Duration = Duration::from_secs(120);
-const AGENT_READY_WITHIN: Duration = Duration::from_secs(30);
+/// On the reference machine, as the two below.
 const AGENT_END_WITHIN: Duration = Duration::from_secs(15);
+/// Huge pages are looked at 2 s in 20 when nothing moves: a hot set that no page was moved of for so long stays.
+const NO_RISE_WITHIN: Duration = Duration::from_secs(60);
+/// Orders are carried out in some seconds.
+const REPLY_WITHIN: Duration = Duration::from_secs(60);
 
 /// Carries out all runs. A run that fails does not keep the next from being tried.
 ///
@@ -129,7 +131,7 @@ impl Runner<'_> {
 
     fn step(&mut self, step: &Step) -> anyhow::Result<()> {
         match step {
-            Step::StartGuest { guest } => self.start_guest(guest),
+            Step::StartGuest { guest } => self.each(guest, Self::start_guest),
             Step::AwaitGuestUp { guest } => {
                 self.reporter
                     .progress("waiting for the guest to be up again");
@@ -141,39 +143,31 @@ impl Runner<'_> {
                 node,
                 leave_free_mib,
             } => self.ballast(*node, *leave_free_mib),
-            Step::StartWork { guest } => self.start_work(guest),
-            Step::Say { guest, line } => self.guest(guest)?.say(line),
+            Step::StartWork { guest } => self.each(guest, Self::start_work),
+            Step::Say { guest, line } => self.each(guest, |this, guest| this.guest(guest)?.say(line)),
             Step::MoveHot { guest, to_mib } => {
                 let running = self.guest(guest)?;
-                running.say(&format!("hot {to_mib}"))?;
-                let name = running.name.clone();
-                self.reporter.mark(Mark::HotMoved, &name);
-                Ok(())
+                // It says when it has done so.
+                running.say(&format!("hot {to_mib}"))
             }
             Step::Wait { seconds, phase } => {
-                if !phase.is_empty() {
-                    self.reporter.tell(&Event::Phase {
-                        t: self.reporter.t(),
-                        phase: phase.clone(),
-                    });
-                }
+                self.phase(phase);
                 self.reporter
                     .progress(format!("measuring {phase} for {seconds} s"));
                 std::thread::sleep(Duration::from_secs(*seconds));
                 Ok(())
             }
-            Step::StartAgent { guest, args } => self.start_agent(guest, args),
+            Step::AwaitShare { guest, min, phase } => {
+                self.phase(phase);
+                self.each(guest, |this, guest| this.await_share(guest, *min))
+            }
+            Step::StartAgent { guest, args } => {
+                self.each(guest, |this, guest| this.start_agent(guest, args))
+            }
             Step::EndAgent { guest, with } => {
-                let (name, running) = self.take_agent(guest)?;
-                let signal = match with {
-                    Signal::Term => rustix::process::Signal::TERM,
-                    Signal::Kill => rustix::process::Signal::KILL,
-                };
                 self.reporter
                     .progress(format!("ending the agent ({with:?})"));
-                self.reporter.mark(Mark::AgentEnded, &name);
-                running.signal(signal);
-                self.agent_ended(running, AGENT_END_WITHIN)
+                self.each(guest, |this, guest| this.end_agent(guest, *with))
             }
             Step::AwaitAgentEnd { guest, within_s } => {
                 let (name, running) = self.take_agent(guest)?;
@@ -201,9 +195,10 @@ impl Runner<'_> {
                 execute,
                 arguments,
                 note,
+                until,
             } => {
                 let note = if note.is_empty() { execute } else { note };
-                self.ctl(guest, execute, arguments, note)
+                self.ctl(guest, execute, arguments, note, until.as_ref())
             }
             Step::Bridge { guest } => bridge::start(&agent::control_socket(&self.name(guest)?)),
             Step::Ask { name, args } => {
@@ -211,7 +206,9 @@ impl Runner<'_> {
                 let monitor = monitor.to_string_lossy();
                 let mut command = Command::new(AGENT);
                 command.args(args.iter().map(|arg| arg.replace("{qmp}", &monitor)));
-                self.ask(name, command)
+                let answer = ask(command)?;
+                self.note(name, answer);
+                Ok(())
             }
             Step::Attempt(attempt) => {
                 self.reporter.progress(format!("attempt {}", attempt.name));
@@ -232,8 +229,90 @@ impl Runner<'_> {
                 self.look(name);
                 Ok(())
             }
-            Step::FinishWork { guest } => self.finish_work(guest),
+            Step::Costs => {
+                self.costs();
+                Ok(())
+            }
+            Step::FinishWork { guest } => self.each(guest, Self::finish_work),
         }
+    }
+
+    /// Does it for the guest of this name, or for all.
+    fn each(
+        &mut self,
+        guest: &str,
+        what: impl Fn(&mut Self, &str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        if guest != "*" {
+            return what(self, guest);
+        }
+        let names = self.run.guests.iter().map(|guest| guest.name.as_str());
+        names.into_iter().try_for_each(|name| what(self, name))
+    }
+
+    fn phase(&self, phase: &str) {
+        if !phase.is_empty() {
+            self.reporter.tell(&Event::Phase {
+                t: self.reporter.t(),
+                phase: phase.to_owned(),
+            });
+        }
+    }
+
+    /// Waits for a share, as long as it rises.
+    fn await_share(&mut self, guest: &str, min: f64) -> anyhow::Result<()> {
+        let name = self.name(guest)?;
+        self.reporter.progress(format!(
+            "waiting for {:.0} % of the hot set in DRAM",
+            min * 100.0
+        ));
+        let patience = scaled(NO_RISE_WITHIN);
+        let (mut best, mut risen) = (0.0, Instant::now());
+        loop {
+            let share = locked(&self.board).shares.get(&name).copied();
+            let share = share.unwrap_or(0.0);
+            if share >= min {
+                return Ok(());
+            }
+            if share > best {
+                (best, risen) = (share, Instant::now());
+            }
+            if risen.elapsed() >= patience {
+                bail!(
+                    "guest {name}: the share of the hot set in DRAM was {best:.3} at best and has not risen for {:.0} s; \
+                     {min} was waited for",
+                    patience.as_secs_f64()
+                );
+            }
+            self.guest(&name)?.still_there()?;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn end_agent(&mut self, guest: &str, with: Signal) -> anyhow::Result<()> {
+        let (name, running) = self.take_agent(guest)?;
+        let signal = match with {
+            Signal::Term => rustix::process::Signal::TERM,
+            Signal::Kill => rustix::process::Signal::KILL,
+        };
+        self.reporter.mark(Mark::AgentEnded, &name);
+        running.signal(signal);
+        self.agent_ended(running, AGENT_END_WITHIN)
+    }
+
+    fn costs(&self) {
+        let guests = self.guests.iter().map(|(name, guest)| {
+            let agent = self.agents.get(name);
+            let costs = GuestCosts {
+                qemu: measure::process_costs(guest.pid()),
+                agent: agent.and_then(|agent| measure::process_costs(agent.pid())),
+            };
+            (name.clone(), costs)
+        });
+        self.reporter.tell(&Event::Costs(Costs {
+            t: self.reporter.t(),
+            guests: guests.collect(),
+        }));
     }
 
     fn note(&self, name: &str, value: Value) {
@@ -250,7 +329,7 @@ impl Runner<'_> {
             .guest(guest)
             .with_context(|| format!("no guest '{guest}'"))?;
         self.reporter.progress(format!(
-            "booting guest {} ({} MiB, {:?})",
+            "starting guest {} ({} MiB, {:?})",
             guest.name, guest.mib, guest.backend
         ));
         let running = guest::Running::start(guest, self.reporter)?;
@@ -268,7 +347,7 @@ impl Runner<'_> {
         let running = self.guest(guest)?;
         running.say("go")?;
         let name = running.name.clone();
-        match running.await_event(READY_WITHIN)? {
+        match running.await_event()? {
             GuestEvent::Ready => {}
             other => bail!("guest {name}: {other:?} where ready was due"),
         }
@@ -293,7 +372,7 @@ impl Runner<'_> {
         let running = self.guest(guest)?;
         running.say("finish")?;
         let name = running.name.clone();
-        match running.await_event(READY_WITHIN)? {
+        match running.await_event()? {
             GuestEvent::Integrity { ok, updates, .. } => {
                 self.reporter.tell(&Event::Integrity {
                     guest: name.clone(),
@@ -360,7 +439,7 @@ impl Runner<'_> {
             None => args.to_vec(),
         };
         let mut running = agent::Running::start(&name, &args, self.reporter)?;
-        if !running.await_ready(AGENT_READY_WITHIN)? {
+        if !running.await_ready()? {
             self.agent_ended(running, AGENT_END_WITHIN)?;
             bail!("the agent ended at once");
         }
@@ -394,30 +473,39 @@ impl Runner<'_> {
         execute: &str,
         arguments: &str,
         note: &str,
+        until: Option<&Until>,
     ) -> anyhow::Result<()> {
         let socket = agent::control_socket(&self.name(guest)?);
-        let mut command = Command::new(AGENT);
-        command.arg("ctl").arg(socket).arg(execute);
-        if !arguments.is_empty() {
-            command.arg(arguments);
+        let began = Instant::now();
+        loop {
+            let mut command = Command::new(AGENT);
+            command.arg("ctl").arg(&socket).arg(execute);
+            if !arguments.is_empty() {
+                command.arg(arguments);
+            }
+            let answer = ask(command)?;
+            let missing = until.filter(|until| !until.holds(&answer["reply"]));
+            let patience = scaled(REPLY_WITHIN);
+            match missing {
+                Some(_) if began.elapsed() < patience => {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                Some(until) => {
+                    let found = answer["reply"].pointer(&until.at).cloned();
+                    self.note(note, answer);
+                    bail!(
+                        "{execute} says {} at {} after {:.0} s",
+                        found.unwrap_or(Value::Null),
+                        until.at,
+                        patience.as_secs_f64()
+                    );
+                }
+                None => {
+                    self.note(note, answer);
+                    return Ok(());
+                }
+            }
         }
-        self.ask(note, command)
-    }
-
-    fn ask(&self, name: &str, mut command: Command) -> anyhow::Result<()> {
-        let output = command
-            .output()
-            .with_context(|| format!("starting {AGENT}"))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        self.note(
-            name,
-            json!({
-                "code": output.status.code(),
-                "reply": serde_json::from_str::<Value>(&text).unwrap_or(Value::String(text)),
-                "stderr": String::from_utf8_lossy(&output.stderr),
-            }),
-        );
-        Ok(())
     }
 
     fn read_records(&mut self, guest: &str, note: &str, time: Duration) -> anyhow::Result<()> {
@@ -453,6 +541,19 @@ impl Runner<'_> {
             processes,
         }));
     }
+}
+
+/// Runs a command and keeps what it says.
+fn ask(mut command: Command) -> anyhow::Result<Value> {
+    let output = command
+        .output()
+        .with_context(|| format!("starting {AGENT}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(json!({
+        "code": output.status.code(),
+        "reply": serde_json::from_str::<Value>(&text).unwrap_or(Value::String(text)),
+        "stderr": String::from_utf8_lossy(&output.stderr),
+    }))
 }
 
 /// How many kdamonds are configured; none when the kernel has no DAMON.

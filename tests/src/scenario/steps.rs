@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One step of a run. `guest` is the guest's name; empty means the run's first guest.
+/// One step of a run. `guest` is the guest's name; empty means the run's first guest. Where a step says so, `*` means
+/// all, one after the other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(
     tag = "do",
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
     deny_unknown_fields
 )]
 pub enum Step {
-    /// Starts a guest and waits until it is up; its workload waits.
+    /// Starts a guest and waits until it is up; its workload waits. Takes `*`.
     StartGuest {
         /// Which.
         #[serde(default)]
@@ -31,13 +32,14 @@ pub enum Step {
         /// What is left free.
         leave_free_mib: u64,
     },
-    /// Lets the workload begin and waits until it has touched its working set.
+    /// Lets the workload begin and waits until it has touched its working set. Takes `*`.
     StartWork {
         /// Which.
         #[serde(default)]
         guest: String,
     },
-    /// Types a line on the guest's console: `agent start`, `agent kill` or `agent end` for the agent in it.
+    /// Types a line on the guest's console: an order of `lab_guest::Order`, or in a guest with an agent `agent start`,
+    /// `agent kill` or `agent end`. Takes `*`.
     Say {
         /// Which guest.
         #[serde(default)]
@@ -61,7 +63,18 @@ pub enum Step {
         #[serde(default)]
         phase: String,
     },
-    /// Starts `vmm-tier run` beside a guest and waits for its control socket.
+    /// Waits until so much of the hot set is on node 0; fails when the share no longer rises.
+    AwaitShare {
+        /// Which. Takes `*`.
+        #[serde(default)]
+        guest: String,
+        /// Least share, 0 to 1.
+        min: f64,
+        /// What to call this stretch in the series.
+        #[serde(default)]
+        phase: String,
+    },
+    /// Starts `vmm-tier run` beside a guest and waits for its control socket. Takes `*`.
     StartAgent {
         /// Which.
         #[serde(default)]
@@ -70,7 +83,7 @@ pub enum Step {
         #[serde(default)]
         args: Vec<String>,
     },
-    /// Sends a signal to the agent and waits for its end.
+    /// Sends a signal to the agent and waits for its end. Takes `*`.
     EndAgent {
         /// Which.
         #[serde(default)]
@@ -113,6 +126,9 @@ pub enum Step {
         /// The name of the note that keeps the reply; without one, the command's.
         #[serde(default)]
         note: String,
+        /// Ask again each second until the reply is so; fails when that does not come about.
+        #[serde(default)]
+        until: Option<Until>,
     },
     /// Lets clients on the developer's machine reach the agent's control socket, through `qmp.sock` in the
     /// folder of the logs.
@@ -146,12 +162,42 @@ pub enum Step {
         /// Checks refer to it by this name.
         name: String,
     },
-    /// Ends the workload and compares its memory with all updates.
+    /// Records what all guests and agents cost in memory and CPU time.
+    Costs,
+    /// Ends the workload and compares its memory with all updates. Takes `*`.
     FinishWork {
         /// Which.
         #[serde(default)]
         guest: String,
     },
+}
+
+/// What a reply must say.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Until {
+    /// Where, as a JSON pointer.
+    pub at: String,
+    /// What must stand there.
+    #[serde(default)]
+    pub is: Option<serde_json::Value>,
+    /// Or the least number that must stand there.
+    #[serde(default)]
+    pub at_least: Option<f64>,
+}
+
+impl Until {
+    /// Whether a reply says so.
+    #[must_use]
+    pub fn holds(&self, reply: &serde_json::Value) -> bool {
+        let Some(found) = reply.pointer(&self.at) else {
+            return false;
+        };
+        let is = self.is.as_ref().is_none_or(|is| is == found);
+        is && self
+            .at_least
+            .is_none_or(|least| found.as_f64().is_some_and(|number| number >= least))
+    }
 }
 
 /// How to end an agent.
@@ -316,4 +362,23 @@ pub enum Check {
         /// The attempt's name.
         attempt: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn until_when_the_reply_says_less_or_nothing_does_not_hold() {
+        let until = |text: &str| toml::from_str::<Until>(text).unwrap();
+        let reply = json!({"drain": {"done": true}, "source": {"accepted": 12}});
+
+        assert!(until("at = '/drain/done'\nis = true").holds(&reply));
+        assert!(!until("at = '/drain/done'\nis = false").holds(&reply));
+        assert!(until("at = '/source/accepted'\nat-least = 12").holds(&reply));
+        assert!(!until("at = '/source/accepted'\nat-least = 13").holds(&reply));
+        assert!(!until("at = '/source/none'").holds(&reply));
+    }
 }

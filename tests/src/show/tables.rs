@@ -1,6 +1,8 @@
 //! Bars and tables: what the screen shows of a result, as text.
 
+use crate::event::{Costs, GuestCosts};
 use crate::result::RunResult;
+use crate::stats::median;
 
 /// Bytes of a mebibyte.
 pub(super) const MIB: f64 = 1_048_576.0;
@@ -17,8 +19,40 @@ pub(super) fn shortened(text: &str) -> String {
 
 /// A bar of fixed width for a share from 0 to 1.
 pub(super) fn bar(share: f64) -> String {
-    let full = (share.clamp(0.0, 1.0) * BAR_CELLS as f64).round() as usize;
-    format!("{}{}", "#".repeat(full), ".".repeat(BAR_CELLS - full))
+    bar_of(share, BAR_CELLS)
+}
+
+/// The same of any width.
+pub(super) fn bar_of(share: f64, cells: usize) -> String {
+    let full = (share.clamp(0.0, 1.0) * cells as f64).round() as usize;
+    format!("{}{}", "#".repeat(full), ".".repeat(cells - full))
+}
+
+/// What guests and agents cost: least, median and most of all of them.
+pub(super) fn costs_table(costs: &Costs) -> Vec<String> {
+    let mut rows = vec![["", "least", "median", "most"].map(str::to_owned)];
+    let mut row = |name: &str, of: &dyn Fn(&GuestCosts) -> Option<f64>, unit: &str| {
+        let mut values: Vec<f64> = costs.guests.values().filter_map(of).collect();
+        values.sort_by(f64::total_cmp);
+        let (Some(least), Some(most)) = (values.first(), values.last()) else {
+            return;
+        };
+        let median = median(&values).unwrap_or(*least);
+        let cell = |value: f64| format!("{value:.1} {unit}");
+        rows.push([name.to_owned(), cell(*least), cell(median), cell(*most)]);
+    };
+    let kib = 1024.0;
+    row("QEMU, memory", &|c| Some(c.qemu?.memory_kib as f64 / kib), "MiB");
+    row("QEMU, share of a CPU", &|c| Some(c.qemu?.cpu_share * 100.0), "%");
+    row("agent, memory", &|c| Some(c.agent?.memory_kib as f64 / kib), "MiB");
+    row("agent, share of a CPU", &|c| Some(c.agent?.cpu_share * 100.0), "%");
+    if rows.len() == 1 {
+        return Vec::new();
+    }
+    let guests = costs.guests.len();
+    let mut lines = vec![format!("          {guests} guests:")];
+    lines.extend(align(&rows).into_iter().map(|line| format!("          {line}")));
+    lines
 }
 
 /// One run told as before and after: the demo's table.
@@ -150,6 +184,7 @@ fn align<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::ProcessCosts;
 
     #[test]
     fn bar_when_the_share_is_out_of_range_stays_in_its_width() {
@@ -157,6 +192,23 @@ mod tests {
             assert_eq!(bar(share).len(), BAR_CELLS);
         }
         assert_eq!(bar(0.5).matches('#').count(), BAR_CELLS / 2);
+    }
+
+    #[test]
+    fn costs_when_guests_differ_show_least_median_and_most() {
+        let guest = |mib: u64, share| GuestCosts {
+            qemu: None,
+            agent: Some(ProcessCosts { memory_kib: mib << 10, cpu_s: 1.0, cpu_share: share }),
+        };
+        let guests = [("a", guest(9, 0.01)), ("b", guest(4, 0.03)), ("c", guest(5, 0.02))];
+        let costs = Costs { t: 1.0, guests: guests.map(|(name, guest)| (name.to_owned(), guest)).into() };
+
+        let table = costs_table(&costs).join("\n");
+
+        assert!(table.contains("3 guests:"), "{table}");
+        assert!(table.contains("4.0 MiB  5.0 MiB  9.0 MiB"), "{table}");
+        assert!(table.contains("1.0 %    2.0 %    3.0 %"), "{table}");
+        assert!(!table.contains("QEMU"));
     }
 
     #[test]

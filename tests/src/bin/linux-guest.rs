@@ -1,57 +1,50 @@
-//! The first process of a lab guest: runs the workload and tells about it on the console.
+//! The first process of a guest that runs Linux: the workload, and the agent beside it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use lab::event::{GUEST_PREFIX, GuestEvent};
+use anyhow::{Context, anyhow, bail};
 use lab::image::GUEST_VSOCK_MODULES;
-use lab::scenario::Work;
-use lab::workload::{
-    HotSet, PAGE_BYTES, PAGE_WORDS, Updates, checksum, frame_of_pagemap_entry, runs_of_pages,
-};
+use lab::pagemap::{PAGE_BYTES, frame_of_pagemap_entry, runs_of_pages};
+use lab_guest::{HotSet, Line, Machine, Work};
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
-/// Updates between two looks at the clock and the console.
-const BATCH: u64 = 8192;
 /// Runs in one line, so that a line stays short enough for a serial console.
 const RUNS_A_LINE: usize = 64;
 /// The guest's kernel may move pages by compaction: look again this often.
 const RUNS_EVERY: Duration = Duration::from_secs(5);
+/// The working set begins at a huge page.
+const ALIGN: usize = 2 << 20;
 
 fn main() {
     if let Err(error) = work() {
-        tell(&GuestEvent::Error {
-            error: format!("{error:#}"),
-        });
+        tell(Line::Error { error: &format_args!("{error:#}") });
     }
     std::thread::sleep(Duration::from_millis(200)); // lets the serial line drain
     // Without ACPI a restart is the way out: QEMU is started with -no-reboot.
     let _ = reboot(RebootCommand::Restart);
 }
 
-fn tell(event: &GuestEvent) {
-    if let Ok(json) = serde_json::to_string(event) {
-        // One write a line keeps the kernel's own messages out of its middle. Nobody is
-        // left to hear of a console that fails.
-        let line = format!("{GUEST_PREFIX}{json}\n");
-        let _ = std::io::stdout().write_all(line.as_bytes());
-        let _ = std::io::stdout().flush();
-    }
+fn tell(line: Line<'_>) {
+    // One write a line keeps the kernel's own messages out of its middle. Nobody is
+    // left to hear of a console that fails.
+    let line = format!("{line}\n");
+    let _ = std::io::stdout().write_all(line.as_bytes());
+    let _ = std::io::stdout().flush();
 }
 
-/// The console, read on a thread of its own; one command a line.
-fn commands() -> Receiver<String> {
+/// What is typed on the console, read on a thread of its own.
+fn typed() -> Receiver<u8> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            if sender.send(line.trim().to_owned()).is_err() {
+        for byte in std::io::stdin().lock().bytes().map_while(Result::ok) {
+            if sender.send(byte).is_err() {
                 return;
             }
         }
@@ -70,78 +63,76 @@ fn work() -> anyhow::Result<()> {
             .with_context(|| format!("mounting {path}"))?;
     }
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
-    let work = Work::from_command_line(&command_line)?;
+    let work = Work::from_command_line(&command_line).map_err(|why| anyhow!("{why}"))?;
     let thp = if work.guest_thp { "always" } else { "never" };
     std::fs::write("/sys/kernel/mm/transparent_hugepage/enabled", thp)
         .context("setting transparent huge pages")?;
-    let hot = HotSet::new(&work, work.hot_at_mib).context("the hot set does not fit")?;
-    let mut agent = Agent::of_command_line(&command_line)?;
-    let commands = commands();
-    tell(&GuestEvent::Up);
-    loop {
-        match commands.recv().context("the console was closed")?.as_str() {
-            "go" => break,
-            command => agent.obey(command)?,
-        }
-    }
-
+    let mut guest = Guest {
+        began: Instant::now(),
+        typed: typed(),
+        agent: Agent::of_command_line(&command_line)?,
+        runs: Vec::new(),
+        looked: Instant::now(),
+    };
     let words = usize::try_from(work.set_mib)? * (1 << 20) / 8;
     // The allocator puts a header before a large block: leave room to start at a huge page.
-    const ALIGN: usize = 2 << 20;
     let mut block = vec![0_u64; words + ALIGN / 8];
     let start = block.as_ptr() as usize;
     let skip = (start.next_multiple_of(ALIGN) - start) / 8;
-    let memory = &mut block[skip..skip + words];
+    let lived = lab_guest::live(&mut guest, &work, &mut block[skip..skip + words]);
+    guest.agent.obey("agent end")?;
+    lived.map_err(|trouble| anyhow!("{trouble:#}"))
+}
 
-    let mut updates = Updates::begin(memory, &work, hot);
-    let mut runs = hot_runs(memory, hot)?;
-    tell_runs(&runs);
-    tell(&GuestEvent::Ready);
+/// A machine with Linux on it.
+struct Guest {
+    began: Instant,
+    typed: Receiver<u8>,
+    agent: Agent,
+    /// Where the hot pages were told to be.
+    runs: Vec<[u64; 2]>,
+    looked: Instant,
+}
 
-    let (mut since, mut looked, mut count) = (Instant::now(), Instant::now(), 0);
-    loop {
-        updates.run(memory, BATCH);
-        count += BATCH;
-        let elapsed = since.elapsed();
-        if elapsed >= Duration::from_secs(1) {
-            let ms = u64::try_from(elapsed.as_millis())?;
-            tell(&GuestEvent::Updates { count, ms });
-            (since, count) = (Instant::now(), 0);
-            if looked.elapsed() >= RUNS_EVERY {
-                looked = Instant::now();
-                let now = hot_runs(memory, updates.hot())?;
-                if now != runs {
-                    runs = now;
-                    tell_runs(&runs);
-                }
-            }
+impl Machine for Guest {
+    type Error = anyhow::Error;
+
+    fn micros(&mut self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn tell(&mut self, line: Line<'_>) {
+        tell(line);
+    }
+
+    fn typed(&mut self) -> Option<u8> {
+        self.typed.try_recv().ok()
+    }
+
+    fn halt(&mut self, micros: u64) {
+        std::thread::sleep(Duration::from_micros(micros));
+    }
+
+    fn tell_hot(&mut self, memory: &[u64], hot: HotSet) -> anyhow::Result<()> {
+        self.looked = Instant::now();
+        let runs = hot_runs(memory, hot)?;
+        if runs != self.runs {
+            self.runs = runs;
+            tell_runs(&self.runs);
         }
-        match commands.try_recv() {
-            Err(TryRecvError::Empty) => {}
-            Err(TryRecvError::Disconnected) => bail!("the console was closed"),
-            Ok(command) if command == "finish" => break,
-            Ok(command) => {
-                if let Some(mib) = command.strip_prefix("hot ") {
-                    let hot = HotSet::new(&work, Some(mib.parse()?))
-                        .context("the new hot set does not fit")?;
-                    updates.move_hot(hot);
-                    runs = hot_runs(memory, hot)?;
-                    tell_runs(&runs);
-                } else {
-                    agent.obey(&command)?;
-                }
-            }
+        Ok(())
+    }
+
+    fn obey(&mut self, order: &str) -> anyhow::Result<bool> {
+        self.agent.obey(order)
+    }
+
+    fn second(&mut self, memory: &[u64], hot: HotSet) -> anyhow::Result<()> {
+        match self.looked.elapsed() >= RUNS_EVERY {
+            true => self.tell_hot(memory, hot),
+            false => Ok(()),
         }
     }
-    agent.obey("agent end")?;
-    let found = checksum(memory);
-    tell(&GuestEvent::Integrity {
-        ok: found == updates.expected(),
-        updates: updates.done(),
-        expected: updates.expected(),
-        found,
-    });
-    Ok(())
 }
 
 /// The agent in this guest.
@@ -175,7 +166,7 @@ impl Agent {
     }
 
     /// Carries a command of the console out that begins with "agent"; others are not for it.
-    fn obey(&mut self, command: &str) -> anyhow::Result<()> {
+    fn obey(&mut self, command: &str) -> anyhow::Result<bool> {
         match command {
             "agent start" if self.child.is_none() && !self.way.is_empty() => {
                 let mut child = Command::new("/usr/bin/guest-agent")
@@ -190,11 +181,12 @@ impl Agent {
                 }
                 self.child = Some(child);
             }
+            "agent start" => {}
             "agent kill" => self.end(Signal::KILL)?,
             "agent end" => self.end(Signal::TERM)?,
-            _ => {}
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 
     fn end(&mut self, signal: Signal) -> anyhow::Result<()> {
@@ -229,14 +221,13 @@ fn load_module(name: &str) -> anyhow::Result<()> {
 fn hot_runs(memory: &[u64], hot: HotSet) -> anyhow::Result<Vec<[u64; 2]>> {
     let pagemap = File::open("/proc/self/pagemap").context("opening /proc/self/pagemap")?;
     let first = memory.as_ptr() as usize / PAGE_BYTES;
-    let reach = (hot.pages - 1) * hot.stride + 1;
-    debug_assert!((hot.first + reach) * PAGE_WORDS <= memory.len());
-    let mut entries = vec![0_u8; reach * 8];
+    let mut entries = vec![0_u8; hot.of * 8];
     pagemap
-        .read_exact_at(&mut entries, ((first + hot.first) * 8) as u64)
+        .read_exact_at(&mut entries, (first * 8) as u64)
         .context("reading /proc/self/pagemap")?;
     let mut pages = Vec::with_capacity(hot.pages);
-    for entry in entries.chunks_exact(8).step_by(hot.stride) {
+    for page in hot.iter() {
+        let entry = entries.get(page * 8..page * 8 + 8).context("a hot page is not in the set")?;
         let entry = u64::from_le_bytes(entry.try_into()?);
         let frame = frame_of_pagemap_entry(entry).context("a hot page has no frame")?;
         pages.push(frame * PAGE_BYTES as u64);
@@ -248,8 +239,8 @@ fn tell_runs(runs: &[[u64; 2]]) {
     let parts = runs.chunks(RUNS_A_LINE);
     let count = parts.len();
     for (n, part) in parts.enumerate() {
-        tell(&GuestEvent::Runs {
-            runs: part.to_vec(),
+        tell(Line::Runs {
+            runs: part,
             first: n == 0,
             last: n + 1 == count,
         });
