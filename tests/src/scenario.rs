@@ -144,7 +144,7 @@ pub struct Guest {
     pub mib: u64,
     /// Virtual CPUs.
     pub cpus: u32,
-    /// Most of an emulated CPU that each virtual CPU may take, in percent; absent: all.
+    /// Most of an emulated CPU that each virtual CPU may take from the first touch on, in percent; absent: all.
     pub cpu_percent: Option<u32>,
     /// What backs the memory on the host.
     pub backend: Backend,

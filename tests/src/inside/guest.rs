@@ -81,6 +81,7 @@ pub struct Running {
     /// Bytes that its console has said.
     said: Arc<AtomicU64>,
     limits: Limits,
+    cpu_percent: Option<u32>,
     /// Keeps a serial port that nobody reads from being closed.
     _unread: Option<(PipeReader, Sender<GuestEvent>)>,
 }
@@ -140,9 +141,6 @@ impl Running {
             Monitor::connect_within(&lab_monitor, scaled(Duration::from_secs(20)))
                 .context("QEMU's monitor")?;
         let ram = ram(&mut monitor, guest.mib).context("where QEMU has the guest's memory")?;
-        if let Some(percent) = guest.cpu_percent {
-            limit_cpu(&guest.name, &monitor.vcpu_threads()?, percent)?;
-        }
         let child = starting.0.take().context("QEMU is there once")?;
         let watch = Arc::new(Mutex::new(Watch {
             pid: child.id(),
@@ -176,6 +174,7 @@ impl Running {
                 System::Bare => BARE_LIMITS,
                 System::Linux => LINUX_LIMITS,
             },
+            cpu_percent: guest.cpu_percent,
             _unread: unread.map(|reader| (reader, sender)),
         };
         running.await_up()?;
@@ -259,6 +258,26 @@ impl Running {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Keeps the virtual CPUs to their share from now on, if they have one.
+    ///
+    /// # Errors
+    /// When QEMU does not answer or the kernel refuses.
+    pub fn limit_cpu(&self) -> anyhow::Result<()> {
+        let Some(percent) = self.cpu_percent else {
+            return Ok(());
+        };
+        let threads = locked(&self.watch).monitor.vcpu_threads()?;
+        limit_cpu(&self.name, &threads, percent)
+    }
+
+    /// Lets the virtual CPUs take what there is.
+    pub fn unlimit_cpu(&self) {
+        if self.cpu_percent.is_some() {
+            // It stays slow then, no more.
+            let _ = fs::write(Path::new(CGROUPS).join(&self.name).join("cpu.max"), "max");
+        }
     }
 
     /// QEMU's process id.

@@ -351,6 +351,8 @@ impl Runner<'_> {
             GuestEvent::Ready => {}
             other => bail!("guest {name}: {other:?} where ready was due"),
         }
+        // Not before: the first touch would take minutes.
+        running.limit_cpu()?;
         // The next sample shall know where the hot set is.
         locked(&running.watch).translate()?;
         // Not before: booting and the first touch would take longer.
@@ -370,6 +372,7 @@ impl Runner<'_> {
         self.reporter
             .progress("comparing the guest's memory with its updates");
         let running = self.guest(guest)?;
+        running.unlimit_cpu();
         running.say("finish")?;
         let name = running.name.clone();
         match running.await_event()? {
