@@ -12,7 +12,9 @@ use std::{
 
 use crossbeam::channel::Receiver;
 use qmp::{Client, Event, client};
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use tier_sys::{process, sysroot::SysRoot};
 
 use self::played::{Agent, FOR_EVER, MIB, Qemu, event};
 
@@ -90,6 +92,48 @@ fn agent_when_told_to_end_does_and_leaves_nothing_behind() {
         .iter()
         .filter(|path| path.extension().is_some_and(|e| e == "json"));
     assert_eq!(records.count(), 0, "{left:?}");
+}
+
+/// Whether this test's children ignore SIGHUP, as it does itself.
+fn hup_is_ignored() -> bool {
+    let signals = process::ending_signals(&SysRoot::real());
+    !signals.contains(&(Signal::HUP.as_raw()))
+}
+
+#[test]
+fn agent_when_its_terminal_hangs_up_ends_as_when_told_to() {
+    if hup_is_ignored() {
+        println!("SKIPPED: SIGHUP is ignored here, as under nohup");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let _server = Qemu::new().serve(&folder.path().join("qmp"));
+    let mut agent = Agent::start(folder);
+    agent.ask("query-tier", None);
+
+    agent.signal(Signal::HUP);
+
+    let status = agent.ended();
+    assert_eq!(status.code(), Some(0), "{status}: {}", agent.log());
+    assert!(!agent.control().exists());
+}
+
+#[test]
+fn agent_when_it_is_to_outlive_its_terminal_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let _server = Qemu::new().serve(&folder.path().join("qmp"));
+    let mut agent = Agent::start_without_hup(folder);
+
+    // The control socket comes after the signals.
+    agent.ask("query-tier", None);
+
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = u64::from_str_radix(mask.unwrap().trim(), 16).unwrap();
+    // SIGHUP is signal 1, in bit 0.
+    assert_eq!(mask & 1, 1, "{mask:x}");
+    agent.terminate();
+    assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
 }
 
 #[test]

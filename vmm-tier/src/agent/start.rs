@@ -69,12 +69,12 @@ fn start(
     tiers: fn(&Settings, &SysRoot) -> anyhow::Result<Tiers>,
     tap: impl FnOnce(&str) -> anyhow::Result<Option<Box<dyn Tap>>>,
 ) -> anyhow::Result<ExitCode> {
+    let root = SysRoot::real();
     let terminate = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    for signal in process::ending_signals(&root) {
         signal_hook::flag::register(signal, Arc::clone(&terminate))
             .context("signals can't be caught")?;
     }
-    let root = SysRoot::real();
     let tiers = tiers(settings, &root)?;
     let oob = settings.proxy.is_some();
     let greeting_timeout = qmp::client::Options::default().greeting_timeout;

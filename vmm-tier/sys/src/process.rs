@@ -68,6 +68,29 @@ pub fn now() -> Time {
     Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
+/// The signals that tell this process to end: SIGTERM, SIGINT and SIGHUP. SIGHUP is left out if the process
+/// was started with it ignored: `nohup` asks so for a program that outlives its terminal.
+#[must_use]
+pub fn ending_signals(root: &SysRoot) -> Vec<i32> {
+    let status = read_text(&root.proc("self/status"), SMALL_FILE).unwrap_or_default();
+    let mut signals = vec![libc::SIGTERM, libc::SIGINT];
+    if !ignores(&status, libc::SIGHUP) {
+        signals.push(libc::SIGHUP);
+    }
+    signals
+}
+
+/// Whether a process ignores a signal, by the text of its `/proc/PID/status`.
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    // Signals count from 1 (proc_pid_status(5)).
+    mask & (1 << (signal - 1)) != 0
+}
+
 /// The random id of this boot: what was recorded under another one is void.
 ///
 /// # Errors
@@ -251,6 +274,23 @@ mod tests {
             "42 (x) S 1 42 42 0 -1 4 9 0 0 0 x 50",
         ] {
             assert!(parse_stat(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ending_signals_when_hup_is_ignored_are_without_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("proc/self")).unwrap();
+        let root = SysRoot::at(folder.path());
+        // SIGHUP is bit 0, SIGINT bit 1, SIGPIPE bit 12 (signal(7) numbers them from 1).
+        for (mask, has_hup) in [("1000", true), ("1001", false), ("1002", true), ("", true)] {
+            let status = format!("Name:\tx\nSigBlk:\t0001\nSigIgn:\t{mask}\nSigCgt:\t0001\n");
+            std::fs::write(root.proc("self/status"), status).unwrap();
+
+            let signals = ending_signals(&root);
+
+            assert_eq!(signals.contains(&libc::SIGHUP), has_hup, "{mask}");
+            assert!(signals.starts_with(&[libc::SIGTERM, libc::SIGINT]));
         }
     }
 

@@ -19,9 +19,11 @@ use qmp::{
     Client, QmpError, client,
     server::{CommandSpec, Handler, MemberSpec, Options, Server, TypeSpec},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_vmm-tier");
 pub const MIB: u64 = 1 << 20;
 /// No test waits for long; this only ends one that would wait for ever.
 pub const FOR_EVER: Duration = Duration::from_secs(60);
@@ -168,13 +170,32 @@ impl Agent {
         Self::start_beside(&qmp, folder, more)
     }
 
+    /// Starts with its log written to `log`.
+    pub fn start_with_log(folder: TempDir, log: impl Into<Stdio>) -> Self {
+        let qmp = folder.path().join("qmp");
+        let program = Command::new(PROGRAM);
+        Self::run(program, &qmp, Arc::new(folder), "", log.into())
+    }
+
+    /// Starts with SIGHUP ignored, as `nohup` does it.
+    pub fn start_without_hup(folder: TempDir) -> Self {
+        let qmp = folder.path().join("qmp");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh", PROGRAM]);
+        Self::run(shell, &qmp, Arc::new(folder), "", Stdio::piped())
+    }
+
     /// Starts beside the QEMU that serves `qmp`, with its own files in `folder`.
     pub fn start_beside(qmp: &Path, folder: Arc<TempDir>, more: &str) -> Self {
+        Self::run(Command::new(PROGRAM), qmp, folder, more, Stdio::piped())
+    }
+
+    fn run(mut command: Command, qmp: &Path, folder: Arc<TempDir>, more: &str, log: Stdio) -> Self {
         let config = folder.path().join("config.toml");
         let run_dir = folder.path().join("run");
         let text = format!("run-dir = '{}'\n{more}", run_dir.display());
         std::fs::write(&config, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_vmm-tier"))
+        let child = command
             .args(["run", "--dry-run", "--fast", "0", "--slow", "0"])
             .arg("--qmp")
             .arg(qmp)
@@ -182,7 +203,7 @@ impl Agent {
             .arg(folder.path().join("control"))
             .arg("--config")
             .arg(&config)
-            .stderr(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         Self { child, folder }
@@ -245,8 +266,16 @@ impl Agent {
     }
 
     pub fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Nobody reads its log any more.
+    pub fn leave_log(&mut self) {
+        drop(self.child.stderr.take().unwrap());
     }
 
     pub fn ended(&mut self) -> ExitStatus {
