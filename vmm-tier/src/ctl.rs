@@ -1,9 +1,11 @@
 //! `vmm-tier ctl`: one QMP command to a control socket.
 
-use std::{io::Write as _, path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Context;
 use serde_json::Value;
+
+use crate::map_cmd::print;
 
 /// Sends the command; prints the reply as JSON on stdout. An error reply is printed on stderr.
 pub(crate) fn run(
@@ -24,8 +26,7 @@ pub(crate) fn run(
         .transpose()?;
     let (client, _events) = qmp::Client::connect(socket, &qmp::client::Options::default())?;
     let reply = client.execute_raw(command, arguments)?;
-    let text = serde_json::to_string_pretty(&reply)?;
-    // Whoever reads may leave before the end.
-    writeln!(std::io::stdout(), "{text}").context("the reply can't be printed")?;
+    let text = serde_json::to_string_pretty(&reply)? + "\n";
+    print(&text).context("the reply can't be printed")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -23,6 +23,7 @@ use tier_core::{
     time::Time,
     trace::{BatchEnd, Encoder, Header, Origin, TraceRange},
 };
+use tier_sys::{process, sysroot::SysRoot};
 
 fn record() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmm-tier"));
@@ -367,6 +368,27 @@ fn guest_when_recorded_until_told_to_end_is_a_whole_trace() {
             (SPAN, 4093, 1)
         );
     }
+}
+
+#[test]
+fn guest_when_recorded_until_the_terminal_is_gone_is_a_whole_trace() {
+    if !process::ending_signals(&SysRoot::real()).contains(&Signal::HUP.as_raw()) {
+        println!("SKIPPED: SIGHUP is ignored here, as under nohup");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let qemu = Qemu::new();
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let source = recording(&folder, 20, SPAN);
+    let mut recorder = Recorder::start(&folder, &replayed(&source), &[]);
+    let (output, part) = (recorder.output(), recorder.part());
+    recorder.wait_until(|trace| trace.accesses.len() >= 20 * 64);
+
+    recorder.leave();
+    recorder.signal(Signal::HUP);
+
+    assert_eq!(recorder.ended().0, Some(0));
+    assert!(read(&output).end.is_some() && !part.exists());
 }
 
 #[test]

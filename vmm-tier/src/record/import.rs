@@ -7,7 +7,7 @@ use tier_core::{
     trace::{End, Header},
 };
 
-use super::{output::Output, progress::Progress};
+use super::{output::Output, progress::Progress, say};
 use crate::{
     cli::RecordArgs,
     size::human,
@@ -41,13 +41,13 @@ pub(super) fn run(args: &RecordArgs, file: &Path) -> anyhow::Result<ExitCode> {
     let (end, bytes, notes) = copied?;
     let seconds = progress.elapsed().as_secs_f64();
     let accesses = end.accesses;
-    println!(
+    say(&format!(
         "{}: {accesses} accesses of a trace in format {}, in {} ({:.2} bytes each), {seconds:.1} s{notes}",
         args.output.display(),
         info.format,
         human(bytes),
         bytes as f64 / accesses.max(1) as f64,
-    );
+    ));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -20,6 +20,7 @@ use self::translate::Translator;
 use super::{
     output::{Output, Reserved},
     progress::Progress,
+    say,
 };
 use crate::{agent::Tap, size::human, trace::TraceError};
 
@@ -184,12 +185,12 @@ impl Tap for Recorder {
                 notes += &format!(", {n} {what}");
             }
         }
-        println!(
+        say(&format!(
             "{}: {accesses} accesses in {batches} batches of {} s, {}{notes}",
             self.path.display(),
             Time(end.last).as_secs_f64().round(),
             human(bytes),
-        );
+        ));
         Ok(())
     }
 }

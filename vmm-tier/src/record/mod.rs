@@ -5,7 +5,10 @@ mod live;
 mod output;
 mod progress;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use self::live::Recorder;
 use crate::{
@@ -40,4 +43,10 @@ pub(crate) fn run(args: RecordArgs) -> anyhow::Result<ExitCode> {
         let recorder = Recorder::new(&args.output, args.time, name)?;
         Ok(Box::new(recorder) as Box<dyn Tap>)
     })
+}
+
+/// Says what is in a trace, on the standard output.
+fn say(words: &str) {
+    // The trace is whole, whether or not anybody reads this.
+    let _ = writeln!(io::stdout(), "{words}");
 }

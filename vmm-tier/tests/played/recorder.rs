@@ -128,6 +128,11 @@ impl Recorder {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Nobody reads its log or its words any more.
+    pub fn leave(&mut self) {
+        drop((self.child.stdout.take(), self.child.stderr.take()));
+    }
+
     /// Waits for its end; its exit code, what it said, and what it logged.
     pub fn ended(mut self) -> (Option<i32>, String, String) {
         let said = text(self.child.stdout.take());
