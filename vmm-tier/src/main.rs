@@ -9,6 +9,7 @@ mod discover;
 mod doctor;
 mod duration;
 mod host;
+mod log;
 mod map_cmd;
 mod record;
 mod replay;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
             let line = line.strip_prefix("error: ").unwrap_or(line);
-            eprintln!("vmm-tier: {line}; see --help");
+            log::complain(format_args!("{line}; see --help"));
             return ExitCode::from(2);
         }
         Err(error) => error.exit(),
@@ -46,14 +47,14 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("VMM_TIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(log::stderr())
         .with_ansi(false)
         .with_target(false)
         .init();
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("vmm-tier: {error:#}");
+            log::complain(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
