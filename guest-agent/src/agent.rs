@@ -14,6 +14,7 @@ use tier_sys::sysroot::SysRoot;
 use crate::{
     args::Settings,
     link::{Change, Link},
+    log::log,
     report,
     session::{Heard, Session},
     source::{self, Found, InGuestSource, Setup, Taken},
@@ -56,7 +57,7 @@ pub(crate) fn run(settings: &Settings, terminate: &AtomicBool) -> anyhow::Result
         said: String::new(),
     };
     agent.probe();
-    eprintln!("guest-agent: {}", agent.about_sources());
+    log(agent.about_sources());
     while !terminate.load(Ordering::Relaxed) {
         agent.turn();
     }
@@ -181,7 +182,7 @@ impl Agent {
         }
         self.next_look = Instant::now() + LOOK_EVERY;
         if self.setup.look_for_memory() {
-            eprintln!("guest-agent: memory was plugged in or out");
+            log("memory was plugged in or out");
             self.stop_source();
             self.next_try = Instant::now();
         }
@@ -204,7 +205,7 @@ impl Agent {
         } else if let Some((kind, source)) = &mut self.source
             && let Err(error) = source.set_wish(&wish)
         {
-            eprintln!("guest-agent: {kind}: {error:#}");
+            log(format_args!("{kind}: {error:#}"));
             self.stop_source();
         }
     }
@@ -240,7 +241,7 @@ impl Agent {
                 Err(error) => {
                     let failure = format!("{error:#}");
                     if failure != self.failure {
-                        eprintln!("guest-agent: {failure}");
+                        log(&failure);
                         self.failure = failure;
                     }
                 }
@@ -252,7 +253,7 @@ impl Agent {
         if let Some((kind, source)) = self.source.take() {
             add(&mut self.ended, source.drops());
             if let Err(error) = source.stop() {
-                eprintln!("guest-agent: {kind} did not end cleanly: {error:#}");
+                log(format_args!("{kind} did not end cleanly: {error:#}"));
             }
         }
     }
@@ -271,7 +272,7 @@ impl Agent {
                 }
             }
             Err(error) => {
-                eprintln!("guest-agent: {kind}: {error:#}");
+                log(format_args!("{kind}: {error:#}"));
                 self.stop_source();
             }
         }
@@ -354,8 +355,8 @@ impl Agent {
         let trouble = self.link.trouble.clone().unwrap_or_default();
         if trouble != self.said {
             match trouble.as_str() {
-                "" => eprintln!("guest-agent: the host's end is open"),
-                text => eprintln!("guest-agent: {text}"),
+                "" => log("the host's end is open"),
+                text => log(text),
             }
             self.said = trouble;
         }

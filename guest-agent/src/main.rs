@@ -7,17 +7,20 @@
 mod agent;
 mod args;
 mod link;
+mod log;
 mod report;
 mod session;
 mod source;
 
 use std::{
+    io::{self, Write as _},
     path::Path,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
 };
 
 use anyhow::Context;
+use tier_sys::{process, sysroot::SysRoot};
 
 use crate::args::{Command, USAGE};
 
@@ -25,14 +28,14 @@ fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os().skip(1)) {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("guest-agent: {error}; see guest-agent --help");
+            log::log(format_args!("{error}; see guest-agent --help"));
             return ExitCode::from(2);
         }
     };
     match carry_out(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("guest-agent: {error:#}");
+            log::log(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -40,12 +43,12 @@ fn main() -> ExitCode {
 
 fn carry_out(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Help => println!("{USAGE}"),
-        Command::Version => println!("guest-agent {}", env!("CARGO_PKG_VERSION")),
-        Command::Report => println!("{}", report::report(Path::new("/"))?),
+        Command::Help => print(USAGE)?,
+        Command::Version => print(concat!("guest-agent ", env!("CARGO_PKG_VERSION")))?,
+        Command::Report => print(&report::report(Path::new("/"))?)?,
         Command::Run(settings) => {
             let terminate = Arc::new(AtomicBool::new(false));
-            for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+            for signal in process::ending_signals(&SysRoot::at(Path::new("/"))) {
                 signal_hook::flag::register(signal, Arc::clone(&terminate))
                     .context("signals can't be taken")?;
             }
@@ -53,4 +56,12 @@ fn carry_out(command: Command) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes to the standard output; a reader that has seen enough is no error.
+fn print(text: &str) -> io::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
 }

@@ -3,13 +3,18 @@
 mod host;
 
 use std::{
+    fs::OpenOptions,
+    io,
     os::unix::net::UnixListener,
     path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use host::{Faults, Host, PLENTY, Program};
+use rustix::process::Signal;
 use tier_core::wire::{Credit, Frame, InGuest, Message, Observed};
+use tier_sys::{process, sysroot::SysRoot};
 
 #[test]
 fn agent_when_welcomed_observes_and_ends_cleanly() {
@@ -161,4 +166,78 @@ fn agent_when_damon_is_there_reports_regions_and_leaves_none_behind() {
     assert!(bytes > hello.memory_bytes / 2, "{bytes}");
     assert_eq!(program.end(), Some(0));
     assert_eq!(count(), before);
+}
+
+#[test]
+fn agent_when_its_log_has_no_room_from_the_start_goes_on_without() {
+    let full = match OpenOptions::new().write(true).open("/dev/full") {
+        Ok(full) => full,
+        Err(error) => return eprintln!("SKIPPED: /dev/full: {error}"),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let port = folder.path().join("port");
+    let listener = UnixListener::bind(&port).unwrap();
+
+    let program = Program::start_with_log(&port, folder.path(), "page-faults", full);
+
+    Host::accept(&listener).hello();
+    assert_eq!(program.end(), Some(0));
+}
+
+#[test]
+fn agent_when_the_reader_of_its_log_goes_away_goes_on_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = folder.path().join("port");
+    let log = Stdio::piped();
+    let mut program = Program::start_with_log(&port, folder.path(), "page-faults", log);
+    // Its sources, and that there is no port.
+    let lines = program.read_log(2);
+    assert!(lines[1].contains(port.to_str().unwrap()), "{lines:?}");
+
+    // It has more to say: that there is one.
+    let listener = UnixListener::bind(&port).unwrap();
+
+    Host::accept(&listener).hello();
+    assert_eq!(program.end(), Some(0));
+}
+
+#[test]
+fn agent_when_its_terminal_hangs_up_ends_with_success() {
+    if !process::ending_signals(&SysRoot::real()).contains(&Signal::HUP.as_raw()) {
+        return eprintln!("SKIPPED: SIGHUP is ignored here, as under nohup");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let port = folder.path().join("port");
+    let listener = UnixListener::bind(&port).unwrap();
+    let program = Program::start(&port, folder.path(), "page-faults");
+    Host::accept(&listener).hello();
+
+    assert_eq!(program.end_by(Signal::HUP), Some(0));
+}
+
+#[test]
+fn commands_when_nobody_reads_their_output_end_with_success() {
+    for arguments in ["--help", "--version", "report"] {
+        let (_, abandoned) = io::pipe().unwrap();
+        let done = Command::new(env!("CARGO_BIN_EXE_guest-agent"))
+            .arg(arguments)
+            .stdout(abandoned)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!((done.status.code(), &*said), (Some(0), ""), "{arguments}");
+    }
+}
+
+#[test]
+fn exit_code_when_the_error_can_t_be_told_is_as_ever() {
+    let (_, abandoned) = io::pipe().unwrap();
+
+    let status = Command::new(env!("CARGO_BIN_EXE_guest-agent"))
+        .arg("nonsense")
+        .stderr(abandoned)
+        .status()
+        .unwrap();
+
+    assert_eq!(status.code(), Some(2));
 }

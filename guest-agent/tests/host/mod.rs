@@ -3,14 +3,17 @@
 #![allow(dead_code, unreachable_pub, reason = "each program uses a part")]
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead as _, BufReader, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, kill_process},
+};
 use tier_core::wire::{Credit, Decoded, Decoder, Frame, Hello, Message, Status, Wish};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,22 +23,42 @@ pub struct Program(Child);
 
 impl Program {
     pub fn start(port: &Path, run_dir: &Path, source: &str) -> Self {
+        Self::start_with_log(port, run_dir, source, Stdio::null())
+    }
+
+    /// Starts with what people are told written to `log`.
+    pub fn start_with_log(
+        port: &Path,
+        run_dir: &Path,
+        source: &str,
+        log: impl Into<Stdio>,
+    ) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_guest-agent"))
             .args(["run", "--source", source, "--port"])
             .arg(port)
             .arg("--run-dir")
             .arg(run_dir)
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         Self(child)
     }
 
     /// Tells it to end, and waits; its exit code.
-    pub fn end(mut self) -> Option<i32> {
-        let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap();
-        kill_process(pid, Signal::TERM).unwrap();
+    pub fn end(self) -> Option<i32> {
+        self.end_by(Signal::TERM)
+    }
+
+    /// Sends a signal, and waits for the end; the exit code.
+    pub fn end_by(mut self, signal: Signal) -> Option<i32> {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
         self.0.wait().unwrap().code()
+    }
+
+    /// Reads so many lines of its log, and leaves it then.
+    pub fn read_log(&mut self, lines: usize) -> Vec<String> {
+        let log = BufReader::new(self.0.stderr.take().unwrap());
+        log.lines().take(lines).map(Result::unwrap).collect()
     }
 }
 
@@ -56,6 +79,9 @@ pub struct Host {
 
 impl Host {
     pub fn accept(listener: &UnixListener) -> Self {
+        let timeout = Timespec::try_from(PATIENCE).unwrap();
+        let mut ends = [PollFd::new(listener, PollFlags::IN)];
+        assert_eq!(poll(&mut ends, Some(&timeout)), Ok(1), "nobody comes");
         let (stream, _) = listener.accept().unwrap();
         let short = Duration::from_millis(50);
         stream.set_read_timeout(Some(short)).unwrap();
