@@ -439,27 +439,68 @@ mod tests {
 
         assert_eq!(line(Line::Up), Some(GuestEvent::Up));
         assert_eq!(line(Line::Ready), Some(GuestEvent::Ready));
-        assert_eq!(line(Line::Touched { mib: 3 }), Some(GuestEvent::Touched { mib: 3 }));
-        assert_eq!(line(Line::Compared { mib: 3 }), Some(GuestEvent::Compared { mib: 3 }));
         assert_eq!(
-            line(Line::Hot { base: 0x20_0000, hot }),
-            Some(GuestEvent::Hot { base: 0x20_0000, first: 256, pages: 256, stride: 3, of: 1024 })
+            line(Line::Touched { mib: 3 }),
+            Some(GuestEvent::Touched { mib: 3 })
         );
         assert_eq!(
-            line(Line::Runs { runs: &[[1, 2], [3, 4]], first: true, last: false }),
-            Some(GuestEvent::Runs { runs: vec![[1, 2], [3, 4]], first: true, last: false })
+            line(Line::Compared { mib: 3 }),
+            Some(GuestEvent::Compared { mib: 3 })
         );
         assert_eq!(
-            line(Line::Obeyed { order: &lab_guest::Order::Idle }),
-            Some(GuestEvent::Obeyed { order: "idle".to_owned() })
+            line(Line::Hot {
+                base: 0x20_0000,
+                hot
+            }),
+            Some(GuestEvent::Hot {
+                base: 0x20_0000,
+                first: 256,
+                pages: 256,
+                stride: 3,
+                of: 1024
+            })
         );
         assert_eq!(
-            line(Line::Integrity { ok: true, updates: 5, expected: u64::MAX, found: 7 }),
-            Some(GuestEvent::Integrity { ok: true, updates: 5, expected: u64::MAX, found: 7 })
+            line(Line::Runs {
+                runs: &[[1, 2], [3, 4]],
+                first: true,
+                last: false
+            }),
+            Some(GuestEvent::Runs {
+                runs: vec![[1, 2], [3, 4]],
+                first: true,
+                last: false
+            })
         );
         assert_eq!(
-            line(Line::Error { error: &"say \"no\" \\ \n twice" }),
-            Some(GuestEvent::Error { error: "say \"no\" \\ \n twice".to_owned() })
+            line(Line::Obeyed {
+                order: &lab_guest::Order::Idle
+            }),
+            Some(GuestEvent::Obeyed {
+                order: "idle".to_owned()
+            })
+        );
+        assert_eq!(
+            line(Line::Integrity {
+                ok: true,
+                updates: 5,
+                expected: u64::MAX,
+                found: 7
+            }),
+            Some(GuestEvent::Integrity {
+                ok: true,
+                updates: 5,
+                expected: u64::MAX,
+                found: 7
+            })
+        );
+        assert_eq!(
+            line(Line::Error {
+                error: &"say \"no\" \\ \n twice"
+            }),
+            Some(GuestEvent::Error {
+                error: "say \"no\" \\ \n twice".to_owned()
+            })
         );
     }
 

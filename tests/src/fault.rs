@@ -105,19 +105,37 @@ mod tests {
         let bare = scenario("bare");
         let told = failed("x", End::Told);
 
-        assert_eq!(find(&bare, &told, "[ 9.1] Oops: int3: 0000 [#1]"), Some(Fault::StaleCode));
-        assert_eq!(find(&bare, &told, "watchdog: BUG: soft lockup - CPU#1"), Some(Fault::SoftLockup));
-        assert_eq!(find(&bare, &failed("x", End::TooEarly), ""), Some(Fault::HostEnded));
-        assert_eq!(find(&bare, &failed("x", End::StandStill), ""), Some(Fault::CpuLost));
+        assert_eq!(
+            find(&bare, &told, "[ 9.1] Oops: int3: 0000 [#1]"),
+            Some(Fault::StaleCode)
+        );
+        assert_eq!(
+            find(&bare, &told, "watchdog: BUG: soft lockup - CPU#1"),
+            Some(Fault::SoftLockup)
+        );
+        assert_eq!(
+            find(&bare, &failed("x", End::TooEarly), ""),
+            Some(Fault::HostEnded)
+        );
+        assert_eq!(
+            find(&bare, &failed("x", End::StandStill), ""),
+            Some(Fault::CpuLost)
+        );
     }
 
     #[test]
     fn failure_when_it_is_the_projects_own_counts() {
         let bare = scenario("bare");
 
-        assert_eq!(find(&bare, &failed("the agent ended at once", End::Told), ""), None);
+        assert_eq!(
+            find(&bare, &failed("the agent ended at once", End::Told), ""),
+            None
+        );
         // Nothing interrupts a bare guest: its end is a fault of the guest or the VMM.
-        assert_eq!(find(&bare, &failed("QEMU of guest a ended", End::Told), ""), None);
+        assert_eq!(
+            find(&bare, &failed("QEMU of guest a ended", End::Told), ""),
+            None
+        );
         assert_eq!(find(&bare, &failed("x", End::TooLong), ""), None);
         let mut passed = failed("x", End::TooEarly);
         passed.pass = true;
@@ -128,9 +146,25 @@ mod tests {
     fn linux_guest_when_it_ends_by_itself_is_the_emulators() {
         let linux = scenario("linux");
 
-        assert_eq!(find(&linux, &failed("QEMU of guest a ended", End::Told), ""), Some(Fault::LinuxGuestLost));
-        assert_eq!(find(&linux, &failed("guest a stands still: no byte", End::Told), ""), Some(Fault::LinuxGuestLost));
-        assert_eq!(find(&linux, &failed("the agent ended at once", End::Told), ""), None);
-        assert_eq!(find(&linux, &failed("the agent stands still", End::Told), ""), None);
+        assert_eq!(
+            find(&linux, &failed("QEMU of guest a ended", End::Told), ""),
+            Some(Fault::LinuxGuestLost)
+        );
+        assert_eq!(
+            find(
+                &linux,
+                &failed("guest a stands still: no byte", End::Told),
+                ""
+            ),
+            Some(Fault::LinuxGuestLost)
+        );
+        assert_eq!(
+            find(&linux, &failed("the agent ended at once", End::Told), ""),
+            None
+        );
+        assert_eq!(
+            find(&linux, &failed("the agent stands still", End::Told), ""),
+            None
+        );
     }
 }

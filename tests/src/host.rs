@@ -104,7 +104,12 @@ pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioRes
 fn keep(folder: &Path, n: usize) -> anyhow::Result<()> {
     let aside = folder.join(format!("try-{n}"));
     fs::create_dir_all(&aside).with_context(|| format!("creating {}", aside.display()))?;
-    for name in ["console.log", "programs.log", "events.jsonl", "emulator.log"] {
+    for name in [
+        "console.log",
+        "programs.log",
+        "events.jsonl",
+        "emulator.log",
+    ] {
         // What this try did not come to write is missing.
         let _ = fs::rename(folder.join(name), aside.join(name));
     }
@@ -228,7 +233,8 @@ fn listen(
             if let Event::Booted(facts) = &event {
                 let pace = Pace::of_boot(facts.boot_s);
                 screen.expect(pace, expected);
-                patience = Patience::new(scaled(SILENT_HOST, pace), Moved::default(), Instant::now());
+                patience =
+                    Patience::new(scaled(SILENT_HOST, pace), Moved::default(), Instant::now());
             }
             result.take(event);
             if second {
@@ -257,7 +263,9 @@ fn listen(
             cpu_s: emulator.cpu_time().run_ns as f64 / 1e9,
         };
         let stuck = match still.look(emulator, Instant::now()) {
-            Some(cpu) => Some(format!("the emulator lost {cpu}, which has not run for a minute")),
+            Some(cpu) => Some(format!(
+                "the emulator lost {cpu}, which has not run for a minute"
+            )),
             None => patience
                 .look(moved, Instant::now())
                 .map(|why| format!("the emulated host {why}")),

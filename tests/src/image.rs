@@ -193,7 +193,10 @@ impl Programs {
             Ok(path)
         };
         // What runs in guests is built for its own target.
-        let target = folder.parent().unwrap_or(folder).join("x86_64-unknown-linux-gnu");
+        let target = folder
+            .parent()
+            .unwrap_or(folder)
+            .join("x86_64-unknown-linux-gnu");
         let mut in_guest = BTreeMap::new();
         if scenario.has_guest_agent(None) {
             let agent = built(target.join("guest/guest-agent"))?;

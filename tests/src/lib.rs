@@ -22,6 +22,7 @@ pub mod patience;
 pub mod result;
 pub mod scenario;
 pub mod show;
+pub mod soak;
 pub mod stats;
 pub mod summary;
 pub mod sys;

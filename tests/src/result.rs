@@ -6,7 +6,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::checks::{CheckResult, evaluate};
-use crate::event::{AgentEnd, AttemptOutcome, Costs, Event, HostFacts, Look, Mark, PmuCounts, Sample};
+use crate::event::{
+    AgentEnd, AttemptOutcome, Costs, Event, HostFacts, Look, Mark, PmuCounts, Sample,
+};
 use crate::fault::{End, Fault};
 use crate::patience::Pace;
 use crate::scenario::{Run, Scenario, Step};
@@ -193,7 +195,8 @@ impl ScenarioResult {
     pub fn conclude(&mut self, scenario: &Scenario) {
         for run in &scenario.runs {
             if !self.runs.iter().any(|found| found.run == run.name) {
-                self.runs.push(RunResult::failed(&run.name, "was not reached"));
+                self.runs
+                    .push(RunResult::failed(&run.name, "was not reached"));
             }
         }
         for result in &mut self.runs {
@@ -405,7 +408,8 @@ pub(crate) mod tests {
     #[test]
     fn result_when_a_run_was_not_reached_does_not_pass() {
         let scenario: Scenario =
-            toml::from_str("title = 'x'\nexpect-s = 1\n[[runs]]\nname = 'a'\nsteps = []\n").unwrap();
+            toml::from_str("title = 'x'\nexpect-s = 1\n[[runs]]\nname = 'a'\nsteps = []\n")
+                .unwrap();
         let mut result = ScenarioResult::default();
 
         result.conclude(&scenario);

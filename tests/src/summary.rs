@@ -30,6 +30,8 @@ pub struct Summary {
     pub plateau_mean: Option<f64>,
     /// Standard deviation over the last 10 s.
     pub plateau_std: Option<f64>,
+    /// When tiering ended.
+    pub share_at_end: Option<f64>,
     /// Until the share was 0.95 for the first time.
     pub seconds_to_95: Option<f64>,
     /// Bytes that the kernel migrated since the start of tiering, by its own count.
@@ -173,6 +175,7 @@ impl RunResult {
             share_at_20_s: self.share_at(guest, 20.0),
             plateau_mean: mean(&shares),
             plateau_std: standard_deviation(&shares),
+            share_at_end: last_guest.hot_share,
             seconds_to_95: series
                 .iter()
                 .find(|(_, _, guest)| guest.hot_share.is_some_and(|share| share >= 0.95))
@@ -238,6 +241,7 @@ mod tests {
         assert_eq!(summary.seconds_to_95, Some(4.5)); // second 15, the agent began at 10.5
         assert_eq!(summary.plateau_mean, Some(1.0));
         assert_eq!(summary.plateau_std, Some(0.0));
+        assert_eq!(summary.share_at_end, Some(1.0));
         assert_eq!(summary.moved_bytes, Some(2 * 8000 * 4096));
         assert_eq!(summary.agent_moved_bytes, summary.moved_bytes);
         assert_eq!(summary.least_bytes, Some(2 * 8000 * 4096));

@@ -286,7 +286,11 @@ mod tests {
         updates.run(&mut memory, 20_000);
 
         // The 256 first of 1024 ranks have 0.81 of the weight; some words of the first are hit twice.
-        let hot: usize = updates.hot().iter().map(|page| changes(&before, &memory, page..page + 1)).sum();
+        let hot: usize = updates
+            .hot()
+            .iter()
+            .map(|page| changes(&before, &memory, page..page + 1))
+            .sum();
         let all = changes(&before, &memory, 0..PAGES);
         let share = hot as f64 / all as f64;
         assert!((0.74..0.83).contains(&share), "{share}");

@@ -29,7 +29,11 @@ impl Console {
     pub fn take(&mut self, byte: u8) -> Option<&str> {
         if byte == b'\n' || byte == b'\r' {
             let line = &self.line[..self.length];
-            let line = if self.too_long { Ok("?") } else { core::str::from_utf8(line) };
+            let line = if self.too_long {
+                Ok("?")
+            } else {
+                core::str::from_utf8(line)
+            };
             self.length = 0;
             self.too_long = false;
             let line = line.unwrap_or("?").trim();

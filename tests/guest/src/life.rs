@@ -77,7 +77,10 @@ impl<E: fmt::Display> fmt::Display for Trouble<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::HotSet => f.write_str("the hot set does not fit the working set"),
-            Self::Memory { needed_mib, there_mib } => write!(
+            Self::Memory {
+                needed_mib,
+                there_mib,
+            } => write!(
                 f,
                 "the working set of {needed_mib} MiB does not fit the {there_mib} MiB that the guest has for it"
             ),
@@ -91,8 +94,14 @@ impl<E: fmt::Display> fmt::Display for Trouble<E> {
 ///
 /// # Errors
 /// When the memory is too small, an order is not understood, or the machine fails. The caller tells the error.
-pub fn live<M: Machine>(machine: &mut M, work: &Work, memory: &mut [u64]) -> Result<(), Trouble<M::Error>> {
-    let pages = usize::try_from(work.set_mib).unwrap_or(usize::MAX).saturating_mul(PAGES_PER_MIB);
+pub fn live<M: Machine>(
+    machine: &mut M,
+    work: &Work,
+    memory: &mut [u64],
+) -> Result<(), Trouble<M::Error>> {
+    let pages = usize::try_from(work.set_mib)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(PAGES_PER_MIB);
     let there = memory.len() / PAGE_WORDS;
     if pages > there {
         return Err(Trouble::Memory {
@@ -163,7 +172,9 @@ impl<M: Machine> Life<'_, M> {
     }
 
     fn touch(&mut self, to_mib: u64) {
-        let to = usize::try_from(to_mib).unwrap_or(usize::MAX).saturating_mul(PAGES_PER_MIB);
+        let to = usize::try_from(to_mib)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(PAGES_PER_MIB);
         let to = to.min(self.memory.len() / PAGE_WORDS);
         self.told = self.machine.micros();
         while self.updates.touched() < to {
@@ -177,7 +188,9 @@ impl<M: Machine> Life<'_, M> {
 
     fn tell_hot(&mut self) -> Result<(), Trouble<M::Error>> {
         let hot = self.updates.hot();
-        self.machine.tell_hot(self.memory, hot).map_err(Trouble::Machine)
+        self.machine
+            .tell_hot(self.memory, hot)
+            .map_err(Trouble::Machine)
     }
 
     /// Accesses the memory and obeys, until told to finish.
@@ -197,7 +210,9 @@ impl<M: Machine> Life<'_, M> {
                 self.machine.tell(Line::Updates { count, ms });
                 count = 0;
                 let hot = self.updates.hot();
-                self.machine.second(self.memory, hot).map_err(Trouble::Machine)?;
+                self.machine
+                    .second(self.memory, hot)
+                    .map_err(Trouble::Machine)?;
             }
             let now = self.machine.micros();
             if let Some(planned) = self.work.plan.orders().get(self.planned)
@@ -222,7 +237,11 @@ impl<M: Machine> Life<'_, M> {
 
     fn obey(&mut self, order: Order) -> Result<(), Trouble<M::Error>> {
         match order {
-            Order::Hot { at_mib, mib, stride } => {
+            Order::Hot {
+                at_mib,
+                mib,
+                stride,
+            } => {
                 let mib = mib.unwrap_or((self.updates.hot().pages / PAGES_PER_MIB) as u64);
                 let stride = stride.unwrap_or(self.updates.hot().stride as u64);
                 let hot = HotSet::new(mib, stride, Some(at_mib), self.work.set_mib);
@@ -323,7 +342,10 @@ mod tests {
         }
 
         fn tell_hot(&mut self, _: &[u64], hot: HotSet) -> Result<(), Self::Error> {
-            self.tell(Line::Hot { base: 0x20_0000, hot });
+            self.tell(Line::Hot {
+                base: 0x20_0000,
+                hot,
+            });
             Ok(())
         }
 
@@ -361,7 +383,11 @@ mod tests {
         assert_eq!(result, Ok(()));
         assert_eq!(machine.said[0], "@lab {\"guest\":\"up\"}");
         assert!(machine.said("\"ready\"") == 1 && machine.said("\"hot\"") == 1);
-        assert!((3..=5).contains(&machine.said("\"updates\"")), "{:?}", machine.said);
+        assert!(
+            (3..=5).contains(&machine.said("\"updates\"")),
+            "{:?}",
+            machine.said
+        );
         assert_eq!(machine.said("\"ok\":true"), 1);
     }
 
@@ -376,7 +402,11 @@ mod tests {
         assert_eq!(result, Ok(()));
         assert_eq!(machine.said("\"hot\""), 2);
         assert_eq!(machine.said("obeyed"), 4);
-        assert!((9 * SECOND..=11 * SECOND).contains(&machine.halted), "{}", machine.halted);
+        assert!(
+            (9 * SECOND..=11 * SECOND).contains(&machine.halted),
+            "{}",
+            machine.halted
+        );
         assert_eq!(machine.said("\"ok\":true"), 1);
     }
 
@@ -394,12 +424,22 @@ mod tests {
 
     #[test]
     fn guest_when_something_is_wrong_says_what() {
-        let big = Work { set_mib: 5, ..small("") };
+        let big = Work {
+            set_mib: 5,
+            ..small("")
+        };
         assert_eq!(
             lived(&big, &[]).1,
-            Err("the working set of 5 MiB does not fit the 4 MiB that the guest has for it".to_owned())
+            Err(
+                "the working set of 5 MiB does not fit the 4 MiB that the guest has for it"
+                    .to_owned()
+            )
         );
-        let orders = |line| lived(&small(""), &[(0, "go"), (SECOND, line)]).1.unwrap_err();
+        let orders = |line| {
+            lived(&small(""), &[(0, "go"), (SECOND, line)])
+                .1
+                .unwrap_err()
+        };
         assert!(orders("dance").contains("not understood"));
         assert!(orders("go").contains("not understood"));
         assert!(orders("hot 4").contains("does not fit"));

@@ -90,14 +90,21 @@ impl fmt::Display for Line<'_> {
                 write!(f, r#"],"first":{first},"last":{last}}}"#)
             }
             Self::Ready => f.write_str(r#"{"guest":"ready"}"#),
-            Self::Updates { count, ms } => write!(f, r#"{{"guest":"updates","count":{count},"ms":{ms}}}"#),
+            Self::Updates { count, ms } => {
+                write!(f, r#"{{"guest":"updates","count":{count},"ms":{ms}}}"#)
+            }
             Self::Obeyed { order } => {
                 f.write_str(r#"{"guest":"obeyed","order":""#)?;
                 write!(Escaped(f), "{order}")?;
                 f.write_str("\"}")
             }
             Self::Compared { mib } => write!(f, r#"{{"guest":"compared","mib":{mib}}}"#),
-            Self::Integrity { ok, updates, expected, found } => write!(
+            Self::Integrity {
+                ok,
+                updates,
+                expected,
+                found,
+            } => write!(
                 f,
                 r#"{{"guest":"integrity","ok":{ok},"updates":{updates},"expected":{expected},"found":{found}}}"#
             ),

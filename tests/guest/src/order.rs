@@ -73,7 +73,11 @@ impl fmt::Display for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Go => f.write_str("go"),
-            Self::Hot { at_mib, mib, stride } => {
+            Self::Hot {
+                at_mib,
+                mib,
+                stride,
+            } => {
                 write!(f, "hot/{at_mib}")?;
                 // A stride has its place behind a size; where only the stride changes the guest is told both.
                 if let Some(mib) = mib {
@@ -145,7 +149,10 @@ impl Plan {
 
     /// Adds an order; false if the plan is full or an earlier order is due later.
     pub fn push(&mut self, planned: Planned) -> bool {
-        let later = self.orders().last().is_none_or(|last| last.at_s <= planned.at_s);
+        let later = self
+            .orders()
+            .last()
+            .is_none_or(|last| last.at_s <= planned.at_s);
         let fits = self.count < MOST && later;
         if fits {
             self.orders[self.count] = planned;
@@ -195,7 +202,9 @@ mod text {
             let mut plan = Self::default();
             for text in Vec::<String>::deserialize(deserializer)? {
                 let planned = Planned::parse(&text).ok_or_else(|| {
-                    D::Error::custom(format!("'{text}' is no planned order such as '20 hot 0 16' or '40 idle'"))
+                    D::Error::custom(format!(
+                        "'{text}' is no planned order such as '20 hot 0 16' or '40 idle'"
+                    ))
                 })?;
                 if !plan.push(planned) {
                     return Err(D::Error::custom(format!(
@@ -215,7 +224,16 @@ mod tests {
 
     #[test]
     fn order_when_written_reads_back_equal() {
-        for text in ["go", "hot/3", "hot/3/16", "hot/3/16/8", "grow/200", "idle", "busy", "finish"] {
+        for text in [
+            "go",
+            "hot/3",
+            "hot/3/16",
+            "hot/3/16/8",
+            "grow/200",
+            "idle",
+            "busy",
+            "finish",
+        ] {
             let order = Order::parse(text).unwrap();
 
             assert_eq!(order.to_string(), text);
@@ -225,7 +243,16 @@ mod tests {
 
     #[test]
     fn order_when_not_understood_is_refused() {
-        for text in ["", "dance", "hot", "hot x", "hot 1 2 3 4", "hot 1 x", "grow", "idle 3"] {
+        for text in [
+            "",
+            "dance",
+            "hot",
+            "hot x",
+            "hot 1 2 3 4",
+            "hot 1 x",
+            "grow",
+            "idle 3",
+        ] {
             assert_eq!(Order::parse(text), None, "{text}");
         }
     }

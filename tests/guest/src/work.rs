@@ -77,9 +77,14 @@ impl fmt::Display for NotUnderstood<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown(word) => write!(f, "word '{word}' of the command line is unknown"),
-            Self::Value(word) => write!(f, "word '{word}' of the command line has no value that it can have"),
+            Self::Value(word) => write!(
+                f,
+                "word '{word}' of the command line has no value that it can have"
+            ),
             Self::HotSet => f.write_str("the hot set does not fit the working set"),
-            Self::Shares => f.write_str("the shares of hot and scanned accesses exceed 1000 of 1000"),
+            Self::Shares => {
+                f.write_str("the shares of hot and scanned accesses exceed 1000 of 1000")
+            }
         }
     }
 }

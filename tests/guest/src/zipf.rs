@@ -87,13 +87,23 @@ mod tests {
             .filter(|_| law.rank(random.next_u64(), random.next_u64()) < top)
             .count();
         let exponent = f64::from(exponent_permille) / 1000.0;
-        let sum = |n: usize| (1..=n).map(|rank| (rank as f64).powf(-exponent)).sum::<f64>();
+        let sum = |n: usize| {
+            (1..=n)
+                .map(|rank| (rank as f64).powf(-exponent))
+                .sum::<f64>()
+        };
         hits as f64 / f64::from(draws) - sum(top) / sum(ranks)
     }
 
     #[test]
     fn ranks_when_drawn_often_follow_the_law() {
-        for (ranks, exponent) in [(1_usize, 990), (5, 990), (76_800, 990), (76_800, 1000), (76_800, 600)] {
+        for (ranks, exponent) in [
+            (1_usize, 990),
+            (5, 990),
+            (76_800, 990),
+            (76_800, 1000),
+            (76_800, 600),
+        ] {
             for top in [1, ranks.div_ceil(100), ranks.div_ceil(4), ranks] {
                 let off = off_by(ranks, exponent, top);
                 // Three deviations of 400,000 draws, and the steps of the table.

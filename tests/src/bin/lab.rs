@@ -1,5 +1,6 @@
 //! `lab SCENARIO`: carries a scenario out in the emulated two-tier host.
 
+use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use clap::Parser;
 use lab::host::{self, Options, STOP};
 use lab::scenario::Scenario;
 use lab::show::Screen;
+use lab::soak::{HEAD, Row};
 use vmm_sys_util::signal::register_signal_handler;
 
 /// Carries a scenario out in the emulated two-tier host: two memory nodes, KVM, a guest.
@@ -30,6 +32,12 @@ struct Arguments {
     /// Show the hot set's share each second, on stdout; the result goes to its file only.
     #[arg(long)]
     live: bool,
+    /// Carry the scenario out so many times; passes only if all do.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Add what all runs came to as a row to this Markdown table.
+    #[arg(long, value_name = "FILE")]
+    table: Option<PathBuf>,
     /// How often the scenario is begun at most: again only after a fault of the emulator, which a line tells.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     tries: u8,
@@ -82,15 +90,32 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         tries: arguments.tries.into(),
     };
     screen.line(&format!("{name}: {}", options.scenario.title));
-    let result = host::run(&options, &mut screen)?;
-    screen.result(&result);
-    screen.line(&format!("logs and result: {}", options.folder.display()));
-    if let Some(path) = &arguments.json {
-        host::write_json(&result, path)?;
-    } else if !arguments.live && !std::io::stdout().is_terminal() {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer(&mut out, &result)?;
-        out.write_all(b"\n")?;
+    let mut results = Vec::new();
+    for _ in 0..arguments.runs {
+        let result = host::run(&options, &mut screen)?;
+        screen.result(&result);
+        screen.line(&format!("logs and result: {}", options.folder.display()));
+        if let Some(path) = &arguments.json {
+            host::write_json(&result, path)?;
+        } else if !arguments.live && !std::io::stdout().is_terminal() {
+            let mut out = std::io::stdout().lock();
+            serde_json::to_writer(&mut out, &result)?;
+            out.write_all(b"\n")?;
+        }
+        results.push(result);
     }
-    Ok(result.pass)
+    if let Some(path) = &arguments.table {
+        let row = Row::of(name, &results);
+        append(path, &row).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(results.iter().all(|result| result.pass))
+}
+
+/// Adds a row to a table, with the head if the table is new.
+fn append(path: &Path, row: &Row) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    if file.metadata()?.len() == 0 {
+        writeln!(file, "{HEAD}")?;
+    }
+    writeln!(file, "{row}")
 }

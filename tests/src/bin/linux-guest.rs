@@ -24,7 +24,9 @@ const ALIGN: usize = 2 << 20;
 
 fn main() {
     if let Err(error) = work() {
-        tell(Line::Error { error: &format_args!("{error:#}") });
+        tell(Line::Error {
+            error: &format_args!("{error:#}"),
+        });
     }
     std::thread::sleep(Duration::from_millis(200)); // lets the serial line drain
     // Without ACPI a restart is the way out: QEMU is started with -no-reboot.
@@ -227,7 +229,9 @@ fn hot_runs(memory: &[u64], hot: HotSet) -> anyhow::Result<Vec<[u64; 2]>> {
         .context("reading /proc/self/pagemap")?;
     let mut pages = Vec::with_capacity(hot.pages);
     for page in hot.iter() {
-        let entry = entries.get(page * 8..page * 8 + 8).context("a hot page is not in the set")?;
+        let entry = entries
+            .get(page * 8..page * 8 + 8)
+            .context("a hot page is not in the set")?;
         let entry = u64::from_le_bytes(entry.try_into()?);
         let frame = frame_of_pagemap_entry(entry).context("a hot page has no frame")?;
         pages.push(frame * PAGE_BYTES as u64);

@@ -16,8 +16,8 @@ use tier_sys::sysroot::SysRoot;
 
 use super::{PACE, Reporter, measure, steps};
 use crate::event::{self, HostFacts};
-use crate::patience::Pace;
 use crate::image::{HOST_MODULES, HOST_VSOCK_MODULES};
+use crate::patience::Pace;
 use crate::scenario::{GuestAgent, Scenario};
 
 /// Does everything, then powers the emulated host off.
@@ -36,7 +36,8 @@ fn prepare_and_run() -> anyhow::Result<()> {
     let boot_s = uptime_s()?;
     PACE.get_or_init(|| Pace::of_boot(boot_s));
     let reporter = Reporter::new(open_port()?);
-    if let Err(error) = prepare(&reporter, boot_s).and_then(|scenario| steps::run_all(&scenario, &reporter))
+    if let Err(error) =
+        prepare(&reporter, boot_s).and_then(|scenario| steps::run_all(&scenario, &reporter))
     {
         reporter.tell(&event::Event::Failed {
             error: format!("{error:#}"),
@@ -90,7 +91,10 @@ fn hold_patched_code() -> anyhow::Result<()> {
 /// Seconds since the emulated host's kernel began.
 fn uptime_s() -> anyhow::Result<f64> {
     let text = fs::read_to_string("/proc/uptime")?;
-    let seconds = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    let seconds = text
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok());
     seconds.context("/proc/uptime tells no seconds")
 }
 

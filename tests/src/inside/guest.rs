@@ -137,9 +137,8 @@ impl Running {
         }
         // From here on dropping it ends QEMU.
         let mut starting = Starting(Some(child));
-        let mut monitor =
-            Monitor::connect_within(&lab_monitor, scaled(Duration::from_secs(20)))
-                .context("QEMU's monitor")?;
+        let mut monitor = Monitor::connect_within(&lab_monitor, scaled(Duration::from_secs(20)))
+            .context("QEMU's monitor")?;
         let ram = ram(&mut monitor, guest.mib).context("where QEMU has the guest's memory")?;
         let child = starting.0.take().context("QEMU is there once")?;
         let watch = Arc::new(Mutex::new(Watch {
@@ -319,7 +318,8 @@ impl Listener {
     fn listen(self, console: impl BufRead) {
         let mut gathered: Vec<[u64; 2]> = Vec::new();
         for line in console.split(b'\n').map_while(Result::ok) {
-            self.said.fetch_add(line.len() as u64 + 1, Ordering::Relaxed);
+            self.said
+                .fetch_add(line.len() as u64 + 1, Ordering::Relaxed);
             let line = String::from_utf8_lossy(&line);
             match guest_event(&line) {
                 None => self.reporter.log(&self.source, line.trim_end()),
@@ -328,8 +328,15 @@ impl Listener {
                     locked(&self.watch).updates = Some((Instant::now(), rate));
                 }
                 Some(GuestEvent::Touched { .. } | GuestEvent::Compared { .. }) => {}
-                Some(GuestEvent::Hot { base, first, pages, stride, of }) => {
-                    locked(&self.watch).new_runs = Some(runs_of_set(base, first, pages, stride, of));
+                Some(GuestEvent::Hot {
+                    base,
+                    first,
+                    pages,
+                    stride,
+                    of,
+                }) => {
+                    locked(&self.watch).new_runs =
+                        Some(runs_of_set(base, first, pages, stride, of));
                 }
                 Some(GuestEvent::Runs { runs, first, last }) => {
                     if first {
@@ -473,11 +480,21 @@ fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
     let (kernel, start) = match guest.system {
         System::Bare => (
             "/lab/bare-guest",
-            vec!["-device".to_owned(), exit, "-append".to_owned(), format!("tsc_khz={tsc_khz} {work}")],
+            vec![
+                "-device".to_owned(),
+                exit,
+                "-append".to_owned(),
+                format!("tsc_khz={tsc_khz} {work}"),
+            ],
         ),
         System::Linux => (
             "/lab/vmlinuz",
-            vec!["-initrd".to_owned(), "/lab/guest.cpio".to_owned(), "-append".to_owned(), format!("{LINUX_WORDS} {work}")],
+            vec![
+                "-initrd".to_owned(),
+                "/lab/guest.cpio".to_owned(),
+                "-append".to_owned(),
+                format!("{LINUX_WORDS} {work}"),
+            ],
         ),
     };
     for pair in [

@@ -144,7 +144,9 @@ impl Runner<'_> {
                 leave_free_mib,
             } => self.ballast(*node, *leave_free_mib),
             Step::StartWork { guest } => self.each(guest, Self::start_work),
-            Step::Say { guest, line } => self.each(guest, |this, guest| this.guest(guest)?.say(line)),
+            Step::Say { guest, line } => {
+                self.each(guest, |this, guest| this.guest(guest)?.say(line))
+            }
             Step::MoveHot { guest, to_mib } => {
                 let running = self.guest(guest)?;
                 // It says when it has done so.

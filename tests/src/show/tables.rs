@@ -42,16 +42,36 @@ pub(super) fn costs_table(costs: &Costs) -> Vec<String> {
         rows.push([name.to_owned(), cell(*least), cell(median), cell(*most)]);
     };
     let kib = 1024.0;
-    row("QEMU, memory", &|c| Some(c.qemu?.memory_kib as f64 / kib), "MiB");
-    row("QEMU, share of a CPU", &|c| Some(c.qemu?.cpu_share * 100.0), "%");
-    row("agent, memory", &|c| Some(c.agent?.memory_kib as f64 / kib), "MiB");
-    row("agent, share of a CPU", &|c| Some(c.agent?.cpu_share * 100.0), "%");
+    row(
+        "QEMU, memory",
+        &|c| Some(c.qemu?.memory_kib as f64 / kib),
+        "MiB",
+    );
+    row(
+        "QEMU, share of a CPU",
+        &|c| Some(c.qemu?.cpu_share * 100.0),
+        "%",
+    );
+    row(
+        "agent, memory",
+        &|c| Some(c.agent?.memory_kib as f64 / kib),
+        "MiB",
+    );
+    row(
+        "agent, share of a CPU",
+        &|c| Some(c.agent?.cpu_share * 100.0),
+        "%",
+    );
     if rows.len() == 1 {
         return Vec::new();
     }
     let guests = costs.guests.len();
     let mut lines = vec![format!("          {guests} guests:")];
-    lines.extend(align(&rows).into_iter().map(|line| format!("          {line}")));
+    lines.extend(
+        align(&rows)
+            .into_iter()
+            .map(|line| format!("          {line}")),
+    );
     lines
 }
 
@@ -198,10 +218,21 @@ mod tests {
     fn costs_when_guests_differ_show_least_median_and_most() {
         let guest = |mib: u64, share| GuestCosts {
             qemu: None,
-            agent: Some(ProcessCosts { memory_kib: mib << 10, cpu_s: 1.0, cpu_share: share }),
+            agent: Some(ProcessCosts {
+                memory_kib: mib << 10,
+                cpu_s: 1.0,
+                cpu_share: share,
+            }),
         };
-        let guests = [("a", guest(9, 0.01)), ("b", guest(4, 0.03)), ("c", guest(5, 0.02))];
-        let costs = Costs { t: 1.0, guests: guests.map(|(name, guest)| (name.to_owned(), guest)).into() };
+        let guests = [
+            ("a", guest(9, 0.01)),
+            ("b", guest(4, 0.03)),
+            ("c", guest(5, 0.02)),
+        ];
+        let costs = Costs {
+            t: 1.0,
+            guests: guests.map(|(name, guest)| (name.to_owned(), guest)).into(),
+        };
 
         let table = costs_table(&costs).join("\n");
 

@@ -31,7 +31,9 @@ pub(crate) enum Exit {
 /// Ends QEMU, or resets the machine where that device is missing.
 pub(crate) fn exit(with: Exit) -> ! {
     // SAFETY: the port belongs to a device that ends QEMU, or to none; no memory is touched.
-    unsafe { asm!("out dx, eax", in("dx") EXIT_PORT, in("eax") with as u32, options(nomem, nostack)) }
+    unsafe {
+        asm!("out dx, eax", in("dx") EXIT_PORT, in("eax") with as u32, options(nomem, nostack));
+    }
     traps::reset()
 }
 
@@ -104,7 +106,10 @@ impl Machine for Bare {
     }
 
     fn tell_hot(&mut self, _: &[u64], hot: HotSet) -> Result<(), Self::Error> {
-        serial::tell(Line::Hot { base: self.base, hot });
+        serial::tell(Line::Hot {
+            base: self.base,
+            hot,
+        });
         Ok(())
     }
 }

@@ -61,9 +61,9 @@ unsafe extern "C" fn memset(to: *mut u8, value: c_int, count: usize) -> *mut u8 
 unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> c_int {
     for n in 0..count {
         // SAFETY: `n` is below `count`, for which the caller vouches.
-        let left = unsafe { a.add(n).read_volatile() };
+        let left = unsafe { a.wrapping_add(n).read_volatile() };
         // SAFETY: as above.
-        let right = unsafe { b.add(n).read_volatile() };
+        let right = unsafe { b.wrapping_add(n).read_volatile() };
         if left != right {
             return c_int::from(left) - c_int::from(right);
         }

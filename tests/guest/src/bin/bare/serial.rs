@@ -70,11 +70,15 @@ fn await_sent() {
 fn read(port: u16) -> u8 {
     let value: u8;
     // SAFETY: reading a register of the serial port changes nothing but the port's own state; no memory is touched.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) }
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags));
+    }
     value
 }
 
 fn write(port: u16, value: u8) {
     // SAFETY: writing to a register of the serial port changes nothing but the port's own state; no memory is touched.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) }
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags));
+    }
 }

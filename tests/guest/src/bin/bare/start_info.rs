@@ -77,7 +77,9 @@ impl StartInfo {
                 unsafe { ptr::read_unaligned(first.wrapping_add(n)) }
             })
             .find(|piece| {
-                piece.kind == RAM && piece.address <= address && address - piece.address < piece.size
+                piece.kind == RAM
+                    && piece.address <= address
+                    && address - piece.address < piece.size
             })
             .map_or(address, |piece| piece.address + piece.size)
     }

@@ -114,7 +114,11 @@ pub(crate) fn install() {
     // SAFETY: one CPU, and no trap handler reads the table while it is written: interrupts are off.
     let table = unsafe { &mut *TABLE.0.get() };
     for (vector, gate) in table.iter_mut().enumerate() {
-        let handler = if vector < EXCEPTIONS { exceptions + 16 * vector as u64 } else { timer };
+        let handler = if vector < EXCEPTIONS {
+            exceptions + 16 * vector as u64
+        } else {
+            timer
+        };
         *gate = Gate {
             offset_low: handler as u16,
             segment: CODE_SEGMENT,
@@ -145,7 +149,9 @@ pub(crate) fn halt(micros: u64) {
         core::hint::spin_loop();
         return;
     }
-    let ticks = micros.saturating_mul(TICKS_A_MICROSECOND).min(u32::MAX.into());
+    let ticks = micros
+        .saturating_mul(TICKS_A_MICROSECOND)
+        .min(u32::MAX.into());
     write_msr(APIC_TIMER_COUNT, ticks);
     // SAFETY: the table of interrupts is loaded and its handlers keep all registers; the first instruction leaves the
     // red zone of the interrupted function alone; interrupts are off again afterwards. `sti` lets the `hlt` begin
@@ -168,7 +174,10 @@ extern "C" fn bare_exception(vector: u64, code: u64, at: u64, address: u64) -> !
     impl fmt::Display for Exception {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             let Self(vector, code, at, address) = self;
-            write!(f, "exception {vector}, code {code:#x}, at {at:#x}, CR2 {address:#x}")
+            write!(
+                f,
+                "exception {vector}, code {code:#x}, at {at:#x}, CR2 {address:#x}"
+            )
         }
     }
     let error = &Exception(vector, code, at, address);
@@ -177,7 +186,10 @@ extern "C" fn bare_exception(vector: u64, code: u64, at: u64, address: u64) -> !
 }
 
 fn has_x2apic() -> bool {
-    core::arch::x86_64::__cpuid(1).ecx & 1 << 21 != 0
+    // SAFETY: every 64-bit CPU has the instruction and this leaf. Newer compilers know that it is safe.
+    #[allow(unused_unsafe)]
+    let leaf = unsafe { core::arch::x86_64::__cpuid(1) };
+    leaf.ecx & 1 << 21 != 0
 }
 
 fn load(pointer: &TablePointer) {
