@@ -1,4 +1,5 @@
-//! Links `bare-guest` as what a virtual machine starts from: no C library, its own places in memory.
+//! Links `bare-guest` as what a virtual machine starts from: no C library, its own places in
+//! memory.
 
 fn main() {
     println!("cargo:rerun-if-changed=link.ld");

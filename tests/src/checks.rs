@@ -361,8 +361,8 @@ mod tests {
 
     #[test]
     fn hit_ratio_when_the_agent_is_near_the_truth_passes() {
-        // From second 15 on all accesses are to DRAM, and the agent says 0.9: with a half-life of 8 s the
-        // truth has all but reached 1 in the last ten of forty seconds.
+        // From second 15 on all accesses are to DRAM, and the agent says 0.9: with a half-life of 8
+        // s the truth has all but reached 1 in the last ten of forty seconds.
         let check = outcome("{ that = 'hit-ratio-error', over-s = 10, max = 0.11 }");
 
         assert!(check.pass, "{}", check.measured);

@@ -1,25 +1,27 @@
 //! The outer emulator: its command line, and the process that never outlives its owner.
 //!
-//! Why this emulator and these options: the host's own KVM may be nested already and then runs
-//! no 64-bit guest in a guest, so the outer emulator translates (TCG). `EPYC,+svm,+npt` gives the
+//! Why this emulator and these options: the host's own KVM may be nested already and then runs no
+//! 64-bit guest in a guest, so the outer emulator translates (TCG). `EPYC,+svm,+npt` gives the
 //! emulated host KVM with nested paging. Latency and bandwidth of the HMAT are told to the kernel,
 //! not emulated.
 //!
-//! Faults of the emulator (seen in 10.0.2 and 11.1.3; the newest is used in the hope of better) end a run now and
-//! then, with and without an agent. [`crate::fault`] knows their signs:
+//! Faults of the emulator (seen in 10.0.2 and 11.1.3; the newest is used in the hope of better) end
+//! a run now and then, with and without an agent. [`crate::fault`] knows their signs:
 //!
 //! - With a thread for each CPU, a write to code discards its translation *before* it stores. A CPU
 //!   that translates in between keeps the old code. When the kernel patches its own code (static
 //!   keys, tracepoints) a breakpoint may so outlive the patching: "Oops: int3". Toggling
-//!   kernel.sched_schedstats 300 times a second beside a guest crashes the emulated host within 20 s.
+//!   kernel.sched_schedstats 300 times a second beside a guest crashes the emulated host within 20
+//!   s.
 //! - An interrupt injected into a nested guest (`helper_vmrun`) stays noted as an exception. If the
-//!   emulated CPU is kicked before the next exit from the guest, it is delivered once more: a guest's Linux
-//!   panics, resets or stands still. With one thread for all CPUs, which kicks them in turn, four of
-//!   four guests went so within a minute, no agent near; with a thread for each it takes some 50 guests.
-//!   A bare guest takes no interrupt but the end of a halt, and takes that twice without harm.
-//! - An emulated CPU that halted is never woken again: its thread sleeps for good, and whatever ran on that
-//!   CPU stands still, without a word from the emulated kernel. [`StandStill`] notices. Or a CPU waits for
-//!   ever for another's answer after patching: a soft lockup.
+//!   emulated CPU is kicked before the next exit from the guest, it is delivered once more: a
+//!   guest's Linux panics, resets or stands still. With one thread for all CPUs, which kicks them
+//!   in turn, four of four guests went so within a minute, no agent near; with a thread for each it
+//!   takes some 50 guests. A bare guest takes no interrupt but the end of a halt, and takes that
+//!   twice without harm.
+//! - An emulated CPU that halted is never woken again: its thread sleeps for good, and whatever ran
+//!   on that CPU stands still, without a word from the emulated kernel. [`StandStill`] notices. Or
+//!   a CPU waits for ever for another's answer after patching: a soft lockup.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -145,8 +147,8 @@ impl Emulator {
         let messages = std::fs::File::create(&files.messages)
             .with_context(|| format!("creating {}", files.messages.display()))?;
         // Dropping kills it; setpriv (util-linux, on every Debian) covers a lab that is itself
-        // killed and drops nothing.
-        // The emulator may want a newer C library than this machine's: it brings its own, with its loader.
+        // killed and drops nothing. The emulator may want a newer C library than this machine's: it
+        // brings its own, with its loader.
         let libraries = root.join("usr/lib/x86_64-linux-gnu");
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])

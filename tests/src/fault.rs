@@ -1,7 +1,7 @@
 //! Runs that the emulator ended, not what they were to show.
 //!
-//! What is known of its faults stands in [`crate::emulator`]. They strike emulated hosts that no agent has touched, so
-//! a run that shows one may begin again; every other failure counts at once.
+//! What is known of its faults stands in [`crate::emulator`]. They strike emulated hosts that no
+//! agent has touched, so a run that shows one may begin again; every other failure counts at once.
 
 use crate::result::ScenarioResult;
 use crate::scenario::{Scenario, System};

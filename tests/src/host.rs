@@ -27,11 +27,12 @@ pub static STOP: AtomicBool = AtomicBool::new(false);
 /// The emulated host powers off within a second or two after its last event.
 const POWER_OFF_WITHIN: Duration = Duration::from_secs(10);
 
-/// A q35 machine has this much memory from address 0 on without a gap; the PMU's counters know none.
+/// A q35 machine has this much memory from address 0 on without a gap; the PMU's counters know
+/// none.
 const LOW_MIB: u64 = 2048;
 
-/// The emulated host tells of each second, once it is up; before, its kernel is silent. Until its pace is known the
-/// limits must serve the slowest machine.
+/// The emulated host tells of each second, once it is up; before, its kernel is silent. Until its
+/// pace is known the limits must serve the slowest machine.
 const SILENT_HOST: Limits = Limits {
     still: Duration::from_secs(60),
     silent_cpu: Duration::from_secs(180),

@@ -175,13 +175,14 @@ pub struct Programs {
     pub linux_guest: Option<PathBuf>,
     /// The agent under test; a scenario without agent steps needs none.
     pub agent: Option<PathBuf>,
-    /// What the guests of this scenario hold beside their first process, by the name in the archive.
+    /// What the guests of this scenario hold beside their first process, by the name in the
+    /// archive.
     pub in_guest: BTreeMap<String, PathBuf>,
 }
 
 impl Programs {
-    /// The programs in `folder`, where cargo puts them; the agent for guests lies in the folder of its own
-    /// target and profile.
+    /// The programs in `folder`, where cargo puts them; the agent for guests lies in the folder of
+    /// its own target and profile.
     ///
     /// # Errors
     /// When the scenario needs the agent for guests and it was not built.

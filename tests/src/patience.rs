@@ -1,13 +1,14 @@
 //! How fast this machine emulates, and when a wait is in vain.
 //!
-//! Machines differ by a factor of three, and what else they do changes it from minute to minute. So no wait ends
-//! because a time has passed. It ends when nothing moves any more: no byte on a console, no CPU time; or when
-//! something that should have spoken has used much CPU time without a word.
+//! Machines differ by a factor of three, and what else they do changes it from minute to minute. So
+//! no wait ends because a time has passed. It ends when nothing moves any more: no byte on a
+//! console, no CPU time; or when something that should have spoken has used much CPU time without a
+//! word.
 
 use std::time::{Duration, Instant};
 
-/// What the emulated host's clock says when its first process begins, on the reference machine: 2 CPUs on which a
-/// Python 3.11 loop of 10 million additions takes 0.64 s.
+/// What the emulated host's clock says when its first process begins, on the reference machine: 2
+/// CPUs on which a Python 3.11 loop of 10 million additions takes 0.64 s.
 const REFERENCE_BOOT_S: f64 = 8.5;
 
 /// How much slower than the reference machine this one emulates.
@@ -27,8 +28,8 @@ impl Pace {
         self.0
     }
 
-    /// What takes so long on the reference machine takes as long as this here. A machine that booted fast may have
-    /// been idle just then, so nothing is expected to take less.
+    /// What takes so long on the reference machine takes as long as this here. A machine that
+    /// booted fast may have been idle just then, so nothing is expected to take less.
     #[must_use]
     pub fn scaled(self, reference: Duration) -> Duration {
         reference.mul_f64(self.0.clamp(1.0, 100.0))

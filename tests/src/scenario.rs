@@ -39,7 +39,8 @@ pub struct Host {
     pub cpus: u32,
     /// The memory nodes in order; node 0 holds the CPUs.
     pub nodes: Vec<Node>,
-    /// A software PMU on the emulated CPUs. It slows them while it counts; without it there is none.
+    /// A software PMU on the emulated CPUs. It slows them while it counts; without it there is
+    /// none.
     pub pmu: Option<Pmu>,
 }
 
@@ -144,7 +145,8 @@ pub struct Guest {
     pub mib: u64,
     /// Virtual CPUs.
     pub cpus: u32,
-    /// Most of an emulated CPU that each virtual CPU may take from the first touch on, in percent; absent: all.
+    /// Most of an emulated CPU that each virtual CPU may take from the first touch on, in percent;
+    /// absent: all.
     pub cpu_percent: Option<u32>,
     /// What backs the memory on the host.
     pub backend: Backend,
@@ -166,7 +168,8 @@ pub struct Guest {
 pub enum System {
     /// Nothing but the workload: see the crate `lab-guest`. Starts at once and takes no interrupts.
     Bare,
-    /// Linux, where an operating system is the point. Emulated, its timer alone takes much of the guest's time.
+    /// Linux, where an operating system is the point. Emulated, its timer alone takes much of the
+    /// guest's time.
     Linux,
 }
 

@@ -65,8 +65,9 @@ impl Updates {
     pub fn run(&mut self, memory: &mut [u64], count: u64) {
         let pages = self.touched;
         let memory = &mut memory[..pages * PAGE_WORDS];
-        // Locals, so that they stay in registers: an update shall be a load and a store of its word, and
-        // not five more of the books. A panic on the way may lose them, for it ends the workload.
+        // Locals, so that they stay in registers: an update shall be a load and a store of its
+        // word, and not five more of the books. A panic on the way may lose them, for it ends the
+        // workload.
         let (mut random, mut checksum) = (self.random.clone(), self.checksum);
         let (hot, hot_permille, scan_permille) = (self.hot, self.hot_permille, self.scan_permille);
         let (mut scanned, reads_only) = (self.scanned, self.reads_only);
@@ -285,7 +286,8 @@ mod tests {
 
         updates.run(&mut memory, 20_000);
 
-        // The 256 first of 1024 ranks have 0.81 of the weight; some words of the first are hit twice.
+        // The 256 first of 1024 ranks have 0.81 of the weight; some words of the first are hit
+        // twice.
         let hot: usize = updates
             .hot()
             .iter()

@@ -16,7 +16,8 @@ pub struct HotSet {
 }
 
 impl HotSet {
-    /// A hot set of `mib` mebibytes in a working set of `of_mib`, from `at_mib` on, or so that it ends at the end.
+    /// A hot set of `mib` mebibytes in a working set of `of_mib`, from `at_mib` on, or so that it
+    /// ends at the end.
     ///
     /// `None` if it is empty or two of its places were the same page.
     #[must_use]

@@ -36,7 +36,8 @@ pub trait Machine {
     /// When that can't be found out.
     fn tell_hot(&mut self, memory: &[u64], hot: HotSet) -> Result<(), Self::Error>;
 
-    /// Carries an order out that is none of the workload's; false if it is not the machine's either.
+    /// Carries an order out that is none of the workload's; false if it is not the machine's
+    /// either.
     ///
     /// # Errors
     /// When it could not be done.
@@ -93,7 +94,8 @@ impl<E: fmt::Display> fmt::Display for Trouble<E> {
 /// Lives: waits for `go`, touches the working set, works, obeys, and compares at `finish`.
 ///
 /// # Errors
-/// When the memory is too small, an order is not understood, or the machine fails. The caller tells the error.
+/// When the memory is too small, an order is not understood, or the machine fails. The caller tells
+/// the error.
 pub fn live<M: Machine>(
     machine: &mut M,
     work: &Work,
@@ -287,7 +289,8 @@ mod tests {
     use super::*;
     use crate::Plan;
 
-    /// A machine whose clock goes on by a fixed step at each look, and on which lines are typed at their times.
+    /// A machine whose clock goes on by a fixed step at each look, and on which lines are typed at
+    /// their times.
     struct Fake {
         now: u64,
         step: u64,

@@ -1,4 +1,5 @@
-//! What a guest tells on its console: one JSON object a line, behind a mark that tells it from other lines.
+//! What a guest tells on its console: one JSON object a line, behind a mark that tells it from
+//! other lines.
 
 use core::fmt::{self, Write};
 
@@ -17,7 +18,8 @@ pub enum Line<'a> {
         /// How far.
         mib: usize,
     },
-    /// Where the hot pages are: those of the hot set, in a working set that begins at this guest-physical address.
+    /// Where the hot pages are: those of the hot set, in a working set that begins at this
+    /// guest-physical address.
     Hot {
         /// The set's first byte.
         base: u64,

@@ -10,7 +10,8 @@ const MOST: usize = 32;
 pub enum Order {
     /// `go`: touch the working set and begin.
     Go,
-    /// `hot AT [MIB [STRIDE]]`: the hot set is elsewhere, of another size, or scattered differently.
+    /// `hot AT [MIB [STRIDE]]`: the hot set is elsewhere, of another size, or scattered
+    /// differently.
     Hot {
         /// Where it begins in the working set.
         at_mib: u64,
@@ -79,7 +80,8 @@ impl fmt::Display for Order {
                 stride,
             } => {
                 write!(f, "hot/{at_mib}")?;
-                // A stride has its place behind a size; where only the stride changes the guest is told both.
+                // A stride has its place behind a size; where only the stride changes the guest is
+                // told both.
                 if let Some(mib) = mib {
                     write!(f, "/{mib}")?;
                     if let Some(stride) = stride {

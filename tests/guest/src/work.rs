@@ -4,7 +4,8 @@ use core::fmt;
 
 use crate::{HotSet, Plan};
 
-/// A workload: random updates, most of them to a hot set. Times count from the end of the first touch.
+/// A workload: random updates, most of them to a hot set. Times count from the end of the first
+/// touch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -21,14 +22,16 @@ pub struct Work {
     /// Where the hot set begins in the working set; absent: so that it ends at the end, which
     /// is touched last and spills to the slow node.
     pub hot_at_mib: Option<u64>,
-    /// Distance between hot pages, in pages: 1 is contiguous. A set that reaches the end goes on at the begin.
+    /// Distance between hot pages, in pages: 1 is contiguous. A set that reaches the end goes on at
+    /// the begin.
     pub hot_stride: u64,
     /// Of 1000 accesses, how many go to the hot set.
     pub hot_permille: u32,
     /// Of 1000 accesses, how many go to the page after the last one scanned, round the working set.
     pub scan_permille: u32,
-    /// If not 0, pages are accessed by Zipf's law with this exponent, in thousandths, from the first hot page on
-    /// in steps of the stride; the hot set is then the pages that are accessed most.
+    /// If not 0, pages are accessed by Zipf's law with this exponent, in thousandths, from the
+    /// first hot page on in steps of the stride; the hot set is then the pages that are accessed
+    /// most.
     pub zipf_permille: u32,
     /// Words are read and not changed.
     pub reads_only: bool,
@@ -98,10 +101,12 @@ impl Work {
         Words(self)
     }
 
-    /// Reads the workload from a command line; words that do not begin with `lab.` belong to others.
+    /// Reads the workload from a command line; words that do not begin with `lab.` belong to
+    /// others.
     ///
     /// # Errors
-    /// When a word is unknown or its value impossible, naming the word, or when the hot set does not fit.
+    /// When a word is unknown or its value impossible, naming the word, or when the hot set does
+    /// not fit.
     pub fn from_command_line(line: &str) -> Result<Self, NotUnderstood<'_>> {
         let mut work = Self::default();
         for word in line.split_ascii_whitespace() {

@@ -9,8 +9,8 @@ const FINENESS: u32 = 8;
 
 /// Draws ranks 0, 1, 2 … with a likelihood proportional to 1 / (rank + 1)^exponent.
 ///
-/// The law is drawn in steps: ranks below 16 have buckets of their own, later ones share a bucket with at most
-/// an eighth of the ranks before it.
+/// The law is drawn in steps: ranks below 16 have buckets of their own, later ones share a bucket
+/// with at most an eighth of the ranks before it.
 #[derive(Debug, Clone)]
 pub(crate) struct Zipf {
     /// First rank of each bucket, and behind the last.
@@ -58,7 +58,8 @@ impl Zipf {
     }
 }
 
-/// The sum of 1 / (rank + 1)^exponent over ranks, by the integral between the midpoints where there are many.
+/// The sum of 1 / (rank + 1)^exponent over ranks, by the integral between the midpoints where there
+/// are many.
 fn weight(start: u32, length: u32, exponent: f64) -> f64 {
     if length == 1 {
         return libm::pow(f64::from(start) + 1.0, -exponent);

@@ -38,7 +38,8 @@ struct Arguments {
     /// Add what all runs came to as a row to this Markdown table.
     #[arg(long, value_name = "FILE")]
     table: Option<PathBuf>,
-    /// How often the scenario is begun at most: again only after a fault of the emulator, which a line tells.
+    /// How often the scenario is begun at most: again only after a fault of the emulator, which a
+    /// line tells.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     tries: u8,
 }

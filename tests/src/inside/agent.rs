@@ -22,7 +22,8 @@ use crate::patience::{Moved, Patience};
 
 /// Lines of its output that stand in the result; all stand in the log.
 const LAST_LINES: usize = 20;
-/// An agent is ready in a second; it starts kernel threads and reads files, and prints what it does.
+/// An agent is ready in a second; it starts kernel threads and reads files, and prints what it
+/// does.
 const LIMITS: Limits = Limits {
     still: Duration::from_secs(30),
     silent_cpu: Duration::from_secs(30),

@@ -75,9 +75,9 @@ fn prepare(reporter: &Reporter, boot_s: f64) -> anyhow::Result<Scenario> {
     Ok(scenario)
 }
 
-/// Has the kernel patch its code for the agent's perf event now, while there is no guest, and leave it so:
-/// patching beside a guest is what the emulator may crash at (see [`crate::emulator`]). The event watches
-/// only this thread, which DAMON does not run in.
+/// Has the kernel patch its code for the agent's perf event now, while there is no guest, and leave
+/// it so: patching beside a guest is what the emulator may crash at (see [`crate::emulator`]). The
+/// event watches only this thread, which DAMON does not run in.
 fn hold_patched_code() -> anyhow::Result<()> {
     let root = SysRoot::real();
     let tracepoint = Tracepoint::read(&root, "damon", "damon_aggregated")?;

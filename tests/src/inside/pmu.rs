@@ -1,8 +1,8 @@
 //! The software PMU as the emulated host sees it: a device, and the truth about a guest's accesses.
 //!
-//! The PMU counts every access of the emulated CPUs by physical page. With a guest's page table (QEMU's
-//! pagemap) and the nodes' spans that tells how many of the accesses to the guest's memory went to which
-//! node: nothing of it rests on the code under test.
+//! The PMU counts every access of the emulated CPUs by physical page. With a guest's page table
+//! (QEMU's pagemap) and the nodes' spans that tells how many of the accesses to the guest's memory
+//! went to which node: nothing of it rests on the code under test.
 
 use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
@@ -79,8 +79,8 @@ impl Pmu {
         self.shared.store(self.layout.word(Word::Armed), mask);
     }
 
-    /// Empties the ring: for whoever reads from now on nothing was written before and nothing lost, as with an
-    /// event of perf that is opened. Nobody may read at this time.
+    /// Empties the ring: for whoever reads from now on nothing was written before and nothing lost,
+    /// as with an event of perf that is opened. Nobody may read at this time.
     pub fn empty(&self) {
         let armed = self.layout.word(Word::Armed);
         let before = self.shared.load(armed).unwrap_or(0);
@@ -94,8 +94,8 @@ impl Pmu {
         self.shared.store(armed, before);
     }
 
-    /// Gives a guest's virtual CPUs the CPUs that are counted, and the others to all other threads of its QEMU
-    /// and of this process, and to whatever they start from now on.
+    /// Gives a guest's virtual CPUs the CPUs that are counted, and the others to all other threads
+    /// of its QEMU and of this process, and to whatever they start from now on.
     ///
     /// # Errors
     /// When the threads can't be listed, or the kernel forbids it.
@@ -144,8 +144,9 @@ impl Pmu {
     }
 }
 
-/// All but the first, which is left for QEMU's other threads, the agent and the lab: so the records are those
-/// of the virtual CPUs' threads, as with an event of perf for each of them. The kernel's own work aside.
+/// All but the first, which is left for QEMU's other threads, the agent and the lab: so the records
+/// are those of the virtual CPUs' threads, as with an event of perf for each of them. The kernel's
+/// own work aside.
 fn guest_cpus(cpus: u64) -> Range<u64> {
     if cpus > 1 { 1..cpus } else { 0..1 }
 }
@@ -189,7 +190,8 @@ fn node_spans(text: &str) -> Vec<(Range<u64>, usize)> {
     let mut spans = Vec::new();
     let (mut node, mut spanned) = (None, 0);
     for line in text.lines() {
-        // "Node 0, zone    DMA32", later "        spanned  110592" and "  start_pfn:           4096".
+        // "Node 0, zone    DMA32", later "        spanned  110592" and "  start_pfn:
+        // 4096".
         if let Some(rest) = line.strip_prefix("Node ") {
             node = rest.split(',').next().and_then(|n| n.trim().parse().ok());
             spanned = 0;
@@ -222,10 +224,11 @@ pub struct Truth {
 }
 
 impl Truth {
-    /// The accesses since the last look, to pages where they were then; `None` at the first look, and when
-    /// the process has gone. `ram` is the guest's memory in QEMU, start and bytes.
+    /// The accesses since the last look, to pages where they were then; `None` at the first look,
+    /// and when the process has gone. `ram` is the guest's memory in QEMU, start and bytes.
     ///
-    /// A page that moved meanwhile is counted where it was: a part of a second's accesses to it is missed.
+    /// A page that moved meanwhile is counted where it was: a part of a second's accesses to it is
+    /// missed.
     pub fn look(&mut self, pmu: &Pmu, pid: u32, ram: (u64, u64)) -> Option<Accesses> {
         let entries = entries(pid, ram).ok()?;
         let mut counted = Accesses::default();

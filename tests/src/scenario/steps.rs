@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One step of a run. `guest` is the guest's name; empty means the run's first guest. Where a step says so, `*` means
-/// all, one after the other.
+/// One step of a run. `guest` is the guest's name; empty means the run's first guest. Where a step
+/// says so, `*` means all, one after the other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(
     tag = "do",
@@ -38,8 +38,8 @@ pub enum Step {
         #[serde(default)]
         guest: String,
     },
-    /// Types a line on the guest's console: an order of `lab_guest::Order`, or in a guest with an agent `agent start`,
-    /// `agent kill` or `agent end`. Takes `*`.
+    /// Types a line on the guest's console: an order of `lab_guest::Order`, or in a guest with an
+    /// agent `agent start`, `agent kill` or `agent end`. Takes `*`.
     Say {
         /// Which guest.
         #[serde(default)]
@@ -130,8 +130,8 @@ pub enum Step {
         #[serde(default)]
         until: Option<Until>,
     },
-    /// Lets clients on the developer's machine reach the agent's control socket, through `qmp.sock` in the
-    /// folder of the logs.
+    /// Lets clients on the developer's machine reach the agent's control socket, through `qmp.sock`
+    /// in the folder of the logs.
     Bridge {
         /// Which agent.
         #[serde(default)]
@@ -146,8 +146,9 @@ pub enum Step {
     },
     /// Starts `vmm-tier` with something wrong and records how it ends.
     Attempt(Attempt),
-    /// Reads the software PMU's records as an agent would and notes what they are: those of the guest's
-    /// memory as accepted, the others as dropped. While an agent reads them nobody else may.
+    /// Reads the software PMU's records as an agent would and notes what they are: those of the
+    /// guest's memory as accepted, the others as dropped. While an agent reads them nobody else
+    /// may.
     ReadRecords {
         /// Which guest.
         #[serde(default)]
@@ -337,16 +338,16 @@ pub enum Check {
         /// What must stand there.
         is: serde_json::Value,
     },
-    /// The agent's hit ratio against that of all accesses as the software PMU counted them, over the last
-    /// seconds of tiering: how far it is off on average.
+    /// The agent's hit ratio against that of all accesses as the software PMU counted them, over
+    /// the last seconds of tiering: how far it is off on average.
     HitRatioError {
         /// How many seconds.
         over_s: f64,
         /// Largest error, as a share of all accesses.
         max: f64,
     },
-    /// What became of a source's records, in a note that holds the answer to `query-tier`: as many arrived
-    /// as were accepted or dropped.
+    /// What became of a source's records, in a note that holds the answer to `query-tier`: as many
+    /// arrived as were accepted or dropped.
     Accounting {
         /// The note's name.
         #[serde(default = "default_accounting_note")]

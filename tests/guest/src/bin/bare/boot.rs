@@ -2,9 +2,10 @@
 
 use core::arch::global_asm;
 
-// The note that names the entry: owner "Xen", type 18 (XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h). The
-// state at the entry is that of xen/include/public/arch-x86/hvm/start_info.h: 32-bit protected mode, flat segments,
-// no paging, interrupts off, EBX = the start info.
+// The note that names the entry: owner "Xen", type 18 (XEN_ELFNOTE_PHYS32_ENTRY,
+// xen/include/public/elfnote.h). The state at the entry is that of
+// xen/include/public/arch-x86/hvm/start_info.h: 32-bit protected mode, flat segments, no paging,
+// interrupts off, EBX = the start info.
 global_asm!(
     ".pushsection .note.Xen, \"a\", @note",
     ".balign 4",

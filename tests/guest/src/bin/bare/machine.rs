@@ -73,9 +73,10 @@ impl Bare {
     pub(crate) fn take_memory(&mut self) -> &'static mut [u64] {
         let bytes = self.end.saturating_sub(self.base) as usize;
         self.end = self.base;
-        // SAFETY: from `base`, behind the image with its stack and tables, to `end` QEMU says that there is memory, and
-        // no more than 4 GiB, which are mapped to themselves; it is aligned to 2 MiB; nothing else of this program lies
-        // there; the method hands it out once. Any bytes are words.
+        // SAFETY: from `base`, behind the image with its stack and tables, to `end` QEMU says that
+        // there is memory, and no more than 4 GiB, which are mapped to themselves; it is aligned to
+        // 2 MiB; nothing else of this program lies there; the method hands it out once. Any bytes
+        // are words.
         unsafe {
             core::slice::from_raw_parts_mut(
                 ptr::with_exposed_provenance_mut::<u64>(self.base as usize),

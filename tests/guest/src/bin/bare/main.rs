@@ -1,10 +1,12 @@
-//! `bare-guest`: a guest without an operating system. QEMU starts it as a kernel (`-kernel`), by PVH.
+//! `bare-guest`: a guest without an operating system. QEMU starts it as a kernel (`-kernel`), by
+//! PVH.
 //!
-//! An operating system in a guest interrupts it 250 times a second, and in an emulated host each interrupt costs
-//! exits, an injection and page walks in software. This program has the machine for itself: it is entered in
-//! 32-bit mode, maps the first 4 GiB with pages of 2 MiB, each address to itself, and runs the workload that its
-//! command line describes on the memory behind its own image. It polls the serial port, takes the time from the
-//! TSC, whose rate `tsc_khz=` on the command line tells, and takes no interrupt except to halt while it is idle.
+//! An operating system in a guest interrupts it 250 times a second, and in an emulated host each
+//! interrupt costs exits, an injection and page walks in software. This program has the machine for
+//! itself: it is entered in 32-bit mode, maps the first 4 GiB with pages of 2 MiB, each address to
+//! itself, and runs the workload that its command line describes on the memory behind its own
+//! image. It polls the serial port, takes the time from the TSC, whose rate `tsc_khz=` on the
+//! command line tells, and takes no interrupt except to halt while it is idle.
 //!
 //! The places of its pages are its own choice, so what it tells of its hot set is exact.
 

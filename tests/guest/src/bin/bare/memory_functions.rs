@@ -26,11 +26,12 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
     if (to as usize).wrapping_sub(from as usize) >= count {
-        // SAFETY: the caller vouches for both areas; copied upwards, no byte is overwritten before it is read.
+        // SAFETY: the caller vouches for both areas; copied upwards, no byte is overwritten before
+        // it is read.
         return unsafe { memcpy(to, from, count) };
     }
-    // SAFETY: the caller vouches for both areas; copied downwards from their last bytes, for which reason `count` is not
-    // 0 here; the direction flag is clear again afterwards.
+    // SAFETY: the caller vouches for both areas; copied downwards from their last bytes, for which
+    // reason `count` is not 0 here; the direction flag is clear again afterwards.
     unsafe {
         asm!("std", "rep movsb", "cld", inout("rcx") count => _,
             inout("rdi") to.wrapping_add(count).wrapping_sub(1) => _,

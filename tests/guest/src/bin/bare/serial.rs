@@ -16,7 +16,8 @@ const RECEIVED: u8 = 1;
 const SENT: u8 = 1 << 5;
 /// Bytes that the port takes at once when it has sent all before.
 const FIFO: usize = 16;
-/// A port that takes nothing for so many looks and ticks is read by nobody. A tick is a fraction of a nanosecond.
+/// A port that takes nothing for so many looks and ticks is read by nobody. A tick is a fraction of
+/// a nanosecond.
 const PATIENCE_LOOKS: u64 = 20_000;
 const PATIENCE_TICKS: u64 = 30_000_000_000;
 
@@ -69,7 +70,8 @@ fn await_sent() {
 
 fn read(port: u16) -> u8 {
     let value: u8;
-    // SAFETY: reading a register of the serial port changes nothing but the port's own state; no memory is touched.
+    // SAFETY: reading a register of the serial port changes nothing but the port's own state; no
+    // memory is touched.
     unsafe {
         asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags));
     }
@@ -77,7 +79,8 @@ fn read(port: u16) -> u8 {
 }
 
 fn write(port: u16, value: u8) {
-    // SAFETY: writing to a register of the serial port changes nothing but the port's own state; no memory is touched.
+    // SAFETY: writing to a register of the serial port changes nothing but the port's own state; no
+    // memory is touched.
     unsafe {
         asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags));
     }

@@ -41,8 +41,9 @@ struct Piece {
 impl StartInfo {
     /// Reads what stands at this physical address.
     pub(crate) fn at(address: u32) -> Self {
-        // SAFETY: QEMU hands over the address of a start info below 1 MiB, where nothing of this program stands; all
-        // memory below 4 GiB is mapped to itself. An unaligned read demands no alignment, and any bytes are a value.
+        // SAFETY: QEMU hands over the address of a start info below 1 MiB, where nothing of this
+        // program stands; all memory below 4 GiB is mapped to itself. An unaligned read demands no
+        // alignment, and any bytes are a value.
         unsafe { ptr::read_unaligned(ptr::with_exposed_provenance::<Self>(address as usize)) }
     }
 
@@ -51,8 +52,9 @@ impl StartInfo {
         if self.magic != MAGIC || self.command_line == 0 {
             return "";
         }
-        // SAFETY: the bytes stand in memory that is mapped to itself, belong to the firmware's area below 1 MiB and are
-        // written by nobody once the guest runs; any byte is a value, and the length stays far below that of memory.
+        // SAFETY: the bytes stand in memory that is mapped to itself, belong to the firmware's area
+        // below 1 MiB and are written by nobody once the guest runs; any byte is a value, and the
+        // length stays far below that of memory.
         let bytes = unsafe {
             core::slice::from_raw_parts(
                 ptr::with_exposed_provenance::<u8>(self.command_line as usize),
@@ -63,7 +65,8 @@ impl StartInfo {
         text.to_str().unwrap_or_default()
     }
 
-    /// The end of the memory that begins at or below this address and holds it; the address itself if none does.
+    /// The end of the memory that begins at or below this address and holds it; the address itself
+    /// if none does.
     pub(crate) fn memory_end(&self, address: u64) -> u64 {
         if self.magic != MAGIC || self.version == 0 {
             return address;
@@ -72,8 +75,8 @@ impl StartInfo {
         let first = ptr::with_exposed_provenance::<Piece>(self.memory_map as usize);
         (0..pieces)
             .map(|n| {
-                // SAFETY: QEMU says that so many entries stand there, in memory that is mapped to itself; an unaligned read
-                // demands no alignment, and any bytes are a value.
+                // SAFETY: QEMU says that so many entries stand there, in memory that is mapped to
+                // itself; an unaligned read demands no alignment, and any bytes are a value.
                 unsafe { ptr::read_unaligned(first.wrapping_add(n)) }
             })
             .find(|piece| {

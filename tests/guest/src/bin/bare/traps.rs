@@ -21,7 +21,8 @@ const APIC_SPURIOUS: u32 = 0x80f;
 const APIC_TIMER: u32 = 0x832;
 const APIC_TIMER_COUNT: u32 = 0x838;
 const APIC_TIMER_DIVIDE: u32 = 0x83e;
-/// KVM's APIC timer counts nanoseconds (`APIC_BUS_CYCLE_NS`, arch/x86/kvm/lapic.h) when it divides by 1.
+/// KVM's APIC timer counts nanoseconds (`APIC_BUS_CYCLE_NS`, arch/x86/kvm/lapic.h) when it divides
+/// by 1.
 const TICKS_A_MICROSECOND: u64 = 1000;
 const DIVIDE_BY_1: u64 = 0xb;
 
@@ -60,9 +61,9 @@ struct TablePointer {
     base: u64,
 }
 
-// Each exception gets 16 bytes: a number, below it an error code, which the CPU pushes for some only. The timer's
-// handler may be entered once more at any time, for the emulator delivers an interrupt twice now and then: it keeps
-// all registers, and telling the APIC twice does no harm.
+// Each exception gets 16 bytes: a number, below it an error code, which the CPU pushes for some
+// only. The timer's handler may be entered once more at any time, for the emulator delivers an
+// interrupt twice now and then: it keeps all registers, and telling the APIC twice does no harm.
 global_asm!(
     ".pushsection .text.traps, \"ax\"",
     ".balign 16",
@@ -153,9 +154,9 @@ pub(crate) fn halt(micros: u64) {
         .saturating_mul(TICKS_A_MICROSECOND)
         .min(u32::MAX.into());
     write_msr(APIC_TIMER_COUNT, ticks);
-    // SAFETY: the table of interrupts is loaded and its handlers keep all registers; the first instruction leaves the
-    // red zone of the interrupted function alone; interrupts are off again afterwards. `sti` lets the `hlt` begin
-    // before an interrupt comes, so none is missed.
+    // SAFETY: the table of interrupts is loaded and its handlers keep all registers; the first
+    // instruction leaves the red zone of the interrupted function alone; interrupts are off again
+    // afterwards. `sti` lets the `hlt` begin before an interrupt comes, so none is missed.
     unsafe { asm!("sub rsp, 128", "sti", "hlt", "cli", "add rsp, 128") }
 }
 
@@ -163,7 +164,8 @@ pub(crate) fn halt(micros: u64) {
 pub(crate) fn reset() -> ! {
     load(&TablePointer { limit: 0, base: 0 });
     loop {
-        // SAFETY: the exception finds no handler and nor does that fault: the CPU shuts down, QEMU resets or ends.
+        // SAFETY: the exception finds no handler and nor does that fault: the CPU shuts down, QEMU
+        // resets or ends.
         unsafe { asm!("ud2") }
     }
 }
@@ -186,14 +188,16 @@ extern "C" fn bare_exception(vector: u64, code: u64, at: u64, address: u64) -> !
 }
 
 fn has_x2apic() -> bool {
-    // SAFETY: every 64-bit CPU has the instruction and this leaf. Newer compilers know that it is safe.
+    // SAFETY: every 64-bit CPU has the instruction and this leaf. Newer compilers know that it is
+    // safe.
     #[allow(unused_unsafe)]
     let leaf = unsafe { core::arch::x86_64::__cpuid(1) };
     leaf.ecx & 1 << 21 != 0
 }
 
 fn load(pointer: &TablePointer) {
-    // SAFETY: the pointer is read once; the table that it names stays for ever, or is empty on the way to a reset.
+    // SAFETY: the pointer is read once; the table that it names stays for ever, or is empty on the
+    // way to a reset.
     unsafe { asm!("lidt [{}]", in(reg) pointer, options(readonly, nostack, preserves_flags)) }
 }
 
@@ -207,7 +211,8 @@ fn read_msr(register: u32) -> u64 {
 }
 
 fn write_msr(register: u32, value: u64) {
-    // SAFETY: only registers of the local APIC are written, with values that its manual allows; no memory is touched.
+    // SAFETY: only registers of the local APIC are written, with values that its manual allows; no
+    // memory is touched.
     unsafe {
         asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32,
             options(nostack, preserves_flags));
