@@ -155,8 +155,9 @@ impl Runner<'_> {
             }
             Step::Wait { seconds, phase } => {
                 self.phase(phase);
+                let what = if phase.is_empty() { "" } else { " " };
                 self.reporter
-                    .progress(format!("measuring {phase} for {seconds} s"));
+                    .progress(format!("measuring{what}{phase} for {seconds} s"));
                 std::thread::sleep(Duration::from_secs(*seconds));
                 Ok(())
             }
