@@ -21,7 +21,12 @@ mod trace;
 use std::process::ExitCode;
 
 use clap::{Parser, error::ErrorKind};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::{
     cli::{Cli, Command, RunArgs},
@@ -44,12 +49,13 @@ fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    let filter = EnvFilter::try_from_env("VMM_TIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = fmt::layer()
         .with_writer(log::stderr())
         .with_ansi(false)
-        .with_target(false)
+        .with_target(false);
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(log_filter(std::env::var("VMM_TIER_LOG").ok().as_deref()))
         .init();
     match dispatch(cli.command) {
         Ok(code) => code,
@@ -57,6 +63,17 @@ fn main() -> ExitCode {
             log::complain(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What `VMM_TIER_LOG` lets through: a level, or levels of modules as in `warn,vmm_tier::agent=debug`;
+/// `info` without it, or if it can't be understood.
+fn log_filter(wanted: Option<&str>) -> Targets {
+    let wanted = wanted.unwrap_or_default().split(',').map(str::trim);
+    let wanted: Vec<&str> = wanted.filter(|directive| !directive.is_empty()).collect();
+    match wanted.join(",").parse() {
+        Ok(filter) if !wanted.is_empty() => filter,
+        _ => Targets::new().with_default(LevelFilter::INFO),
     }
 }
 
@@ -83,4 +100,32 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .transpose()?
         .unwrap_or_default();
     agent::run(&Settings::new(args, config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn log_filter_when_levels_are_named_lets_them_through() {
+        let lets_through = |wanted, module, level| log_filter(wanted).would_enable(module, &level);
+        for nothing in [None, Some(""), Some(" , "), Some("vmm_tier=loud")] {
+            assert!(
+                lets_through(nothing, "vmm_tier", Level::INFO),
+                "{nothing:?}"
+            );
+            assert!(!lets_through(nothing, "qmp", Level::DEBUG), "{nothing:?}");
+        }
+        for all in ["debug", "DEBUG", " debug,"] {
+            assert!(lets_through(Some(all), "qmp", Level::DEBUG), "{all}");
+            assert!(!lets_through(Some(all), "qmp", Level::TRACE), "{all}");
+        }
+        let some = Some("warn, vmm_tier::agent=debug");
+        assert!(lets_through(some, "vmm_tier::agent::control", Level::DEBUG));
+        assert!(!lets_through(some, "vmm_tier::source", Level::INFO));
+        assert!(lets_through(some, "vmm_tier::source", Level::WARN));
+        assert!(!lets_through(Some("off"), "vmm_tier", Level::ERROR));
+    }
 }
