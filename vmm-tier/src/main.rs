@@ -15,6 +15,7 @@ mod record;
 mod replay;
 mod size;
 mod source;
+mod status_line;
 mod table;
 mod trace;
 

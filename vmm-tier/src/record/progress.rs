@@ -1,29 +1,21 @@
 //! How far a recording is, on a terminal.
 
-use std::{
-    io::{self, IsTerminal as _, Write as _},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use crate::size::human;
+use crate::{size::human, status_line::StatusLine};
 
-/// How often it is shown.
-const EVERY: Duration = Duration::from_millis(500);
-
-/// A line on the standard error that is written over; nothing where that is no terminal.
+/// A line with what was recorded so far.
 #[derive(Debug)]
 pub(super) struct Progress {
     started: Instant,
-    shown: Option<Instant>,
-    is_terminal: bool,
+    line: StatusLine,
 }
 
 impl Progress {
     pub(super) fn start() -> Self {
         Self {
             started: Instant::now(),
-            shown: None,
-            is_terminal: io::stderr().is_terminal(),
+            line: StatusLine::new(false),
         }
     }
 
@@ -33,23 +25,16 @@ impl Progress {
 
     /// Shows so many accesses in so many bytes, and what else there is to say.
     pub(super) fn show(&mut self, accesses: u64, bytes: u64, more: &str) {
-        let is_due = self.shown.is_none_or(|shown| shown.elapsed() >= EVERY);
-        if !self.is_terminal || !is_due {
-            return;
+        if self.line.is_due() {
+            let (seconds, size) = (self.elapsed().as_secs(), human(bytes));
+            self.line.show(format_args!(
+                "{accesses} accesses, {size}, {seconds} s{more}"
+            ));
         }
-        self.shown = Some(Instant::now());
-        let (seconds, size) = (self.elapsed().as_secs(), human(bytes));
-        // A terminal that is gone does not end a recording.
-        let _ = write!(
-            io::stderr(),
-            "\r\x1b[K{accesses} accesses, {size}, {seconds} s{more}"
-        );
     }
 
     /// Takes the line away.
     pub(super) fn clear(&mut self) {
-        if self.shown.take().is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
+        self.line.clear();
     }
 }
