@@ -134,6 +134,31 @@ fn hits_when_dram_grows_do_not_fall_for_the_oracle() {
     );
 }
 
+#[cfg(not(feature = "charts"))]
+#[test]
+fn curves_when_the_program_draws_none_are_told_how_to_get() {
+    let sizes = [&["--workload", "zipf", "--fast", "1:8,1:4"][..], &SMALL].concat();
+    let how = "cargo build --release -p vmm-tier --features charts";
+
+    let output = replay(&sizes);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    assert_eq!(shown.matches(how).count(), 1, "{shown}");
+    assert!(shown.contains("DRAM for 95.0 % of the accesses"), "{shown}");
+    let output = replay(&[&sizes[..], &["--no-chart"]].concat());
+    assert!(!text(&output.stdout).contains(how), "nobody asks for it");
+
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("curve.svg");
+    let output = replay(&[&sizes[..], &["--svg", picture.to_str().unwrap()]].concat());
+    assert!(!output.status.success());
+    let error = text(&output.stderr);
+    assert!(error.contains(how) && error.contains("--svg"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(!picture.exists());
+}
+
+#[cfg(feature = "charts")]
 #[test]
 fn text_and_picture_when_several_sizes_are_replayed_show_the_curve() {
     let folder = tempfile::tempdir().unwrap();

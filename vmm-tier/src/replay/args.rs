@@ -45,7 +45,7 @@ pub(crate) struct ReplayArgs {
     /// Write tables for a document here: policies as columns
     #[arg(long, value_name = "FILE")]
     pub(crate) markdown: Option<PathBuf>,
-    /// Draw the curve of hits over DRAM here
+    /// Draw the curve of hits over DRAM here, as SVG; needs a build with the feature `charts`
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
     /// Print no curve

@@ -5,7 +5,9 @@
 //! ```
 
 mod args;
+#[cfg(any(feature = "charts", test))]
 mod chart;
+mod charts;
 mod curve;
 mod fast;
 mod input;
@@ -18,6 +20,7 @@ mod report;
 mod results;
 mod settings;
 mod survey;
+#[cfg(any(feature = "charts", test))]
 mod svg;
 mod text;
 mod thin;
@@ -48,7 +51,7 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     progress.end();
     if let Some(path) = &args.svg {
-        write(path, &svg::draw(&report, settings.target)?)?;
+        write(path, &charts::picture(&report, settings.target)?)?;
     }
     if let Some(path) = &args.markdown {
         write(path, &markdown::tables(&report))?;

@@ -10,6 +10,7 @@ use tier_core::{
 
 use super::{
     args::{ReplayArgs, Stretch},
+    charts::{self, NoCharts},
     fast::FastSize,
     input::Input,
 };
@@ -66,6 +67,9 @@ pub(crate) enum SettingsError {
         workload::names().collect::<Vec<_>>().join(", ")
     )]
     Nothing,
+    /// A picture, of a program that draws none.
+    #[error("--svg: {NoCharts}")]
+    Svg,
     /// A name that no policy has.
     #[error("{0}, {oracles}, or {ALL}", oracles = oracles().join(", "))]
     Policy(UnknownPolicy),
@@ -78,8 +82,11 @@ impl Settings {
     /// Checks arguments.
     ///
     /// # Errors
-    /// If a name is not known.
+    /// If a name is not known, or a picture is asked for that this program can't draw.
     pub(super) fn new(args: &ReplayArgs) -> Result<Self, SettingsError> {
+        if args.svg.is_some() && !charts::ARE_BUILT {
+            return Err(SettingsError::Svg);
+        }
         let setup = PolicySetup {
             half_life: Duration::from_secs_f64(args.half_life),
             seed: args.seed,

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 use tier_core::sample::DropReason;
 
 use super::{
-    chart,
+    charts::{self, NoCharts},
     report::{Bound, Plateau, Report, Run, Trace},
 };
 use crate::{
@@ -31,6 +31,7 @@ const EACH_PHASE: usize = 3;
 /// All traces, with the curve where there are several sizes.
 pub(super) fn report(report: &Report, has_chart: bool) -> String {
     let mut out = String::new();
+    let mut is_short_of_curves = false;
     for trace in &report.traces {
         if !out.is_empty() {
             out.push('\n');
@@ -38,12 +39,20 @@ pub(super) fn report(report: &Report, has_chart: bool) -> String {
         write_trace(&mut out, report, trace);
         let sizes = report.sizes_of(&trace.trace);
         if has_chart && sizes.len() > 1 {
-            let _ = write!(out, "\n{}", chart::draw(report, trace));
+            match charts::text(report, trace) {
+                Ok(chart) => {
+                    let _ = write!(out, "\n{chart}");
+                }
+                Err(NoCharts) => is_short_of_curves = true,
+            }
         }
         write_needs(&mut out, report, trace);
         for note in &trace.notes {
             let _ = writeln!(out, "\nnote: {note}");
         }
+    }
+    if is_short_of_curves {
+        let _ = writeln!(out, "\nnote: {NoCharts}");
     }
     out
 }
