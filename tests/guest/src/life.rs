@@ -199,6 +199,7 @@ impl<M: Machine> Life<'_, M> {
     fn work(&mut self) -> Result<(), Trouble<M::Error>> {
         let began = self.machine.micros();
         let (mut listened, mut count) = (began, 0);
+        let mut pace = Pace::new(self.work.most_per_s, began);
         self.told = began;
         loop {
             if self.idle {
@@ -206,6 +207,9 @@ impl<M: Machine> Life<'_, M> {
             } else {
                 self.updates.run(self.memory, BATCH);
                 count += BATCH;
+                let due = pace.due(BATCH, self.machine.micros());
+                // Nothing but reading the clock: the instruction for such loops would leave the guest.
+                while self.machine.micros() < due {}
             }
             if let Some(micros) = self.second_passed() {
                 let ms = micros / 1000;
@@ -279,6 +283,31 @@ impl<M: Machine> Life<'_, M> {
             expected,
             found,
         });
+    }
+}
+
+/// Spreads accesses over time.
+struct Pace {
+    /// 0: as they come.
+    most_per_s: u64,
+    /// When the next batch may begin.
+    next: u64,
+}
+
+impl Pace {
+    fn new(most_per_s: u64, now: u64) -> Self {
+        Self {
+            most_per_s,
+            next: now,
+        }
+    }
+
+    /// When the next batch may begin after one of so many accesses that ended now.
+    fn due(&mut self, accesses: u64, now: u64) -> u64 {
+        let takes = (accesses * 1_000_000).checked_div(self.most_per_s);
+        // What a guest was kept from doing is not made up for.
+        self.next = (self.next + takes.unwrap_or(0)).max(now);
+        self.next
     }
 }
 
@@ -392,6 +421,31 @@ mod tests {
             machine.said
         );
         assert_eq!(machine.said("\"ok\":true"), 1);
+    }
+
+    #[test]
+    fn guest_when_it_may_do_so_many_accesses_does_no_more() {
+        let mut work = small("10:finish");
+        work.most_per_s = 50_000;
+
+        let (machine, result) = lived(&work, &[(0, "go")]);
+
+        assert_eq!(result, Ok(()));
+        let told = machine.said.iter().find(|line| line.contains("integrity"));
+        let updates = told.unwrap().split("\"updates\":").nth(1).unwrap();
+        let updates: u64 = updates.split(',').next().unwrap().parse().unwrap();
+        // Ten seconds, and a batch.
+        assert!((480_000..=502_048).contains(&updates), "{updates}");
+    }
+
+    #[test]
+    fn pace_when_time_was_lost_does_not_make_up_for_it() {
+        let mut pace = Pace::new(1_000_000, 0);
+
+        assert_eq!(pace.due(2000, 500), 2000);
+        assert_eq!(pace.due(2000, 900_000), 900_000);
+        assert_eq!(pace.due(2000, 900_100), 902_000);
+        assert_eq!(Pace::new(0, 0).due(2000, 500), 500);
     }
 
     #[test]

@@ -33,6 +33,10 @@ pub struct Work {
     /// first hot page on in steps of the stride; the hot set is then the pages that are accessed
     /// most.
     pub zipf_permille: u32,
+    /// Most accesses a second; 0: as many as the machine can do. Above a million and a half the
+    /// cold pages of the default set are accessed in most of DAMON's intervals at rest, and look
+    /// hot.
+    pub most_per_s: u64,
     /// Words are read and not changed.
     pub reads_only: bool,
     /// Transparent huge pages inside a Linux guest.
@@ -55,6 +59,7 @@ impl Default for Work {
             hot_permille: 900,
             scan_permille: 0,
             zipf_permille: 0,
+            most_per_s: 1_000_000,
             reads_only: false,
             guest_thp: false,
             seed: 1,
@@ -126,6 +131,7 @@ impl Work {
                 "hot_permille" => work.hot_permille = small()?,
                 "scan_permille" => work.scan_permille = small()?,
                 "zipf_permille" => work.zipf_permille = small()?,
+                "most_per_s" => work.most_per_s = number()?,
                 "reads_only" => work.reads_only = number()? != 0,
                 "thp" => work.guest_thp = number()? != 0,
                 "seed" => work.seed = number()?,
@@ -173,6 +179,7 @@ impl fmt::Display for Words<'_> {
             ("hot_permille", Some(work.hot_permille.into())),
             ("scan_permille", Some(work.scan_permille.into())),
             ("zipf_permille", Some(work.zipf_permille.into())),
+            ("most_per_s", Some(work.most_per_s)),
             ("reads_only", Some(work.reads_only.into())),
             ("thp", Some(work.guest_thp.into())),
         ] {
@@ -203,6 +210,7 @@ mod tests {
             hot_permille: 750,
             scan_permille: 100,
             zipf_permille: 990,
+            most_per_s: 5,
             reads_only: true,
             guest_thp: true,
             seed: 99,
