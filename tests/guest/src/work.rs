@@ -33,9 +33,8 @@ pub struct Work {
     /// first hot page on in steps of the stride; the hot set is then the pages that are accessed
     /// most.
     pub zipf_permille: u32,
-    /// Most accesses a second; 0: as many as the machine can do. Above a million and a half the
-    /// cold pages of the default set are accessed in most of DAMON's intervals at rest, and look
-    /// hot.
+    /// Most accesses a second; 0: as many as the machine can do. From three million on the cold pages of
+    /// the default set are accessed in most of DAMON's intervals at rest (200 ms), and look hot.
     pub most_per_s: u64,
     /// Words are read and not changed.
     pub reads_only: bool,
