@@ -141,12 +141,7 @@ impl Cache {
         say("packing the emulated host's base archive (once)");
         self.forget_other_bases();
         write_whole(&path, |out| {
-            let mut archive = Archive::new(out);
-            skeleton(&mut archive, &files)?;
-            for (name, from) in &files {
-                add(&mut archive, name, from)?;
-            }
-            archive.finish()?;
+            archive_of(&files, out)?.finish()?;
             Ok(())
         })?;
         Ok(path)
@@ -257,11 +252,7 @@ pub fn write_overlay(
         files.insert("lab/guest.cpio".to_owned(), archive);
     }
     write_whole(path, |out| {
-        let mut archive = Archive::new(out);
-        skeleton(&mut archive, &files)?;
-        for (name, from) in &files {
-            add(&mut archive, name, from)?;
-        }
+        let mut archive = archive_of(&files, out)?;
         archive.file("lab/scenario.json", 0o644, &serde_json::to_vec(scenario)?)?;
         archive.file("lab/versions.json", 0o644, &serde_json::to_vec(versions)?)?;
         archive.finish()?;
@@ -278,15 +269,20 @@ fn linux_guest(init: &Path, programs: &Programs, work: &Path) -> anyhow::Result<
             shared_libraries(&init, None)?.into_iter().collect();
         files.insert("init".to_owned(), init.clone());
         files.extend(programs.in_guest.clone());
-        let mut archive = Archive::new(out);
-        skeleton(&mut archive, &files)?;
-        for (name, from) in &files {
-            add(&mut archive, name, from)?;
-        }
-        archive.finish()?;
+        archive_of(&files, out)?.finish()?;
         Ok(())
     })?;
     Ok(path)
+}
+
+/// Begins an archive with these files and what each archive has.
+fn archive_of<W: Write>(files: &BTreeMap<String, PathBuf>, out: W) -> anyhow::Result<Archive<W>> {
+    let mut archive = Archive::new(out);
+    skeleton(&mut archive, files)?;
+    for (name, from) in files {
+        add(&mut archive, name, from)?;
+    }
+    Ok(archive)
 }
 
 /// The folders of all files, the links of a merged /usr and the console.
