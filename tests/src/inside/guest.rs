@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use serde_json::Value;
 
 use self::command_line::{arguments, tsc_khz};
 use self::console::{Listener, full_pipe};
@@ -172,6 +173,9 @@ impl Running {
             cpu_percent: guest.cpu_percent,
             _unread: unread.map(|reader| (reader, sender)),
         };
+        locked(&running.watch)
+            .monitor
+            .execute("cont", Value::Null)?;
         running.await_up()?;
         Ok(running)
     }

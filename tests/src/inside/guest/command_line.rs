@@ -93,7 +93,8 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
         words.extend(pair.map(str::to_owned));
     }
     words.extend(start);
-    for word in ["-nodefaults", "-no-user-config"] {
+    // It begins when it is told to, so that it can't end before somebody listens.
+    for word in ["-nodefaults", "-no-user-config", "-S"] {
         words.push(word.to_owned());
     }
     words.extend(guest.agent.iter().flat_map(|&agent| {
