@@ -234,8 +234,7 @@ fn listen(
             if let Event::Booted(facts) = &event {
                 let pace = Pace::of_boot(facts.boot_s);
                 screen.expect(pace, expected);
-                patience =
-                    Patience::new(scaled(SILENT_HOST, pace), Moved::default(), Instant::now());
+                patience = Patience::new(SILENT_HOST.at(pace), Moved::default(), Instant::now());
             }
             result.take(event);
             if second {
@@ -290,13 +289,6 @@ fn listen(
         }
         screen.tick();
         std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn scaled(limits: Limits, pace: Pace) -> Limits {
-    Limits {
-        still: pace.scaled(limits.still),
-        silent_cpu: pace.scaled(limits.silent_cpu),
     }
 }
 

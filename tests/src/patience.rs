@@ -72,6 +72,17 @@ pub struct Limits {
     pub silent_cpu: Duration,
 }
 
+impl Limits {
+    /// The limits of the reference machine, for one of this pace.
+    #[must_use]
+    pub fn at(self, pace: Pace) -> Self {
+        Self {
+            still: pace.scaled(self.still),
+            silent_cpu: pace.scaled(self.silent_cpu),
+        }
+    }
+}
+
 /// Watches one wait.
 #[derive(Debug)]
 pub struct Patience {

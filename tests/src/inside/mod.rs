@@ -37,10 +37,7 @@ impl Limits {
     /// The limits of the reference machine, for this one.
     #[must_use]
     pub fn scaled(self) -> Self {
-        Self {
-            still: scaled(self.still),
-            silent_cpu: scaled(self.silent_cpu),
-        }
+        PACE.get().map_or(self, |pace| self.at(*pace))
     }
 }
 
