@@ -213,7 +213,11 @@ impl VmEngine {
             })
             .collect();
         if !self.pays(now, hot, &rivals) {
-            self.spare(now, victims);
+            let are_smaller = rivals.iter().any(|cold| cold.page.bytes < hot.page.bytes);
+            match are_smaller && !self.tally.counts_accesses() {
+                true => self.rest(now, victims),
+                false => self.spare(now, victims),
+            }
             return None;
         }
         Some(victims)
@@ -223,6 +227,17 @@ impl VmEngine {
     fn spare(&mut self, now: Time, victims: Vec<Candidate>) {
         self.throttle.looked_in_vain(now, victims.len() + 1);
         self.put_victims_back(victims);
+    }
+
+    /// Puts back small fast pages that would cost more together than a huge page gains, and leaves them alone for a
+    /// while. A source that tests pages finds a page used or not, whatever its size: small pages come before huge
+    /// ones as the coldest, and would otherwise keep every huge page behind them from being exchanged.
+    fn rest(&mut self, now: Time, victims: Vec<Candidate>) {
+        self.throttle.looked_in_vain(now, victims.len() + 1);
+        let available_at = Some(now + self.settings.cooldown);
+        for cold in victims {
+            self.heap.settle(cold.id, Placement::Fast, available_at);
+        }
     }
 
     /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
