@@ -66,7 +66,7 @@ const fn is_under_way(status: &MigrationStatus) -> bool {
 
 impl Agent {
     pub(super) fn on_qemu_event(&mut self, event: &qmp::Event) {
-        tracing::debug!(vm = self.name, event = event.name, "from QEMU");
+        tracing::debug!(vm = self.name, event = event.name, data = %event.data, "from QEMU");
         match event.kind() {
             EventKind::Stop => {
                 // A migration stops the guest at its end.

@@ -27,9 +27,11 @@ pub(crate) fn tell(line: Line<'_>) {
     let _ = writeln!(Port { room: 0 }, "{line}");
 }
 
-/// Switches the port's buffers on.
+/// Switches the port's buffers on, and ends the line that a reset cut off.
 pub(crate) fn open() {
     write(FIFO_CONTROL, 1);
+    // The port has no error that it could tell.
+    let _ = Port { room: 0 }.write_str("\n");
 }
 
 /// A byte that has come.
