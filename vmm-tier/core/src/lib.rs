@@ -21,6 +21,7 @@ pub mod population;
 pub mod quota;
 pub mod random;
 pub mod replay;
+pub mod report;
 pub mod sample;
 pub mod settings;
 pub mod sketch;
