@@ -1,10 +1,7 @@
 //! The side table: pages that are in no heap because they may not be taken now.
 
-use super::{Placement, pages::Pages, word::Slot};
-use crate::{
-    heat_store::{cooldowns::Cooldowns, states::Why},
-    time::Time,
-};
+use super::{Placement, cooldowns::Cooldowns, pages::Pages, states::Why, word::Slot};
+use crate::time::Time;
 
 /// A page that stands aside. Its key grows while it does; 0 is a page without a sample.
 #[derive(Clone, Copy, Debug)]

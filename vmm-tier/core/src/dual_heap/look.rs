@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{DualHeap, PageId, Placement, word::Slot};
-use crate::{
-    heat_store::states::{StateCounts, States},
-    time::Time,
+use super::{
+    DualHeap, PageId, Placement,
+    states::{StateCounts, States},
+    word::Slot,
 };
+use crate::time::Time;
 
 /// What is known of a page, for explanations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

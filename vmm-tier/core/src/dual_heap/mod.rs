@@ -24,33 +24,32 @@ use std::{ops::Range, time::Duration};
 
 use serde::Serialize;
 
-use crate::{
-    heat::Decay,
-    heat_store::{
-        pinned::PinnedIds,
-        states::{Detached, States, Why},
-    },
-    time::Time,
-};
+use crate::{heat::Decay, time::Time};
 
 mod aside;
+pub(crate) mod cooldowns;
 mod fast;
 mod front;
 mod look;
 mod pages;
 mod pinned;
+pub(crate) mod pinned_ids;
 mod sample;
 mod slow;
+pub(crate) mod states;
 mod word;
 
 pub use look::{HeapStats, PageState};
 pub use sample::Touched;
+pub use states::StateCounts;
 
 use aside::{Aside, Held};
 use fast::FastHeap;
 use front::Entry;
 use pages::Pages;
+use pinned_ids::PinnedIds;
 use slow::SlowHeap;
+use states::{Detached, States, Why};
 use word::{MAX_PAGES, Slot};
 
 /// The index of a 4 KiB frame of the guest's tracked space. A larger page is known by its first frame.

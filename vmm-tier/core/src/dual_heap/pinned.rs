@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
-use super::{DualHeap, PageId, Placement, word::Slot};
-use crate::heat_store::states::{States, Why};
+use super::{
+    DualHeap, PageId, Placement,
+    states::{States, Why},
+    word::Slot,
+};
 
 impl DualHeap {
     /// Declares which ids are pinned: those of `ranges`, which are in rising order and disjoint, and no

@@ -8,9 +8,10 @@ use super::{
     DualHeap, PageId, Placement,
     front::Entry,
     pages::NOWHERE,
+    states::States,
     word::{Slot, key_of, with_key},
 };
-use crate::{heat::key_or_zero, heat_store::states::States, time::Time};
+use crate::{heat::key_or_zero, time::Time};
 
 /// Samples whose cache misses overlap: a few times those that a core can have outstanding.
 const BLOCK: usize = 64;

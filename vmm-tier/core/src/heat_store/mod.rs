@@ -13,20 +13,15 @@
 //! follow. A sample costs one branch, which always goes the same way, before some tens of nanoseconds of
 //! cache misses; inside a run or a batch there is none.
 
-pub(crate) mod cooldowns;
-pub(crate) mod pinned;
-pub(crate) mod states;
-
 use std::{ops::Range, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use states::StateCounts;
-
-use states::{States, Why};
-
 use crate::{
-    dual_heap::{DualHeap, PageId, PageState, Placement, TooManyPages, Touched},
+    dual_heap::{
+        DualHeap, PageId, PageState, Placement, StateCounts, TooManyPages, Touched,
+        states::{States, Why},
+    },
     heat::Decay,
     sketch::{SketchHeat, SketchHeatStats},
     time::Time,

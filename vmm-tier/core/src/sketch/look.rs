@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{Best, DecayingSketch, SketchHeat, SketchStats, places::Place};
 use crate::{
+    dual_heap::states::{StateCounts, States, Why},
     dual_heap::{PageId, PageState, Placement},
-    heat_store::states::{StateCounts, States, Why},
     time::Time,
 };
 

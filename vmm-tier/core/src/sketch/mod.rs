@@ -28,12 +28,12 @@ use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use crate::{
     dual_heap::{PageId, Placement},
-    heat::Decay,
-    heat_store::{
+    dual_heap::{
         cooldowns::Cooldowns,
-        pinned::PinnedIds,
+        pinned_ids::PinnedIds,
         states::{Detached, States, Why},
     },
+    heat::Decay,
     time::Time,
 };
 

@@ -6,8 +6,8 @@ use super::{
     places::{Place, Places},
 };
 use crate::{
+    dual_heap::pinned_ids::PinnedIds,
     dual_heap::{PageId, Placement},
-    heat_store::pinned::PinnedIds,
     time::Time,
 };
 

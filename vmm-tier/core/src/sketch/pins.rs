@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use super::{SketchHeat, places::Place};
 use crate::{
+    dual_heap::states::States,
     dual_heap::{PageId, Placement},
-    heat_store::states::States,
 };
 
 impl SketchHeat {

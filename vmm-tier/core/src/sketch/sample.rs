@@ -8,8 +8,8 @@ use super::{
     places::Place,
 };
 use crate::{
+    dual_heap::states::States,
     dual_heap::{PageId, Placement, Touched},
-    heat_store::states::States,
     time::Time,
 };
 

@@ -12,10 +12,8 @@
 
 use serde::Serialize;
 
-use crate::{
-    dual_heap::{PageState, Placement},
-    time::Time,
-};
+use super::{PageState, Placement};
+use crate::time::Time;
 
 /// Why a page stands aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
