@@ -15,6 +15,7 @@ pub mod nomad;
 pub mod oracle;
 mod parts;
 pub mod random;
+pub mod sds;
 pub mod sketch;
 pub mod tpp;
 
@@ -66,7 +67,8 @@ pub struct PolicySetup {
     pub half_life: Duration,
     /// What random decisions follow from.
     pub seed: u64,
-    /// The bytes of `sketch`'s counts, or the least that it needs if that is more; `None`: as many as it says.
+    /// The bytes of the counts of `sketch` and `sds`, or the least that they need if that is more; `None`: as many as
+    /// they say.
     pub sketch_bytes: Option<usize>,
 }
 
@@ -90,6 +92,7 @@ pub const ALL: &[(&str, Maker)] = &[
         Box::new(dual_heap::DualHeaps::new(h, s))
     }),
     ("sketch", |h, s| Box::new(sketch::Sketch::new(h, s))),
+    ("sds", |h, s| Box::new(sds::Sds::new(h, s))),
     ("memtis", |h, s| Box::new(memtis::Memtis::new(h, s))),
     ("hemem", |h, s| Box::new(hemem::HeMem::new(h, s))),
     ("tpp", |h, s| Box::new(tpp::Tpp::new(h, s))),
