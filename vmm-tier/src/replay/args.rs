@@ -99,8 +99,7 @@ pub(crate) struct ReplayArgs {
     /// The half-life of heat, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds, help_heading = "Sampling and policies")]
     pub(crate) half_life: f64,
-    /// Memory for the counts of the policy sketch, or the least that it needs if that is more; not given: 2 bytes a
-    /// page, from 16K to 1M
+    /// Memory for the sketch of the policy sds [default: 4 bytes a page, from 16K to 4M]
     #[arg(long, value_name = "SIZE", value_parser = sketch_memory, help_heading = "Sampling and policies")]
     pub(crate) sketch_memory: Option<u64>,
     /// What random numbers follow from

@@ -62,11 +62,6 @@ impl Aside {
         })
     }
 
-    /// When the next cooldown ends (or a cooldown that was given up would have).
-    pub(super) fn next_end(&self) -> Option<Time> {
-        self.cooldowns.next_end()
-    }
-
     /// All pages that stand aside.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Held> {
         self.held.iter().flatten()

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 /// Ranges of ids in rising order and disjoint.
 #[derive(Debug, Default)]
-pub(crate) struct PinnedIds(Vec<Range<u32>>);
+pub(super) struct PinnedIds(Vec<Range<u32>>);
 
 impl PinnedIds {
     /// Takes `ranges`, in rising order and disjoint, for all that are pinned. Returns the ids that were not
     /// before, or are not any more.
-    pub(crate) fn replace(&mut self, ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
+    pub(super) fn replace(&mut self, ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
         let old = std::mem::replace(&mut self.0, ranges);
         let gone = without(&old, &self.0);
         gone.into_iter().chain(without(&self.0, &old)).collect()
@@ -17,31 +17,23 @@ impl PinnedIds {
 
     /// Whether none are; nearly always so.
     #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Whether this id is pinned.
     #[inline]
-    pub(crate) fn contains(&self, id: u32) -> bool {
+    pub(super) fn contains(&self, id: u32) -> bool {
         !self.is_empty() && self.end_of(id).is_some()
     }
 
     /// The end of the range that an id is in, if it is in one.
-    pub(crate) fn end_of(&self, id: u32) -> Option<u32> {
+    pub(super) fn end_of(&self, id: u32) -> Option<u32> {
         let after = self.0.partition_point(|ids| ids.start <= id);
         let ids = self.0.get(after.checked_sub(1)?)?;
         (id < ids.end).then_some(ids.end)
     }
 
-    /// What of `ids` is pinned, in rising order.
-    pub(crate) fn among(&self, ids: Range<u32>) -> impl Iterator<Item = Range<u32>> + '_ {
-        let from = self.0.partition_point(|pinned| pinned.end <= ids.start);
-        self.0[from..]
-            .iter()
-            .map(move |pinned| pinned.start.max(ids.start)..pinned.end.min(ids.end))
-            .take_while(|both| !both.is_empty())
-    }
 }
 
 /// What of `these` is not in `those`. Both are in rising order and disjoint; so is the result.
@@ -82,10 +74,6 @@ mod tests {
     fn ids_when_asked_for_in_part_are_cut() {
         let mut pinned = PinnedIds::default();
         assert_eq!(pinned.replace(vec![2..5, 8..10]), vec![2..5, 8..10]);
-        let among = |ids| pinned.among(ids).collect::<Vec<_>>();
-        assert_eq!(among(3..9), vec![3..5, 8..9]);
-        assert_eq!(among(5..8), vec![]);
-        assert_eq!(among(0..99), vec![2..5, 8..10]);
         assert_eq!(
             [1, 2, 4, 5].map(|id| pinned.contains(id)),
             [false, true, true, false]

@@ -9,8 +9,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Policy, PolicySetup, Seen};
 use crate::{
     addr::{Gpa, Hva, NodeId, NodeSet},
-    engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, SetMapError, VmEngine},
-    heat_store::{StoreChoice, StorePlan},
+    engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, VmEngine},
     map::{BlockIndex, GuestMemoryMap, LOWEST_GPA, MapRange, RamBlock},
     moves::{self, Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     replay::{Guest, Host},
@@ -39,28 +38,12 @@ pub struct DualHeaps {
 }
 
 impl DualHeaps {
-    /// The engine with its default settings, but for the half-life, and with exact counts.
+    /// The engine with its default settings, but for the half-life. A guest whose pages can't be numbered has
+    /// no map, and nothing of it moves.
     #[must_use]
     pub fn new(host: &Host, setup: &PolicySetup) -> Self {
-        // A guest that is replayed has pages that can be numbered: it would move nothing otherwise.
-        Self::with_heat(host, setup, StoreChoice::Exact, 0).0
-    }
-
-    /// The same with heat in this store of at most so many bytes. Where there is none such, the engine has no
-    /// map and moves nothing.
-    pub(super) fn with_heat(
-        host: &Host,
-        setup: &PolicySetup,
-        choice: StoreChoice,
-        memory_bytes: u64,
-    ) -> (Self, Result<(), SetMapError>) {
         let settings = EngineSettings {
             half_life: setup.half_life,
-            heat: StorePlan {
-                choice,
-                memory_bytes,
-                seed: setup.seed,
-            },
             // The machine's DRAM is this guest's alone: nobody else needs some kept free.
             headroom_bytes: 0,
             ..EngineSettings::default()
@@ -74,23 +57,17 @@ impl DualHeaps {
         };
         let mut engine = VmEngine::new(settings, tiers, Time(0));
         let places = Places::of(host.guest());
-        let tracked = match places.map() {
-            Some(map) => engine.set_map(Time(0), Arc::new(map)),
-            None => Ok(()),
-        };
-        let policy = Self {
+        if let Some(map) = places.map() {
+            // Refused only above 4 TiB, which no trace has.
+            let _ = engine.set_map(Time(0), Arc::new(map));
+        }
+        Self {
             engine,
             places,
             batch: Vec::new(),
             lost: 0,
             since: None,
-        };
-        (policy, tracked)
-    }
-
-    /// The engine.
-    pub(super) const fn engine(&self) -> &VmEngine {
-        &self.engine
+        }
     }
 
     /// Gives the engine an event and carries out what it asks for, until it asks for no more.

@@ -16,7 +16,6 @@ pub mod oracle;
 mod parts;
 pub mod random;
 pub mod sds;
-pub mod sketch;
 pub mod tpp;
 
 use std::time::Duration;
@@ -67,8 +66,7 @@ pub struct PolicySetup {
     pub half_life: Duration,
     /// What random decisions follow from.
     pub seed: u64,
-    /// The bytes of the counts of `sketch` and `sds`, or the least that they need if that is more; `None`: as many as
-    /// they say.
+    /// Bytes of the sketch of `sds`, 256 at least; `None`: as many as [`sds`] says.
     pub sketch_bytes: Option<usize>,
 }
 
@@ -91,7 +89,6 @@ pub const ALL: &[(&str, Maker)] = &[
     ("dual-heap", |h, s| {
         Box::new(dual_heap::DualHeaps::new(h, s))
     }),
-    ("sketch", |h, s| Box::new(sketch::Sketch::new(h, s))),
     ("sds", |h, s| Box::new(sds::Sds::new(h, s))),
     ("memtis", |h, s| Box::new(memtis::Memtis::new(h, s))),
     ("hemem", |h, s| Box::new(hemem::HeMem::new(h, s))),
