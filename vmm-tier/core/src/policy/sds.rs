@@ -19,13 +19,12 @@
 //! It asks neither whether a difference is chance, nor whether a move pays. Pages that share counters in the sketch
 //! seem hotter than they are.
 
+mod heap;
 mod sketch;
 
-use std::{cmp::Reverse, time::Duration};
+use std::time::Duration;
 
-use priority_queue::PriorityQueue;
-
-use self::sketch::DecayingSketch;
+use self::{heap::IndexableHeap, sketch::DecayingSketch};
 use super::{
     Policy, PolicySetup, Seen,
     parts::{ENOUGH_FAILURES, Timer, largest_page, placed},
@@ -45,35 +44,15 @@ const PERIOD: Duration = Duration::from_millis(100);
 const SKETCH_BYTES_A_PAGE: usize = 4;
 const LEAST_SKETCH_BYTES: usize = 16 << 10;
 const MOST_SKETCH_BYTES: usize = 4 << 20;
-/// Bytes that a page takes in a heap: its entry with a hash, two positions and a place in the hash table.
-const HEAP_BYTES_A_PAGE: usize = size_of::<(u64, u32, Frequency)>() + 3 * size_of::<usize>();
-
-/// A page's frequency, as a key under [forward decay](crate::heat).
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Frequency(f32);
-
-impl Eq for Frequency {}
-
-impl Ord for Frequency {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
-    }
-}
-
-impl PartialOrd for Frequency {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
 pub struct Sds {
     sketch: DecayingSketch,
     /// Sampled pages of the slow tier.
-    hottest: PriorityQueue<u32, Frequency>,
+    hottest: IndexableHeap,
     /// Pages of the fast tier.
-    coldest: PriorityQueue<u32, Reverse<Frequency>>,
+    coldest: IndexableHeap,
     timer: Timer,
     quota: TokenBucket,
 }
@@ -85,15 +64,19 @@ impl Sds {
         let usual = (host.guest().pages() as usize * SKETCH_BYTES_A_PAGE)
             .clamp(LEAST_SKETCH_BYTES, MOST_SKETCH_BYTES);
         let bytes = setup.sketch_bytes.unwrap_or(usual);
-        let fast = placed(host).filter(|&(_, tier)| tier == Tier::Fast);
+        let pages = host.guest().pages();
+        let mut coldest = IndexableHeap::new(pages, f32::lt);
+        for (page, tier) in placed(host) {
+            if tier == Tier::Fast {
+                coldest.put(page, 0.0);
+            }
+        }
         let settings = EngineSettings::default();
         let burst = settings.batch_bytes.max(2 * largest_page(host));
         Self {
             sketch: DecayingSketch::new(bytes, setup.half_life, setup.seed),
-            hottest: PriorityQueue::new(),
-            coldest: fast
-                .map(|(page, _)| (page, Reverse(Frequency(0.0))))
-                .collect(),
+            hottest: IndexableHeap::new(pages, f32::gt),
+            coldest,
             timer: Timer::new(PERIOD),
             quota: TokenBucket::new(settings.rate_bytes_per_s, burst, Time(0)),
         }
@@ -104,11 +87,8 @@ impl Sds {
         let Some(halves) = self.sketch.advance(now) else {
             return;
         };
-        for (_, frequency) in self.hottest.iter_mut() {
-            frequency.0 = Decay::shifted(frequency.0, halves);
-        }
-        for (_, Reverse(frequency)) in self.coldest.iter_mut() {
-            frequency.0 = Decay::shifted(frequency.0, halves);
+        for heap in [&mut self.hottest, &mut self.coldest] {
+            heap.rescale(|key| Decay::shifted(key, halves));
         }
     }
 
@@ -119,14 +99,10 @@ impl Sds {
             return;
         }
         let weight = sample.weight * share_of_frame(host.guest().page_bytes(page));
-        let frequency = Frequency(self.sketch.add(page, weight, sample.at));
+        let key = self.sketch.add(page, weight, sample.at);
         match host.tier(page) {
-            Tier::Fast => {
-                self.coldest.push(page, Reverse(frequency));
-            }
-            Tier::Slow => {
-                self.hottest.push(page, frequency);
-            }
+            Tier::Fast => self.coldest.put(page, key),
+            Tier::Slow => self.hottest.put(page, key),
         }
     }
 
@@ -136,7 +112,7 @@ impl Sds {
         let mut failed_hot = Vec::new();
         let mut failed_cold = Vec::new();
         while failed_hot.len() + failed_cold.len() < ENOUGH_FAILURES as usize
-            && let Some((&page, &frequency)) = self.hottest.peek()
+            && let Some((page, key)) = self.hottest.top()
         {
             let bytes = host.guest().page_bytes(page);
             if bytes > host.fast_bytes() {
@@ -150,33 +126,37 @@ impl Sds {
                 }
                 self.hottest.pop();
                 if host.promote(page) == Outcome::Moved {
-                    self.coldest.push(page, Reverse(frequency));
+                    self.coldest.put(page, key);
                 } else {
                     self.quota.give_back(bytes);
-                    failed_hot.push((page, frequency));
+                    failed_hot.push((page, key));
                 }
                 continue;
             }
-            let Some((&cold, &Reverse(least))) = self.coldest.peek() else {
+            let Some((cold, least)) = self.coldest.top() else {
                 break;
             };
             let cost = host.guest().page_bytes(cold);
             let one_sample = self.sketch.gain(share_of_frame(bytes), now);
-            if frequency.0 < least.0 + one_sample || !self.quota.take(now, cost) {
+            if key < least + one_sample || !self.quota.take(now, cost) {
                 break;
             }
             self.coldest.pop();
             if host.demote(cold) == Outcome::Moved {
-                if least.0 > 0.0 {
-                    self.hottest.push(cold, least);
+                if least > 0.0 {
+                    self.hottest.put(cold, least);
                 }
             } else {
                 self.quota.give_back(cost);
-                failed_cold.push((cold, Reverse(least)));
+                failed_cold.push((cold, least));
             }
         }
-        self.hottest.extend(failed_hot);
-        self.coldest.extend(failed_cold);
+        for (page, key) in failed_hot {
+            self.hottest.put(page, key);
+        }
+        for (page, key) in failed_cold {
+            self.coldest.put(page, key);
+        }
     }
 }
 
@@ -201,8 +181,7 @@ impl Policy for Sds {
     }
 
     fn memory_bytes(&self) -> usize {
-        let pages = self.hottest.capacity() + self.coldest.capacity();
-        self.sketch.memory_bytes() + pages * HEAP_BYTES_A_PAGE
+        self.sketch.memory_bytes() + self.hottest.memory_bytes() + self.coldest.memory_bytes()
     }
 }
 
@@ -262,8 +241,8 @@ mod tests {
             };
             policy.step(&seen, host);
         }
-        let fast = policy.coldest.iter().all(|(&page, _)| host.is_fast(page));
-        let slow = policy.hottest.iter().all(|(&page, _)| !host.is_fast(page));
+        let fast = policy.coldest.pages().all(|page| host.is_fast(page));
+        let slow = policy.hottest.pages().all(|page| !host.is_fast(page));
         assert!(fast && slow, "each heap has pages of its own tier only");
     }
 
@@ -281,7 +260,7 @@ mod tests {
         let mut policy = Sds::new(&host, &PolicySetup::default());
         run(&mut policy, &mut host, 0..1600, mostly_hot);
         assert!((2_000..2_100).all(|page| host.is_fast(page)));
-        assert_eq!(policy.coldest.len(), 400);
+        assert_eq!(policy.coldest.pages().count(), 400);
         assert_eq!(host.fast_free(), 0);
     }
 
@@ -330,8 +309,7 @@ mod tests {
         let mut policy = Sds::new(&host, &setup);
         // 20 s are 200 half-lives: the landmark moves three times.
         run(&mut policy, &mut host, 0..2000, mostly_hot);
-        let frequencies = policy.hottest.iter().map(|(_, frequency)| frequency.0);
-        let most = frequencies.fold(0.0, f32::max);
+        let (_, most) = policy.hottest.top().unwrap();
         assert!(most.is_finite() && most > 0.0, "{most}");
         let hot = (2_000..2_100).filter(|&page| host.is_fast(page));
         assert!(hot.count() >= 90);
