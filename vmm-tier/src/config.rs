@@ -2,6 +2,7 @@
 //!
 //! Raw options ([`Config`], [`RunArgs`]) are turned into validated [`Settings`] once, at the start.
 
+mod args;
 mod source;
 
 use std::{
@@ -15,15 +16,12 @@ use tier_core::{
     addr::NodeSet,
     engine::{MAX_RATE, MIN_RATE},
     settings::EngineSettings,
+    text::size::Size,
 };
 
-pub(crate) use self::source::DamonChoice;
 use self::source::{SourceConfig, cpu_budget, damon_choice, source_choice};
-use crate::{
-    cli::RunArgs,
-    size::Size,
-    source::{ParseSourceError, SourceChoice},
-};
+pub(crate) use self::{args::RunArgs, source::DamonChoice};
+use crate::source::{ParseSourceError, SourceChoice};
 
 /// The largest configuration file that is read.
 const MAX_BYTES: u64 = 1 << 20;

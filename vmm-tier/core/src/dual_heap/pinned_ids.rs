@@ -33,7 +33,6 @@ impl PinnedIds {
         let ids = self.0.get(after.checked_sub(1)?)?;
         (id < ids.end).then_some(ids.end)
     }
-
 }
 
 /// What of `these` is not in `those`. Both are in rising order and disjoint; so is the result.
