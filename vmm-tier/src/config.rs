@@ -2,6 +2,7 @@
 //!
 //! Raw options ([`Config`], [`RunArgs`]) are turned into validated [`Settings`] once, at the start.
 
+mod args;
 mod source;
 
 use std::{
@@ -14,17 +15,13 @@ use serde::Deserialize;
 use tier_core::{
     addr::NodeSet,
     engine::{MAX_RATE, MIN_RATE},
-    heat_store::{StoreChoice, StorePlan},
     settings::EngineSettings,
+    text::size::Size,
 };
 
-pub(crate) use self::source::DamonChoice;
 use self::source::{SourceConfig, cpu_budget, damon_choice, source_choice};
-use crate::{
-    cli::RunArgs,
-    size::Size,
-    source::{ParseSourceError, SourceChoice},
-};
+pub(crate) use self::{args::RunArgs, source::DamonChoice};
+use crate::source::{ParseSourceError, SourceChoice};
 
 /// The largest configuration file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -41,15 +38,9 @@ pub(crate) struct Config {
     tiers: TierConfig,
     policy: PolicyConfig,
     moves: MoveConfig,
-    heat: HeatConfig,
+    /// Gone; see [`ConfigError::HeatIsGone`].
+    heat: Option<toml::Table>,
     source: SourceConfig,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct HeatConfig {
-    store: Option<String>,
-    memory: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -120,6 +111,12 @@ pub(crate) enum ConfigError {
         value: String,
         known: &'static str,
     },
+    /// Configuration files of earlier releases have this table.
+    #[error(
+        "table [heat] is gone with its keys store and memory: each page has its own count, in 4.1 bytes \
+         at most; remove the table"
+    )]
+    HeatIsGone,
     #[error(transparent)]
     Source(#[from] ParseSourceError),
     #[error("--fast and --slow go together: give both, or neither to take the kernel's ranking")]
@@ -168,6 +165,9 @@ impl Settings {
             heat,
             source,
         } = config;
+        if heat.is_some() {
+            return Err(ConfigError::HeatIsGone);
+        }
         let fast = nodes("tiers.fast", args.fast, tiers.fast)?;
         let slow = nodes("tiers.slow", args.slow, tiers.slow)?;
         if fast.is_some() != slow.is_some() {
@@ -183,7 +183,7 @@ impl Settings {
         check_policy(args.policy.as_deref().or(policy.name.as_deref()))?;
         let source_kind = args.source.as_deref().or(source.kind.as_deref());
         let limit = args.fast_limit.or(tiers.fast_limit);
-        let engine = engine_settings(&policy, &moves, &heat, tiers.headroom, dry_run)?;
+        let engine = engine_settings(&policy, &moves, tiers.headroom, dry_run)?;
         Ok(Self {
             qmp: args.qmp.or(qmp).ok_or(ConfigError::NoQmp)?,
             name: args.name.or(name),
@@ -240,19 +240,6 @@ fn check_policy(name: Option<&str>) -> Result<(), ConfigError> {
     }
 }
 
-fn store_choice(name: Option<&str>) -> Result<StoreChoice, ConfigError> {
-    match name {
-        None | Some("auto") => Ok(StoreChoice::Auto),
-        Some("exact") => Ok(StoreChoice::Exact),
-        Some("sketch") => Ok(StoreChoice::Sketch),
-        Some(value) => Err(ConfigError::Unknown {
-            what: "heat store",
-            value: value.to_owned(),
-            known: "auto, exact, sketch",
-        }),
-    }
-}
-
 fn seconds(
     key: &'static str,
     value: Option<f64>,
@@ -292,7 +279,6 @@ fn number(
 fn engine_settings(
     policy: &PolicyConfig,
     moves: &MoveConfig,
-    heat: &HeatConfig,
     headroom: Option<Size>,
     dry_run: bool,
 ) -> Result<EngineSettings, ConfigError> {
@@ -373,18 +359,6 @@ fn engine_settings(
             0.01..=100.0,
             "0.01 to 100",
         )? / 100.0,
-        heat: StorePlan {
-            choice: store_choice(heat.store.as_deref())?,
-            // A sketch of no more than 4 KiB is refused by what it needs, which only the guest's size tells.
-            memory_bytes: bytes(
-                "heat.memory",
-                heat.memory,
-                default.heat.memory_bytes,
-                4096,
-                "a size from 4K to 1T, such as 512M, and no share",
-            )?,
-            seed: default.heat.seed,
-        },
         // Set when the guest's size is known.
         fast_limit_bytes: None,
         dry_run,
@@ -444,9 +418,8 @@ mod tests {
             ("[moves]\nbatch = '4K'", "moves.batch is 4 KiB"),
             ("[moves]\nrate-per-s = '2T'", "moves.rate-per-s is 2 TiB"),
             ("[tiers]\nheadroom = '20%'", "tiers.headroom is 20%"),
-            ("[heat]\nstore = 'x'", "auto, exact, sketch"),
-            ("[heat]\nmemory = '2%'", "heat.memory is 2%"),
-            ("[heat]\nmemory = '1K'", "heat.memory is 1 KiB"),
+            ("[heat]", "remove the table"),
+            ("[heat]\nstore = 'auto'\nmemory = '512M'", "[heat] is gone"),
             ("[tiers]\nfast = '0'", "go together"),
             ("[tiers]\nfast = '0'\nslow = '0-1'", "dry run"),
             ("[tiers]\nfast = 'x'\nslow = '1'", "tiers.fast"),

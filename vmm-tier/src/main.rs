@@ -2,26 +2,20 @@
 
 mod agent;
 mod causes;
-mod cli;
 mod config;
 mod ctl;
 mod discover;
 mod doctor;
-mod duration;
 mod host;
 mod log;
 mod map_cmd;
 mod record;
-mod replay;
-mod size;
 mod source;
-mod status_line;
-mod table;
-mod trace;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, error::ErrorKind};
+use clap::{Parser, Subcommand, error::ErrorKind};
+use tier_replay::comparison::{self, ReplayArgs};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     fmt,
@@ -30,12 +24,68 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    cli::{Cli, Command, RunArgs},
-    config::{Config, Settings},
+    config::{Config, RunArgs, Settings},
+    record::RecordArgs,
 };
 
 #[global_allocator]
 static ALLOCATOR: tier_sys::alloc::HugePages = tier_sys::alloc::HugePages;
+
+/// Memory tiering for hosts of KVM/QEMU guests.
+#[derive(Debug, Parser)]
+#[command(name = "vmm-tier", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Tier one QEMU guest: run beside it until it ends
+    Run(Box<RunArgs>),
+    /// Send one QMP command to an agent's control socket and print the reply
+    #[command(
+        after_help = "Exit status: 0 on a return, 1 on an error reply or if the agent can't be reached."
+    )]
+    Ctl {
+        /// The agent's control socket
+        socket: PathBuf,
+        /// The command, such as query-tier
+        command: String,
+        /// Its arguments, a JSON object
+        arguments: Option<String>,
+    },
+    /// Show the guest's memory: guest-physical ranges, RAM blocks, page size and bytes on each node
+    Map {
+        /// A QMP socket of the guest's QEMU that no other client uses
+        #[arg(long, value_name = "SOCKET")]
+        qmp: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Record the accesses of a guest into a trace, or make a trace of what other programs wrote
+    #[command(
+        after_help = "The trace is called OUTPUT.part until it is whole. Nothing of the guest is moved."
+    )]
+    Record(Box<RecordArgs>),
+    /// Let policies place a recorded guest's pages again, and compare them with one that knows the future
+    #[command(
+        after_help = "Exit status: 0 if all was replayed. With the same input the figures are the same, but for CPU time."
+    )]
+    Replay(Box<ReplayArgs>),
+    /// Say what works on this host, what would fight the tiering, and what to do
+    #[command(after_help = "Exit status: 0 only if tiering can run here.")]
+    Doctor {
+        /// Look at the guest behind this QMP socket too
+        #[arg(long, value_name = "SOCKET")]
+        qmp: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -88,7 +138,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         } => ctl::run(&socket, &command, arguments.as_deref()),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
         Command::Record(args) => record::run(*args),
-        Command::Replay(args) => replay::run(&args),
+        Command::Replay(args) => {
+            map_cmd::print(&comparison::compare(&args)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Doctor { qmp, json } => doctor::run(qmp.as_deref(), json),
     }
 }

@@ -12,17 +12,14 @@ use serde::Serialize;
 use tier_core::{
     addr::{Hva, NodeId},
     map::{Backing, GuestMemoryMap, MapRange},
+    text::{size::human, table::table},
 };
 use tier_sys::{
     pages::{PageStatus, PagesError, query_nodes},
     sysroot::SysRoot,
 };
 
-use crate::{
-    discover::{Discovered, discover},
-    size::human,
-    table::table,
-};
+use crate::discover::{Discovered, discover};
 
 /// Pages asked for in one kernel call: large enough to make the call's own cost vanish, small enough
 /// to keep 512 KiB of addresses and 256 KiB of answers.

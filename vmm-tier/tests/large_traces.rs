@@ -14,11 +14,10 @@ use std::{
 };
 
 use serde_json::Value;
-use tier_core::{
-    replay::Access,
-    sample::AccessKind,
-    time::Time,
-    trace::{Encoder, Header},
+use tier_core::{sample::AccessKind, time::Time};
+use tier_replay::{
+    format::{Encoder, Header},
+    machine::Access,
 };
 
 const MIB: u64 = 1 << 20;

@@ -28,10 +28,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tier_core::{
     addr::Gpa,
-    replay::Access,
     sample::{AccessKind, DropReason, SourceKind},
-    trace::{Origin, TraceRange},
     wire::{self, Drops, Message, Observed},
+};
+use tier_replay::{
+    format::{Origin, TraceRange},
+    machine::Access,
 };
 
 /// Set for the process that plays QEMU: where it serves its monitor.

@@ -18,10 +18,12 @@ use recorder::{Recorder, read};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tier_core::{
-    replay::Access,
     sample::{AccessKind, SampleAccount, SourceKind},
     time::Time,
-    trace::{BatchEnd, Encoder, Header, Origin, TraceRange},
+};
+use tier_replay::{
+    format::{BatchEnd, Encoder, Header, Origin, TraceRange},
+    machine::Access,
 };
 use tier_sys::{process, sysroot::SysRoot};
 

@@ -144,17 +144,6 @@ pub(crate) fn key_or_zero(key: f64) -> f32 {
     if key >= MIN_KEY { key } else { 0.0 }
 }
 
-/// A count as `f32`: 0 below the normal range, the greatest finite number above it.
-#[must_use]
-pub(crate) fn normal_or_zero(count: f64) -> f32 {
-    let count = (count as f32).min(f32::MAX);
-    if count >= f32::MIN_POSITIVE {
-        count
-    } else {
-        0.0
-    }
-}
-
 fn bounded_ns(half_life: Duration) -> i128 {
     let bounded = half_life.clamp(MIN_HALF_LIFE, MAX_HALF_LIFE);
     i128::try_from(bounded.as_nanos()).unwrap_or(i128::MAX)

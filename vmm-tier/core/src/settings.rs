@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::heat_store::{StoreChoice, StorePlan};
-
 /// Which tier a page or node belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -51,8 +49,6 @@ pub struct EngineSettings {
     pub fast_limit_bytes: Option<u64>,
     /// Share of one CPU that looking up placements may take.
     pub scan_cpu_share: f64,
-    /// Where heat is kept.
-    pub heat: StorePlan,
     /// Plan and report, but move nothing.
     pub dry_run: bool,
 }
@@ -70,11 +66,6 @@ impl Default for EngineSettings {
             headroom_bytes: 4 << 20,
             fast_limit_bytes: None,
             scan_cpu_share: 0.005,
-            heat: StorePlan {
-                choice: StoreChoice::Auto,
-                memory_bytes: 512 << 20,
-                seed: 0,
-            },
             dry_run: false,
         }
     }

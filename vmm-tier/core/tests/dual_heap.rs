@@ -86,7 +86,6 @@ fn page_in_cooldown_when_its_end_is_ticked_past_is_offered_again() {
     assert_eq!(heap.tick(T0 + SECOND), 0);
     assert_eq!(heap.coldest_fast(T0 + SECOND), None);
     assert_eq!(heap.state(PageId(1)).cooldown_until, Some(T0 + 2 * SECOND));
-    assert_eq!(heap.next_cooldown_end(), Some(T0 + 2 * SECOND));
     assert_eq!(heap.tick(T0 + 2 * SECOND), 1);
     assert_eq!(heap.coldest_fast(T0 + 2 * SECOND), Some((PageId(1), 0.0)));
 }
@@ -112,16 +111,6 @@ fn count_when_set_lower_makes_a_fast_page_the_coldest() {
     assert!(heap.set_count(PageId(2), 1.0, T0));
     assert_eq!(heap.coldest_fast(T0), Some((PageId(2), 1.0)));
     assert!(!heap.set_count(PageId(7), 1.0, T0));
-}
-
-#[test]
-fn rank_when_asked_counts_the_hotter_pages_of_the_tier() {
-    let mut heap = heap(8);
-    heap.place_run(0..4, Placement::Slow);
-    (0..4).for_each(|id| assert!(heap.sample(T0, PageId(id), id as f32 + 1.0)));
-    assert_eq!(heap.rank(PageId(3)), Some(0));
-    assert_eq!(heap.rank(PageId(0)), Some(3));
-    assert_eq!(heap.rank(PageId(7)), None);
 }
 
 #[test]

@@ -1,17 +1,12 @@
 //! The dual heaps against a model that ages every page and looks at all of them.
 
-#[path = "common/heat_ops.rs"]
-mod heat_ops;
-
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
-use proptest::prelude::*;
+use proptest::{collection::vec, option, prelude::*};
 use tier_core::{
     dual_heap::{DualHeap, PageId, Placement},
     time::Time,
 };
-
-use heat_ops::{Hold, USUAL, Usual, placement, usual};
 
 /// Two chunks of 512 and a part of a third.
 const PAGES: u32 = 1200;
@@ -19,6 +14,15 @@ const PAGES: u32 = 1200;
 const RELATIVE: f64 = 1e-4;
 /// Below this a count may be forgotten; see `Decay::shifted`.
 const NOTHING: f64 = 1e-15;
+
+/// Why a page may not be taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Hold {
+    No,
+    Flight,
+    Cooling(Time),
+    Excluded,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct ModelPage {
@@ -87,7 +91,16 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Usual(Usual),
+    Pass(Duration),
+    Place(u32, Placement),
+    PlaceRun(Range<u32>, Placement),
+    Sample(u32, f32),
+    SampleBatch(Vec<u32>, f32),
+    Take(u32),
+    Settle(u32, Placement, Option<Duration>),
+    Exclude(u32),
+    Tick,
+    HalfLife(Duration),
     SampleRun(Range<u32>, f32),
     Pin(Vec<u32>),
     TakePinned(u32),
@@ -110,11 +123,37 @@ fn weight() -> impl Strategy<Value = f32> {
     prop_oneof![Just(0.0), Just(1.0), 0.01..20.0f32]
 }
 
+fn placement() -> impl Strategy<Value = Placement> {
+    prop_oneof![
+        4 => Just(Placement::Fast),
+        4 => Just(Placement::Slow),
+        1 => Just(Placement::Untracked),
+    ]
+}
+
+fn span() -> impl Strategy<Value = Duration> {
+    // Against half-lives of 1 to 10 s: the landmark (64 half-lives) moves often.
+    prop_oneof![
+        6 => (0..2_000u64).prop_map(Duration::from_millis),
+        1 => (0..200u64).prop_map(Duration::from_secs),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        USUAL => usual(id, run, weight).prop_map(Op::Usual),
+        6 => span().prop_map(Op::Pass),
+        4 => (id(), placement()).prop_map(|(id, to)| Op::Place(id, to)),
+        2 => (run(), placement()).prop_map(|(run, to)| Op::PlaceRun(run, to)),
+        8 => (id(), weight()).prop_map(|(id, w)| Op::Sample(id, w)),
+        4 => (vec(id(), 0..60), weight()).prop_map(|(ids, w)| Op::SampleBatch(ids, w)),
+        2 => id().prop_map(Op::Take),
+        6 => (id(), placement(), option::of(span()))
+            .prop_map(|(id, to, cool)| Op::Settle(id, to, cool)),
+        1 => id().prop_map(Op::Exclude),
+        3 => Just(Op::Tick),
+        1 => (1_000..10_000u64).prop_map(|ms| Op::HalfLife(Duration::from_millis(ms))),
         2 => (run(), weight()).prop_map(|(run, w)| Op::SampleRun(run, w)),
-        1 => proptest::collection::vec(id(), 0..12).prop_map(Op::Pin),
+        1 => vec(id(), 0..12).prop_map(Op::Pin),
         2 => id().prop_map(Op::TakePinned),
         1 => (run(), placement()).prop_map(|(run, at)| Op::FirstPinned(run, at)),
         4 => Just(Op::TakeHottest),
@@ -130,7 +169,80 @@ fn near(a: f64, b: f64) -> bool {
 fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
     let now = model.now;
     match op.clone() {
-        Op::Usual(op) => apply_usual(op, heap, model),
+        Op::Pass(time) => model.pass(time),
+        Op::Place(id, to) => {
+            heap.place(PageId(id), to);
+            if id < PAGES {
+                model.place(id, to);
+            }
+        }
+        Op::PlaceRun(run, to) => {
+            heap.place_run(run.clone(), to);
+            run.filter(|&id| id < PAGES)
+                .for_each(|id| model.place(id, to));
+        }
+        Op::Sample(id, weight) => {
+            let known = heap.sample(now, PageId(id), weight);
+            assert_eq!(known, model.pages.contains_key(&id));
+            if let Some(page) = model.pages.get_mut(&id) {
+                page.count += f64::from(weight);
+            }
+        }
+        Op::SampleBatch(ids, weight) => {
+            let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
+            let touched = heap.sample_batch(now, &batch, weight);
+            let among = |tier| {
+                let placed = ids.iter().filter_map(|id| model.pages.get(id));
+                placed.filter(|page| page.placement == tier).count() as u32
+            };
+            assert_eq!(touched.fast, among(Placement::Fast));
+            assert_eq!(touched.slow, among(Placement::Slow));
+            for id in &ids {
+                if let Some(page) = model.pages.get_mut(id) {
+                    page.count += f64::from(weight);
+                }
+            }
+        }
+        Op::Take(id) => {
+            let taken = heap.take(PageId(id));
+            let is_pinned = model.is_pinned(id);
+            let page = model
+                .pages
+                .get_mut(&id)
+                .filter(|page| page.hold == Hold::No && !is_pinned);
+            assert_eq!(taken, page.as_ref().map(|page| page.placement));
+            if let Some(page) = page {
+                page.hold = Hold::Flight;
+            }
+        }
+        Op::Settle(id, to, cool) => {
+            let end = cool.map(|cool| now + cool);
+            let was = heap.settle(PageId(id), to, end);
+            if id < PAGES {
+                assert_eq!(was, model.settle(id, to, end));
+            }
+        }
+        Op::Exclude(id) => {
+            let known = heap.exclude(PageId(id));
+            assert_eq!(known, model.pages.contains_key(&id));
+            if let Some(page) = model.pages.get_mut(&id) {
+                page.hold = Hold::Excluded;
+            }
+        }
+        Op::Tick => {
+            let mut released = 0;
+            for page in model.pages.values_mut() {
+                if matches!(page.hold, Hold::Cooling(end) if end <= now) {
+                    page.hold = Hold::No;
+                    released += 1;
+                }
+            }
+            assert_eq!(heap.tick(now), released);
+        }
+        Op::HalfLife(half_life) => {
+            heap.set_half_life(half_life, now);
+            model.half_life = half_life;
+        }
         Op::SampleRun(run, weight) => {
             let touched = heap.sample_run(now, run.clone(), weight);
             let (mut fast, mut slow) = (0, 0);
@@ -186,96 +298,6 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
             if let Some(page) = model.pages.get_mut(&id) {
                 page.count = count;
             }
-        }
-    }
-}
-
-fn apply_usual(op: Usual, heap: &mut DualHeap, model: &mut Model) {
-    let now = model.now;
-    match op {
-        Usual::Pass(time) => model.pass(time),
-        Usual::Place(id, to) => {
-            heap.place(PageId(id), to);
-            if id < PAGES {
-                model.place(id, to);
-            }
-        }
-        Usual::PlaceRun(run, to) => {
-            heap.place_run(run.clone(), to);
-            run.filter(|&id| id < PAGES)
-                .for_each(|id| model.place(id, to));
-        }
-        Usual::Sample(id, weight) => {
-            let known = heap.sample(now, PageId(id), weight);
-            assert_eq!(known, model.pages.contains_key(&id));
-            if let Some(page) = model.pages.get_mut(&id) {
-                page.count += f64::from(weight);
-            }
-        }
-        Usual::SampleBatch(ids, weight) => {
-            let batch: Vec<_> = ids.iter().copied().map(PageId).collect();
-            let touched = heap.sample_batch(now, &batch, weight);
-            let among = |tier| {
-                let placed = ids.iter().filter_map(|id| model.pages.get(id));
-                placed.filter(|page| page.placement == tier).count() as u32
-            };
-            assert_eq!(touched.fast, among(Placement::Fast));
-            assert_eq!(touched.slow, among(Placement::Slow));
-            for id in &ids {
-                if let Some(page) = model.pages.get_mut(id) {
-                    page.count += f64::from(weight);
-                }
-            }
-        }
-        Usual::Take(id) => {
-            let taken = heap.take(PageId(id));
-            let is_pinned = model.is_pinned(id);
-            let page = model
-                .pages
-                .get_mut(&id)
-                .filter(|page| page.hold == Hold::No && !is_pinned);
-            assert_eq!(taken, page.as_ref().map(|page| page.placement));
-            if let Some(page) = page {
-                page.hold = Hold::Flight;
-            }
-        }
-        Usual::Settle(id, to, cool) => {
-            let end = cool.map(|cool| now + cool);
-            let was = heap.settle(PageId(id), to, end);
-            if id < PAGES {
-                assert_eq!(was, model.settle(id, to, end));
-            }
-        }
-        Usual::Exclude(id) => {
-            let known = heap.exclude(PageId(id));
-            assert_eq!(known, model.pages.contains_key(&id));
-            if let Some(page) = model.pages.get_mut(&id) {
-                page.hold = Hold::Excluded;
-            }
-        }
-        Usual::Readmit(id) => {
-            let page = model
-                .pages
-                .get_mut(&id)
-                .filter(|page| page.hold == Hold::Excluded);
-            assert_eq!(heap.readmit(PageId(id)), page.is_some());
-            if let Some(page) = page {
-                page.hold = Hold::No;
-            }
-        }
-        Usual::Tick => {
-            let mut released = 0;
-            for page in model.pages.values_mut() {
-                if matches!(page.hold, Hold::Cooling(end) if end <= now) {
-                    page.hold = Hold::No;
-                    released += 1;
-                }
-            }
-            assert_eq!(heap.tick(now), released);
-        }
-        Usual::HalfLife(half_life) => {
-            heap.set_half_life(half_life, now);
-            model.half_life = half_life;
         }
     }
 }
@@ -387,7 +409,7 @@ proptest! {
 
     #[test]
     fn dual_heap_when_driven_at_random_answers_as_the_model(
-        ops in proptest::collection::vec(op(), 1..150),
+        ops in vec(op(), 1..150),
     ) {
         let half_life = Duration::from_secs(2);
         let mut heap = DualHeap::new(PAGES, half_life).unwrap();

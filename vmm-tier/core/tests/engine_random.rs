@@ -16,7 +16,6 @@ use tier_core::{
         Action, Event, NodeMemory, PageCondition, Pin, PinError, PinStatus, PolicyChange,
         ScanReport, VmEngine, VmState, WhenFull,
     },
-    heat_store::{StoreChoice, StorePlan},
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
@@ -635,11 +634,7 @@ proptest! {
     fn books_when_anything_happens_agree_with_the_kernel(
         ops in prop::collection::vec(op(), 1..150),
         dry_run in prop::bool::weighted(0.1),
-        sketch in any::<bool>(),
     ) {
-        let choice = if sketch { StoreChoice::Sketch } else { StoreChoice::Exact };
-        // Of 2148 pages a sketch can count some hundred then.
-        let heat = StorePlan { choice, memory_bytes: 2048, seed: 1 };
-        run(&ops, EngineSettings { dry_run, heat, ..settings() });
+        run(&ops, EngineSettings { dry_run, ..settings() });
     }
 }

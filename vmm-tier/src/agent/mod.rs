@@ -22,7 +22,6 @@ mod worker;
 
 use std::{
     collections::BTreeMap,
-    hash::{BuildHasher as _, RandomState},
     path::PathBuf,
     process::ExitCode,
     sync::{
@@ -38,7 +37,6 @@ use crossbeam::{
 };
 use tier_core::{
     engine::{Action, Event, NodeMemory, VmEngine, VmState},
-    heat_store::StorePlan,
     sample::SourceKind,
     settings::EngineSettings,
     time::Time,
@@ -325,11 +323,6 @@ enum End {
 fn engine_settings(settings: &crate::config::Settings, guest_bytes: u64) -> EngineSettings {
     EngineSettings {
         fast_limit_bytes: settings.fast_limit.map(|limit| limit.bytes(guest_bytes)),
-        heat: StorePlan {
-            // The standard library draws its keys from the kernel; the guest must not know this one.
-            seed: RandomState::new().hash_one(0),
-            ..settings.engine.heat
-        },
         ..settings.engine.clone()
     }
 }

@@ -16,6 +16,7 @@ use tier_core::{
     addr::{NodeId, NodeSet},
     engine::VmEngine,
     map::GuestMemoryMap,
+    text::size,
     tiers::{Division, Tiers},
 };
 use tier_sys::{
@@ -43,7 +44,6 @@ use crate::{
     config::{DamonChoice, Settings},
     discover::{self, Discovered},
     host::node_facts,
-    size,
     source::{Candidate, Opener, Setup},
 };
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use tier_core::text::size::human;
 use tier_core::{
     addr::{NodeId, NodeSet},
     map::Backing,
@@ -9,7 +10,7 @@ use tier_core::{
 };
 
 use super::{Area, Finding, Level, facts::GuestFacts};
-use crate::{discover::Discovered, map_cmd::plural, size::human};
+use crate::{discover::Discovered, map_cmd::plural};
 
 pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<Finding> {
     let mut out = Vec::new();

@@ -1,14 +1,15 @@
 //! Findings about the host: nodes, permissions, sampling, KVM.
 
+use tier_core::text::size::human;
+use tier_core::{
+    addr::{NodeId, NodeSet},
+    tiers::{Division, TierBasis, TiersError},
+};
+
 use super::{
     Area, Finding, Level,
     facts::{HostFacts, KvmFacts},
     memory::{huge_pages, hugetlb, other_damon, rivals},
-};
-use crate::size::human;
-use tier_core::{
-    addr::{NodeId, NodeSet},
-    tiers::{Division, TierBasis, TiersError},
 };
 
 /// The version that KVM has had since 2007; another one is not KVM as QEMU knows it.

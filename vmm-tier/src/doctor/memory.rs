@@ -1,13 +1,13 @@
 //! Findings about the host's memory: huge pages, and who else moves pages.
 
 use tier_core::addr::NodeSet;
+use tier_core::text::size::human;
 use tier_sys::{hugetlb::HugePool, knobs::Knobs};
 
 use super::{
     Area, Finding, Level,
     facts::{DamonFacts, Kdamond},
 };
-use crate::size::human;
 
 /// A pool that is in use, or `None` for an empty one.
 pub(super) fn hugetlb(pool: &HugePool, fast: Option<&NodeSet>) -> Option<Finding> {

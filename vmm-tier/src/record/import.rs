@@ -2,17 +2,14 @@
 
 use std::{path::Path, process::ExitCode};
 
-use tier_core::{
-    replay::{Access, Accesses as _},
-    trace::{End, Header},
+use tier_core::text::size::human;
+use tier_replay::{
+    format::{End, Header},
+    machine::{Access, Accesses as _},
+    trace::{self, Native, Opened, Options, Output, TraceError, TraceFile},
 };
 
-use super::{output::Output, progress::Progress, say};
-use crate::{
-    cli::RecordArgs,
-    size::human,
-    trace::{self, Native, Opened, Options, TraceError, TraceFile},
-};
+use super::{RecordArgs, progress::Progress, say};
 
 /// `vmm-tier record --import FILE`.
 pub(super) fn run(args: &RecordArgs, file: &Path) -> anyhow::Result<ExitCode> {

@@ -8,21 +8,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tier_core::{
-    map::GuestMemoryMap,
-    sample::SampleBatch,
-    time::Time,
-    trace::{Event, Header, Mark, Origin, TraceRange},
-};
+use tier_core::text::size::human;
+use tier_core::{map::GuestMemoryMap, sample::SampleBatch, time::Time};
+use tier_replay::format::{Event, Header, Mark, Origin, TraceRange};
+use tier_replay::trace::{Output, Reserved, TraceError};
 use tier_sys::process;
 
 use self::translate::Translator;
-use super::{
-    output::{Output, Reserved},
-    progress::Progress,
-    say,
-};
-use crate::{agent::Tap, size::human, trace::TraceError};
+use super::{progress::Progress, say};
+use crate::agent::Tap;
 
 /// How long what was heard waits before it is written: what a recording that is killed loses.
 const FLUSH: Duration = Duration::from_secs(1);

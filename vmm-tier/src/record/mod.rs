@@ -1,8 +1,8 @@
 //! `vmm-tier record`: accesses into a trace, from a guest or from what another program wrote.
 
+mod args;
 mod import;
 mod live;
-mod output;
 mod progress;
 
 use std::{
@@ -10,11 +10,11 @@ use std::{
     process::ExitCode,
 };
 
+pub(crate) use self::args::RecordArgs;
 use self::live::Recorder;
 use crate::{
     agent::{self, Tap},
-    cli::{RecordArgs, RunArgs},
-    config::{Config, Settings},
+    config::{Config, RunArgs, Settings},
 };
 
 /// Runs the command.

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{size::human, status_line::StatusLine};
+use tier_core::text::size::human;
+use tier_replay::status_line::StatusLine;
 
 /// A line with what was recorded so far.
 #[derive(Debug)]

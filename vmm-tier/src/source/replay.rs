@@ -17,17 +17,19 @@ use anyhow::Context as _;
 use tier_core::{
     addr::Gpa,
     map::GuestMemoryMap,
-    replay::Access,
     sample::{
         AccessSample, DropReason, SampleAccount, SampleAddress, SampleBatch, Sight, SourceKind,
     },
     time::Time,
-    trace::{BatchEnd, Event, Origin},
+};
+use tier_replay::trace::{self, Format, Opened, Options, TraceFile};
+use tier_replay::{
+    format::{BatchEnd, Event, Origin},
+    machine::Access,
 };
 use tier_sys::process;
 
 use super::{Opener, Polled, Setup, Source};
-use crate::trace::{self, Format, Opened, Options, TraceFile};
 
 /// Most samples of a batch: no source of this program's delivers as many.
 const MOST_SAMPLES: usize = 1 << 20;

@@ -12,9 +12,9 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tier_core::{
-    replay::Access,
-    trace::{BatchEnd, Block, Decoder, End, Event, Found, Header, Mark},
+use tier_replay::{
+    format::{BatchEnd, Block, Decoder, End, Event, Found, Header, Mark},
+    machine::Access,
 };
 
 use crate::played::FOR_EVER;

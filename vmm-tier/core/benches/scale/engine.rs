@@ -9,7 +9,6 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
     dual_heap::PageId,
     engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, VmEngine},
-    heat_store::{StoreChoice, StorePlan},
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
@@ -29,31 +28,22 @@ const FIRST_GPA: u64 = 4 << 30;
 const MOVES_PER_S: u64 = 800;
 /// What the kernel takes to say where a page lies.
 const LOOK_UP: Duration = Duration::from_nanos(100);
-/// What a sketch has for each frame: a quarter of what exact counts take.
-const SKETCH_BYTES_A_FRAME: u64 = 1;
-/// And for the least guest.
-const LEAST_SKETCH: u64 = 16 << 10;
 /// What the engine keeps free.
 const HEADROOM: u64 = 4 << 20;
 
-/// A guest and the store of its heats.
+/// A guest.
 #[derive(Clone, Copy)]
 pub(crate) struct Kind {
     /// log2 of its 4 KiB frames.
     pub(crate) shift: u32,
     /// Whether they are in transparent huge pages.
     pub(crate) huge: bool,
-    pub(crate) store: StoreChoice,
 }
 
 impl Kind {
     pub(crate) fn name(self) -> String {
         let pages = if self.huge { "2 MiB" } else { "4 KiB" };
-        let store = match self.store {
-            StoreChoice::Sketch => ", in a sketch",
-            StoreChoice::Auto | StoreChoice::Exact => "",
-        };
-        format!("engine, {} in {pages} pages{store}", size(1 << self.shift))
+        format!("engine, {} in {pages} pages", size(1 << self.shift))
     }
 }
 
@@ -67,7 +57,7 @@ struct Machine {
 
 impl Machine {
     /// All pages are placed.
-    fn new(Kind { shift, huge, store }: Kind) -> Self {
+    fn new(Kind { shift, huge }: Kind) -> Self {
         let frames = 1_u32 << shift;
         let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
         let bytes = u64::from(frames) * BASE_PAGE;
@@ -80,11 +70,6 @@ impl Machine {
         };
         let settings = EngineSettings {
             headroom_bytes: HEADROOM,
-            heat: StorePlan {
-                choice: store,
-                memory_bytes: u64::from(frames) * SKETCH_BYTES_A_FRAME + LEAST_SKETCH,
-                seed: 1,
-            },
             rate_bytes_per_s: MOVES_PER_S * page_bytes,
             ..EngineSettings::default()
         };

@@ -21,7 +21,7 @@ use engine::Kind;
 use heaps::Guest;
 use loads::{LOADS, Random, cpu_time};
 use serde_json::json;
-use tier_core::{dual_heap::PageId, heat_store::StoreChoice};
+use tier_core::dual_heap::PageId;
 
 /// That of the program.
 #[global_allocator]
@@ -177,29 +177,18 @@ fn main() {
             );
         }
     }
-    let exact = |&shift| Kind {
-        shift,
-        huge: false,
-        store: StoreChoice::Exact,
+    let small_pages = |&shift| Kind { shift, huge: false };
+    let kinds: Vec<Kind> = effort.guests.iter().map(small_pages).collect();
+    let huge_pages = Kind {
+        shift: last,
+        huge: true,
     };
-    let kinds: Vec<Kind> = effort.guests.iter().map(exact).collect();
-    let largest = exact(&last);
-    let others = [
-        Kind {
-            huge: true,
-            ..largest
-        },
-        Kind {
-            store: StoreChoice::Sketch,
-            ..largest
-        },
-    ];
     let of_kinds = kinds.iter().enumerate().map(|(number, &kind)| {
         let least = kinds.first().copied().filter(|_| number > 0);
         (kind, least)
     });
     let mut engines = Vec::new();
-    for (kind, least) in of_kinds.chain(others.map(|kind| (kind, None))) {
+    for (kind, least) in of_kinds.chain([(huge_pages, None)]) {
         let mut loads = LOADS.to_vec();
         loads.retain(|(load, _)| is_wanted(&kind.name(), load));
         if loads.is_empty() {

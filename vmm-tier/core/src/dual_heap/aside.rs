@@ -1,10 +1,7 @@
 //! The side table: pages that are in no heap because they may not be taken now.
 
-use super::{Placement, pages::Pages, word::Slot};
-use crate::{
-    heat_store::{cooldowns::Cooldowns, states::Why},
-    time::Time,
-};
+use super::{Placement, cooldowns::Cooldowns, pages::Pages, states::Why, word::Slot};
+use crate::time::Time;
 
 /// A page that stands aside. Its key grows while it does; 0 is a page without a sample.
 #[derive(Clone, Copy, Debug)]
@@ -63,11 +60,6 @@ impl Aside {
             Slot::Aside(index) => Some(held.get(index as usize)?.as_ref()?.why),
             _ => None,
         })
-    }
-
-    /// When the next cooldown ends (or a cooldown that was given up would have).
-    pub(super) fn next_end(&self) -> Option<Time> {
-        self.cooldowns.next_end()
     }
 
     /// All pages that stand aside.

@@ -33,11 +33,6 @@ impl FastHeap {
         }
     }
 
-    /// The bytes of the front of a guest with so many pages.
-    pub(super) fn most_bytes(pages: u32) -> u64 {
-        (Room::of(pages).most() * size_of::<Entry>()) as u64
-    }
-
     /// Takes note of a page that got this key, which its word says already.
     pub(super) fn offer(&mut self, entry: Entry, pages: &Pages) {
         if entry.key >= self.bound {

@@ -1,14 +1,15 @@
-//! What can be seen of the heaps: counts, states, ranks, and whether all invariants hold.
+//! What can be seen of the heaps: counts, states, standings, and whether all invariants hold.
 
 use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{DualHeap, PageId, Placement, word::Slot};
-use crate::{
-    heat_store::states::{StateCounts, States},
-    time::Time,
+use super::{
+    DualHeap, PageId, Placement,
+    states::{StateCounts, Why},
+    word::Slot,
 };
+use crate::time::Time;
 
 /// What is known of a page, for explanations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -53,19 +54,38 @@ impl DualHeap {
     /// What is known of a page.
     #[must_use]
     pub fn state(&self, id: PageId) -> PageState {
-        let sampled = self.key(self.pages.get(id.0)) > 0.0;
-        States::state(self, id.0, sampled, self.pinned.contains(id.0))
+        let why = self.why(id.0);
+        PageState {
+            placement: self.placement(id),
+            sampled: self.key(self.pages.get(id.0)) > 0.0,
+            in_flight: why == Some(Why::Flight),
+            cooldown_until: match why {
+                Some(Why::Cooling(end)) => Some(end),
+                _ => None,
+            },
+            excluded: why == Some(Why::Excluded),
+            pinned: self.pinned.contains(id.0),
+        }
     }
 
-    /// The number of pages of the same tier that are hotter than this one; `None` if it is not
-    /// tracked. Looks at every page.
+    /// Where a page lies; ids past the end are untracked.
     #[must_use]
-    pub fn rank(&self, id: PageId) -> Option<u32> {
-        let placement = self.placement(id.0);
-        let key = self.key(self.pages.get(id.0));
-        let hotter = |(other, slot)| self.placement(other) == placement && self.key(slot) > key;
-        (placement != Placement::Untracked)
-            .then(|| self.pages.iter().filter(|&page| hotter(page)).count() as u32)
+    pub fn placement(&self, id: PageId) -> Placement {
+        match self.pages.get(id.0) {
+            Slot::Untracked => Placement::Untracked,
+            Slot::Fast(_) | Slot::FastNever => Placement::Fast,
+            Slot::Slow(_) | Slot::Front(_) | Slot::SlowNever => Placement::Slow,
+            Slot::Aside(index) => self
+                .aside
+                .get(index)
+                .map_or(Placement::Untracked, |held| held.placement),
+        }
+    }
+
+    /// Whether a page was taken and is not settled yet.
+    #[must_use]
+    pub fn is_in_flight(&self, id: PageId) -> bool {
+        self.why(id.0) == Some(Why::Flight)
     }
 
     /// How many pages of the same tier would be taken before this one, and how many may be taken at all.
@@ -138,7 +158,7 @@ impl DualHeap {
         let unboost = (-self.decay.age(now)).exp2();
         self.pages.iter_in(ids).map(move |(id, slot)| {
             let count = f64::from(self.key(slot)) * unboost;
-            (PageId(id), self.placement(id), count)
+            (PageId(id), self.placement(PageId(id)), count)
         })
     }
 
@@ -186,7 +206,10 @@ impl DualHeap {
         if aside != self.aside.iter().count() {
             return Err("there are entries without a page, or pages without an entry".to_owned());
         }
-        let found = self.count_states(self.pages.iter().map(|(id, _)| id));
+        let mut found = StateCounts::default();
+        for (id, _) in self.pages.iter() {
+            found.add(self.placement(PageId(id)), self.why(id));
+        }
         if found != self.stats.pages {
             return Err(format!(
                 "pages are miscounted: {:?}, found {found:?}",

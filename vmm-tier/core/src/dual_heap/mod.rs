@@ -20,36 +20,33 @@
 //! ageing never touches a page. The structure believes what it is told about placement
 //! ([`DualHeap::place`], [`DualHeap::settle`]) and assumes nothing.
 
-use std::{ops::Range, time::Duration};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{
-    heat::Decay,
-    heat_store::{
-        pinned::PinnedIds,
-        states::{Detached, States, Why},
-    },
-    time::Time,
-};
+use crate::{heat::Decay, time::Time};
 
 mod aside;
+mod cooldowns;
 mod fast;
 mod front;
 mod look;
 mod pages;
-mod pinned;
+mod pinned_ids;
 mod sample;
 mod slow;
+mod states;
 mod word;
 
 pub use look::{HeapStats, PageState};
 pub use sample::Touched;
+pub use states::StateCounts;
 
-use aside::{Aside, Held};
+use aside::Aside;
 use fast::FastHeap;
 use front::Entry;
 use pages::Pages;
+use pinned_ids::PinnedIds;
 use slow::SlowHeap;
 use word::{MAX_PAGES, Slot};
 
@@ -126,13 +123,6 @@ impl DualHeap {
         }
     }
 
-    /// The bytes that so many pages take if each is tracked by itself, but for those that stand aside: 4.1 for
-    /// each of a large guest. Huge pages and what is untouched take less.
-    #[must_use]
-    pub fn most_bytes(pages: u32) -> u64 {
-        Pages::most_bytes(pages) + SlowHeap::most_bytes(pages) + FastHeap::most_bytes(pages)
-    }
-
     /// The number of pages there is room for.
     #[must_use]
     pub fn capacity(&self) -> u32 {
@@ -159,64 +149,6 @@ impl DualHeap {
         self.boost = (now, self.decay.boost(now));
     }
 
-    // --- placement ---------------------------------------------------------------------------
-
-    /// Takes the kernel's word for where a page lies.
-    ///
-    /// A page keeps its heat when it changes its tier. `Untracked` forgets it, in whatever state.
-    /// A page in flight or in cooldown stays so. An excluded page is admitted again if its
-    /// placement differs from the one it had. Returns the placement it had.
-    pub fn place(&mut self, id: PageId, placement: Placement) -> Placement {
-        States::place(self, id.0, placement)
-    }
-
-    /// Places each page of the run; see [`DualHeap::place`].
-    pub fn place_run(&mut self, ids: Range<u32>, placement: Placement) {
-        let ids = ids.start..ids.end.min(self.pages.len());
-        let never = match placement {
-            Placement::Fast => Slot::FastNever,
-            Placement::Slow => Slot::SlowNever,
-            Placement::Untracked => Slot::Untracked,
-        };
-        if never == Slot::Untracked || !self.pinned.is_empty() || ids.is_empty() {
-            for id in ids {
-                self.place(PageId(id), placement);
-            }
-            return;
-        }
-        // The kernel tells of millions of pages at the start: those that are new need only a word.
-        self.pages.reserve(ids.clone());
-        let mut others = Vec::new();
-        let mut first = ids.start;
-        while first < ids.end {
-            let (set, next) = self.pages.fill(first, ids.end, never, &mut others);
-            *self.stats.pages.at(placement) += set;
-            for id in others.drain(..) {
-                self.place(PageId(id), placement);
-            }
-            first = next;
-        }
-    }
-
-    /// Ends a flight with the kernel's word for where the page lies. With `available_at` the page
-    /// may not be taken before that time. Heat is kept; `Untracked` forgets the page.
-    ///
-    /// Returns whether the page was in flight. If it was not, the kernel is believed all the same.
-    pub fn settle(&mut self, id: PageId, placement: Placement, available_at: Option<Time>) -> bool {
-        States::settle(self, id.0, placement, available_at)
-    }
-
-    /// Keeps a page from being taken until its placement changes or [`DualHeap::readmit`]; ends its
-    /// flight or cooldown. Returns whether the page is tracked.
-    pub fn exclude(&mut self, id: PageId) -> bool {
-        States::exclude(self, id.0)
-    }
-
-    /// Admits an excluded page again. Returns whether it was excluded.
-    pub fn readmit(&mut self, id: PageId) -> bool {
-        States::readmit(self, id.0)
-    }
-
     // --- taking pages ------------------------------------------------------------------------
 
     /// The hottest page of the slow tier that may be taken, and its decayed count. Pages without a
@@ -238,12 +170,6 @@ impl DualHeap {
         Some((PageId(top.id), self.decay.value(top.key, now)))
     }
 
-    /// Takes a page into flight: it is no longer offered but goes on gathering heat, until
-    /// [`DualHeap::settle`]. Returns where it lies, or `None` if it may not be taken.
-    pub fn take(&mut self, id: PageId) -> Option<Placement> {
-        States::take(self, id.0)
-    }
-
     /// Takes the page of [`DualHeap::hottest_slow`].
     pub fn take_hottest_slow(&mut self, now: Time) -> Option<(PageId, f64)> {
         let hottest = self.hottest_slow(now)?;
@@ -260,20 +186,6 @@ impl DualHeap {
             self.fast.drop_top();
         }
         Some(coldest)
-    }
-
-    /// Ends the cooldowns that are over at `now` and moves the landmark if that is due. Returns the
-    /// number of pages that may be taken again.
-    pub fn tick(&mut self, now: Time) -> u32 {
-        let released = self.release(now);
-        self.advance(now);
-        released
-    }
-
-    /// When [`DualHeap::tick`] is next of use for a cooldown.
-    #[must_use]
-    pub fn next_cooldown_end(&self) -> Option<Time> {
-        self.aside.next_end()
     }
 
     // --- parts -------------------------------------------------------------------------------
@@ -312,88 +224,5 @@ impl DualHeap {
         self.aside.rescale(change);
         self.boost = (now, self.decay.boost(now));
         self.stats.landmark_moves += 1;
-    }
-}
-
-impl States for DualHeap {
-    type Heat = f32;
-
-    fn room(&self) -> u32 {
-        self.pages.len()
-    }
-
-    fn placement(&self, id: u32) -> Placement {
-        match self.pages.get(id) {
-            Slot::Untracked => Placement::Untracked,
-            Slot::Fast(_) | Slot::FastNever => Placement::Fast,
-            Slot::Slow(_) | Slot::Front(_) | Slot::SlowNever => Placement::Slow,
-            Slot::Aside(index) => self
-                .aside
-                .get(index)
-                .map_or(Placement::Untracked, |held| held.placement),
-        }
-    }
-
-    fn why(&self, id: u32) -> Option<Why> {
-        match self.pages.get(id) {
-            Slot::Aside(index) => self.aside.get(index).map(|held| held.why),
-            _ => None,
-        }
-    }
-
-    fn detach(&mut self, id: u32) -> Option<Detached<f32>> {
-        let slot = self.pages.get(id);
-        let placement = self.placement(id);
-        let (heat, why) = match slot {
-            Slot::Untracked => return None,
-            // An entry in the fast tier's front stays behind; see there.
-            Slot::FastNever | Slot::SlowNever => (0.0, None),
-            Slot::Fast(key) | Slot::Slow(key) => (key, None),
-            Slot::Front(index) => (self.slow.remove(index, &mut self.pages).key, None),
-            Slot::Aside(index) => {
-                let held = self.aside.remove(index)?;
-                (held.key, Some(held.why))
-            }
-        };
-        self.pages.set(id, Slot::Untracked);
-        match slot {
-            Slot::Slow(key) => self.slow.left(Entry { key, id }, &mut self.pages),
-            Slot::Front(_) => self.slow.left(Entry { key: 0.0, id }, &mut self.pages),
-            _ => {}
-        }
-        self.stats.pages.remove(placement, why);
-        Some(Detached { heat, why })
-    }
-
-    fn attach(&mut self, id: u32, placement: Placement, heat: f32) {
-        if self.pinned.contains(id) {
-            self.set_aside(id, placement, heat, Why::Pinned);
-            return;
-        }
-        self.stats.pages.add(placement, None);
-        match (placement, heat > 0.0) {
-            (_, true) => self.give_key(id, placement, heat),
-            (Placement::Fast, false) => self.pages.set(id, Slot::FastNever),
-            (_, false) => self.pages.set(id, Slot::SlowNever),
-        }
-    }
-
-    fn set_aside(&mut self, id: u32, placement: Placement, heat: f32, why: Why) {
-        self.stats.pages.add(placement, Some(why));
-        let index = self.aside.insert(Held {
-            id,
-            key: heat,
-            placement,
-            why,
-        });
-        self.pages.set(id, Slot::Aside(index));
-    }
-
-    fn forget(&mut self, id: u32) {
-        self.pages.trim(id);
-    }
-
-    fn next_ended(&mut self, now: Time) -> Option<u32> {
-        self.aside.next_ended(now, &self.pages)
     }
 }

@@ -79,14 +79,6 @@ impl Pages {
         }
     }
 
-    /// The bytes of so many pages, all of which are tracked.
-    pub(super) fn most_bytes(pages: u32) -> u64 {
-        let chunks = u64::from(pages.div_ceil(CHUNK as u32));
-        // Of each chunk its words, its head, place, owner and counts, and its bit.
-        let of_chunk = size_of::<u32>() * (CHUNK + 3) + size_of::<Counts>();
-        chunks * of_chunk as u64 + chunks / 8
-    }
-
     /// The number of pages there is room for.
     pub(super) fn len(&self) -> u32 {
         self.pages

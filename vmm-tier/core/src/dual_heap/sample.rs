@@ -10,7 +10,7 @@ use super::{
     pages::NOWHERE,
     word::{Slot, key_of, with_key},
 };
-use crate::{heat::key_or_zero, heat_store::states::States, time::Time};
+use crate::{heat::key_or_zero, time::Time};
 
 /// Samples whose cache misses overlap: a few times those that a core can have outstanding.
 const BLOCK: usize = 64;
@@ -31,7 +31,7 @@ impl Touched {
         self.fast + self.slow
     }
 
-    pub(crate) fn count(&mut self, placement: Placement) {
+    fn count(&mut self, placement: Placement) {
         match placement {
             Placement::Untracked => {}
             Placement::Fast => self.fast += 1,
@@ -53,8 +53,7 @@ impl DualHeap {
         let gain = self.gain(now, weight);
         let mut touched = Touched::default();
         if gain == 0.0 {
-            ids.iter()
-                .for_each(|id| touched.count(self.placement(id.0)));
+            ids.iter().for_each(|id| touched.count(self.placement(*id)));
             return touched;
         }
         // A sample is a cache miss of the page's word. Those of a block are asked for while the block before
@@ -179,7 +178,7 @@ impl DualHeap {
             }
             return true;
         }
-        let placement = self.placement(id.0);
+        let placement = self.placement(id);
         if self.detach(id.0).is_none() {
             return false;
         }
@@ -206,7 +205,7 @@ impl DualHeap {
     fn add(&mut self, id: u32, gain: f32) -> Placement {
         let slot = self.pages.get(id);
         if slot == Slot::Untracked || gain == 0.0 {
-            return self.placement(id);
+            return self.placement(PageId(id));
         }
         match slot {
             Slot::Untracked => Placement::Untracked,

@@ -50,11 +50,6 @@ impl SlowHeap {
         }
     }
 
-    /// The bytes of the front of a guest with so many pages: the heap and the newcomers.
-    pub(super) fn most_bytes(pages: u32) -> u64 {
-        (2 * Room::of(pages).most() * size_of::<Entry>()) as u64
-    }
-
     /// The page with the greatest key.
     pub(super) fn top(&self) -> Option<Entry> {
         let top = self.entries.first().copied().unwrap_or(NOBODY);

@@ -43,7 +43,7 @@ impl VmEngine {
         self.check_pins()?;
         let flying: BTreeSet<PageId> = self.flights.pages().map(|&(id, _)| id).collect();
         let flights = self.flights.pages().count();
-        let in_flight = self.heap.counts().in_flight as usize;
+        let in_flight = self.heap.stats().pages.in_flight as usize;
         if flying.len() != flights || flights != in_flight {
             return Err(format!(
                 "{in_flight} pages are in flight, but {} in {flights} places of batches",

@@ -106,7 +106,7 @@ impl VmEngine {
                 Some(DrainStall::Pinned)
             }
             // What cools down is tried again.
-            Stall::NothingOffered if self.heap.counts().cooling > 0 => None,
+            Stall::NothingOffered if self.heap.stats().pages.cooling > 0 => None,
             Stall::NothingOffered => Some(DrainStall::Unmovable),
         }
     }

@@ -25,7 +25,7 @@ pub enum PageCondition {
     Untracked,
     /// In its tier's heap: may be taken for an exchange.
     InHeap,
-    /// No access to it was seen, or none is remembered (with a sketch). On the fast tier it is the first to go, on the slow tier no candidate.
+    /// No access to it was seen. On the fast tier it is the first to go, on the slow tier it is no candidate.
     NeverSampled,
     /// A move of it is under way, or waits for the room that another makes.
     InFlight,
@@ -83,9 +83,6 @@ pub struct Explanation {
     pub rank: Option<u32>,
     /// How many pages of its tier may be taken; `null` if it may not.
     pub heap_pages: Option<u32>,
-    /// Whether `samples` and `rank` are estimates, because heat is kept in a sketch: an access that was seen
-    /// may be forgotten, and with it that a page ranks before this one.
-    pub estimated: bool,
     /// Where it stands.
     pub state: PageCondition,
     /// How long it cools down still, in milliseconds; `null` if it does not.
@@ -149,7 +146,6 @@ impl VmEngine {
                 .rate(count / self.share_seen(id), page.bytes, now),
             rank: standing.map(|(before, _)| before),
             heap_pages: standing.map(|(_, all)| all),
-            estimated: self.heap.is_estimated(),
             state: condition(&state),
             cooling_ms: state
                 .cooldown_until
@@ -231,13 +227,12 @@ impl VmEngine {
             return match self.slow_room() < page.page.bytes {
                 true => "the slow tier has room: the fast tier is above its limit".to_owned(),
                 false => format!(
-                    "its turn comes: the fast tier is {excess} bytes above its limit, and {}{before} \
-                     colder pages go first",
-                    self.about()
+                    "its turn comes: the fast tier is {excess} bytes above its limit, and {before} \
+                     colder pages go first"
                 ),
             };
         }
-        let hottest = self.heap.look_at_hottest_slow(now);
+        let hottest = self.heap.hottest_slow(now);
         let Some(hot) = hottest.and_then(|(id, count)| self.candidate(id, count)) else {
             return "an access to a slow page is seen: none is hotter".to_owned();
         };
@@ -250,26 +245,15 @@ impl VmEngine {
         }
         let verdict = self.judge(now, hot, &[page]);
         self.verdict_says(&verdict, "the hottest slow page is hotter", "it", || {
-            format!(
-                "its turn comes: {}{before} colder pages go first",
-                self.about()
-            )
+            format!("its turn comes: {before} colder pages go first")
         })
     }
 
     fn slow_would_move_if(&self, now: Time, page: Candidate, before: u32) -> String {
         if page.count <= 0.0 {
-            return match self.heap.is_estimated() {
-                true => "an access to it is seen: none is remembered".to_owned(),
-                false => "an access to it is seen: there was none".to_owned(),
-            };
+            return "an access to it is seen: there was none".to_owned();
         }
-        let turn = || {
-            format!(
-                "its turn comes: {}{before} hotter pages go first",
-                self.about()
-            )
-        };
+        let turn = || format!("its turn comes: {before} hotter pages go first");
         let hotter = "it is hotter";
         if self.room() >= i64::try_from(page.page.bytes).unwrap_or(i64::MAX) {
             if !self.settled {
@@ -288,14 +272,6 @@ impl VmEngine {
         }
         let verdict = self.judge(now, page, &[cold]);
         self.verdict_says(&verdict, hotter, "the coldest fast page", turn)
-    }
-
-    /// What stands before a number that is an estimate.
-    fn about(&self) -> &'static str {
-        match self.heap.is_estimated() {
-            true => "about ",
-            false => "",
-        }
     }
 
     /// What keeps any exchange from demoting this page.

@@ -67,7 +67,7 @@ use self::{
 };
 use crate::{
     addr::{NodeId, NodeSet},
-    heat_store::{HeatStore, HeatStoreError},
+    dual_heap::{DualHeap, TooManyPages},
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport},
     pages::{PageIndex, PageIndexError, Span},
@@ -109,9 +109,9 @@ pub enum SetMapError {
     /// Its pages can't be numbered.
     #[error(transparent)]
     Pages(#[from] PageIndexError),
-    /// Their heat can't be kept.
+    /// The heaps can't number its pages.
     #[error(transparent)]
-    Heat(#[from] HeatStoreError),
+    TooMany(#[from] TooManyPages),
 }
 
 /// What happened.
@@ -171,7 +171,7 @@ pub struct VmEngine {
     tiers: Tiers,
     map: Option<Arc<GuestMemoryMap>>,
     index: PageIndex,
-    heap: HeatStore,
+    heap: DualHeap,
     throttle: Throttle,
     nodes: BTreeMap<NodeId, NodeMemory>,
     scanner: Scanner,
@@ -200,7 +200,7 @@ impl VmEngine {
     #[must_use]
     pub fn new(settings: EngineSettings, tiers: Tiers, now: Time) -> Self {
         Self {
-            heap: HeatStore::empty(settings.half_life),
+            heap: DualHeap::empty(settings.half_life),
             tally: SampleTally::new(settings.half_life, now),
             bias: Bias::default(),
             census: Census::default(),
@@ -263,12 +263,6 @@ impl VmEngine {
         self.throttle.wakes_at().filter(|_| self.may_plan())
     }
 
-    /// Where heat is kept.
-    #[must_use]
-    pub const fn heat(&self) -> &HeatStore {
-        &self.heap
-    }
-
     /// What the sources have delivered.
     pub fn sources(&self) -> impl Iterator<Item = (SourceKind, &SourceStats)> {
         self.sources.stats()
@@ -284,8 +278,7 @@ impl VmEngine {
     /// placements are looked up anew; heat of pages that stay is kept.
     ///
     /// # Errors
-    /// If the map's pages can't be numbered, or their heat does not fit the memory granted; the engine then
-    /// keeps the map it had.
+    /// If the map's pages can't be numbered; the engine then keeps the map it had.
     pub fn set_map(&mut self, now: Time, map: Arc<GuestMemoryMap>) -> Result<(), SetMapError> {
         if self.map.as_ref().is_some_and(|old| old.same_layout(&map)) {
             self.map = Some(map);
@@ -302,7 +295,7 @@ impl VmEngine {
             .collect();
         let index = PageIndex::new(spans.iter().copied())?;
         let half_life = self.forgetting.half_life();
-        let heap = HeatStore::new(index.frames(), half_life, self.settings.heat)?;
+        let heap = DualHeap::new(index.frames(), half_life)?;
         self.carry_over(now, index, heap);
         self.scanner.reset(spans, now);
         self.flights.clear();

@@ -6,8 +6,7 @@ use super::{
 };
 use crate::{
     addr::{HUGE_PAGE, Hva, NodeId},
-    dual_heap::{PageId, Placement},
-    heat_store::HeatStore,
+    dual_heap::{DualHeap, PageId, Placement},
     moves::{Direction, Outcome, PageResult},
     pages::PageIndex,
     settings::Tier,
@@ -235,7 +234,7 @@ impl VmEngine {
 
     /// Gives the pages of a new index the placement and heat that the same memory had in the old one.
     /// The next round of look-ups corrects what changed.
-    pub(super) fn carry_over(&mut self, now: Time, mut index: PageIndex, mut heap: HeatStore) {
+    pub(super) fn carry_over(&mut self, now: Time, mut index: PageIndex, mut heap: DualHeap) {
         let mut bytes = PlacedBytes::default();
         for (id, placement, count) in self.heap.iter(now) {
             let Some(page) = self.index.page(id) else {

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Serialize;
 
 use super::{Conditions, DrainProgress, PinsSnapshot, PolicySnapshot, TierBias, VmEngine};
-use crate::{
-    addr::NodeSet, heat_store::StoreSnapshot, moves::Outcome, sample::SampleAccount, settings::Tier,
-};
+use crate::{addr::NodeSet, moves::Outcome, sample::SampleAccount, settings::Tier};
 
 /// What the engine is doing, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -98,8 +96,6 @@ pub struct Snapshot {
     pub in_flight_pages: u64,
     /// Bytes the index and the heaps take.
     pub engine_memory_bytes: u64,
-    /// Where heat is kept.
-    pub heat: StoreSnapshot,
     /// What moving a page costs here, measured, in nanoseconds by page size in bytes.
     pub move_cost_ns: BTreeMap<u64, u64>,
     /// The memory map's generation.
@@ -180,7 +176,6 @@ impl VmEngine {
             elsewhere_bytes: self.scanner.last_round.elsewhere_bytes,
             in_flight_pages: self.flights.pages().count() as u64,
             engine_memory_bytes: self.memory_bytes() as u64,
-            heat: self.heap.snapshot(),
             move_cost_ns: self.totals.costs.measured(),
             map_generation: self.map.as_ref().map_or(0, |map| map.generation()),
             policy: self.policy(),

@@ -38,7 +38,7 @@
 mod batch;
 mod decoder;
 mod message;
-pub(crate) mod varint;
+pub mod varint;
 
 pub use self::{
     batch::{Access, Batch, BatchBuilder, Observed, Region},

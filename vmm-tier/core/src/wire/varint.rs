@@ -1,4 +1,4 @@
-//! Numbers and texts in payloads: LEB128 varints, seven bits a byte, the lowest first.
+//! Numbers and texts in payloads and traces: LEB128 varints, seven bits a byte, the lowest first.
 
 use super::WireError;
 
@@ -6,7 +6,7 @@ use super::WireError;
 const MAX_BYTES: usize = 10;
 
 /// Appends a number.
-pub(crate) fn put(out: &mut Vec<u8>, mut value: u64) {
+pub fn put(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
@@ -15,41 +15,55 @@ pub(crate) fn put(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Appends a text with its length.
-pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
+pub fn put_text(out: &mut Vec<u8>, text: &str) {
     put(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
 }
 
 /// Maps small numbers of either sign to small numbers without one: 0, -1, 1, -2 … to 0, 1, 2, 3 …
-pub(crate) const fn zigzag(value: i64) -> u64 {
+#[must_use]
+pub const fn zigzag(value: i64) -> u64 {
     ((value << 1) ^ (value >> 63)).cast_unsigned()
 }
 
 /// The inverse of [`zigzag`].
-pub(crate) const fn unzigzag(value: u64) -> i64 {
+#[must_use]
+pub const fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -((value & 1).cast_signed())
 }
 
 /// Takes numbers off the front of a payload.
 #[derive(Debug)]
-pub(crate) struct Reader<'a>(&'a [u8]);
+pub struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+    /// Starts at the first byte.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(crate) const fn left(&self) -> usize {
+    /// Bytes that were not taken yet.
+    #[must_use]
+    pub const fn left(&self) -> usize {
         self.0.len()
     }
 
-    pub(crate) fn byte(&mut self) -> Result<u8, WireError> {
+    /// One byte.
+    ///
+    /// # Errors
+    /// [`WireError::Short`] at the end.
+    pub fn byte(&mut self) -> Result<u8, WireError> {
         let (&first, rest) = self.0.split_first().ok_or(WireError::Short)?;
         self.0 = rest;
         Ok(first)
     }
 
-    pub(crate) fn number(&mut self) -> Result<u64, WireError> {
+    /// A number.
+    ///
+    /// # Errors
+    /// [`WireError`] if it is cut or has more than 64 bits.
+    pub fn number(&mut self) -> Result<u64, WireError> {
         let mut value = 0_u64;
         for index in 0..MAX_BYTES {
             let byte = self.byte()?;
@@ -66,23 +80,32 @@ impl<'a> Reader<'a> {
         Err(WireError::OutOfBounds("a number"))
     }
 
-    /// A number that is at most `most`.
-    pub(crate) fn at_most(&mut self, most: u64, what: &'static str) -> Result<u64, WireError> {
+    /// A number that is at most `most`; `what` names it in the error.
+    ///
+    /// # Errors
+    /// [`WireError`] if it is cut or greater.
+    pub fn at_most(&mut self, most: u64, what: &'static str) -> Result<u64, WireError> {
         match self.number()? {
             value if value <= most => Ok(value),
             _ => Err(WireError::OutOfBounds(what)),
         }
     }
 
-    /// A number of 32 bits that is at most `most`.
-    pub(crate) fn small(&mut self, most: u32, what: &'static str) -> Result<u32, WireError> {
+    /// A number of 32 bits that is at most `most`; `what` names it in the error.
+    ///
+    /// # Errors
+    /// [`WireError`] if it is cut or greater.
+    pub fn small(&mut self, most: u32, what: &'static str) -> Result<u32, WireError> {
         let value = self.at_most(u64::from(most), what)?;
         u32::try_from(value).map_err(|_| WireError::OutOfBounds(what))
     }
 
     /// A text of at most [`MAX_TEXT`](super::MAX_TEXT) bytes. What a terminal might take for more than a
     /// letter becomes a question mark: it will be printed.
-    pub(crate) fn text(&mut self) -> Result<String, WireError> {
+    ///
+    /// # Errors
+    /// [`WireError`] if it is cut or longer.
+    pub fn text(&mut self) -> Result<String, WireError> {
         let len = self.at_most(super::MAX_TEXT as u64, "a text's length")? as usize;
         let (text, rest) = self.0.split_at_checked(len).ok_or(WireError::Short)?;
         self.0 = rest;
@@ -94,7 +117,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Nothing may be left.
-    pub(crate) const fn finish(self) -> Result<(), WireError> {
+    ///
+    /// # Errors
+    /// [`WireError::Trailing`] with the number of bytes left.
+    pub const fn finish(self) -> Result<(), WireError> {
         match self.left() {
             0 => Ok(()),
             left => Err(WireError::Trailing(left)),

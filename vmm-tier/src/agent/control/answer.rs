@@ -2,15 +2,15 @@
 
 use qmp::QmpError;
 use serde::Serialize;
-use tier_core::engine::{Event, PolicyChange};
+use tier_core::{
+    engine::{Event, PolicyChange},
+    text::size,
+};
 
 use super::{Answer, order::Order};
-use crate::{
-    agent::{
-        Agent,
-        saved::{LimitWish, PolicyWish, Wishes},
-    },
-    size,
+use crate::agent::{
+    Agent,
+    saved::{LimitWish, PolicyWish, Wishes},
 };
 
 /// Who sets a limit by a command.

@@ -5,10 +5,12 @@ use std::time::Duration;
 use tier_core::{
     addr::{Gpa, Hva},
     map::GuestMemoryMap,
-    replay::Access,
     sample::{AccessSample, DropReason, SampleAccount, SampleAddress, SampleBatch},
     time::Time,
-    trace::{BatchEnd, TraceRange},
+};
+use tier_replay::{
+    format::{BatchEnd, TraceRange},
+    machine::Access,
 };
 
 /// Brings batches to guest-physical addresses and to the trace's clock, which begins with the first batch

@@ -7,8 +7,8 @@ use tier_core::{
     addr::Hva,
     map::{BlockIndex, MapRange, RamBlock},
     sample::AccessKind,
-    trace::{Encoder, Header, TraceRange},
 };
+use tier_replay::format::{Encoder, Header, TraceRange};
 
 use super::*;
 

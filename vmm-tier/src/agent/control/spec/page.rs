@@ -2,7 +2,7 @@
 
 use qmp::server::{
     ObjectSpec,
-    TypeSpec::{Array, Bool, Enum, Number, Object, String, Uint},
+    TypeSpec::{Array, Enum, Number, Object, String, Uint},
 };
 
 use super::{DIRECTIONS, needed, optional, picture::PIN_STATUS};
@@ -52,12 +52,6 @@ pub(super) const EXPLANATION: ObjectSpec = ObjectSpec {
             "heap-pages",
             Uint,
             "how many pages of its tier may be taken",
-        ),
-        needed(
-            "estimated",
-            Bool,
-            "whether `samples` and `rank` are estimates: heat is kept in a sketch, which may have \
-             forgotten accesses that were seen",
         ),
         needed(
             "state",

@@ -91,7 +91,6 @@ pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
         ),
         needed("in-flight-pages", Uint, "pages under way"),
         needed("engine-memory-bytes", Uint, "what index and heaps take"),
-        needed("heat", Object(&HEAT), "where heat is kept"),
         needed(
             "move-cost-ns",
             Map(&Uint),
@@ -153,38 +152,6 @@ const TIER_BIAS: ObjectSpec = ObjectSpec {
             "corrected",
             Bool,
             "whether counts are judged by it: it differs from 1 for sure",
-        ),
-    ],
-};
-
-const HEAT: ObjectSpec = ObjectSpec {
-    name: "TierHeat",
-    doc: "Where the heat of pages is kept, and what became of it. A sketch that evicts and refuses much is too \
-          small for what the guest uses: grant it more (`heat.memory`).",
-    members: &[
-        needed(
-            "store",
-            Enum(&["exact", "sketch"]),
-            "a count for each page, or a sketch of bounded memory",
-        ),
-        needed("memory-bytes", Uint, "what it takes now"),
-        optional("pages", Uint, "of a sketch: pages that have a count"),
-        optional("slots", Uint, "of a sketch: pages that can have one"),
-        optional(
-            "refused",
-            Uint,
-            "of a sketch: samples that were dropped because hotter pages have all the places where their page \
-             may stand",
-        ),
-        optional(
-            "weakened",
-            Uint,
-            "of a sketch: samples that took from another page's count instead",
-        ),
-        optional(
-            "evicted",
-            Uint,
-            "of a sketch: pages whose count made room for another's",
         ),
     ],
 };

@@ -1,0 +1,262 @@
+//! Where accesses come from: a file or a generator.
+
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use tier_core::{
+    addr::{BASE_PAGE, HUGE_PAGE},
+    sample::SampleAccount,
+    time::Time,
+};
+
+use super::{error::InputError, progress::Progress, ranges, survey::Survey};
+use crate::trace::{self, Format, Options, TraceFile, TraceInfo};
+use crate::{
+    format::Origin,
+    machine::{Access, Accesses, Guest},
+    workload::{self, Scale},
+};
+
+/// Accesses of any origin.
+pub(super) type AnyAccesses = Box<dyn Accesses<Error = InputError>>;
+
+/// What can be replayed, as often as one likes.
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    /// A trace.
+    File {
+        path: PathBuf,
+        format: Format,
+        options: Options,
+    },
+    /// Generated accesses.
+    Workload { name: &'static str, scale: Scale },
+}
+
+/// What is known of an input before it is replayed.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) guest: Arc<Guest>,
+    /// Whether the guest is what was touched, for the trace names no memory.
+    pub(super) touched_only: bool,
+    /// From the first access to the last.
+    pub(super) duration: Duration,
+    /// When the pattern of accesses changes.
+    pub(super) phases: Vec<Time>,
+    /// Whether it may be played slower: not what the user gave a length, nor what a source watched in its own
+    /// time.
+    pub(super) may_stretch: bool,
+    /// Set if the records are samples: the accesses that one stands for, and how often pages were tested.
+    pub(super) samples: Option<(u64, u32)>,
+    /// What the recording says was lost and dropped when it was made.
+    pub(super) account: SampleAccount,
+    /// Accesses that the recording left out as they lay outside the guest's memory.
+    pub(super) outside: u64,
+    /// Passes that it took to learn this.
+    pub(super) passes: usize,
+    /// What a reader should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// A file that can't be read again.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0} is no file that can be read more than once: make a trace of it first, with \
+     'vmm-tier record --import {0} --output FILE'"
+)]
+pub struct NotAFile(String);
+
+/// Accesses, and how many of them the reader has dropped so far.
+pub(super) struct Opened {
+    pub(super) accesses: AnyAccesses,
+    pub(super) outside: Rc<Cell<u64>>,
+}
+
+impl Input {
+    /// What users call it.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::File { path, .. } => path.display().to_string(),
+            Self::Workload { name, .. } => (*name).to_owned(),
+        }
+    }
+
+    /// Its accesses, from the first on.
+    ///
+    /// # Errors
+    /// If it can't be opened.
+    pub(super) fn open(&self) -> Result<Opened, InputError> {
+        let outside = Rc::default();
+        let accesses: AnyAccesses = match self {
+            Self::File {
+                path,
+                format,
+                options,
+            } => Box::new(Counted {
+                file: trace::open(path, *format, *options)?.accesses,
+                outside: Rc::clone(&outside),
+            }),
+            Self::Workload { name, scale } => {
+                Box::new(Generated(workload::make(name, scale)?.accesses))
+            }
+        };
+        Ok(Opened { accesses, outside })
+    }
+
+    /// Learns its memory and its length.
+    ///
+    /// # Errors
+    /// If it can't be read, or accesses nothing.
+    pub(super) fn facts(&self, huge: bool, progress: &Progress) -> Result<Facts, InputError> {
+        match self {
+            Self::File {
+                path,
+                format,
+                options,
+            } => file_facts(path, *format, *options, huge, progress),
+            Self::Workload { name, scale } => {
+                let workload = workload::make(name, scale)?;
+                let guest = match huge {
+                    true => workload.guest.in_huge_pages()?,
+                    false => workload.guest,
+                };
+                Ok(Facts {
+                    guest: Arc::new(guest),
+                    touched_only: false,
+                    duration: Duration::from_secs(scale.seconds.into()),
+                    phases: workload.phases,
+                    may_stretch: false,
+                    samples: None,
+                    account: SampleAccount::default(),
+                    outside: 0,
+                    passes: 0,
+                    notes: Vec::new(),
+                })
+            }
+        }
+    }
+}
+
+fn file_facts(
+    path: &Path,
+    format: Format,
+    options: Options,
+    huge: bool,
+    progress: &Progress,
+) -> Result<Facts, InputError> {
+    let trace::Opened { mut accesses, info } = trace::open(path, format, options)?;
+    if info.bytes == 0 {
+        return Err(NotAFile(path.display().to_string()).into());
+    }
+    let mut notes = Vec::new();
+    // A recording that names its memory and its length need not be read for them.
+    let known = (!info.ranges.is_empty())
+        .then_some(info.end.as_ref())
+        .flatten()
+        // What it says of itself is not true of a part of it.
+        .filter(|_| !options.partial);
+    let survey = match known {
+        Some(_) => None,
+        None => {
+            progress.begin(&path.display().to_string(), "looking at memory");
+            Some(survey(&mut accesses, &info, progress)?)
+        }
+    };
+    let doubt = accesses.doubt();
+    let is_whole = doubt.is_none();
+    notes.extend(doubt);
+    let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
+    let guest = match &survey {
+        Some(survey) if info.ranges.is_empty() => survey.guest(page_bytes)?,
+        _ => {
+            // Memory may have come while it was recorded: a trace that was cut tells of it in its midst.
+            let memory = match survey {
+                Some(_) => accesses.memory(),
+                None => &info.ranges,
+            };
+            let guest = Guest::from_ranges(&ranges::in_whole_pages(memory))?;
+            if huge { guest.in_huge_pages()? } else { guest }
+        }
+    };
+    let duration = match (&survey, known) {
+        (Some(survey), _) => survey.duration(),
+        (None, Some(end)) => Time(end.last).since(Time(end.first)),
+        (None, None) => Duration::ZERO,
+    };
+    let is_sampled = info.period > 1 || info.tests > 0 || matches!(info.origin, Origin::Source(_));
+    if is_sampled {
+        let what = match info.tests {
+            0 => format!("one for {} accesses", info.period),
+            tests => format!("counts of {tests} looks at each page"),
+        };
+        notes.push(format!(
+            "the trace holds what {} delivered, {what}: hits are those of its records",
+            info.origin.name()
+        ));
+    }
+    // A trace that was cut tells of its losses in its midst.
+    let so_far = accesses.so_far().cloned().unwrap_or_default();
+    let end = info.end.filter(|_| is_whole).unwrap_or(so_far);
+    Ok(Facts {
+        guest: Arc::new(guest),
+        touched_only: info.ranges.is_empty(),
+        duration,
+        phases: end.marks.iter().map(|mark| mark.at).collect(),
+        may_stretch: !is_sampled,
+        samples: is_sampled.then_some((info.period, info.tests)),
+        account: end.account,
+        outside: end.outside,
+        passes: usize::from(survey.is_some()),
+        notes,
+    })
+}
+
+fn survey(
+    accesses: &mut TraceFile,
+    info: &TraceInfo,
+    progress: &Progress,
+) -> Result<Survey, InputError> {
+    let mut survey = Survey::default();
+    let mut block = Vec::new();
+    while accesses.fill(&mut block)? {
+        survey.add(&block)?;
+        block.clear();
+        progress.set(accesses.position() as f64, info.bytes as f64);
+    }
+    survey.add(&block)?;
+    Ok(survey)
+}
+
+/// A trace whose drops are counted where they can be read while it is read.
+struct Counted {
+    file: TraceFile,
+    outside: Rc<Cell<u64>>,
+}
+
+impl Accesses for Counted {
+    type Error = InputError;
+
+    fn fill(&mut self, out: &mut Vec<Access>) -> Result<bool, InputError> {
+        let more = self.file.fill(out)?;
+        self.outside.set(self.file.counts().outside);
+        Ok(more)
+    }
+}
+
+/// A generator, which never fails.
+struct Generated<A>(A);
+
+impl<A: Accesses<Error = Infallible>> Accesses for Generated<A> {
+    type Error = InputError;
+
+    fn fill(&mut self, out: &mut Vec<Access>) -> Result<bool, InputError> {
+        let Ok(more) = self.0.fill(out);
+        Ok(more)
+    }
+}

@@ -1,0 +1,309 @@
+//! Replays one input: learns what the oracle needs, then runs all simulations in step.
+
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+
+use tier_core::text::table::count;
+use tier_core::time::Time;
+
+use super::{
+    args::Stretch,
+    error::InputError,
+    input::{AnyAccesses, Facts, Input, Opened},
+    lockstep,
+    progress::Progress,
+    report::{Run, Trace},
+    results::runs,
+    settings::{Choice, Settings},
+    thin,
+};
+use crate::{
+    machine::{
+        Profile, SamplerSettings, Sampling, Score, Simulation, Slice, Slicer, SlicerAccount,
+        SlicerSettings,
+    },
+    policy::{
+        self, PolicySetup, UnknownPolicy,
+        oracle::{Oracle, Plan},
+    },
+};
+
+/// A trace shorter than this is slowed down to it: policies think in seconds, and two minutes show them settle
+/// and change. A slice less than that, so that the last access falls into them.
+const LONG_ENOUGH: Duration = Duration::from_millis(119_990);
+/// Epochs of the oracle where memory suffices.
+const EPOCH: Duration = Duration::from_secs(1);
+/// Planning takes the profile once more, by page, and two plans.
+const PLANNING: usize = 4;
+/// Slices that are simulated at a time: a second of them, or fewer if they are full.
+const BATCH_SLICES: usize = 100;
+/// Pages and samples in a batch, at most: some 30 MB.
+const BATCH_ENTRIES: usize = 2 << 20;
+
+/// What an input comes to.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) trace: Trace,
+    pub(super) runs: Vec<Run>,
+}
+
+/// One input and how it is played.
+struct Play<'a> {
+    input: &'a Input,
+    facts: Facts,
+    slicing: SlicerSettings,
+    stretch: f64,
+    progress: &'a Progress,
+    name: String,
+}
+
+/// Replays an input.
+///
+/// # Errors
+/// If it can't be read, or a size of DRAM holds no page of its guest.
+pub(super) fn replay(
+    input: &Input,
+    settings: &Settings,
+    progress: &Progress,
+) -> Result<Outcome, InputError> {
+    let play = Play::new(input, settings, progress)?;
+    let sizes = sizes(settings, &play.facts)?;
+    let profile = play.learn(settings.memory)?;
+    let (scores, account) = play.simulate(settings, &sizes, &profile)?;
+    let mut trace = play.trace(settings, &account, &sizes);
+    trace.notes.extend(coarse(&profile));
+    let recorded = play.is_recording().then_some(&play.facts.account);
+    let runs = runs(&trace, &scores, recorded, settings.timeline);
+    Ok(Outcome { trace, runs })
+}
+
+impl<'a> Play<'a> {
+    fn new(
+        input: &'a Input,
+        settings: &Settings,
+        progress: &'a Progress,
+    ) -> Result<Self, InputError> {
+        let facts = input.facts(settings.huge, progress)?;
+        let stretch = match settings.stretch {
+            Stretch::By(factor) => factor,
+            Stretch::Auto if facts.may_stretch => stretch_for(facts.duration),
+            Stretch::Auto => 1.0,
+        };
+        let sampling = match (facts.samples, settings.period) {
+            (Some((period, tests)), None) => Sampling::All { period, tests },
+            (_, period) => Sampling::Every(SamplerSettings {
+                period: period.unwrap_or(settings.sampler.period),
+                ..settings.sampler
+            }),
+        };
+        let slicing = SlicerSettings {
+            stretch,
+            sampling,
+            ..SlicerSettings::default()
+        };
+        Ok(Self {
+            name: input.name(),
+            input,
+            facts,
+            slicing,
+            stretch,
+            progress,
+        })
+    }
+
+    /// The accesses in slices, and how many the reader drops meanwhile.
+    fn slicer(&self) -> Result<(Slicer<AnyAccesses>, Rc<Cell<u64>>), InputError> {
+        let guest = Arc::clone(&self.facts.guest);
+        let Opened { accesses, outside } = self.input.open()?;
+        let slicer = Slicer::new(guest, accesses, &self.slicing)?;
+        Ok((slicer, outside))
+    }
+
+    /// Whether every record is a sample.
+    const fn is_recording(&self) -> bool {
+        matches!(self.slicing.sampling, Sampling::All { .. })
+    }
+
+    /// Seconds, as played.
+    fn seconds(&self) -> f64 {
+        self.facts.duration.as_secs_f64() * self.stretch
+    }
+
+    fn period(&self) -> u64 {
+        match self.slicing.sampling {
+            Sampling::Every(sampler) => sampler.period,
+            Sampling::All { period, .. } => period,
+        }
+    }
+
+    fn begin(&self, pass: usize, what: &str) {
+        let before = self.facts.passes;
+        let what = format!("pass {} of {}, {what}", before + pass, before + 2);
+        self.progress.begin(&self.name, &what);
+    }
+
+    fn show(&self, slice: &Slice, start: &mut Option<Time>) {
+        let start = *start.get_or_insert(slice.start);
+        let done = slice.end.since(start).as_secs_f64();
+        self.progress.set(done, self.seconds());
+    }
+
+    /// The first pass: how often each page is used, and when.
+    fn learn(&self, memory: u64) -> Result<Profile, InputError> {
+        self.begin(1, "learning");
+        let (mut slicer, _) = self.slicer()?;
+        let pages = self.facts.guest.pages();
+        let bytes = usize::try_from(memory).unwrap_or(usize::MAX) / PLANNING;
+        let mut profile = Profile::new(pages, EPOCH, bytes);
+        let (mut slice, mut start) = (Slice::default(), None);
+        while let Some(slice) = slicer.next_slice(&mut slice)? {
+            profile.add(slice);
+            self.show(slice, &mut start);
+        }
+        Ok(profile.finish())
+    }
+
+    /// The second pass: every policy with every size.
+    fn simulate(
+        &self,
+        settings: &Settings,
+        sizes: &[u64],
+        profile: &Profile,
+    ) -> Result<(Vec<Score>, SlicerAccount), InputError> {
+        self.begin(2, "simulating");
+        let setup = PolicySetup {
+            period: self.period(),
+            ..settings.setup.clone()
+        };
+        let mut simulations = Vec::with_capacity(sizes.len() * settings.policies.len());
+        for &fast_bytes in sizes {
+            for &choice in &settings.policies {
+                let guest = Arc::clone(&self.facts.guest);
+                let conditions = settings.conditions;
+                simulations.push(Simulation::new(
+                    guest,
+                    fast_bytes,
+                    conditions,
+                    |host| match choice {
+                        Choice::Online(name) => policy::make(name, host, &setup),
+                        Choice::Oracle(kind) => {
+                            let plan = Plan::new(kind, profile, host);
+                            Ok::<_, UnknownPolicy>(Box::new(Oracle::new(Arc::new(plan))))
+                        }
+                    },
+                )?);
+            }
+        }
+        let (mut slicer, outside) = self.slicer()?;
+        let mut start = None;
+        lockstep::run(&mut simulations, || {
+            let batch = next_batch(&mut slicer)?;
+            if let Some(last) = batch.last() {
+                self.show(last, &mut start);
+            }
+            Ok::<_, InputError>(batch)
+        })?;
+        let start = start.unwrap_or_default();
+        let phases: Vec<Time> = self
+            .facts
+            .phases
+            .iter()
+            .map(|phase| start + phase.since(start).mul_f64(self.stretch))
+            .collect();
+        let scores = simulations.into_iter();
+        let scores = scores.map(|simulation| simulation.finish(&phases));
+        let mut account = slicer.account();
+        account.outside += outside.get();
+        Ok((scores.collect(), account))
+    }
+
+    fn trace(&self, settings: &Settings, account: &SlicerAccount, sizes: &[u64]) -> Trace {
+        let guest = &self.facts.guest;
+        let mut trace = Trace {
+            trace: self.name.clone(),
+            seconds: self.seconds(),
+            stretched: self.stretch,
+            guest_bytes: guest.bytes(),
+            pages: guest.pages(),
+            accesses: account.accesses,
+            touched_only: self.facts.touched_only,
+            outside: account.outside + self.facts.outside,
+            period: self.period(),
+            samples_recorded: self.is_recording(),
+            notes: self.facts.notes.clone(),
+        };
+        if self.stretch != 1.0 {
+            trace.notes.push(format!(
+                "the trace took {:.3?} and is played {} times slower, for policies count in seconds; --stretch 1 \
+                 plays it as it was",
+                self.facts.duration,
+                count(self.stretch.round() as u64),
+            ));
+        }
+        let most = sizes.last().copied().unwrap_or(0);
+        let samples = match self.is_recording() {
+            true => account.records,
+            false => account.sampled,
+        };
+        let thin = thin::note(&trace, samples, most, settings.setup.half_life);
+        trace.notes.extend(thin);
+        trace
+    }
+}
+
+/// What a reader should know of an oracle that had too little memory.
+fn coarse(profile: &Profile) -> Option<String> {
+    profile.is_short_of_memory().then(|| {
+        format!(
+            "the oracle knows the future in epochs of {} s, for its memory is short: with more (--memory) it may do \
+             better, and all shares of it be less",
+            profile.epoch().as_secs()
+        )
+    })
+}
+
+/// How much slower a trace of this length is played.
+fn stretch_for(duration: Duration) -> f64 {
+    let seconds = duration.as_secs_f64();
+    if seconds > 0.0 && duration < LONG_ENOUGH {
+        LONG_ENOUGH.as_secs_f64() / seconds
+    } else {
+        1.0
+    }
+}
+
+/// The sizes of DRAM in bytes, rising, each once.
+fn sizes(settings: &Settings, facts: &Facts) -> Result<Vec<u64>, InputError> {
+    let guest_bytes = facts.guest.bytes();
+    let smallest = facts.guest.ranges().map(|range| range.page_bytes).min();
+    let page_bytes = smallest.unwrap_or(0);
+    let sizes = settings.fast.iter().map(|size| {
+        let bytes = size.bytes(guest_bytes);
+        if bytes < page_bytes {
+            let size = size.to_string();
+            return Err(InputError::NoPage {
+                size,
+                guest_bytes,
+                page_bytes,
+            });
+        }
+        Ok(bytes)
+    });
+    let mut sizes = sizes.collect::<Result<Vec<u64>, _>>()?;
+    sizes.sort_unstable();
+    sizes.dedup();
+    Ok(sizes)
+}
+
+fn next_batch(slicer: &mut Slicer<AnyAccesses>) -> Result<Vec<Slice>, InputError> {
+    let mut batch = Vec::with_capacity(BATCH_SLICES);
+    let mut entries = 0;
+    while batch.len() < BATCH_SLICES && entries < BATCH_ENTRIES {
+        let mut slice = Slice::default();
+        if slicer.next_slice(&mut slice)?.is_none() {
+            break;
+        }
+        entries += slice.touched.len() + slice.samples.len();
+        batch.push(slice);
+    }
+    Ok(batch)
+}

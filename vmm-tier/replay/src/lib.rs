@@ -1,0 +1,19 @@
+//! The what-if laboratory of vmm-tier: policies place the pages of a recorded or generated guest again.
+//!
+//! ```text
+//! trace file ─► trace ─► format ─┐
+//!                                ├─► machine: slices ─► policy ─► host ─► score ─► comparison: tables
+//! workload ──────────────────────┘
+//! ```
+//!
+//! The agent needs none of it, but for the format of traces where it records a guest or replays a recording as
+//! its source.
+#![forbid(unsafe_code)]
+
+pub mod comparison;
+pub mod format;
+pub mod machine;
+pub mod policy;
+pub mod status_line;
+pub mod trace;
+pub mod workload;
