@@ -19,7 +19,7 @@ use tier_sys::{
     sysroot::{SysRoot, numbered_entries, read_optional},
 };
 
-use crate::source::{host_faults, kvm_faults, pebs};
+use crate::source::pebs;
 
 /// How long each hardware event watches the doctor read and write.
 const MOMENT: Duration = Duration::from_millis(50);
@@ -39,8 +39,6 @@ const PERIOD: u64 = 1009;
 pub(super) enum Probe {
     /// It delivered so many records, so many of them with a usable address.
     Delivers { records: u64, usable: u64 },
-    /// It can be opened; what it watches can't be made to happen here.
-    Opens,
     /// It can't be used, and why.
     Refused(String),
 }
@@ -51,22 +49,16 @@ pub(super) struct Probes {
     pub(super) damon: Probe,
     pub(super) ibs: Probe,
     pub(super) pebs: Probe,
-    pub(super) kvm_faults: Probe,
-    pub(super) host_faults: Probe,
 }
 
 impl Probes {
     /// Tries them all; takes up to four seconds.
     pub(super) fn take(root: &SysRoot, run_dir: &Path) -> Self {
-        let mut memory: Vec<u64> = Vec::with_capacity(WORDS);
-        // First, while the memory is fresh: each of its pages is touched for the first time.
-        let host_faults = host_faults(root, &mut memory);
+        let mut memory = vec![1; WORDS];
         Self {
             damon: damon(root, run_dir, &mut memory),
             ibs: ibs(root, &mut memory),
             pebs: pebs(root, &mut memory),
-            kvm_faults: kvm_faults(root),
-            host_faults,
         }
     }
 }
@@ -128,21 +120,6 @@ fn holds(memory: &[u64], address: u64) -> bool {
     (range.start as u64..range.end as u64).contains(&address)
 }
 
-fn host_faults(root: &SysRoot, memory: &mut Vec<u64>) -> Probe {
-    let base = memory.as_ptr() as u64;
-    let range = base..base + (WORDS as u64) * 8;
-    let events = [host_faults::event().into()];
-    let fill = || memory.resize(WORDS, 1);
-    match watch(root, &events, fill, |sample| {
-        sample
-            .addr()
-            .is_some_and(|address| range.contains(&address))
-    }) {
-        Ok(probe) => probe,
-        Err(error) => refused(&error),
-    }
-}
-
 fn ibs(root: &SysRoot, memory: &mut [u64]) -> Probe {
     let pmu = match IbsPmu::read(root) {
         Ok(pmu) => pmu,
@@ -175,17 +152,6 @@ fn pebs(root: &SysRoot, memory: &mut Vec<u64>) -> Probe {
     };
     match watch(root, &events, || stir(memory, MOMENT), usable) {
         Ok(probe) => probe,
-        Err(error) => refused(&error),
-    }
-}
-
-fn kvm_faults(root: &SysRoot) -> Probe {
-    let event = match kvm_faults::event(root) {
-        Ok(event) => event,
-        Err(error) => return Probe::Refused(error),
-    };
-    match open(root, &event.into()) {
-        Ok(_) => Probe::Opens,
         Err(error) => refused(&error),
     }
 }
@@ -296,7 +262,6 @@ mod tests {
             (&probes.damon, "damon_aggregated"),
             (&probes.ibs, "ibs_op"),
             (&probes.pebs, "no PMU"),
-            (&probes.kvm_faults, "kvm_page_fault"),
         ] {
             assert!(
                 matches!(probe, Probe::Refused(why) if why.contains(part)),

@@ -8,7 +8,7 @@ use tier_sys::sysroot::SysRoot;
 use super::{
     Opener, damon,
     guest::{self, GuestAddress, ParseGuestAddressError},
-    host_faults, ibs, kvm_faults, pebs, replay,
+    ibs, pebs, replay,
 };
 
 /// A source that the operator named.
@@ -20,8 +20,6 @@ pub(crate) enum Wanted {
     IbsFile(PathBuf),
     Pebs,
     Guest(GuestAddress),
-    KvmFaults,
-    HostFaults,
     /// A recording of another source.
     Replay(PathBuf),
 }
@@ -30,8 +28,8 @@ pub(crate) enum Wanted {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParseSourceError {
     #[error(
-        "source '{0}' is not known; there is: auto, damon, ibs, ibs=FILE, pebs, kvm-faults, host-faults, guest=SOCKET, \
-         guest=vsock:CID:PORT, replay=FILE; several are joined by commas"
+        "source '{0}' is not known; there is: auto, damon, ibs, ibs=FILE, pebs, guest=SOCKET, guest=vsock:CID:PORT, \
+         replay=FILE; several are joined by commas"
     )]
     Unknown(String),
     #[error(transparent)]
@@ -58,8 +56,6 @@ impl FromStr for SourceChoice {
                 "damon" => choice.add(Wanted::Damon),
                 "ibs" => choice.add(Wanted::Ibs),
                 "pebs" => choice.add(Wanted::Pebs),
-                "kvm-faults" => choice.add(Wanted::KvmFaults),
-                "host-faults" => choice.add(Wanted::HostFaults),
                 word => match word.split_once('=') {
                     Some(("ibs", path)) if !path.is_empty() => {
                         choice.add(Wanted::IbsFile(PathBuf::from(path)));
@@ -122,8 +118,6 @@ impl Wanted {
             Self::Ibs | Self::IbsFile(_) => SourceKind::Ibs,
             Self::Pebs => SourceKind::Pebs,
             Self::Guest(_) => SourceKind::Guest,
-            Self::KvmFaults => SourceKind::KvmFaults,
-            Self::HostFaults => SourceKind::HostFaults,
             Self::Replay(_) => SourceKind::Replay,
         }
     }
@@ -135,14 +129,12 @@ impl Wanted {
             Self::IbsFile(path) => Box::new(move |setup, map| ibs::open_file(setup, map, &path)),
             Self::Pebs => Box::new(pebs::open),
             Self::Guest(address) => Box::new(move |setup, map| guest::open(setup, map, &address)),
-            Self::KvmFaults => Box::new(kvm_faults::open),
-            Self::HostFaults => Box::new(host_faults::open),
             Self::Replay(path) => replay::opener(path),
         }
     }
 }
 
-/// What this host may have that sees a guest: those that see none are of use only to who asks for them.
+/// The sources of this host that may see a guest. A source that sees none must be asked for by name.
 fn found(root: &SysRoot, is_kvm: bool) -> Vec<Wanted> {
     let mut found = vec![Wanted::Damon];
     let pmus = root.sys("bus/event_source/devices");
@@ -189,6 +181,10 @@ mod tests {
     fn choice_when_a_name_is_wrong_says_what_there_is() {
         for (text, part) in [
             ("damn", "'damn' is not known; there is: auto, damon"),
+            (
+                "kvm-faults",
+                "'kvm-faults' is not known; there is: auto, damon",
+            ),
             ("", "'' is not known"),
             ("damon,guest=vsock:1:2", "'vsock:1:2' is no address"),
         ] {

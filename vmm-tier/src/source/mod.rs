@@ -10,9 +10,7 @@
 mod choice;
 pub(crate) mod damon;
 pub(crate) mod guest;
-pub(crate) mod host_faults;
 pub(crate) mod ibs;
-pub(crate) mod kvm_faults;
 pub(crate) mod pebs;
 mod records;
 mod replay;

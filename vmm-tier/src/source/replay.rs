@@ -158,11 +158,7 @@ impl Source for Replay {
     }
 
     fn sight(&self) -> Sight {
-        match self.recorded {
-            SourceKind::HostFaults => Sight::HostMode,
-            SourceKind::KvmFaults => Sight::FirstTouch,
-            _ => Sight::Guest,
-        }
+        Sight::Guest
     }
 
     fn label(&self) -> String {

@@ -163,3 +163,6 @@ impl<D: Decode> Source for VcpuSource<D> {
 pub(super) const fn is_kernel_address(address: u64) -> bool {
     address >> 63 != 0
 }
+
+#[cfg(test)]
+mod tests;

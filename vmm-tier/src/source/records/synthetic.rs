@@ -9,9 +9,7 @@ use super::*;
 
 /// Bits of `sample_type` and record types of `include/uapi/linux/perf_event.h`.
 pub(in crate::source) const TID: u64 = 1 << 1;
-pub(in crate::source) const TIME: u64 = 1 << 2;
 pub(in crate::source) const ADDR: u64 = 1 << 3;
-pub(in crate::source) const RAW: u64 = 1 << 10;
 pub(in crate::source) const DATA_SRC: u64 = 1 << 15;
 const LOST: u32 = 2;
 const THROTTLE: u32 = 5;
@@ -32,17 +30,6 @@ fn record(kind: u32, misc: u16, body: &[u8]) -> Vec<u8> {
 pub(in crate::source) fn sample(misc: u16, words: &[u64]) -> Vec<u8> {
     let body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     record(SAMPLE, misc, &body)
-}
-
-/// A sample of these words and then raw data.
-pub(in crate::source) fn raw_sample(words: &[u64], raw: &[u8]) -> Vec<u8> {
-    let mut body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    // The size counts the padding: size and data end on eight bytes together.
-    let padded = (4 + raw.len()).next_multiple_of(8) - 4;
-    body.extend(u32::try_from(padded).unwrap().to_ne_bytes());
-    body.extend(raw);
-    body.resize(body.len() + padded - raw.len(), 0);
-    record(SAMPLE, 0, &body)
 }
 
 /// The kernel lost `lost` records of an event with TID and TIME.
@@ -80,7 +67,7 @@ pub(in crate::source) fn batch_of(
     let drained = ring.drain(|record| collector.take(record, &mut decode));
     collector.drained(drained);
     let origin = Origin {
-        source: SourceKind::KvmFaults,
+        source: SourceKind::Pebs,
         period: 1,
         map_generation: 3,
     };
