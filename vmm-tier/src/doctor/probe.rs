@@ -13,7 +13,7 @@ use tier_sys::{
     perf::{
         event::{Event, EventError, Target},
         ibs::{self, IbsPmu},
-        record::{Record, Sample},
+        record::Sample,
         threads::ThreadEvent,
     },
     sysroot::{SysRoot, numbered_entries, read_optional},
@@ -88,12 +88,8 @@ fn watch(
     let (mut records, mut usable) = (0, 0);
     for event in &mut opened {
         event.disable()?;
-        event.drain(|record| {
-            if let Record::Sample(sample) = record {
-                records += 1;
-                usable += u64::from(is_usable(&sample));
-            }
-        });
+        let collected = event.collect(|sample| usable += u64::from(is_usable(&sample)));
+        records += collected.samples;
     }
     Ok(Probe::Delivers { records, usable })
 }

@@ -12,7 +12,6 @@ pub(crate) mod damon;
 pub(crate) mod guest;
 pub(crate) mod ibs;
 pub(crate) mod pebs;
-mod records;
 mod replay;
 pub(crate) mod thread;
 mod vcpus;

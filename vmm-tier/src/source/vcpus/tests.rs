@@ -9,6 +9,7 @@ use std::{
 use tier_core::{
     addr::{Gpa, Hva},
     map::{Backing, BlockIndex, MapRange, RamBlock},
+    period::PeriodGoals,
     sample::{AccessKind, SampleAddress},
 };
 use tier_sys::{damon::DamonSettings, perf::event::EventSpec, sysroot::SysRoot};
@@ -26,11 +27,11 @@ impl Decode for PageFaults {
         Sight::Guest
     }
 
-    fn label(&self) -> String {
+    fn label(&self, _: &Feed) -> String {
         "page faults".to_owned()
     }
 
-    fn decode(&self, _: usize, sample: &Sample<'_>) -> Result<AccessSample, DropReason> {
+    fn decode(&mut self, _: usize, sample: &Sample<'_>) -> Result<AccessSample, DropReason> {
         let address = sample.addr().ok_or(DropReason::Malformed)?;
         Ok(AccessSample {
             address: SampleAddress::Host(Hva(address)),
@@ -43,8 +44,15 @@ impl Decode for PageFaults {
 
 fn open(setup: &Setup, map: &GuestMemoryMap) -> anyhow::Result<Box<dyn Source>> {
     let events = vec![EventSpec::page_faults(32).into()];
-    let source = VcpuSource::open(setup, map, PageFaults, events, 1)?;
-    Ok(Box::new(source))
+    let goals = PeriodGoals {
+        budget: 1.0,
+        rate: f64::MAX,
+        bounds: 1..=1,
+        unit: 1,
+        record_cost: Duration::ZERO,
+    };
+    let feed = Feed::open(setup, events, (goals, 1))?;
+    Ok(Box::new(VcpuSource::new(setup, map, PageFaults, feed)))
 }
 
 /// A map with one block that lies at `hva`.
