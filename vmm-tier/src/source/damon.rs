@@ -1,9 +1,6 @@
 //! DAMON as a source: at the pace that the guest needs, and in turns while it is at rest.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tier_core::{
     addr::{HUGE_PAGE, Hva},
@@ -13,7 +10,7 @@ use tier_core::{
 };
 use tier_sys::damon::{DamonSettings, source::DamonSource};
 
-use super::{Polled, Setup, Source};
+use super::{Polled, Setup, Source, turn::Turn};
 
 /// Looks at a region never come closer: DAMON's thread can hardly sleep for less.
 const LEAST_SAMPLING: Duration = Duration::from_millis(1);
@@ -23,10 +20,9 @@ struct Damon {
     setup: Setup,
     map: Arc<GuestMemoryMap>,
     pace: PaceKeeper,
-    /// `None` while the guest is at rest and its turn is over.
+    /// `None` while it rests.
     watching: Option<DamonSource>,
-    /// When the turn or the rest began.
-    since: Instant,
+    turn: Turn,
 }
 
 /// Watches the ranges of `map`.
@@ -48,7 +44,7 @@ pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<B
         map: Arc::clone(map),
         pace: PaceKeeper::new(base, LEAST_SAMPLING, setup.quiet_factor),
         watching: None,
-        since: Instant::now(),
+        turn: Turn::watch(),
     };
     damon.watch()?;
     Ok(Box::new(damon))
@@ -63,7 +59,7 @@ impl Damon {
         let (settings, generation) = (self.settings(), self.map.generation());
         let source = DamonSource::start(root, run_dir, *pid, &ranges, settings, generation)?;
         self.watching = Some(source);
-        self.since = Instant::now();
+        self.turn = Turn::watch();
         Ok(())
     }
 
@@ -100,23 +96,13 @@ impl Damon {
     /// Begins and ends turns. Returns how long to wait if there is nothing to watch.
     fn take_turns(&mut self) -> anyhow::Result<Option<Duration>> {
         let turns = self.pace.pace().turns;
-        let elapsed = self.since.elapsed();
-        match (self.watching.is_some(), turns) {
-            (true, None) => self.since = Instant::now(),
-            (true, Some(turns)) if elapsed >= turns.watch => {
-                if let Some(source) = self.watching.take() {
-                    source.stop()?;
-                }
-                self.since = Instant::now();
-                return Ok(Some(turns.rest));
+        if self.turn.advance(turns) {
+            match self.watching.take() {
+                Some(source) => source.stop()?,
+                None => self.watch()?,
             }
-            (true, Some(_)) => {}
-            (false, Some(turns)) if elapsed < turns.rest => {
-                return Ok(Some(turns.rest - elapsed));
-            }
-            (false, _) => self.watch()?,
         }
-        Ok(None)
+        Ok(self.turn.rest_left(turns))
     }
 }
 

@@ -35,7 +35,7 @@ use self::{
     link::{Link, Woken},
     peer::Peer,
 };
-use super::{Polled, Setup, Source};
+use super::{Polled, Setup, Source, turn::Turn};
 
 /// Accesses a second that the guest is asked for.
 const ACCESSES_PER_S: u32 = 10_000;
@@ -63,8 +63,7 @@ struct GuestAgent {
     decoder: Decoder,
     peer: Peer,
     pace: PaceKeeper,
-    /// Whether the agent rests between its turns, and since when it does or not.
-    resting: (bool, Instant),
+    turn: Turn,
     quiet: bool,
     quiet_factor: u32,
     buffer: Vec<u8>,
@@ -114,7 +113,7 @@ impl GuestAgent {
             decoder: Decoder::new(),
             peer,
             pace,
-            resting: (false, Instant::now()),
+            turn: Turn::watch(),
             quiet: false,
             quiet_factor: setup.quiet_factor,
             buffer: vec![0; MAX_FRAME],
@@ -255,23 +254,14 @@ impl GuestAgent {
 
     /// While the guest is at rest and slow looks would tell too little, its agent looks in turns.
     fn take_turns(&mut self) {
-        let (resting, since) = self.resting;
-        let next = match self.pace.pace().turns {
-            None => false,
-            Some(turns) if resting => since.elapsed() < turns.rest,
-            Some(turns) => since.elapsed() >= turns.watch,
-        };
-        if next != resting {
-            self.resting = (next, Instant::now());
+        if self.turn.advance(self.pace.pace().turns) {
             self.send_wish();
-        } else if self.pace.pace().turns.is_none() {
-            self.resting.1 = Instant::now();
         }
     }
 
     fn send_wish(&mut self) {
         let slower = if self.quiet { self.quiet_factor } else { 1 };
-        let wish = match self.resting.0 {
+        let wish = match self.turn.is_resting() {
             true => Wish::default(),
             false => wish(self.pace.pace(), slower),
         };
@@ -295,7 +285,7 @@ impl Source for GuestAgent {
         };
         let hello = &session.hello;
         let since = process::now().since(session.since).as_secs();
-        let source = match self.resting.0 {
+        let source = match self.turn.is_resting() {
             true => "rests until its next turn".to_owned(),
             false => format!("observes with {}", session.source),
         };
@@ -348,7 +338,7 @@ impl Source for GuestAgent {
     fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
         self.quiet = quiet;
         self.pace.set_quiet(quiet);
-        self.resting = (false, Instant::now());
+        self.turn = Turn::watch();
         self.send_wish();
         Ok(())
     }

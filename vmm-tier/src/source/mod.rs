@@ -14,6 +14,7 @@ pub(crate) mod ibs;
 pub(crate) mod pebs;
 mod replay;
 pub(crate) mod thread;
+mod turn;
 mod vcpus;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
