@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tier_core::{addr::Hva, sample::SampleAddress};
+use tier_core::{addr::Hva, random::Random, sample::SampleAddress};
 use tier_sys::{
     damon::{DamonSettings, source::DamonSource},
     perf::{
@@ -25,25 +25,25 @@ use crate::source::pebs;
 const MOMENT: Duration = Duration::from_millis(50);
 /// How long DAMON may take to find the doctor's memory used.
 const DAMON_LIMIT: Duration = Duration::from_secs(4);
-/// What is read and written meanwhile, in words: little, for DRAM may be full.
+/// Words that are read and written meanwhile: few, for DRAM may be full.
 const WORDS: usize = (8 << 20) / 8;
 /// The same for events on misses: more than caches hold.
 const MANY_WORDS: usize = (64 << 20) / 8;
 /// Pages of each ring.
 const RING_PAGES: usize = 16;
-/// One in so many accesses: dense enough for thousands of samples in a moment.
+/// Accesses for each sample: few enough for thousands of samples in a moment.
 const PERIOD: u64 = 1009;
 
 /// What came of trying a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Probe {
-    /// It delivered so many records, so many of them with a usable address.
+    /// It delivered `records` records, `usable` of them with a usable address.
     Delivers { records: u64, usable: u64 },
-    /// It can't be used, and why.
+    /// It can't be used, for this reason.
     Refused(String),
 }
 
-/// What came of trying all that run on the host.
+/// What came of trying each source that runs on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Probes {
     pub(super) damon: Probe,
@@ -97,14 +97,10 @@ fn watch(
 /// Reads and writes all over `memory` for `time`.
 fn stir(memory: &mut [u64], time: Duration) {
     let began = Instant::now();
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = Random::new(1);
     while began.elapsed() < time && !memory.is_empty() {
         for _ in 0..4096 {
-            // A generator without a multiplication to wait for (Marsaglia's xorshift).
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let index = (state >> 16) as usize % memory.len();
+            let index = random.below(memory.len() as u64) as usize;
             memory[index] = memory[index].wrapping_add(1);
         }
     }

@@ -24,7 +24,7 @@ pub(crate) enum Wanted {
     Replay(PathBuf),
 }
 
-/// Why a text names no source.
+/// A text that names no source.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParseSourceError {
     #[error(
@@ -36,10 +36,10 @@ pub(crate) enum ParseSourceError {
     Guest(#[from] ParseGuestAddressError),
 }
 
-/// Where samples come from: sources by name, or the best there are.
+/// The sources that the operator wants: by name, or the best of those that work.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SourceChoice {
-    /// Whatever works on this host and with this guest, beside those that are named.
+    /// All sources that may work on this host, beside those that are named.
     pub(crate) auto: bool,
     pub(crate) named: Vec<Wanted>,
 }
@@ -73,7 +73,7 @@ impl FromStr for SourceChoice {
 }
 
 impl SourceChoice {
-    /// The best sources there are.
+    /// The best of the sources that work.
     pub(crate) fn auto() -> Self {
         Self {
             auto: true,
@@ -87,7 +87,7 @@ impl SourceChoice {
         }
     }
 
-    /// What the ladder is made of: each kind once, what was named before what was found.
+    /// The sources to try: each kind once, those that were named before those that were found.
     pub(crate) fn candidates(&self, root: &SysRoot, is_kvm: bool) -> Vec<Candidate> {
         let mut wanted = self.named.clone();
         if self.auto {
@@ -105,7 +105,7 @@ impl SourceChoice {
     }
 }
 
-/// A source that may serve.
+/// A source to try.
 pub(crate) struct Candidate {
     pub(crate) kind: SourceKind,
     pub(crate) open: Opener,

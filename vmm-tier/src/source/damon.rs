@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tier_core::{
-    addr::{HUGE_PAGE, Hva},
+    addr::Hva,
     map::GuestMemoryMap,
     pace::{Pace, PaceKeeper},
     sample::{Sight, SourceKind},
@@ -11,9 +11,6 @@ use tier_core::{
 use tier_sys::damon::{DamonSettings, source::DamonSource};
 
 use super::{Polled, Setup, Source, turn::Turn};
-
-/// Looks at a region never come closer: DAMON's thread can hardly sleep for less.
-const LEAST_SAMPLING: Duration = Duration::from_millis(1);
 
 /// A kdamond on QEMU's address space, and the pace that it keeps.
 struct Damon {
@@ -26,23 +23,14 @@ struct Damon {
 }
 
 /// Watches the ranges of `map`.
+///
+/// # Errors
+/// Why DAMON can't watch them; the text says what to do.
 pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<Box<dyn Source>> {
-    let DamonSettings {
-        sampling,
-        aggregation,
-        max_regions,
-        ..
-    } = setup.damon;
-    let base = Pace {
-        sampling,
-        aggregation,
-        max_regions,
-        turns: None,
-    };
     let mut damon = Damon {
         setup: setup.clone(),
         map: Arc::clone(map),
-        pace: PaceKeeper::new(base, LEAST_SAMPLING, setup.quiet_factor),
+        pace: setup.pace_keeper(),
         watching: None,
         turn: Turn::watch(),
     };
@@ -71,17 +59,13 @@ impl Damon {
             max_regions,
             ..
         } = self.pace.pace();
-        // DAMON joins neighbours whose counts are nearly equal: where pages saturate, hot and warm ones.
-        let huge_pages = self.map.total_bytes().div_ceil(HUGE_PAGE);
-        let fits = huge_pages <= max_regions;
-        let apart = if fits { huge_pages } else { 0 };
+        let bytes = self.map.total_bytes();
+        let fit = DamonSettings::fit_huge_pages(bytes, max_regions);
         DamonSettings {
             sampling,
             aggregation,
-            min_regions: (max_regions / 4).max(apart).max(3),
-            max_regions,
-            by_huge_page: fits && self.pace.is_quickened(),
-            ..self.setup.damon
+            by_huge_page: fit && self.pace.is_quickened(),
+            ..self.setup.damon.with_regions(bytes, max_regions)
         }
     }
 

@@ -39,8 +39,6 @@ use super::{Polled, Setup, Source, turn::Turn};
 
 /// Accesses a second that the guest is asked for.
 const ACCESSES_PER_S: u32 = 10_000;
-/// DAMON in the guest never looks more often.
-const LEAST_SAMPLING: Duration = Duration::from_millis(1);
 /// How long opening waits for an agent to answer.
 const GREETING: Duration = Duration::from_millis(500);
 /// An agent says something at least every second; after so long it is taken for stalled.
@@ -93,13 +91,7 @@ pub(crate) fn open(
 
 impl GuestAgent {
     fn new(setup: &Setup, map: &Arc<GuestMemoryMap>, address: GuestAddress, link: Link) -> Self {
-        let base = Pace {
-            sampling: setup.damon.sampling,
-            aggregation: setup.damon.aggregation,
-            max_regions: setup.damon.max_regions,
-            turns: None,
-        };
-        let pace = PaceKeeper::new(base, LEAST_SAMPLING, setup.quiet_factor);
+        let pace = setup.pace_keeper();
         let wish = wish(pace.pace(), 1);
         let now = process::now();
         let mut peer = Peer::new(now, wish);
