@@ -14,7 +14,7 @@ use tier_core::{
 use tier_sys::{
     perf::{
         event::{Event, Target},
-        record::{Record, Sample},
+        record::Sample,
         threads::ThreadEvent,
     },
     process,
@@ -117,28 +117,19 @@ impl CpuEvents {
         let places = &mut self.places;
         places.clear();
         for event in &mut self.events {
-            let drained = event.drain(|record| match record {
-                Record::Sample(sample) => {
-                    records += 1;
-                    match (plan.read)(&sample) {
-                        Seen::Nothing => {}
-                        Seen::NoAddress => drops.no_address += 1,
-                        Seen::Physical(address, kind) => accesses.push(Access {
-                            gpa: Gpa(address),
-                            kind,
-                        }),
-                        Seen::Virtual(pid, address, kind) => {
-                            places.push(Place { pid, address, kind });
-                        }
-                    }
-                }
-                Record::Lost { lost, .. } | Record::LostSamples { lost, .. } => {
-                    drops.lost = drops.lost.saturating_add(lost);
-                }
-                Record::Throttle { .. } => drops.throttled += 1,
-                Record::Unthrottle { .. } | Record::Exit { .. } | Record::Other { .. } => {}
+            let collected = event.collect(|sample| match (plan.read)(&sample) {
+                Seen::Nothing => {}
+                Seen::NoAddress => drops.no_address += 1,
+                Seen::Physical(address, kind) => accesses.push(Access {
+                    gpa: Gpa(address),
+                    kind,
+                }),
+                Seen::Virtual(pid, address, kind) => places.push(Place { pid, address, kind }),
             });
-            drops.lost += drained.malformed + drained.overruns;
+            records += collected.samples;
+            drops.lost =
+                (drops.lost.saturating_add(collected.lost)).saturating_add(collected.malformed);
+            drops.throttled += collected.throttled;
         }
         self.frames.each(places, |place, gpa| match gpa {
             Some(gpa) => accesses.push(Access {

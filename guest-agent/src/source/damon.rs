@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tier_core::{
-    addr::{Gpa, HUGE_PAGE, Hva},
+    addr::{Gpa, Hva},
     sample::{SampleAddress, SampleBatch},
     wire::{BatchBuilder, Drops, Region, Wish},
 };
@@ -67,17 +67,12 @@ fn settings(setup: &Setup, wish: &Wish) -> DamonSettings {
     let aggregation = micros(wish.aggregation_us).clamp(LEAST_AGGREGATION, LONGEST_AGGREGATION);
     let sampling = micros(wish.sampling_us).clamp(LEAST_SAMPLING, aggregation / 5);
     let most = u64::from(wish.max_regions.min(setup.max_regions)).max(LEAST_REGIONS);
-    // Where each 2 MiB can have a region of its own, saturated neighbours are not joined.
-    let total: u64 = setup.memory.iter().map(|(_, len)| len).sum();
-    let huge_pages = total.div_ceil(HUGE_PAGE);
-    let apart = if huge_pages <= most { huge_pages } else { 0 };
+    let bytes = setup.memory.iter().map(|(_, len)| len).sum();
     DamonSettings {
         sampling,
         aggregation,
-        min_regions: (most / 4).max(apart).max(3),
-        max_regions: most,
         operations: Operations::Physical,
-        ..DamonSettings::default()
+        ..DamonSettings::default().with_regions(bytes, most)
     }
 }
 

@@ -11,7 +11,7 @@ use tier_sys::{
         event::Target,
         ibs::{self, IbsPmu},
         pebs::{self, Access, DataSource, PebsSettings},
-        record::{Record, Sample},
+        record::Sample,
         threads::ThreadEvent,
     },
     process,
@@ -155,11 +155,7 @@ fn probe(setup: &Setup, plan: &Plan) -> anyhow::Result<()> {
     let (mut records, mut found) = (0_u64, 0_u64);
     for event in &mut events {
         event.disable()?;
-        event.drain(|record| {
-            let Record::Sample(sample) = record else {
-                return;
-            };
-            records += 1;
+        let collected = event.collect(|sample| {
             let frame = match (plan.read)(&sample) {
                 Seen::Physical(address, _) => Some(address >> 12),
                 Seen::Virtual(pid, address, _) => frames.gpa(pid, address).map(|gpa| gpa.0 >> 12),
@@ -168,6 +164,7 @@ fn probe(setup: &Setup, plan: &Plan) -> anyhow::Result<()> {
             let known = |frame| own.contains(&frame) || inside(&sample);
             found += u64::from(frame.is_some_and(known));
         });
+        records += collected.samples;
     }
     std::hint::black_box(&buffer);
     match (records, found) {

@@ -203,6 +203,29 @@ impl GuestMemoryMap {
         (hva.0 < segment.end).then(|| (Gpa(range.gpa.0 + (hva.0 - range.hva.0)), range))
     }
 
+    /// The RAM in the guest-physical `start .. end`, in pieces that each lie in one range, by rising address.
+    pub fn pieces(&self, start: u64, end: u64) -> impl Iterator<Item = MapRange> {
+        let end = end.max(start);
+        let first = self
+            .ranges
+            .partition_point(|range| range.gpa_end() <= start);
+        self.ranges[first..]
+            .iter()
+            .take_while(move |range| range.gpa.0 < end)
+            .map(move |range| {
+                let from = range.gpa.0.max(start);
+                let skipped = from - range.gpa.0;
+                MapRange {
+                    gpa: Gpa(from),
+                    len: range.gpa_end().min(end) - from,
+                    block: range.block,
+                    offset: range.offset + skipped,
+                    hva: Hva(range.hva.0 + skipped),
+                }
+            })
+            .filter(|piece| piece.len > 0)
+    }
+
     /// The pages of QEMU that hold guest RAM, sorted by address: each page once, even if the guest
     /// sees it at several addresses, and rounded outward to whole pages of the block (a 2 MiB page
     /// that begins below the guest's first MiB is included whole).

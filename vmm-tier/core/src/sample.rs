@@ -21,23 +21,17 @@ pub enum SourceKind {
     Pebs,
     /// An agent inside the guest.
     Guest,
-    /// KVM's fault tracepoint.
-    KvmFaults,
-    /// Page faults of QEMU's threads.
-    HostFaults,
     /// A recording of another source.
     Replay,
 }
 
 impl SourceKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 5] = [
         Self::Damon,
         Self::Ibs,
         Self::Pebs,
         Self::Guest,
-        Self::KvmFaults,
-        Self::HostFaults,
         Self::Replay,
     ];
 
@@ -49,8 +43,6 @@ impl SourceKind {
             Self::Ibs => "ibs",
             Self::Pebs => "pebs",
             Self::Guest => "guest",
-            Self::KvmFaults => "kvm-faults",
-            Self::HostFaults => "host-faults",
             Self::Replay => "replay",
         }
     }
@@ -70,8 +62,6 @@ pub enum Sight {
     Guest,
     /// Only those of QEMU and the host's kernel: device emulation, say.
     HostMode,
-    /// Only the first to a page after it was mapped.
-    FirstTouch,
 }
 
 /// Where an access went.

@@ -24,7 +24,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE")]
     pub(crate) fast_limit: Option<Size>,
     /// Where samples come from: auto, or names joined by commas: damon, ibs, ibs=FILE, pebs, guest=SOCKET,
-    /// guest=vsock:CID:PORT, kvm-faults, host-faults, replay=FILE
+    /// guest=vsock:CID:PORT, replay=FILE
     #[arg(long, value_name = "SOURCE")]
     pub(crate) source: Option<String>,
     /// The tiering policy: dual-heap

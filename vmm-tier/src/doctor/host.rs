@@ -228,7 +228,7 @@ fn sampling(host: &HostFacts) -> Vec<Finding> {
     out.push(match (host.has_tracefs, host.has_damon_event) {
         (true, true) => Finding::new(area, "damon-event", Level::Ok, "tracefs has the event damon:damon_aggregated", "DAMON's findings arrive through a perf ring"),
         (true, false) => Finding::new(area, "damon-event", Level::Warn, "tracefs has no event damon:damon_aggregated", "DAMON's findings can't be received: boot a kernel with CONFIG_DAMON and CONFIG_TRACEPOINTS"),
-        (false, _) => Finding::new(area, "damon-event", Level::Warn, "tracefs can't be read", "neither DAMON's findings nor KVM's faults can be received")
+        (false, _) => Finding::new(area, "damon-event", Level::Warn, "tracefs can't be read", "DAMON's findings can't be received")
             .mend("mount -t tracefs tracefs /sys/kernel/tracing"),
     });
     let Ok(knobs) = &host.knobs else {

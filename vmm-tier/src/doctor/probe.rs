@@ -7,66 +7,58 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tier_core::{addr::Hva, sample::SampleAddress};
+use tier_core::{addr::Hva, random::Random, sample::SampleAddress};
 use tier_sys::{
     damon::{DamonSettings, source::DamonSource},
     perf::{
         event::{Event, EventError, Target},
         ibs::{self, IbsPmu},
-        record::{Record, Sample},
+        record::Sample,
         threads::ThreadEvent,
     },
     sysroot::{SysRoot, numbered_entries, read_optional},
 };
 
-use crate::source::{host_faults, kvm_faults, pebs};
+use crate::source::pebs;
 
 /// How long each hardware event watches the doctor read and write.
 const MOMENT: Duration = Duration::from_millis(50);
 /// How long DAMON may take to find the doctor's memory used.
 const DAMON_LIMIT: Duration = Duration::from_secs(4);
-/// What is read and written meanwhile, in words: little, for DRAM may be full.
+/// Words that are read and written meanwhile: few, for DRAM may be full.
 const WORDS: usize = (8 << 20) / 8;
 /// The same for events on misses: more than caches hold.
 const MANY_WORDS: usize = (64 << 20) / 8;
 /// Pages of each ring.
 const RING_PAGES: usize = 16;
-/// One in so many accesses: dense enough for thousands of samples in a moment.
+/// Accesses for each sample: few enough for thousands of samples in a moment.
 const PERIOD: u64 = 1009;
 
 /// What came of trying a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Probe {
-    /// It delivered so many records, so many of them with a usable address.
+    /// It delivered `records` records, `usable` of them with a usable address.
     Delivers { records: u64, usable: u64 },
-    /// It can be opened; what it watches can't be made to happen here.
-    Opens,
-    /// It can't be used, and why.
+    /// It can't be used, for this reason.
     Refused(String),
 }
 
-/// What came of trying all that run on the host.
+/// What came of trying each source that runs on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Probes {
     pub(super) damon: Probe,
     pub(super) ibs: Probe,
     pub(super) pebs: Probe,
-    pub(super) kvm_faults: Probe,
-    pub(super) host_faults: Probe,
 }
 
 impl Probes {
     /// Tries them all; takes up to four seconds.
     pub(super) fn take(root: &SysRoot, run_dir: &Path) -> Self {
-        let mut memory: Vec<u64> = Vec::with_capacity(WORDS);
-        // First, while the memory is fresh: each of its pages is touched for the first time.
-        let host_faults = host_faults(root, &mut memory);
+        let mut memory = vec![1; WORDS];
         Self {
             damon: damon(root, run_dir, &mut memory),
             ibs: ibs(root, &mut memory),
             pebs: pebs(root, &mut memory),
-            kvm_faults: kvm_faults(root),
-            host_faults,
         }
     }
 }
@@ -96,12 +88,8 @@ fn watch(
     let (mut records, mut usable) = (0, 0);
     for event in &mut opened {
         event.disable()?;
-        event.drain(|record| {
-            if let Record::Sample(sample) = record {
-                records += 1;
-                usable += u64::from(is_usable(&sample));
-            }
-        });
+        let collected = event.collect(|sample| usable += u64::from(is_usable(&sample)));
+        records += collected.samples;
     }
     Ok(Probe::Delivers { records, usable })
 }
@@ -109,14 +97,10 @@ fn watch(
 /// Reads and writes all over `memory` for `time`.
 fn stir(memory: &mut [u64], time: Duration) {
     let began = Instant::now();
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = Random::new(1);
     while began.elapsed() < time && !memory.is_empty() {
         for _ in 0..4096 {
-            // A generator without a multiplication to wait for (Marsaglia's xorshift).
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let index = (state >> 16) as usize % memory.len();
+            let index = random.below(memory.len() as u64) as usize;
             memory[index] = memory[index].wrapping_add(1);
         }
     }
@@ -126,21 +110,6 @@ fn stir(memory: &mut [u64], time: Duration) {
 fn holds(memory: &[u64], address: u64) -> bool {
     let range = memory.as_ptr_range();
     (range.start as u64..range.end as u64).contains(&address)
-}
-
-fn host_faults(root: &SysRoot, memory: &mut Vec<u64>) -> Probe {
-    let base = memory.as_ptr() as u64;
-    let range = base..base + (WORDS as u64) * 8;
-    let events = [host_faults::event().into()];
-    let fill = || memory.resize(WORDS, 1);
-    match watch(root, &events, fill, |sample| {
-        sample
-            .addr()
-            .is_some_and(|address| range.contains(&address))
-    }) {
-        Ok(probe) => probe,
-        Err(error) => refused(&error),
-    }
 }
 
 fn ibs(root: &SysRoot, memory: &mut [u64]) -> Probe {
@@ -175,17 +144,6 @@ fn pebs(root: &SysRoot, memory: &mut Vec<u64>) -> Probe {
     };
     match watch(root, &events, || stir(memory, MOMENT), usable) {
         Ok(probe) => probe,
-        Err(error) => refused(&error),
-    }
-}
-
-fn kvm_faults(root: &SysRoot) -> Probe {
-    let event = match kvm_faults::event(root) {
-        Ok(event) => event,
-        Err(error) => return Probe::Refused(error),
-    };
-    match open(root, &event.into()) {
-        Ok(_) => Probe::Opens,
         Err(error) => refused(&error),
     }
 }
@@ -296,7 +254,6 @@ mod tests {
             (&probes.damon, "damon_aggregated"),
             (&probes.ibs, "ibs_op"),
             (&probes.pebs, "no PMU"),
-            (&probes.kvm_faults, "kvm_page_fault"),
         ] {
             assert!(
                 matches!(probe, Probe::Refused(why) if why.contains(part)),

@@ -51,7 +51,6 @@ pub(super) const fn sight(sight: Sight) -> &'static str {
     match sight {
         Sight::Guest => "guest",
         Sight::HostMode => "host mode only",
-        Sight::FirstTouch => "first touches",
     }
 }
 
@@ -67,8 +66,6 @@ pub(super) fn table(
         agent(host.kvm.as_ref().ok(), guest, is_kvm),
         damon(&probes.damon),
         pebs(&probes.pebs, is_kvm),
-        kvm_faults(&probes.kvm_faults, is_kvm),
-        host_faults(&probes.host_faults, is_kvm),
     ]
 }
 
@@ -86,10 +83,6 @@ fn judge(probe: &Probe, what: &str) -> (Works, String) {
         Probe::Delivers { records, usable } => (
             Works::Yes,
             format!("{records} {what} came, {usable} of them with a usable address"),
-        ),
-        Probe::Opens => (
-            Works::Perhaps,
-            "can be opened; only a guest can show whether it delivers".to_owned(),
         ),
         Probe::Refused(why) => (Works::No, why.clone()),
     }
@@ -154,46 +147,6 @@ fn pebs(probe: &Probe, is_kvm: bool) -> SourceReport {
         source: SourceKind::Pebs,
         works,
         sees,
-        precision: "exact (host-virtual)",
-        found,
-        enable,
-    }
-}
-
-fn kvm_faults(probe: &Probe, is_kvm: bool) -> SourceReport {
-    let (mut works, mut found) = judge(probe, "faults");
-    let mut enable = Vec::new();
-    if !is_kvm {
-        works = Works::No;
-        found = "the guest is emulated (TCG): KVM has no faults of it".to_owned();
-        enable.push("-accel kvm".to_owned());
-    } else if works == Works::No {
-        enable.push("tracefs, root, and kvm_intel with ept=1 or kvm_amd with npt=1".to_owned());
-    }
-    SourceReport {
-        source: SourceKind::KvmFaults,
-        works,
-        sees: Sight::FirstTouch,
-        precision: "exact (guest-physical)",
-        found,
-        enable,
-    }
-}
-
-fn host_faults(probe: &Probe, is_kvm: bool) -> SourceReport {
-    let (works, found) = judge(probe, "faults");
-    let mut enable = Vec::new();
-    if works == Works::No {
-        enable.push("root or CAP_PERFMON, or kernel.perf_event_paranoid=1".to_owned());
-    }
-    SourceReport {
-        source: SourceKind::HostFaults,
-        works,
-        sees: match is_kvm {
-            // KVM gets pages for the guest without the CPU's fault handler.
-            true => Sight::HostMode,
-            false => Sight::FirstTouch,
-        },
         precision: "exact (host-virtual)",
         found,
         enable,

@@ -212,8 +212,6 @@ fn probes() -> Probes {
         pebs: Probe::Refused(
             "this CPU is of AuthenticAMD: PEBS is Intel's (AMD has IBS)".to_owned(),
         ),
-        kvm_faults: Probe::Opens,
-        host_faults: delivers(32, 32),
     }
 }
 
@@ -224,8 +222,6 @@ fn no_probes() -> Probes {
         damon: refused(),
         ibs: refused(),
         pebs: refused(),
-        kvm_faults: refused(),
-        host_faults: refused(),
     }
 }
 
@@ -456,8 +452,6 @@ fn sources_when_kvm_runs_the_guest_say_what_each_would_see() {
             ("guest", Works::No, "guest"),
             ("damon", Works::Yes, "guest"),
             ("pebs", Works::No, "host mode only"),
-            ("kvm-faults", Works::Perhaps, "first touches"),
-            ("host-faults", Works::Yes, "host mode only"),
         ]
     );
     assert!(source(&report, "pebs").found.contains("AuthenticAMD"));
@@ -471,25 +465,19 @@ fn sources_when_the_guest_is_emulated_see_its_accesses_as_the_hosts() {
 
     let report = examine(&facts(tree.path()), &probes(), Some(&Ok(emulated)));
 
-    let sees = |name| sources::sight(source(&report, name).sees);
-    assert_eq!(
-        (sees("pebs"), sees("host-faults")),
-        ("guest", "first touches")
-    );
-    assert_eq!(source(&report, "kvm-faults").works, Works::No);
+    assert_eq!(sources::sight(source(&report, "pebs").sees), "guest");
     assert!(source(&report, "guest").found.contains("uses DAMON"));
 }
 
 #[test]
 fn sources_when_none_sees_the_guest_is_a_failure() {
     let tree = tree(write_two_tiers);
-    let only_faults = Probes {
-        host_faults: probes().host_faults,
-        kvm_faults: Probe::Opens,
+    let host_mode_only = Probes {
+        pebs: probes().ibs,
         ..no_probes()
     };
 
-    let report = examine(&facts(tree.path()), &only_faults, Some(&Ok(guest())));
+    let report = examine(&facts(tree.path()), &host_mode_only, Some(&Ok(guest())));
 
     assert_eq!(levels(&report, Level::Fail), ["sources"]);
     assert!(!report.can_tier);

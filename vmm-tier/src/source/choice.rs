@@ -8,7 +8,7 @@ use tier_sys::sysroot::SysRoot;
 use super::{
     Opener, damon,
     guest::{self, GuestAddress, ParseGuestAddressError},
-    host_faults, ibs, kvm_faults, pebs, replay,
+    ibs, pebs, replay,
 };
 
 /// A source that the operator named.
@@ -20,28 +20,26 @@ pub(crate) enum Wanted {
     IbsFile(PathBuf),
     Pebs,
     Guest(GuestAddress),
-    KvmFaults,
-    HostFaults,
     /// A recording of another source.
     Replay(PathBuf),
 }
 
-/// Why a text names no source.
+/// A text that names no source.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParseSourceError {
     #[error(
-        "source '{0}' is not known; there is: auto, damon, ibs, ibs=FILE, pebs, kvm-faults, host-faults, guest=SOCKET, \
-         guest=vsock:CID:PORT, replay=FILE; several are joined by commas"
+        "source '{0}' is not known; there is: auto, damon, ibs, ibs=FILE, pebs, guest=SOCKET, guest=vsock:CID:PORT, \
+         replay=FILE; several are joined by commas"
     )]
     Unknown(String),
     #[error(transparent)]
     Guest(#[from] ParseGuestAddressError),
 }
 
-/// Where samples come from: sources by name, or the best there are.
+/// The sources that the operator wants: by name, or the best of those that work.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SourceChoice {
-    /// Whatever works on this host and with this guest, beside those that are named.
+    /// All sources that may work on this host, beside those that are named.
     pub(crate) auto: bool,
     pub(crate) named: Vec<Wanted>,
 }
@@ -58,8 +56,6 @@ impl FromStr for SourceChoice {
                 "damon" => choice.add(Wanted::Damon),
                 "ibs" => choice.add(Wanted::Ibs),
                 "pebs" => choice.add(Wanted::Pebs),
-                "kvm-faults" => choice.add(Wanted::KvmFaults),
-                "host-faults" => choice.add(Wanted::HostFaults),
                 word => match word.split_once('=') {
                     Some(("ibs", path)) if !path.is_empty() => {
                         choice.add(Wanted::IbsFile(PathBuf::from(path)));
@@ -77,7 +73,7 @@ impl FromStr for SourceChoice {
 }
 
 impl SourceChoice {
-    /// The best sources there are.
+    /// The best of the sources that work.
     pub(crate) fn auto() -> Self {
         Self {
             auto: true,
@@ -91,7 +87,7 @@ impl SourceChoice {
         }
     }
 
-    /// What the ladder is made of: each kind once, what was named before what was found.
+    /// The sources to try: each kind once, those that were named before those that were found.
     pub(crate) fn candidates(&self, root: &SysRoot, is_kvm: bool) -> Vec<Candidate> {
         let mut wanted = self.named.clone();
         if self.auto {
@@ -109,7 +105,7 @@ impl SourceChoice {
     }
 }
 
-/// A source that may serve.
+/// A source to try.
 pub(crate) struct Candidate {
     pub(crate) kind: SourceKind,
     pub(crate) open: Opener,
@@ -122,8 +118,6 @@ impl Wanted {
             Self::Ibs | Self::IbsFile(_) => SourceKind::Ibs,
             Self::Pebs => SourceKind::Pebs,
             Self::Guest(_) => SourceKind::Guest,
-            Self::KvmFaults => SourceKind::KvmFaults,
-            Self::HostFaults => SourceKind::HostFaults,
             Self::Replay(_) => SourceKind::Replay,
         }
     }
@@ -135,14 +129,12 @@ impl Wanted {
             Self::IbsFile(path) => Box::new(move |setup, map| ibs::open_file(setup, map, &path)),
             Self::Pebs => Box::new(pebs::open),
             Self::Guest(address) => Box::new(move |setup, map| guest::open(setup, map, &address)),
-            Self::KvmFaults => Box::new(kvm_faults::open),
-            Self::HostFaults => Box::new(host_faults::open),
             Self::Replay(path) => replay::opener(path),
         }
     }
 }
 
-/// What this host may have that sees a guest: those that see none are of use only to who asks for them.
+/// The sources of this host that may see a guest. A source that sees none must be asked for by name.
 fn found(root: &SysRoot, is_kvm: bool) -> Vec<Wanted> {
     let mut found = vec![Wanted::Damon];
     let pmus = root.sys("bus/event_source/devices");
@@ -189,6 +181,10 @@ mod tests {
     fn choice_when_a_name_is_wrong_says_what_there_is() {
         for (text, part) in [
             ("damn", "'damn' is not known; there is: auto, damon"),
+            (
+                "kvm-faults",
+                "'kvm-faults' is not known; there is: auto, damon",
+            ),
             ("", "'' is not known"),
             ("damon,guest=vsock:1:2", "'vsock:1:2' is no address"),
         ] {

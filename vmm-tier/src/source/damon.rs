@@ -1,54 +1,38 @@
 //! DAMON as a source: at the pace that the guest needs, and in turns while it is at rest.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tier_core::{
-    addr::{HUGE_PAGE, Hva},
+    addr::Hva,
     map::GuestMemoryMap,
     pace::{Pace, PaceKeeper},
     sample::{Sight, SourceKind},
 };
 use tier_sys::damon::{DamonSettings, source::DamonSource};
 
-use super::{Polled, Setup, Source};
-
-/// Looks at a region never come closer: DAMON's thread can hardly sleep for less.
-const LEAST_SAMPLING: Duration = Duration::from_millis(1);
+use super::{Polled, Setup, Source, turn::Turn};
 
 /// A kdamond on QEMU's address space, and the pace that it keeps.
 struct Damon {
     setup: Setup,
     map: Arc<GuestMemoryMap>,
     pace: PaceKeeper,
-    /// `None` while the guest is at rest and its turn is over.
+    /// `None` while it rests.
     watching: Option<DamonSource>,
-    /// When the turn or the rest began.
-    since: Instant,
+    turn: Turn,
 }
 
 /// Watches the ranges of `map`.
+///
+/// # Errors
+/// Why DAMON can't watch them; the text says what to do.
 pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<Box<dyn Source>> {
-    let DamonSettings {
-        sampling,
-        aggregation,
-        max_regions,
-        ..
-    } = setup.damon;
-    let base = Pace {
-        sampling,
-        aggregation,
-        max_regions,
-        turns: None,
-    };
     let mut damon = Damon {
         setup: setup.clone(),
         map: Arc::clone(map),
-        pace: PaceKeeper::new(base, LEAST_SAMPLING, setup.quiet_factor),
+        pace: setup.pace_keeper(),
         watching: None,
-        since: Instant::now(),
+        turn: Turn::watch(),
     };
     damon.watch()?;
     Ok(Box::new(damon))
@@ -63,7 +47,7 @@ impl Damon {
         let (settings, generation) = (self.settings(), self.map.generation());
         let source = DamonSource::start(root, run_dir, *pid, &ranges, settings, generation)?;
         self.watching = Some(source);
-        self.since = Instant::now();
+        self.turn = Turn::watch();
         Ok(())
     }
 
@@ -75,17 +59,13 @@ impl Damon {
             max_regions,
             ..
         } = self.pace.pace();
-        // DAMON joins neighbours whose counts are nearly equal: where pages saturate, hot and warm ones.
-        let huge_pages = self.map.total_bytes().div_ceil(HUGE_PAGE);
-        let fits = huge_pages <= max_regions;
-        let apart = if fits { huge_pages } else { 0 };
+        let bytes = self.map.total_bytes();
+        let fit = DamonSettings::fit_huge_pages(bytes, max_regions);
         DamonSettings {
             sampling,
             aggregation,
-            min_regions: (max_regions / 4).max(apart).max(3),
-            max_regions,
-            by_huge_page: fits && self.pace.is_quickened(),
-            ..self.setup.damon
+            by_huge_page: fit && self.pace.is_quickened(),
+            ..self.setup.damon.with_regions(bytes, max_regions)
         }
     }
 
@@ -100,23 +80,13 @@ impl Damon {
     /// Begins and ends turns. Returns how long to wait if there is nothing to watch.
     fn take_turns(&mut self) -> anyhow::Result<Option<Duration>> {
         let turns = self.pace.pace().turns;
-        let elapsed = self.since.elapsed();
-        match (self.watching.is_some(), turns) {
-            (true, None) => self.since = Instant::now(),
-            (true, Some(turns)) if elapsed >= turns.watch => {
-                if let Some(source) = self.watching.take() {
-                    source.stop()?;
-                }
-                self.since = Instant::now();
-                return Ok(Some(turns.rest));
+        if self.turn.advance(turns) {
+            match self.watching.take() {
+                Some(source) => source.stop()?,
+                None => self.watch()?,
             }
-            (true, Some(_)) => {}
-            (false, Some(turns)) if elapsed < turns.rest => {
-                return Ok(Some(turns.rest - elapsed));
-            }
-            (false, _) => self.watch()?,
         }
-        Ok(None)
+        Ok(self.turn.rest_left(turns))
     }
 }
 

@@ -35,12 +35,10 @@ use self::{
     link::{Link, Woken},
     peer::Peer,
 };
-use super::{Polled, Setup, Source};
+use super::{Polled, Setup, Source, turn::Turn};
 
 /// Accesses a second that the guest is asked for.
 const ACCESSES_PER_S: u32 = 10_000;
-/// DAMON in the guest never looks more often.
-const LEAST_SAMPLING: Duration = Duration::from_millis(1);
 /// How long opening waits for an agent to answer.
 const GREETING: Duration = Duration::from_millis(500);
 /// An agent says something at least every second; after so long it is taken for stalled.
@@ -63,8 +61,7 @@ struct GuestAgent {
     decoder: Decoder,
     peer: Peer,
     pace: PaceKeeper,
-    /// Whether the agent rests between its turns, and since when it does or not.
-    resting: (bool, Instant),
+    turn: Turn,
     quiet: bool,
     quiet_factor: u32,
     buffer: Vec<u8>,
@@ -94,13 +91,7 @@ pub(crate) fn open(
 
 impl GuestAgent {
     fn new(setup: &Setup, map: &Arc<GuestMemoryMap>, address: GuestAddress, link: Link) -> Self {
-        let base = Pace {
-            sampling: setup.damon.sampling,
-            aggregation: setup.damon.aggregation,
-            max_regions: setup.damon.max_regions,
-            turns: None,
-        };
-        let pace = PaceKeeper::new(base, LEAST_SAMPLING, setup.quiet_factor);
+        let pace = setup.pace_keeper();
         let wish = wish(pace.pace(), 1);
         let now = process::now();
         let mut peer = Peer::new(now, wish);
@@ -114,7 +105,7 @@ impl GuestAgent {
             decoder: Decoder::new(),
             peer,
             pace,
-            resting: (false, Instant::now()),
+            turn: Turn::watch(),
             quiet: false,
             quiet_factor: setup.quiet_factor,
             buffer: vec![0; MAX_FRAME],
@@ -255,23 +246,14 @@ impl GuestAgent {
 
     /// While the guest is at rest and slow looks would tell too little, its agent looks in turns.
     fn take_turns(&mut self) {
-        let (resting, since) = self.resting;
-        let next = match self.pace.pace().turns {
-            None => false,
-            Some(turns) if resting => since.elapsed() < turns.rest,
-            Some(turns) => since.elapsed() >= turns.watch,
-        };
-        if next != resting {
-            self.resting = (next, Instant::now());
+        if self.turn.advance(self.pace.pace().turns) {
             self.send_wish();
-        } else if self.pace.pace().turns.is_none() {
-            self.resting.1 = Instant::now();
         }
     }
 
     fn send_wish(&mut self) {
         let slower = if self.quiet { self.quiet_factor } else { 1 };
-        let wish = match self.resting.0 {
+        let wish = match self.turn.is_resting() {
             true => Wish::default(),
             false => wish(self.pace.pace(), slower),
         };
@@ -295,7 +277,7 @@ impl Source for GuestAgent {
         };
         let hello = &session.hello;
         let since = process::now().since(session.since).as_secs();
-        let source = match self.resting.0 {
+        let source = match self.turn.is_resting() {
             true => "rests until its next turn".to_owned(),
             false => format!("observes with {}", session.source),
         };
@@ -348,7 +330,7 @@ impl Source for GuestAgent {
     fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
         self.quiet = quiet;
         self.pace.set_quiet(quiet);
-        self.resting = (false, Instant::now());
+        self.turn = Turn::watch();
         self.send_wish();
         Ok(())
     }

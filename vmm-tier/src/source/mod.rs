@@ -4,19 +4,17 @@
 //!  kernel, guest agent ─► Source (in a thread of its own) ─► SampleBatch ─► agent ─► VmEngine
 //! ```
 //!
-//! A source knows how to get records and what each says; it knows nothing of heat or of other sources.
-//! Whatever a record's fate, it is counted: it is a sample, or the account says why not.
+//! A source knows how to get records and what each of them says. It knows nothing of heat or of other sources.
+//! Every record is counted once: as a sample, or in the account with the reason why it is none.
 
 mod choice;
 pub(crate) mod damon;
 pub(crate) mod guest;
-pub(crate) mod host_faults;
 pub(crate) mod ibs;
-pub(crate) mod kvm_faults;
 pub(crate) mod pebs;
-mod records;
 mod replay;
 pub(crate) mod thread;
+mod turn;
 mod vcpus;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -24,13 +22,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tier_core::{
     addr::Hva,
     map::GuestMemoryMap,
+    pace::{Pace, PaceKeeper},
     sample::{SampleBatch, Sight, SourceKind},
 };
 use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
 
 pub(crate) use self::choice::{Candidate, ParseSourceError, SourceChoice};
 
-/// What sources are set up with.
+/// What a source is opened with.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) root: SysRoot,
@@ -49,12 +48,28 @@ pub(crate) struct Setup {
     pub(crate) cpu_budget: f64,
 }
 
+/// Two looks of DAMON at a region never come closer: its thread can hardly sleep for less.
+const LEAST_SAMPLING: Duration = Duration::from_millis(1);
+
+impl Setup {
+    /// The pace of a source that tests pages, on the host or in the guest. It begins as set.
+    fn pace_keeper(&self) -> PaceKeeper {
+        let base = Pace {
+            sampling: self.damon.sampling,
+            aggregation: self.damon.aggregation,
+            max_regions: self.damon.max_regions,
+            turns: None,
+        };
+        PaceKeeper::new(base, LEAST_SAMPLING, self.quiet_factor)
+    }
+}
+
 /// What one poll brought.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Polled {
     /// Oldest first.
     pub(crate) batches: Vec<SampleBatch>,
-    /// Why nothing will come any more, if so.
+    /// Why nothing more will come; `None` while the source works.
     pub(crate) ended: Option<String>,
 }
 
@@ -80,21 +95,21 @@ pub(crate) trait Source: Send {
         Ok(())
     }
 
-    /// These are the threads of the guest's CPUs now.
+    /// The guest's CPUs run in these threads from now on.
     fn set_vcpus(&mut self, tids: &[u32]) -> anyhow::Result<()> {
         let _ = tids;
         Ok(())
     }
 
-    /// These pages (host-virtual start, bytes) were moved just now: their physical addresses are others.
+    /// These pages (host-virtual start, bytes) were just moved: they have other physical addresses.
     fn moved(&mut self, pages: &[(Hva, u64)]) {
         let _ = pages;
     }
 
-    /// Ends it and leaves nothing behind.
+    /// Ends the source and leaves nothing behind.
     fn stop(self: Box<Self>) -> anyhow::Result<()>;
 }
 
-/// Opens a source, as often as that is needed.
+/// Opens a source, each time it is called.
 pub(crate) type Opener =
     Box<dyn FnMut(&Setup, &Arc<GuestMemoryMap>) -> anyhow::Result<Box<dyn Source>> + Send>;

@@ -4,17 +4,13 @@
 //! all seen, with their exact host-virtual address. Of a KVM guest nothing is seen but what QEMU does
 //! for it (device emulation); the source says so, and the agent never takes that for the guest's heat.
 
-use std::{
-    ops::RangeInclusive,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use tier_core::{
     addr::Hva,
     map::GuestMemoryMap,
-    period::{PeriodGoals, PeriodGovernor, PeriodLook},
-    sample::{AccessKind, AccessSample, DropReason, SampleAddress, SampleBatch, Sight, SourceKind},
+    period::PeriodGoals,
+    sample::{AccessKind, AccessSample, DropReason, SampleAddress, Sight, SourceKind},
 };
 use tier_sys::{
     perf::{
@@ -22,13 +18,12 @@ use tier_sys::{
         record::Sample,
         threads::ThreadEvent,
     },
-    process,
     sysroot::SysRoot,
 };
 
 use super::{
-    Polled, Setup, Source,
-    vcpus::{Decode, VcpuSource, is_kernel_address},
+    Setup, Source,
+    vcpus::{Decode, Feed, VcpuSource, is_kernel_address},
 };
 
 /// Pages of each ring: a record has 32 bytes.
@@ -59,20 +54,11 @@ impl Decode for Pebs {
         }
     }
 
-    fn label(&self) -> String {
-        let events: Vec<_> = self
-            .events
-            .iter()
-            .map(|event| format!("{} ({})", event.access, event.pmu))
-            .collect();
-        let sees = match self.is_kvm {
-            true => "sees QEMU's own accesses only, none of the guest's",
-            false => "sees the guest's accesses (it is emulated)",
-        };
-        format!("PEBS on the vCPU threads, {}: {sees}", events.join(", "))
+    fn label(&self, feed: &Feed) -> String {
+        format!("{}; one in {}", self.what(), feed.period())
     }
 
-    fn decode(&self, event: usize, sample: &Sample<'_>) -> Result<AccessSample, DropReason> {
+    fn decode(&mut self, event: usize, sample: &Sample<'_>) -> Result<AccessSample, DropReason> {
         let opened = self.events.get(event).ok_or(DropReason::Malformed)?;
         let address = sample.addr().ok_or(DropReason::Malformed)?;
         // An address of a guest's own address space says nothing to us, nor does one of the kernel's.
@@ -93,6 +79,22 @@ impl Decode for Pebs {
                 Access::Stores => AccessKind::Store,
             },
         })
+    }
+}
+
+impl Pebs {
+    /// Which events, and what they see.
+    fn what(&self) -> String {
+        let events: Vec<_> = self
+            .events
+            .iter()
+            .map(|event| format!("{} ({})", event.access, event.pmu))
+            .collect();
+        let sees = match self.is_kvm {
+            true => "sees QEMU's own accesses only, none of the guest's",
+            false => "sees the guest's accesses (it is emulated)",
+        };
+        format!("PEBS on the vCPU threads, {}: {sees}", events.join(", "))
     }
 }
 
@@ -135,15 +137,6 @@ const SAMPLES_PER_S: f64 = 10_000.0;
 /// What the kernel takes to write a record down, when the hardware has collected many of them.
 const RECORD_COST: Duration = Duration::from_micros(1);
 
-/// The source, which finds its own period.
-struct PebsSource {
-    inner: VcpuSource<Pebs>,
-    governor: PeriodGovernor,
-    quiet_factor: u32,
-    looked: Instant,
-    cpu: Duration,
-}
-
 /// Opens the events on the guest's vCPU threads.
 ///
 /// # Errors
@@ -169,71 +162,8 @@ pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<B
         unit: 1,
         record_cost: RECORD_COST,
     };
-    Ok(Box::new(PebsSource {
-        inner: VcpuSource::open(setup, map, decode, events, START_PERIOD)?,
-        governor: PeriodGovernor::new(goals, START_PERIOD),
-        quiet_factor: setup.quiet_factor,
-        looked: Instant::now(),
-        cpu: process::thread_cpu_time(),
-    }))
-}
-
-/// What batches tell the governor.
-fn look(batches: &[SampleBatch]) -> PeriodLook {
-    let mut look = PeriodLook::default();
-    for batch in batches {
-        let samples = batch.samples.len() as u64;
-        look.samples += samples;
-        look.records += samples + batch.account.arrived + batch.account.lost;
-        look.throttled += batch.account.throttled;
-    }
-    look
-}
-
-impl Source for PebsSource {
-    fn kind(&self) -> SourceKind {
-        self.inner.kind()
-    }
-
-    fn sight(&self) -> Sight {
-        self.inner.sight()
-    }
-
-    fn label(&self) -> String {
-        format!("{}; one in {}", self.inner.label(), self.inner.period())
-    }
-
-    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
-        let polled = self.inner.poll(timeout)?;
-        let (now, cpu) = (Instant::now(), process::thread_cpu_time());
-        let look = PeriodLook {
-            cpu: cpu.saturating_sub(std::mem::replace(&mut self.cpu, cpu)),
-            wall: now - std::mem::replace(&mut self.looked, now),
-            ..look(&polled.batches)
-        };
-        if let Some(period) = self.governor.observe(&look) {
-            self.inner.set_period(period)?;
-        }
-        Ok(polled)
-    }
-
-    fn set_map(&mut self, map: &Arc<GuestMemoryMap>) -> anyhow::Result<()> {
-        self.inner.set_map(map)
-    }
-
-    fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
-        self.governor
-            .set_ease(if quiet { self.quiet_factor } else { 1 });
-        Ok(())
-    }
-
-    fn set_vcpus(&mut self, tids: &[u32]) -> anyhow::Result<()> {
-        self.inner.set_vcpus(tids)
-    }
-
-    fn stop(self: Box<Self>) -> anyhow::Result<()> {
-        Box::new(self.inner).stop()
-    }
+    let feed = Feed::open(setup, events, (goals, START_PERIOD))?;
+    Ok(Box::new(VcpuSource::new(setup, map, decode, feed)))
 }
 
 #[cfg(test)]

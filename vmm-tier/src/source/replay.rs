@@ -15,7 +15,6 @@ use std::{
 
 use anyhow::Context as _;
 use tier_core::{
-    addr::Gpa,
     map::GuestMemoryMap,
     sample::{
         AccessSample, DropReason, SampleAccount, SampleAddress, SampleBatch, Sight, SourceKind,
@@ -160,11 +159,7 @@ impl Source for Replay {
     }
 
     fn sight(&self) -> Sight {
-        match self.recorded {
-            SourceKind::HostFaults => Sight::HostMode,
-            SourceKind::KvmFaults => Sight::FirstTouch,
-            _ => Sight::Guest,
-        }
+        Sight::Guest
     }
 
     fn label(&self) -> String {
@@ -218,9 +213,10 @@ fn sample_batch(accesses: &[Access], end: &BatchEnd, map: &GuestMemoryMap) -> Sa
     for access in accesses {
         let before = samples.len();
         let most = if end.tests > 0 { end.tests } else { u32::MAX };
-        samples.extend(pieces(access, map).map(|(gpa, len)| AccessSample {
-            address: SampleAddress::Guest(gpa),
-            len,
+        let end = access.address.saturating_add(access.len);
+        samples.extend(map.pieces(access.address, end).map(|piece| AccessSample {
+            address: SampleAddress::Guest(piece.gpa),
+            len: piece.len,
             weight: access.weight.min(most) as f32,
             kind: access.kind,
         }));
@@ -239,13 +235,4 @@ fn sample_batch(accesses: &[Access], end: &BatchEnd, map: &GuestMemoryMap) -> Sa
         samples,
         account,
     }
-}
-
-/// The pieces of an access that lie in the guest's memory, each within one range of it.
-fn pieces(access: &Access, map: &GuestMemoryMap) -> impl Iterator<Item = (Gpa, u64)> {
-    let (start, end) = (access.address, access.address + access.len);
-    map.ranges().iter().filter_map(move |range| {
-        let (from, to) = (start.max(range.gpa.0), end.min(range.gpa_end()));
-        (from < to).then(|| (Gpa(from), to - from))
-    })
 }

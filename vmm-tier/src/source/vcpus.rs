@@ -1,116 +1,129 @@
-//! Sources that are perf events on the threads of the guest's CPUs: all but the decoding of a sample.
+//! The source of a guest's CPUs: perf records of what they access, at a period that it finds itself. All but
+//! the decoding of a sample.
 
-use std::{sync::Arc, time::Duration};
+mod feed;
+mod gathered;
+#[cfg(test)]
+pub(super) mod synthetic;
 
-use anyhow::Context as _;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use tier_core::{
+    addr::Hva,
     map::GuestMemoryMap,
+    period::PeriodLook,
     sample::{AccessSample, DropReason, SampleBatch, Sight, SourceKind},
     time::Time,
 };
-use tier_sys::{
-    perf::{
-        record::Sample,
-        threads::{ThreadEvent, ThreadEvents},
-    },
-    process,
-};
+use tier_sys::{perf::record::Sample, process};
 
-use super::{
-    Polled, Setup, Source,
-    records::{Collector, Origin},
-};
+pub(super) use self::{feed::Feed, gathered::Gathered};
+use super::{Polled, Setup, Source};
 
-/// The longest time without a batch: the agent reads from its absence that a source is blind.
-const LONGEST_SPAN: Duration = Duration::from_millis(100);
-
-/// What a kind of event means.
+/// What the records of a kind of event mean.
 pub(super) trait Decode: Send {
     fn kind(&self) -> SourceKind;
+
     fn sight(&self) -> Sight;
-    fn label(&self) -> String;
-    /// The sample in a record of the event with this index, or why there is none.
-    fn decode(&self, event: usize, sample: &Sample<'_>) -> Result<AccessSample, DropReason>;
-}
 
-/// A source that reads the same events on each thread.
-pub(super) struct VcpuSource<D> {
-    threads: ThreadEvents,
-    decode: D,
-    collector: Collector,
-    origin: Origin,
-    since: Time,
-    /// Batches made before their time, because something changed.
-    waiting: Vec<SampleBatch>,
-}
+    /// One line for operators, with the period and the threads of `feed`.
+    fn label(&self, feed: &Feed) -> String;
 
-impl<D: Decode> VcpuSource<D> {
-    /// Opens `events`, each of which samples one in `period`, on the threads of `setup`.
-    pub(super) fn open(
-        setup: &Setup,
-        map: &GuestMemoryMap,
-        decode: D,
-        events: Vec<ThreadEvent>,
-        period: u64,
-    ) -> anyhow::Result<Self> {
-        let mut threads = ThreadEvents::new(&setup.root, events);
-        let watched = threads.follow(&setup.vcpus)?;
-        anyhow::ensure!(
-            watched > 0,
-            "none of the vCPU threads of process {} is there to be watched: QEMU has ended, or did not \
-             tell its threads",
-            setup.pid
-        );
-        Ok(Self {
-            threads,
-            origin: Origin {
-                source: decode.kind(),
-                period,
-                map_generation: map.generation(),
-            },
-            decode,
-            collector: Collector::default(),
-            since: process::now(),
-            waiting: Vec::new(),
-        })
-    }
+    /// The access in a sample of the event with this index, or why there is none.
+    fn decode(&mut self, event: usize, sample: &Sample<'_>) -> Result<AccessSample, DropReason>;
 
-    fn drain(&mut self) {
-        let (decode, collector) = (&self.decode, &mut self.collector);
-        let drained = self.threads.drain(|event, record| {
-            collector.take(record, |sample| decode.decode(event, sample));
-        });
-        collector.drained(drained);
-    }
-
-    /// Makes a batch of what has come so far.
-    fn close(&mut self) {
-        let now = process::now();
-        let span = Duration::from_nanos(now.0.saturating_sub(self.since.0));
-        if !self.collector.is_empty() || span >= LONGEST_SPAN {
-            let batch = self.collector.batch(self.origin, now, span);
-            self.waiting.push(batch);
-            self.since = now;
-        }
-    }
-
-    /// Every event samples one in `period` from now on.
-    pub(super) fn set_period(&mut self, period: u64) -> anyhow::Result<()> {
-        if period == self.origin.period {
-            return Ok(());
-        }
-        // What came so far came with the old period.
-        self.drain();
-        self.close();
-        for index in 0..self.threads.events() {
-            self.threads.set_period(index, period)?;
-        }
-        self.origin.period = period;
+    /// Samples are decoded under this map from now on.
+    fn set_map(&mut self, map: &GuestMemoryMap) -> anyhow::Result<()> {
+        let _ = map;
         Ok(())
     }
 
-    pub(super) const fn period(&self) -> u64 {
-        self.origin.period
+    /// These pages (host-virtual start, bytes) have other physical addresses now.
+    fn moved(&mut self, pages: &[(Hva, u64)]) {
+        let _ = pages;
+    }
+
+    /// Keeps up what decoding rests on, `wall` after the last call. Returns the CPU time it took: that has a
+    /// budget of its own, and no period would make it less.
+    fn keep_up(&mut self, wall: Duration) -> anyhow::Result<Duration> {
+        let _ = wall;
+        Ok(Duration::ZERO)
+    }
+}
+
+/// See the [module](self).
+pub(super) struct VcpuSource<D> {
+    pid: u32,
+    quiet_factor: u32,
+    feed: Feed,
+    decode: D,
+    gathered: Gathered,
+    map_generation: u64,
+    /// When the last batch ended.
+    since: Time,
+    clock: Clock,
+}
+
+impl<D: Decode> VcpuSource<D> {
+    /// Decodes by `decode` what comes out of `feed`.
+    pub(super) fn new(setup: &Setup, map: &GuestMemoryMap, decode: D, feed: Feed) -> Self {
+        Self {
+            pid: setup.pid,
+            quiet_factor: setup.quiet_factor,
+            feed,
+            decode,
+            gathered: Gathered::default(),
+            map_generation: map.generation(),
+            since: process::now(),
+            clock: Clock::start(),
+        }
+    }
+
+    /// Takes what stands in the rings.
+    fn collect(&mut self) {
+        let (decode, gathered) = (&mut self.decode, &mut self.gathered);
+        let period = self.feed.period();
+        let collected = self.feed.collect(|event, sample| {
+            let period = sample.period().unwrap_or(period);
+            gathered.take(period, decode.decode(event, &sample));
+        });
+        gathered.count(collected);
+    }
+
+    /// Chooses the period for what happened.
+    fn govern(&mut self, look: &PeriodLook) {
+        let Some(period) = self.feed.next_period(look) else {
+            return;
+        };
+        // What stands in the rings came with the old period.
+        self.collect();
+        let (pid, kind) = (self.pid, self.decode.kind());
+        tracing::debug!(pid, period, "period of {kind}");
+        if let Err(error) = self.feed.set_period(period) {
+            // It goes on with the period that it has.
+            tracing::warn!(pid, "the period of {kind} stays: {error}");
+        }
+    }
+
+    /// What was gathered since the last batch, if anything.
+    fn batch(&mut self) -> Option<SampleBatch> {
+        let end = process::now();
+        let gathered = self.gathered.batch()?;
+        let since = std::mem::replace(&mut self.since, end);
+        Some(SampleBatch {
+            source: self.decode.kind(),
+            end,
+            span: end.since(since),
+            tests: 0,
+            period: gathered.period,
+            settled: true,
+            map_generation: self.map_generation,
+            samples: gathered.samples,
+            account: gathered.account,
+        })
     }
 }
 
@@ -124,34 +137,49 @@ impl<D: Decode> Source for VcpuSource<D> {
     }
 
     fn label(&self) -> String {
-        self.decode.label()
+        self.decode.label(&self.feed)
     }
 
     fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
-        self.threads
-            .wait(timeout)
-            .context("the rings of the vCPU threads can't be waited for")?;
-        self.drain();
-        self.close();
-        let ended = (self.threads.watched() == 0)
+        self.feed.wait(timeout)?;
+        self.collect();
+        let (wall, cpu) = self.clock.lap();
+        let look = self.gathered.look(wall, cpu);
+        self.clock.cpu += self.decode.keep_up(wall)?;
+        self.govern(&look);
+        let ended = (self.feed.has_ended())
             .then(|| "the threads of the guest's CPUs are gone: QEMU has ended".to_owned());
         Ok(Polled {
-            batches: std::mem::take(&mut self.waiting),
+            batches: self.batch().into_iter().collect(),
             ended,
         })
     }
 
     fn set_map(&mut self, map: &Arc<GuestMemoryMap>) -> anyhow::Result<()> {
-        // What came so far was seen under the old map.
-        self.drain();
-        self.close();
-        self.origin.map_generation = map.generation();
+        // What stands in the rings was recorded under the old map.
+        let gathered = &mut self.gathered;
+        let collected = (self.feed).collect(|_, _| gathered.take(1, Err(DropReason::StaleMap)));
+        gathered.count(collected);
+        gathered.discard_samples();
+        self.decode.set_map(map)?;
+        self.map_generation = map.generation();
+        Ok(())
+    }
+
+    fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
+        let ease = if quiet { self.quiet_factor } else { 1 };
+        self.feed.set_ease(ease);
         Ok(())
     }
 
     fn set_vcpus(&mut self, tids: &[u32]) -> anyhow::Result<()> {
-        self.threads.follow(tids)?;
-        Ok(())
+        self.feed.follow(tids)
+    }
+
+    fn moved(&mut self, pages: &[(Hva, u64)]) {
+        // What was recorded until now lies where the pages were; others may be there now.
+        self.collect();
+        self.decode.moved(pages);
     }
 
     fn stop(self: Box<Self>) -> anyhow::Result<()> {
@@ -159,7 +187,36 @@ impl<D: Decode> Source for VcpuSource<D> {
     }
 }
 
+/// Time and CPU time of this thread.
+#[derive(Debug)]
+struct Clock {
+    wall: Instant,
+    cpu: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            wall: Instant::now(),
+            cpu: process::thread_cpu_time(),
+        }
+    }
+
+    /// Both since the last call.
+    fn lap(&mut self) -> (Duration, Duration) {
+        let now = Self::start();
+        let before = std::mem::replace(self, now);
+        (
+            self.wall.saturating_duration_since(before.wall),
+            self.cpu.saturating_sub(before.cpu),
+        )
+    }
+}
+
 /// Whether an address is in the upper half, which is the kernel's and never QEMU's.
 pub(super) const fn is_kernel_address(address: u64) -> bool {
     address >> 63 != 0
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,10 +7,10 @@
 //!
 //! Pages move. Those that we move are read again at once ([`InverseMap::refresh`]); those that the kernel
 //! moves (khugepaged, compaction, NUMA balancing), or that the guest touches for the first time, are
-//! found by reading round and round at a bounded cost ([`InverseMap::roll`], [`Pace`]).
+//! found by reading round and round at a bounded cost ([`InverseMap::roll`], [`RereadBudget`]).
 
-mod pace;
 mod read;
+mod reread_budget;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -27,8 +27,8 @@ use self::{
 use crate::pagemap::{PageEntry, PagemapError};
 
 pub use self::{
-    pace::Pace,
     read::{PageTable, Reread},
+    reread_budget::RereadBudget,
 };
 
 /// Bytes that the map may take: this many for each page of the guest, and a fixed part. The entries of a

@@ -1,5 +1,6 @@
 //! `perf_event_open`: events, the ring they write into, and the records in it.
 
+pub mod collect;
 pub mod event;
 pub mod ibs;
 pub mod pebs;

@@ -130,6 +130,49 @@ pub fn thread_stat(root: &SysRoot, pid: u32, tid: u32) -> Result<Stat, SysRootEr
     stat_file(&root.process(pid, format!("task/{tid}/stat")))
 }
 
+/// A process, told from a later one with its number.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Identity {
+    /// Its number.
+    pub pid: u32,
+    /// When it began, in clock ticks since boot.
+    pub start: u64,
+    /// The boot in which both hold.
+    pub boot_id: String,
+}
+
+impl Identity {
+    /// The identity of the process that has this number now.
+    ///
+    /// # Errors
+    /// As [`stat`].
+    pub fn read(root: &SysRoot, pid: u32) -> Result<Self, SysRootError> {
+        Ok(Self {
+            pid,
+            start: stat(root, pid)?.start_ticks,
+            boot_id: boot_id(root)?,
+        })
+    }
+
+    /// As [`Self::read`]. A process that is gone has an identity that no other will have.
+    #[must_use]
+    pub fn of(root: &SysRoot, pid: u32) -> Self {
+        Self {
+            pid,
+            start: stat(root, pid).map_or(0, |stat| stat.start_ticks),
+            boot_id: boot_id(root).unwrap_or_default(),
+        }
+    }
+
+    /// Whether the process is still there, and is no zombie.
+    #[must_use]
+    pub fn is_alive(&self, root: &SysRoot) -> bool {
+        let is_zombie = stat(root, self.pid).is_ok_and(|stat| stat.state == 'Z');
+        self.start > 0 && !is_zombie && *self == Self::of(root, self.pid)
+    }
+}
+
 fn stat_file(path: &Path) -> Result<Stat, SysRootError> {
     parse_stat(&read_text(path, SMALL_FILE)?).map_err(|error| error.in_file(path))
 }
@@ -171,13 +214,6 @@ fn ticks_to_duration(ticks: u64) -> Duration {
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(per_second);
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-}
-
-/// CPU time of this whole process so far.
-#[must_use]
-pub fn own_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::try_from(time).unwrap_or_default()
 }
 
 /// CPU time of the calling thread so far: what its kernel calls cost, whoever else has the CPU meanwhile.
@@ -303,6 +339,29 @@ mod tests {
         assert_eq!(first.start_ticks, second.start_ticks);
         assert!(thread_stat(&root, pid, pid).is_ok());
         assert!(!command_line(&root, pid).unwrap().is_empty());
+    }
+
+    #[test]
+    fn identity_when_anything_differs_is_not_alive() {
+        let root = SysRoot::real();
+        let own = Identity::read(&root, std::process::id()).unwrap();
+        assert_eq!(own, Identity::of(&root, own.pid));
+        assert!(own.is_alive(&root));
+
+        let later = Identity {
+            start: own.start + 1,
+            ..own.clone()
+        };
+        let rebooted = Identity {
+            boot_id: "another".to_owned(),
+            ..own
+        };
+        // No process has a number this high (PID_MAX_LIMIT is 2²²).
+        let gone = Identity::of(&root, 5_000_000);
+        for identity in [later, rebooted, gone] {
+            assert!(!identity.is_alive(&root), "{identity:?}");
+        }
+        assert!(Identity::read(&root, 5_000_000).is_err());
     }
 
     #[test]

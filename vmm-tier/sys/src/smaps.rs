@@ -1,7 +1,5 @@
 //! `/proc/PID/smaps`: what memory stands behind each mapping.
 
-use tier_core::addr::Hva;
-
 use crate::{
     maps::{Mapping, each_line, parse_line},
     sysroot::{ParseError, SysRoot, SysRootError, open},
@@ -60,14 +58,6 @@ impl MappingMemory {
     #[must_use]
     pub fn is_hugetlb(&self) -> bool {
         self.has_flag("ht")
-    }
-
-    /// Resident bytes, of hugetlb too.
-    #[must_use]
-    pub fn resident(&self) -> u64 {
-        self.rss
-            .saturating_add(self.shared_hugetlb)
-            .saturating_add(self.private_hugetlb)
     }
 
     fn set(&mut self, key: &str, value: &str) -> Option<()> {
@@ -158,24 +148,10 @@ pub fn read(
     Ok(parser.found)
 }
 
-/// As [`read`], for the mappings that overlap `start .. start + len`.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_range(
-    root: &SysRoot,
-    pid: u32,
-    start: Hva,
-    len: u64,
-) -> Result<Vec<MappingMemory>, SysRootError> {
-    let end = start.0.saturating_add(len);
-    read(root, pid, |mapping| {
-        mapping.start.0 < end && start < mapping.end
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use tier_core::addr::Hva;
+
     use super::*;
 
     const TWO: &str = include_str!("../tests/data/smaps-hugetlb");
@@ -187,7 +163,7 @@ mod tests {
         let huge = &found[0];
         assert!(huge.is_hugetlb());
         assert_eq!((huge.kernel_page_size, huge.rss), (2 << 20, 0));
-        assert_eq!(huge.resident(), 8 << 20);
+        assert_eq!(huge.shared_hugetlb + huge.private_hugetlb, 8 << 20);
     }
 
     #[test]
@@ -208,13 +184,17 @@ mod tests {
     }
 
     #[test]
-    fn read_range_when_asked_for_ourselves_finds_touched_memory() {
+    fn read_when_asked_for_ourselves_finds_touched_memory() {
         let touched = vec![1u8; 1 << 20];
         let start = Hva(touched.as_ptr() as u64);
+        let end = Hva(start.0 + (1 << 20));
 
-        let found = read_range(&SysRoot::real(), std::process::id(), start, 1 << 20).unwrap();
+        let found = read(&SysRoot::real(), std::process::id(), |mapping| {
+            mapping.start < end && start < mapping.end
+        })
+        .unwrap();
 
-        let resident: u64 = found.iter().map(MappingMemory::resident).sum();
+        let resident: u64 = found.iter().map(|mapping| mapping.rss).sum();
         assert!(resident >= 1 << 20, "{resident} bytes");
         assert!(found.iter().all(|m| m.kernel_page_size == 4096));
     }

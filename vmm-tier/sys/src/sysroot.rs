@@ -3,16 +3,16 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
 };
 
-use rustix::{
-    fs::CWD,
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 /// The largest file that a reader takes by default: no file of sysfs is larger than a page, and the
 /// larger ones of procfs have readers with limits of their own.
@@ -337,28 +337,34 @@ pub fn numbered_entries(folder: &Path, prefix: &str) -> Result<Vec<(u32, PathBuf
     Ok(found)
 }
 
-/// Replaces a file in one step: readers see the old or the new text, never a part.
+/// Replaces a file in one step: readers see the old or the new content, never a part, also after a power
+/// cut. The new content is first written to `PATH.PID.new`, with the permissions `mode`.
 ///
 /// # Errors
-/// [`SysRootError::Write`] with the path.
-pub fn replace_file(path: &Path, text: &str) -> Result<(), SysRootError> {
+/// The kernel's, of whichever step fails first. The old file is then as it was.
+pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let fresh = PathBuf::from(name);
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(mode);
     let write = || {
-        let mut file = File::create(&fresh)?;
-        file.write_all(text.as_bytes())?;
+        let mut file = match options.open(&fresh) {
+            // A killed process with our number left it behind.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                std::fs::remove_file(&fresh)?;
+                options.open(&fresh)?
+            }
+            other => other?,
+        };
+        file.write_all(content)?;
         file.sync_all()?;
-        rustix::fs::renameat(CWD, &fresh, CWD, path).map_err(io::Error::from)
+        std::fs::rename(&fresh, path)?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
     };
-    write().map_err(|source| {
+    write().inspect_err(|_| {
         // The half-written file is of no use to anyone; the error that matters is the first one.
         let _ = std::fs::remove_file(&fresh);
-        SysRootError::Write {
-            path: path.to_owned(),
-            text: format!("{} bytes", text.len()),
-            source,
-        }
     })
 }
 
@@ -422,7 +428,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("none/state.json");
 
-        assert!(replace_file(&path, "{}").is_err());
+        assert!(replace_file(&path, b"{}", 0o600).is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
@@ -430,9 +436,14 @@ mod tests {
     fn replace_file_when_file_exists_replaces_it_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
-        replace_file(&path, "old and longer").unwrap();
+        replace_file(&path, b"old and longer", 0o600).unwrap();
+        // What a killed process with our number would have left.
+        let left = folder
+            .path()
+            .join(format!("state.json.{}.new", std::process::id()));
+        std::fs::write(left, "half").unwrap();
 
-        replace_file(&path, "new").unwrap();
+        replace_file(&path, b"new", 0o600).unwrap();
 
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

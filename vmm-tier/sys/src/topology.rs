@@ -96,7 +96,7 @@ impl Topology {
                 tier: tier.map(|(tier, _)| *tier),
                 access0: performance(&folder.join("access0/initiators"))?,
                 access1: performance(&folder.join("access1/initiators"))?,
-                total: meminfo(&folder.join("meminfo"))?.total,
+                total: total_memory(&folder.join("meminfo"))?,
                 marks: marks.get(&id).copied().unwrap_or_default(),
             })
         });
@@ -116,26 +116,6 @@ impl Topology {
     pub fn distance(&self, from: NodeId, to: NodeId) -> Option<u32> {
         let column = self.nodes.iter().position(|node| node.id == to)?;
         self.node(from)?.distances.get(column).copied()
-    }
-
-    /// The kernel's tiers of nodes with memory, fastest first. Nodes that the kernel puts in no tier
-    /// (before 6.1, or no CPU-less memory) are not in it.
-    #[must_use]
-    pub fn kernel_tiers(&self) -> Vec<(u32, NodeSet)> {
-        let mut tiers: Vec<u32> = self.nodes.iter().filter_map(|node| node.tier).collect();
-        tiers.sort_unstable();
-        tiers.dedup();
-        let members = |tier| {
-            let nodes = self
-                .nodes
-                .iter()
-                .filter(move |n| n.tier == Some(tier) && n.has_memory);
-            nodes.map(|node| node.id).collect::<NodeSet>()
-        };
-        tiers
-            .into_iter()
-            .map(|tier| (tier, members(tier)))
-            .collect()
     }
 }
 
@@ -178,44 +158,21 @@ fn performance(folder: &Path) -> Result<Option<Performance>, SysRootError> {
     Ok((found != Performance::default()).then_some(found))
 }
 
-/// The memory of a node, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NodeMemory {
-    /// All.
-    pub total: u64,
-    /// Free.
-    pub free: u64,
-}
-
-/// Reads a node's `meminfo`.
-///
-/// # Errors
-/// [`SysRootError`].
-pub fn node_memory(root: &SysRoot, node: NodeId) -> Result<NodeMemory, SysRootError> {
-    meminfo(&root.sys(format!("devices/system/node/node{node}/meminfo")))
-}
-
-fn meminfo(path: &Path) -> Result<NodeMemory, SysRootError> {
+fn total_memory(path: &Path) -> Result<u64, SysRootError> {
     parse_meminfo(&read_text(path, SMALL_FILE)?).map_err(|error| error.in_file(path))
 }
 
-/// Parses the text of a node's meminfo: lines such as `Node 0 MemFree:  4409732 kB`.
-///
-/// # Errors
-/// [`ParseError`] with the line.
-pub fn parse_meminfo(text: &str) -> Result<NodeMemory, ParseError> {
-    let mut memory = NodeMemory::default();
+/// Bytes of memory by the text of a node's meminfo: lines such as `Node 0 MemTotal:  4409732 kB`. 0 if no
+/// line says it.
+fn parse_meminfo(text: &str) -> Result<u64, ParseError> {
     for (index, line) in text.lines().enumerate() {
         let mut words = line.split_ascii_whitespace().skip(2);
-        let field = match words.next() {
-            Some("MemTotal:") => &mut memory.total,
-            Some("MemFree:") => &mut memory.free,
-            _ => continue,
-        };
-        let kib = words.next().and_then(|word| word.parse::<u64>().ok());
-        *field = kib
-            .and_then(|kib| kib.checked_mul(1024))
-            .ok_or_else(|| ParseError::at(index, "no number of kB"))?;
+        if words.next() == Some("MemTotal:") {
+            let kib = words.next().and_then(|word| word.parse::<u64>().ok());
+            return kib
+                .and_then(|kib| kib.checked_mul(1024))
+                .ok_or_else(|| ParseError::at(index, "no number of kB"));
+        }
     }
-    Ok(memory)
+    Ok(0)
 }

@@ -431,11 +431,9 @@ fn threads_when_one_ends_keep_what_it_wrote_and_let_go_of_it() {
     let mut found = false;
     for _ in 0..100 {
         events.wait(Duration::from_millis(100)).unwrap();
-        events.drain(|index, record| {
+        events.collect(|index, sample| {
             assert_eq!(index, 0);
-            if let Record::Sample(sample) = record {
-                found |= sample.addr().is_some_and(|at| at == base + (8 << 20));
-            }
+            found |= sample.addr().is_some_and(|at| at == base + (8 << 20));
         });
         if events.watched() == 0 {
             break;

@@ -266,14 +266,5 @@ pub(super) fn hva_pieces(
     start: u64,
     end: u64,
 ) -> impl Iterator<Item = (Hva, u64)> {
-    let ranges = map.ranges();
-    let first = ranges.partition_point(move |range| range.gpa_end() <= start);
-    ranges[first..]
-        .iter()
-        .take_while(move |range| range.gpa.0 < end)
-        .map(move |range| {
-            let from = range.gpa.0.max(start);
-            let to = range.gpa_end().min(end);
-            (Hva(range.hva.0 + (from - range.gpa.0)), to - from)
-        })
+    map.pieces(start, end).map(|piece| (piece.hva, piece.len))
 }

@@ -141,8 +141,7 @@ fn source_when_all_it_brings_is_dropped_is_broken_with_the_likeliest_cause() {
 
 #[test]
 fn source_when_it_does_not_see_the_guest_is_never_believed() {
-    let mut lab = Lab::new(&[SourceKind::HostFaults, SourceKind::Pebs]);
-    lab.up(SourceKind::HostFaults, Sight::FirstTouch);
+    let mut lab = Lab::new(&[SourceKind::Pebs]);
     lab.up(SourceKind::Pebs, Sight::HostMode);
     lab.run(20, &[(SourceKind::Pebs, 10_000, 1.0)]);
     assert_eq!(lab.ladder.believed(), None);
@@ -243,7 +242,7 @@ enum Happens {
 
 fn happens() -> impl Strategy<Value = Happens> {
     let kind = || prop::sample::select(SourceKind::ALL.to_vec());
-    let sight = prop::sample::select(vec![Sight::Guest, Sight::HostMode, Sight::FirstTouch]);
+    let sight = prop::sample::select(vec![Sight::Guest, Sight::HostMode]);
     prop_oneof![
         2 => (kind(), sight).prop_map(|(kind, sight)| Happens::Up(kind, sight)),
         1 => kind().prop_map(Happens::Down),

@@ -46,6 +46,30 @@ fn hva_to_gpa_when_the_guest_sees_a_byte_twice_gives_the_lowest() {
 }
 
 #[test]
+fn pieces_when_asked_for_a_stretch_are_cut_to_it_and_leave_holes_out() {
+    let map = doubled();
+    let cut = |start, end| {
+        let pieces = map.pieces(start, end);
+        pieces
+            .map(|piece| (piece.gpa.0, piece.len, piece.offset, piece.hva.0))
+            .collect::<Vec<_>>()
+    };
+    let hva = 0x4000_0000 + 3 * MIB;
+
+    assert_eq!(
+        cut(MIB + 4096, 8 * MIB + 5),
+        [
+            (MIB + 4096, MIB - 4096, 3 * MIB + 4096, hva + 4096),
+            (8 * MIB, 5, 3 * MIB, hva)
+        ]
+    );
+    assert_eq!(cut(MIB + 1, MIB + 3), [(MIB + 1, 2, 3 * MIB + 1, hva + 1)]);
+    for (start, end) in [(2 * MIB, 8 * MIB), (MIB + 7, MIB + 7), (9 * MIB, MIB)] {
+        assert_eq!(cut(start, end), []);
+    }
+}
+
+#[test]
 fn unique_hva_ranges_when_the_guest_sees_a_page_twice_have_it_once_and_whole() {
     let map = doubled();
 

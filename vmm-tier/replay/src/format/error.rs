@@ -21,6 +21,15 @@ pub enum TraceError {
         /// The version.
         version: u16,
     },
+    /// It was recorded from a source that later programs don't have.
+    #[error(
+        "it was recorded from {name}, a source that this program no longer has: use the vmm-tier that \
+         recorded it"
+    )]
+    SourceGone {
+        /// The source.
+        name: &'static str,
+    },
     /// It ends too early.
     #[error(
         "it ends at byte {offset}, before its end block: it was cut, or its recording was killed; \

@@ -16,15 +16,16 @@ use super::{
     ranges::{self, TraceRange},
 };
 
-/// Sources by their number in traces: new ones go to the end.
-const SOURCES: [SourceKind; 7] = [
-    SourceKind::Damon,
-    SourceKind::Ibs,
-    SourceKind::Pebs,
-    SourceKind::Guest,
-    SourceKind::KvmFaults,
-    SourceKind::HostFaults,
-    SourceKind::Replay,
+/// Sources by their number in traces: new ones go to the end. A source that is gone keeps its number, with
+/// its name as the error.
+const SOURCES: [Result<SourceKind, &str>; 7] = [
+    Ok(SourceKind::Damon),
+    Ok(SourceKind::Ibs),
+    Ok(SourceKind::Pebs),
+    Ok(SourceKind::Guest),
+    Err("kvm-faults"),
+    Err("host-faults"),
+    Ok(SourceKind::Replay),
 ];
 /// Reasons by their number in traces: new ones go to the end.
 const REASONS: [DropReason; 12] = [
@@ -46,10 +47,11 @@ const REASONS: [DropReason; 12] = [
 const MOST_LOST: u64 = 1 << 32;
 
 pub(super) fn source_number(kind: SourceKind) -> u64 {
-    position(&SOURCES, &kind)
+    position(&SOURCES, &Ok(kind))
 }
 
-pub(super) fn source(number: u64) -> Option<SourceKind> {
+/// The source with this number; the name of one that is gone as the error.
+pub(super) fn source(number: u64) -> Option<Result<SourceKind, &'static str>> {
     SOURCES.get(usize::try_from(number).ok()?).copied()
 }
 
@@ -146,7 +148,9 @@ impl Event {
         match reader.byte()? {
             0 => {
                 let number = reader.number()?;
-                let source = source(number).ok_or(WireError::OutOfBounds("a source"))?;
+                let known = source(number).ok_or(WireError::OutOfBounds("a source"))?;
+                let gone = |_| WireError::OutOfBounds("a batch is of kvm-faults or host-faults");
+                let source = known.map_err(gone)?;
                 Ok(Self::Batch(BatchEnd {
                     source,
                     end: Time(reader.number()?),
@@ -207,7 +211,7 @@ mod tests {
     #[test]
     fn source_when_it_exists_has_a_number_in_traces() {
         for kind in SourceKind::ALL {
-            assert_eq!(source(source_number(kind)), Some(kind));
+            assert_eq!(source(source_number(kind)), Some(Ok(kind)));
         }
         assert_eq!(source(SOURCES.len() as u64), None);
     }

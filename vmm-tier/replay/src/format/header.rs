@@ -92,8 +92,9 @@ impl Header {
         let origin = match reader.number().map_err(of)? {
             0 => Origin::Import(reader.text().map_err(of)?),
             number => event::source(number - 1)
+                .ok_or_else(|| corrupt("there is no such source"))?
                 .map(Origin::Source)
-                .ok_or_else(|| corrupt("there is no such source"))?,
+                .map_err(|name| TraceError::SourceGone { name })?,
         };
         let name = reader.text().map_err(of)?;
         let started = reader.number().map_err(of)?;
@@ -215,4 +216,27 @@ pub fn find_end(last: &[u8; FOOTER_BYTES]) -> Option<usize> {
     let length = u32::from_le_bytes(word) as usize;
     let is_one = (HEAD_BYTES..=MAX_END).contains(&length) && *last == footer(length);
     is_one.then_some(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_when_its_source_is_gone_names_it() {
+        let mut header = Header::import("csv", "vm");
+        header.origin = Origin::Source(SourceKind::Damon);
+        let mut content = Vec::new();
+        header.put(&mut content).unwrap();
+        // The format's numbers of kvm-faults and host-faults, 0 being an import.
+        for (number, name) in [(5, "kvm-faults"), (6, "host-faults")] {
+            content[0] = number;
+            let error = Header::read(&content, 12).unwrap_err();
+            assert_eq!(error, TraceError::SourceGone { name });
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        content[0] = 7;
+        let recorded = Header::read(&content, 12).unwrap().origin;
+        assert_eq!(recorded, Origin::Source(SourceKind::Replay));
+    }
 }

@@ -2,15 +2,19 @@
 
 use std::{
     ffi::OsStr,
-    fs::{DirBuilder, File, OpenOptions},
-    io::{self, ErrorKind, Read as _, Write as _},
+    fs::{DirBuilder, OpenOptions},
+    io::{self, ErrorKind, Read as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use tier_sys::{process, sysroot::SysRoot};
+pub(super) use tier_sys::process::Identity;
+use tier_sys::{
+    process,
+    sysroot::{SysRoot, replace_file},
+};
 
 use super::Wishes;
 
@@ -33,17 +37,6 @@ pub(super) struct Document {
     pub(super) written: u64,
     /// What commands have set.
     pub(super) set: Wishes,
-}
-
-/// A process of QEMU, told from a later one of its number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) struct Identity {
-    pub(super) pid: u32,
-    /// When it began, in clock ticks since boot.
-    pub(super) start: u64,
-    /// The boot in which this holds.
-    pub(super) boot_id: String,
 }
 
 /// Why a state file is of no use.
@@ -78,22 +71,6 @@ impl StateFileError {
         };
         let aside = with_suffix(path, suffix);
         Some(std::fs::rename(path, &aside).map(|()| aside))
-    }
-}
-
-impl Identity {
-    pub(super) fn of(root: &SysRoot, pid: u32) -> Self {
-        Self {
-            pid,
-            // A process that is gone has an identity that no other will have.
-            start: process::stat(root, pid).map_or(0, |stat| stat.start_ticks),
-            boot_id: process::boot_id(root).unwrap_or_default(),
-        }
-    }
-
-    pub(super) fn is_alive(&self, root: &SysRoot) -> bool {
-        let is_zombie = process::stat(root, self.pid).is_ok_and(|stat| stat.state == 'Z');
-        self.start > 0 && !is_zombie && *self == Self::of(root, self.pid)
     }
 }
 
@@ -209,40 +186,21 @@ fn parse(bytes: &[u8], vm: &str) -> Result<Document, Unfit> {
 /// # Errors
 /// [`StateFileError::Unwritable`].
 pub(super) fn write(path: &Path, document: &Document) -> Result<(), StateFileError> {
-    let fresh = with_suffix(path, &format!(".{}.new", std::process::id()));
-    replace(path, &fresh, document).map_err(|source| {
-        // The half-written file is of no use to anyone; the error that matters is the first one.
-        let _ = std::fs::remove_file(&fresh);
-        StateFileError::Unwritable {
-            path: path.to_owned(),
-            action: "written",
-            source,
-        }
-    })
-}
-
-fn replace(path: &Path, fresh: &Path, document: &Document) -> io::Result<()> {
-    let mut text = serde_json::to_vec_pretty(document)?;
-    text.push(b'\n');
-    let folder = path.parent().unwrap_or(Path::new("."));
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(folder)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let mut file = match options.open(fresh) {
-        // Left behind by an agent of the same number that was killed.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            std::fs::remove_file(fresh)?;
-            options.open(fresh)?
-        }
-        other => other?,
+    let write = || {
+        let mut text = serde_json::to_vec_pretty(document)?;
+        text.push(b'\n');
+        let folder = path.parent().unwrap_or(Path::new("."));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)?;
+        replace_file(path, &text, 0o600)
     };
-    file.write_all(&text)?;
-    file.sync_all()?;
-    std::fs::rename(fresh, path)?;
-    File::open(folder)?.sync_all()
+    write().map_err(|source| StateFileError::Unwritable {
+        path: path.to_owned(),
+        action: "written",
+        source,
+    })
 }
 
 /// Removes what agents that were killed left half-written of the file.

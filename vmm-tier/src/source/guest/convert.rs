@@ -60,14 +60,9 @@ pub(super) fn push_region(samples: &mut Vec<AccessSample>, region: &Region, map:
         kind: AccessKind::Any,
     };
     let (start, end) = (region.start.0, region.start.0.saturating_add(region.len));
-    let ranges = map.ranges();
-    let first = ranges.partition_point(|range| range.gpa_end() <= start);
     let before = samples.len();
-    let touched = ranges[first..].iter().take_while(|range| range.gpa.0 < end);
-    samples.extend(touched.map(|range| {
-        let from = range.gpa.0.max(start);
-        sample(from, range.gpa_end().min(end) - from)
-    }));
+    let pieces = map.pieces(start, end);
+    samples.extend(pieces.map(|piece| sample(piece.gpa.0, piece.len)));
     if samples.len() == before {
         samples.push(sample(start, region.len));
     }

@@ -442,7 +442,7 @@ fn agent_when_all_is_in_use_and_nothing_is_to_be_done_looks_in_turns() {
             eprintln!("SKIPPED: this machine has only just begun");
             return;
         };
-        rig.host.resting.1 = since;
+        rig.host.turn.set_since(since);
         rig.poll();
         rig.poll();
         wishes.extend(rig.said().into_iter().filter_map(|said| match said {

@@ -11,13 +11,17 @@ use tier_core::{
 };
 use tier_sys::{
     damon::DamonSettings,
-    inverse::{InverseError, PageTable},
-    pagemap::{PageEntry, PageRange, PagemapError},
-    perf::{record::RecordFormat, ring::PlainRing},
+    inverse::{InverseError, InverseMap, PageTable},
+    pagemap::{PageEntry, PageRange, Pagemap, PagemapError},
+    perf::{
+        record::RecordFormat,
+        ring::{PlainRing, Ring},
+    },
     sysroot::SysRoot,
 };
 
 use super::*;
+use crate::source::vcpus::Gathered;
 
 const PAGE: u64 = 4096;
 const BASE: u64 = 0x7f00_0000_0000;
@@ -86,13 +90,12 @@ fn gathered(bytes: &[u8]) -> (Gathered, u64) {
     let mut ring = Ring::new(PlainRing::new(1 << 18, 0), format);
     assert!(ring.memory().push(bytes));
     let mut gathered = Gathered::default();
-    let mut samples = 0;
-    let drained = ring.drain(|record| {
-        samples += u64::from(matches!(record, Record::Sample(_)));
-        gathered.take(&record, &inverse);
+    let collected = ring.collect(|sample| {
+        let access = sample_of(&sample, |physical| inverse.locate(physical));
+        gathered.take(sample.period().unwrap_or(1), access);
     });
-    gathered.note(drained);
-    (gathered, samples + drained.malformed + drained.overruns)
+    gathered.count(collected);
+    (gathered, collected.samples + collected.malformed)
 }
 
 #[test]

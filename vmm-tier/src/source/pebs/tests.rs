@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::source::records::synthetic::{
-    ADDR, DATA_SRC, TID, assert_sums, batch_of, lost, mixed, sample, throttle,
+use crate::source::vcpus::synthetic::{
+    ADDR, DATA_SRC, TID, assert_sums, batch_of, gathered, lost, mixed, sample, throttle,
 };
 
 const FIELDS: u64 = TID | ADDR | DATA_SRC;
@@ -44,7 +44,7 @@ fn decode_when_a_record_has_no_usable_address_says_why() {
         record(0, USER),
         throttle(),
     ];
-    let decode = decoder(true);
+    let mut decode = decoder(true);
 
     let batch = batch_of(&records, FIELDS, 0, |sample| decode.decode(0, sample));
 
@@ -58,7 +58,7 @@ fn decode_when_a_record_has_no_usable_address_says_why() {
 
 #[test]
 fn decode_when_the_event_is_of_stores_makes_stores() {
-    let decode = decoder(false);
+    let mut decode = decoder(false);
     for (event, kind) in [(0, AccessKind::Load), (1, AccessKind::Store)] {
         let records = [record(0x7f00_0000_1000, USER)];
         let batch = batch_of(&records, FIELDS, 0, |sample| decode.decode(event, sample));
@@ -71,13 +71,13 @@ fn label_when_kvm_runs_the_guest_says_that_nothing_of_it_is_seen() {
     let kvm = decoder(true);
     assert_eq!(kvm.sight(), Sight::HostMode);
     assert_eq!(
-        kvm.label(),
+        kvm.what(),
         "PEBS on the vCPU threads, loads that miss the L3 (cpu), stores (cpu): sees QEMU's own accesses \
          only, none of the guest's"
     );
     let tcg = decoder(false);
     assert_eq!(tcg.sight(), Sight::Guest);
-    assert!(tcg.label().contains("the guest's accesses"));
+    assert!(tcg.what().contains("the guest's accesses"));
 }
 
 #[test]
@@ -88,17 +88,17 @@ fn open_when_this_host_has_no_pebs_says_why() {
 }
 
 #[test]
-fn look_when_batches_lost_and_dropped_records_counts_them_as_made() {
-    let decode = decoder(false);
+fn look_when_records_were_lost_and_dropped_counts_them_as_made() {
+    let mut decode = decoder(false);
     let records = [
         record(0x7f00_1234_5678, USER),
         record(0, USER),
         lost(7),
         throttle(),
     ];
-    let batch = batch_of(&records, FIELDS, 0, |sample| decode.decode(0, sample));
+    let mut gathered = gathered(&records, FIELDS, 0, |sample| decode.decode(0, sample));
 
-    let look = look(&[batch]);
+    let look = gathered.look(Duration::ZERO, Duration::ZERO);
 
     assert_eq!((look.records, look.samples, look.throttled), (9, 1, 1));
 }
@@ -110,7 +110,7 @@ proptest! {
         start in any::<u64>(),
         is_kvm in any::<bool>(),
     ) {
-        let decode = decoder(is_kvm);
+        let mut decode = decoder(is_kvm);
         let (records, samples, gone, throttled) = mixed(&kinds, record);
 
         let batch = batch_of(&records, FIELDS, start & !7, |sample| decode.decode(1, sample));

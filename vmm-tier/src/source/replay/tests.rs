@@ -4,7 +4,7 @@ use std::fs;
 
 use tempfile::TempDir;
 use tier_core::{
-    addr::Hva,
+    addr::{Gpa, Hva},
     map::{BlockIndex, MapRange, RamBlock},
     sample::AccessKind,
 };

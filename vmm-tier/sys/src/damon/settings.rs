@@ -87,6 +87,28 @@ impl DamonSettings {
         u32::try_from(aggregation / sampling.max(1)).unwrap_or(u32::MAX)
     }
 
+    /// Whether each 2 MiB of `bytes` can have a region of its own.
+    #[must_use]
+    pub const fn fit_huge_pages(bytes: u64, max_regions: u64) -> bool {
+        bytes.div_ceil(HUGE_PAGE) <= max_regions
+    }
+
+    /// With `max_regions` regions at most for `bytes` of memory, and a quarter of that at least. Where they
+    /// fit there are at least as many regions as huge pages: DAMON joins neighbours whose counts are nearly
+    /// equal, and where pages saturate these are hot and warm pages.
+    #[must_use]
+    pub fn with_regions(self, bytes: u64, max_regions: u64) -> Self {
+        let apart = match Self::fit_huge_pages(bytes, max_regions) {
+            true => bytes.div_ceil(HUGE_PAGE),
+            false => 0,
+        };
+        Self {
+            min_regions: (max_regions / 4).max(apart).max(3),
+            max_regions,
+            ..self
+        }
+    }
+
     /// What `damon_set_attrs` (mm/damon/core.c) and common sense ask for.
     pub(super) fn check(&self) -> Result<(), DamonError> {
         if self.sampling.as_micros() == 0 {
@@ -171,6 +193,19 @@ pub(super) fn sorted_ranges(ranges: &[(Hva, u64)]) -> Result<Vec<(u64, u64)>, Da
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn with_regions_when_each_huge_page_fits_keeps_as_many_apart() {
+        let regions = |bytes, most| {
+            let settings = DamonSettings::default().with_regions(bytes, most);
+            (settings.min_regions, settings.max_regions)
+        };
+        // A quarter, one for each of 300 huge pages, a quarter where 401 don't fit, and DAMON's least.
+        assert_eq!(regions(100 * HUGE_PAGE, 1000), (250, 1000));
+        assert_eq!(regions(300 * HUGE_PAGE, 400), (300, 400));
+        assert_eq!(regions(401 * HUGE_PAGE, 400), (100, 400));
+        assert_eq!(regions(100 * HUGE_PAGE, 8), (3, 8));
+    }
 
     #[test]
     fn in_pieces_when_cut_covers_the_same_bytes_in_order() {

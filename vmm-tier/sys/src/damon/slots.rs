@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DamonError, admin::Admin};
 use crate::{
-    process,
+    process::{self, Identity},
     sysroot::{SMALL_FILE, SysRoot, read_text, replace_file},
 };
 
@@ -42,6 +42,16 @@ pub struct SlotRecord {
     pub owner_start: u64,
     /// The boot in which all this holds.
     pub boot_id: String,
+}
+
+impl SlotRecord {
+    fn owner(&self) -> Identity {
+        Identity {
+            pid: self.owner_pid,
+            start: self.owner_start,
+            boot_id: self.boot_id.clone(),
+        }
+    }
 }
 
 /// An orphan that was cleared away.
@@ -121,7 +131,7 @@ impl Slots {
             path: self.path(record.slot).display().to_string(),
             source: error.into(),
         })?;
-        Ok(replace_file(&self.path(record.slot), &text)?)
+        replace(&self.path(record.slot), &text)
     }
 
     fn forget(&self, slot: u32) -> Result<(), DamonError> {
@@ -145,23 +155,22 @@ impl Slots {
         root: &SysRoot,
         target_pid: u32,
     ) -> Result<u32, DamonError> {
-        let boot_id = process::boot_id(root)?;
+        let owner = Identity::read(root, std::process::id())?;
         if admin.slot_count()? == 0 {
-            replace_file(&self.marker(), &boot_id)?;
+            replace(&self.marker(), &owner.boot_id)?;
             admin.set_slot_count(NEW_SLOTS)?;
         }
         let uses = admin.slot_uses(root, self)?;
         let Some(free) = uses.iter().find(|own| own.is_free()) else {
             return Err(DamonError::AllTaken { slots: uses });
         };
-        let owner_pid = std::process::id();
         self.write(&SlotRecord {
             slot: free.slot,
             thread: None,
             target_pid,
-            owner_pid,
-            owner_start: process::stat(root, owner_pid)?.start_ticks,
-            boot_id,
+            owner_pid: owner.pid,
+            owner_start: owner.start,
+            boot_id: owner.boot_id,
         })?;
         Ok(free.slot)
     }
@@ -227,8 +236,7 @@ impl Slots {
                 self.forget(slot)?;
                 continue;
             }
-            let owner = process::stat(root, record.owner_pid);
-            if owner.is_ok_and(|stat| stat.start_ticks == record.owner_start && stat.state != 'Z') {
+            if record.owner().is_alive(root) {
                 continue;
             }
             let mut was_running = false;
@@ -282,6 +290,14 @@ impl Slots {
         files.sort_unstable();
         files
     }
+}
+
+/// Replaces a file that everybody may read.
+fn replace(path: &Path, text: &str) -> Result<(), DamonError> {
+    replace_file(path, text.as_bytes(), 0o644).map_err(|source| DamonError::RunDirectory {
+        path: path.display().to_string(),
+        source,
+    })
 }
 
 fn read_record(path: &Path) -> Option<SlotRecord> {

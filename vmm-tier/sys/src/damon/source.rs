@@ -14,7 +14,7 @@ use super::{Damon, DamonError, DamonSettings, Kdamond};
 use crate::{
     perf::{
         event::{Event, EventError, EventSpec, Polled, Target},
-        record::{Record, Sample},
+        record::Sample,
         tracepoint::{Field, Tracepoint, TracepointError},
     },
     process,
@@ -160,18 +160,11 @@ impl DamonSource {
     pub fn poll(&mut self, timeout: Duration) -> Result<DamonPoll, DamonSourceError> {
         let polled = self.event.poll(timeout)?;
         let (fields, bursts, account) = (&self.fields, &mut self.bursts, &mut self.account);
-        let drained = self.event.drain(|record| match record {
-            Record::Sample(sample) => match fields.region(&sample) {
-                Ok(region) => bursts.push(region),
-                Err(reason) => account.drop_records(reason, 1),
-            },
-            Record::Lost { lost, .. } | Record::LostSamples { lost, .. } => {
-                account.lost = account.lost.saturating_add(lost);
-            }
-            Record::Throttle { .. } => account.throttled += 1,
-            Record::Unthrottle { .. } | Record::Exit { .. } | Record::Other { .. } => {}
+        let collected = self.event.collect(|sample| match fields.region(&sample) {
+            Ok(region) => bursts.push(region),
+            Err(reason) => account.drop_records(reason, 1),
         });
-        account.drop_records(DropReason::Malformed, drained.malformed + drained.overruns);
+        collected.add_to(&mut self.account);
         self.bursts.close_if_stale(process::now());
         let ended = polled == Polled::Ended || !self.kdamond.is_thread_alive();
         if ended {

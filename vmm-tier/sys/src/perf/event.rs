@@ -10,7 +10,8 @@ use perf_event_open_sys::{bindings as abi, ioctls, perf_event_open};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    record::{Record, RecordFormat, UnsupportedFields},
+    collect::Collected,
+    record::{Record, RecordFormat, Sample, UnsupportedFields},
     refusal::{Asked, Refusal, Step, Surroundings},
     ring::{Drained, MappedRing, Ring},
 };
@@ -402,6 +403,11 @@ impl Event {
     /// Hands every record in the ring to `take`.
     pub fn drain(&mut self, take: impl FnMut(Record<'_>)) -> Drained {
         self.ring.drain(take)
+    }
+
+    /// As [`Ring::collect`].
+    pub fn collect(&mut self, take: impl FnMut(Sample<'_>)) -> Collected {
+        self.ring.collect(take)
     }
 
     fn refused(&self, source: io::Error) -> EventError {

@@ -16,7 +16,10 @@ use std::{
 use perf_event_open_sys::bindings::perf_event_mmap_page;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::record::{Record, RecordFormat, walk};
+use super::{
+    collect::Collected,
+    record::{Record, RecordFormat, Sample, walk},
+};
 
 /// Bytes that [`Ring::drain`] copies out at a time: half of a first-level data cache of 32 KiB.
 const STEP: usize = 16 << 10;
@@ -135,6 +138,18 @@ impl<M: RingMemory> Ring<M> {
         }
         self.memory.set_tail(head);
         drained
+    }
+
+    /// Hands every sample in the ring to `take`, and counts the other records.
+    #[inline]
+    pub fn collect(&mut self, mut take: impl FnMut(Sample<'_>)) -> Collected {
+        Collected::by(|collected| {
+            self.drain(|record| {
+                if let Some(sample) = collected.sample(record) {
+                    take(sample);
+                }
+            })
+        })
     }
 
     /// Copies `len` bytes of the ring from the position `from` on.

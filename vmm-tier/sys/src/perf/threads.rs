@@ -9,8 +9,9 @@ use std::{collections::BTreeMap, io, time::Duration};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
+    collect::Collected,
     event::{Event, EventError, EventSpec, Rate, Target},
-    record::Record,
+    record::Sample,
     ring::Drained,
 };
 use crate::sysroot::SysRoot;
@@ -188,20 +189,27 @@ impl ThreadEvents {
         Ok(())
     }
 
-    /// Hands every record in every ring to `take`, with the index of its event, and lets go of the
-    /// threads that ended. The sums of all rings are returned.
-    pub fn drain(&mut self, mut take: impl FnMut(usize, Record<'_>)) -> Drained {
-        let mut sum = Drained::default();
-        for thread in self.threads.values_mut() {
-            for (index, event) in thread.events.iter_mut().enumerate() {
-                if thread.leaving {
-                    // An error means that there is nothing left to stop.
-                    let _ = event.disable();
+    /// Hands every sample in every ring to `take`, with the index of its event, and lets go of the
+    /// threads that ended. Counts the other records of all rings.
+    pub fn collect(&mut self, mut take: impl FnMut(usize, Sample<'_>)) -> Collected {
+        let collected = Collected::by(|collected| {
+            let mut sum = Drained::default();
+            for thread in self.threads.values_mut() {
+                for (index, event) in thread.events.iter_mut().enumerate() {
+                    if thread.leaving {
+                        // An error means that there is nothing left to stop.
+                        let _ = event.disable();
+                    }
+                    sum.add(event.drain(|record| {
+                        if let Some(sample) = collected.sample(record) {
+                            take(index, sample);
+                        }
+                    }));
                 }
-                sum.add(event.drain(|record| take(index, record)));
             }
-        }
+            sum
+        });
         self.threads.retain(|_, thread| !thread.leaving);
-        sum
+        collected
     }
 }

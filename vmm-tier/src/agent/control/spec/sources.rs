@@ -8,15 +8,7 @@ use qmp::server::{
 use super::{needed, optional};
 
 /// `SourceKind`.
-pub(super) const KINDS: TypeSpec = Enum(&[
-    "damon",
-    "ibs",
-    "pebs",
-    "guest",
-    "kvm-faults",
-    "host-faults",
-    "replay",
-]);
+pub(super) const KINDS: TypeSpec = Enum(&["damon", "ibs", "pebs", "guest", "replay"]);
 
 const KIND: MemberSpec = needed("kind", KINDS, "what it is");
 const SAMPLES: MemberSpec = needed("samples", Uint, "records that came out of it");
@@ -64,7 +56,7 @@ pub(super) const RUNG: ObjectSpec = ObjectSpec {
         needed("believed", Bool, "whether pages are moved on its word"),
         optional(
             "sees",
-            Enum(&["guest", "host-mode", "first-touch"]),
+            Enum(&["guest", "host-mode"]),
             "which accesses; absent before it was opened",
         ),
         needed("label", String, "what it is, for people"),

@@ -1,10 +1,9 @@
-//! How much of the time may go into reading pages again. Pure.
+//! The time that may go into reading pages again. Pure.
 //!
-//! Little while all is well. More when a larger share of the samples than usual belongs to no known page:
-//! pages were moved by the kernel, or the guest began to use new ones. Once all pages were read, the share
-//! that is left is taken for usual: those addresses are the host's own. How many they are changes with what
-//! the host does, so where reading everything brought hardly anything new, the next time waits for longer
-//! and longer.
+//! The budget is small while all is well. It is larger when more of the samples than usual belong to no known
+//! page: the kernel has moved pages, or the guest uses new ones. Once all pages were read, the share that is
+//! left counts as usual: those addresses are the host's own. That share changes with what the host does. So
+//! where reading everything brought hardly anything new, the next reading waits for longer and longer.
 
 use std::time::Duration;
 
@@ -25,9 +24,9 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs
 /// Seconds that may be saved up while nobody asks.
 const MOST_SAVED: f64 = 0.05;
 
-/// Shares out the time for reading.
+/// The time for reading, and what decides how much it is.
 #[derive(Clone, Debug)]
-pub struct Pace {
+pub struct RereadBudget {
     hits: u64,
     misses: u64,
     /// The usual share of misses; `None` until all pages were read with samples flowing.
@@ -46,7 +45,7 @@ pub struct Pace {
     saved: f64,
 }
 
-impl Default for Pace {
+impl Default for RereadBudget {
     fn default() -> Self {
         Self {
             hits: 0,
@@ -63,7 +62,7 @@ impl Default for Pace {
     }
 }
 
-impl Pace {
+impl RereadBudget {
     /// Takes note of samples that were found in the map and of those that were not.
     pub fn observe(&mut self, hits: u64, misses: u64) {
         self.hits = self.hits.saturating_add(hits);
@@ -131,12 +130,12 @@ mod tests {
     use super::*;
 
     /// Time read in a hundred seconds, looked at ten times a second, in pieces of 30 ms.
-    fn read_in_a_while(pace: &mut Pace) -> Duration {
+    fn read_in_a_while(budget: &mut RereadBudget) -> Duration {
         let piece = Duration::from_millis(30);
         let mut read = Duration::ZERO;
         for _ in 0..1000 {
-            if pace.allowance(Duration::from_millis(100)) > Duration::from_millis(1) {
-                pace.took(Reread::default(), piece);
+            if budget.allowance(Duration::from_millis(100)) > Duration::from_millis(1) {
+                budget.took(Reread::default(), piece);
                 read += piece;
             }
         }
@@ -144,107 +143,107 @@ mod tests {
     }
 
     /// A pass of a thousand entries ends, and some of them were new.
-    fn end_pass(pace: &mut Pace, changed: u64) {
+    fn end_pass(budget: &mut RereadBudget, changed: u64) {
         let read = Reread {
             read: 1000,
             changed,
             pass_done: true,
         };
-        pace.took(read, Duration::ZERO);
+        budget.took(read, Duration::ZERO);
     }
 
     #[test]
-    fn pace_when_all_is_well_reads_a_small_share_of_the_time_even_in_large_pieces() {
-        let mut pace = Pace::default();
-        pace.observe(900, 100);
-        let read = read_in_a_while(&mut pace).as_millis();
+    fn budget_when_all_is_well_reads_a_small_share_of_the_time_even_in_large_pieces() {
+        let mut budget = RereadBudget::default();
+        budget.observe(900, 100);
+        let read = read_in_a_while(&mut budget).as_millis();
         assert!((70..=130).contains(&read), "{read} ms of 100 s");
     }
 
     #[test]
-    fn pace_when_more_misses_than_usual_reads_more_until_all_is_read() {
-        let mut pace = Pace::default();
-        pace.observe(900, 100);
-        pace.observe(900, 120);
-        assert!(!pace.is_urgent());
+    fn budget_when_more_misses_than_usual_reads_more_until_all_is_read() {
+        let mut budget = RereadBudget::default();
+        budget.observe(900, 100);
+        budget.observe(900, 120);
+        assert!(!budget.is_urgent());
 
-        pace.observe(700, 300);
-        assert!(pace.is_urgent());
-        let read = read_in_a_while(&mut pace).as_millis();
+        budget.observe(700, 300);
+        assert!(budget.is_urgent());
+        let read = read_in_a_while(&mut budget).as_millis();
         assert!((4900..=5100).contains(&read), "{read} ms of 100 s");
 
         // The pass that had begun before ends, and then a whole one: as many still miss, so they are the
         // host's own.
-        end_pass(&mut pace, 100);
-        pace.observe(700, 300);
-        assert!(pace.is_urgent());
-        end_pass(&mut pace, 100);
-        pace.observe(700, 300);
-        assert!(!pace.is_urgent());
-        pace.observe(700, 300);
-        assert!(!pace.is_urgent());
-        pace.observe(500, 500);
-        assert!(pace.is_urgent());
+        end_pass(&mut budget, 100);
+        budget.observe(700, 300);
+        assert!(budget.is_urgent());
+        end_pass(&mut budget, 100);
+        budget.observe(700, 300);
+        assert!(!budget.is_urgent());
+        budget.observe(700, 300);
+        assert!(!budget.is_urgent());
+        budget.observe(500, 500);
+        assert!(budget.is_urgent());
     }
 
     #[test]
-    fn pace_when_reading_is_in_vain_waits_longer_each_time_until_it_is_not() {
-        let mut pace = Pace::default();
-        pace.observe(900, 100);
+    fn budget_when_reading_is_in_vain_waits_longer_each_time_until_it_is_not() {
+        let mut budget = RereadBudget::default();
+        budget.observe(900, 100);
         // The host is busy and idle in turns of a second: its own accesses come and go.
         let mut urgent_at = Vec::new();
         for second in 0..600 {
-            pace.observe(500, 500);
-            if pace.is_urgent() {
+            budget.observe(500, 500);
+            if budget.is_urgent() {
                 urgent_at.push(second);
-                end_pass(&mut pace, 0);
-                end_pass(&mut pace, 0);
-                pace.observe(500, 500);
-                assert!(!pace.is_urgent());
+                end_pass(&mut budget, 0);
+                end_pass(&mut budget, 0);
+                budget.observe(500, 500);
+                assert!(!budget.is_urgent());
             }
-            pace.observe(900, 100);
-            pace.allowance(Duration::from_secs(1));
+            budget.observe(900, 100);
+            budget.allowance(Duration::from_secs(1));
         }
         assert_eq!(urgent_at, [0, 10, 30, 70, 150, 310]);
 
-        pace.allowance(WAIT.1);
+        budget.allowance(WAIT.1);
         for _ in 0..2 {
-            pace.observe(500, 500);
-            assert!(pace.is_urgent());
-            end_pass(&mut pace, 10);
-            end_pass(&mut pace, 10);
-            pace.observe(900, 100);
+            budget.observe(500, 500);
+            assert!(budget.is_urgent());
+            end_pass(&mut budget, 10);
+            end_pass(&mut budget, 10);
+            budget.observe(900, 100);
         }
     }
 
     #[test]
-    fn pace_when_misses_become_fewer_is_calm_and_expects_as_few_from_then_on() {
-        let mut pace = Pace::default();
-        pace.observe(500, 500);
-        pace.observe(900, 100);
-        assert!(!pace.is_urgent());
-        pace.observe(700, 300);
-        assert!(pace.is_urgent());
-        pace.observe(900, 100);
-        assert!(!pace.is_urgent());
+    fn budget_when_misses_become_fewer_is_calm_and_expects_as_few_from_then_on() {
+        let mut budget = RereadBudget::default();
+        budget.observe(500, 500);
+        budget.observe(900, 100);
+        assert!(!budget.is_urgent());
+        budget.observe(700, 300);
+        assert!(budget.is_urgent());
+        budget.observe(900, 100);
+        assert!(!budget.is_urgent());
     }
 
     #[test]
-    fn pace_when_samples_are_few_waits_for_more() {
-        let mut pace = Pace::default();
-        pace.observe(900, 100);
+    fn budget_when_samples_are_few_waits_for_more() {
+        let mut budget = RereadBudget::default();
+        budget.observe(900, 100);
         for _ in 0..19 {
-            pace.observe(0, 10);
-            assert!(!pace.is_urgent());
+            budget.observe(0, 10);
+            assert!(!budget.is_urgent());
         }
-        pace.observe(0, 10);
-        assert!(pace.is_urgent());
+        budget.observe(0, 10);
+        assert!(budget.is_urgent());
     }
 
     #[test]
-    fn pace_when_nobody_asks_for_long_saves_up_little() {
-        let mut pace = Pace::default();
-        let allowed = pace.allowance(Duration::from_secs(3600));
+    fn budget_when_nobody_asks_for_long_saves_up_little() {
+        let mut budget = RereadBudget::default();
+        let allowed = budget.allowance(Duration::from_secs(3600));
         assert_eq!(allowed, Duration::from_secs_f64(MOST_SAVED));
     }
 }

@@ -1,17 +1,16 @@
 //! Records as the kernel writes them, through a ring in plain memory, for tests of decoders.
 
+use tier_core::sample::{AccessSample, DropReason};
 use tier_sys::perf::{
-    record::RecordFormat,
+    record::{RecordFormat, Sample},
     ring::{PlainRing, Ring},
 };
 
-use super::*;
+use super::gathered::{Gathered, GatheredBatch};
 
 /// Bits of `sample_type` and record types of `include/uapi/linux/perf_event.h`.
 pub(in crate::source) const TID: u64 = 1 << 1;
-pub(in crate::source) const TIME: u64 = 1 << 2;
 pub(in crate::source) const ADDR: u64 = 1 << 3;
-pub(in crate::source) const RAW: u64 = 1 << 10;
 pub(in crate::source) const DATA_SRC: u64 = 1 << 15;
 const LOST: u32 = 2;
 const THROTTLE: u32 = 5;
@@ -32,17 +31,6 @@ fn record(kind: u32, misc: u16, body: &[u8]) -> Vec<u8> {
 pub(in crate::source) fn sample(misc: u16, words: &[u64]) -> Vec<u8> {
     let body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     record(SAMPLE, misc, &body)
-}
-
-/// A sample of these words and then raw data.
-pub(in crate::source) fn raw_sample(words: &[u64], raw: &[u8]) -> Vec<u8> {
-    let mut body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    // The size counts the padding: size and data end on eight bytes together.
-    let padded = (4 + raw.len()).next_multiple_of(8) - 4;
-    body.extend(u32::try_from(padded).unwrap().to_ne_bytes());
-    body.extend(raw);
-    body.resize(body.len() + padded - raw.len(), 0);
-    record(SAMPLE, 0, &body)
 }
 
 /// The kernel lost `lost` records of an event with TID and TIME.
@@ -68,25 +56,31 @@ pub(in crate::source) fn batch_of(
     records: &[Vec<u8>],
     sample_type: u64,
     start: u64,
+    decode: impl FnMut(&Sample<'_>) -> Result<AccessSample, DropReason>,
+) -> GatheredBatch {
+    let mut gathered = gathered(records, sample_type, start, decode);
+    let batch = gathered.batch().unwrap_or_default();
+    assert!(gathered.batch().is_none());
+    batch
+}
+
+/// As [`batch_of`], before a batch is made.
+pub(in crate::source) fn gathered(
+    records: &[Vec<u8>],
+    sample_type: u64,
+    start: u64,
     mut decode: impl FnMut(&Sample<'_>) -> Result<AccessSample, DropReason>,
-) -> SampleBatch {
+) -> Gathered {
     let bytes: usize = records.iter().map(Vec::len).sum();
     let memory = PlainRing::new(bytes.next_power_of_two().max(4096), start);
     for record in records {
         assert!(memory.push(record));
     }
     let mut ring = Ring::new(memory, RecordFormat::new(sample_type, true).unwrap());
-    let mut collector = Collector::default();
-    let drained = ring.drain(|record| collector.take(record, &mut decode));
-    collector.drained(drained);
-    let origin = Origin {
-        source: SourceKind::KvmFaults,
-        period: 1,
-        map_generation: 3,
-    };
-    let batch = collector.batch(origin, Time(1), Duration::from_millis(100));
-    assert!(collector.is_empty());
-    batch
+    let mut gathered = Gathered::default();
+    let collected = ring.collect(|sample| gathered.take(1, decode(&sample)));
+    gathered.count(collected);
+    gathered
 }
 
 /// Records of all kinds, some cut short, for property tests; with how many are samples (or were meant
@@ -121,7 +115,12 @@ pub(in crate::source) fn mixed(
 }
 
 /// Whether the batch's account and samples sum to what was put in.
-pub(in crate::source) fn assert_sums(batch: &SampleBatch, samples: u64, gone: u64, throttled: u64) {
+pub(in crate::source) fn assert_sums(
+    batch: &GatheredBatch,
+    samples: u64,
+    gone: u64,
+    throttled: u64,
+) {
     let account = &batch.account;
     assert!(account.is_valid(), "{account:?}");
     // The engine counts the samples in the batch.

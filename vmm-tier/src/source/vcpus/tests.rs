@@ -1,4 +1,4 @@
-//! Page faults as the kernel writes them, and those of a real thread.
+//! Page faults of real threads.
 
 use std::{
     sync::mpsc::{Sender, channel},
@@ -6,45 +6,53 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proptest::prelude::*;
-use tier_core::map::{Backing, RamBlock};
-use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
+use tier_core::{
+    addr::{Gpa, Hva},
+    map::{Backing, BlockIndex, MapRange, RamBlock},
+    period::PeriodGoals,
+    sample::{AccessKind, SampleAddress},
+};
+use tier_sys::{damon::DamonSettings, perf::event::EventSpec, sysroot::SysRoot};
 
 use super::*;
-use crate::source::records::synthetic::{ADDR, TID, TIME, assert_sums, batch_of, mixed, sample};
+/// The page faults of a thread, which a test can cause.
+struct PageFaults;
 
-const FIELDS: u64 = TID | TIME | ADDR;
-const TCG: HostFaults = HostFaults { is_kvm: false };
+impl Decode for PageFaults {
+    fn kind(&self) -> SourceKind {
+        SourceKind::Pebs
+    }
 
-fn fault(address: u64, misc: u16) -> Vec<u8> {
-    sample(misc, &[1, 2, address])
+    fn sight(&self) -> Sight {
+        Sight::Guest
+    }
+
+    fn label(&self, _: &Feed) -> String {
+        "page faults".to_owned()
+    }
+
+    fn decode(&mut self, _: usize, sample: &Sample<'_>) -> Result<AccessSample, DropReason> {
+        let address = sample.addr().ok_or(DropReason::Malformed)?;
+        Ok(AccessSample {
+            address: SampleAddress::Host(Hva(address)),
+            len: 1,
+            weight: 1.0,
+            kind: AccessKind::Any,
+        })
+    }
 }
 
-#[test]
-fn decode_when_an_address_is_not_qemus_says_why_it_is_dropped() {
-    let records = [
-        fault(0x7f00_1234_5678, 2),
-        // The kernel copies to user memory: the address is QEMU's.
-        fault(0x7f00_2000_0000, 1),
-        fault(0xffff_8880_0000_0000, 1),
-        fault(0, 2),
-    ];
-
-    let batch = batch_of(&records, FIELDS, 0, |sample| TCG.decode(0, sample));
-
-    let found: Vec<_> = batch.samples.iter().map(|sample| sample.address).collect();
-    let at = |hva| SampleAddress::Host(Hva(hva));
-    assert_eq!(found, [at(0x7f00_1234_5678), at(0x7f00_2000_0000)]);
-    assert_eq!(batch.account.dropped[&DropReason::WrongMode], 1);
-    assert_eq!(batch.account.dropped[&DropReason::NoAddress], 1);
-}
-
-#[test]
-fn sight_when_kvm_runs_the_guest_is_not_the_guests() {
-    assert_eq!(TCG.sight(), Sight::FirstTouch);
-    let kvm = HostFaults { is_kvm: true };
-    assert_eq!(kvm.sight(), Sight::HostMode);
-    assert!(kvm.label().contains("none of the guest's"));
+fn open(setup: &Setup, map: &GuestMemoryMap) -> anyhow::Result<Box<dyn Source>> {
+    let events = vec![EventSpec::page_faults(32).into()];
+    let goals = PeriodGoals {
+        budget: 1.0,
+        rate: f64::MAX,
+        bounds: 1..=1,
+        unit: 1,
+        record_cost: Duration::ZERO,
+    };
+    let feed = Feed::open(setup, events, (goals, 1))?;
+    Ok(Box::new(VcpuSource::new(setup, map, PageFaults, feed)))
 }
 
 /// A map with one block that lies at `hva`.
@@ -57,10 +65,10 @@ fn map(generation: u64, hva: u64, bytes: u64) -> Arc<GuestMemoryMap> {
         page_size: 4096,
         backing: Some(Backing::Anonymous),
     };
-    let range = tier_core::map::MapRange {
-        gpa: tier_core::addr::Gpa(1 << 20),
+    let range = MapRange {
+        gpa: Gpa(1 << 20),
         len: bytes,
-        block: tier_core::map::BlockIndex(0),
+        block: BlockIndex(0),
         offset: 0,
         hva: Hva(hva),
     };
@@ -169,18 +177,4 @@ fn source_when_threads_come_and_go_follows_them() {
     assert!(samples > 0);
     drop(second_orders);
     second_thread.join().unwrap();
-}
-
-proptest! {
-    #[test]
-    fn account_when_records_are_of_all_kinds_sums_to_what_arrived(
-        kinds in prop::collection::vec((any::<u8>(), any::<u64>(), any::<u16>()), 0..200),
-        start in any::<u64>(),
-    ) {
-        let (records, samples, gone, throttled) = mixed(&kinds, fault);
-
-        let batch = batch_of(&records, FIELDS, start & !7, |sample| TCG.decode(0, sample));
-
-        assert_sums(&batch, samples, gone, throttled);
-    }
 }
