@@ -83,7 +83,7 @@ pub(crate) struct RunArgs {
     pub(crate) fast_limit: Option<Size>,
     /// Where samples come from: auto, or names joined by commas: damon, ibs, ibs=FILE, pebs, guest=SOCKET,
     /// guest=vsock:CID:PORT, replay=FILE
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = crate::source::checked)]
     pub(crate) source: Option<String>,
     /// The tiering policy: dual-heap
     #[arg(long, value_name = "NAME")]
@@ -115,7 +115,7 @@ pub(crate) struct RecordArgs {
     #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) time: Option<Duration>,
     /// Where samples come from, as for run
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = crate::source::checked)]
     pub(crate) source: Option<String>,
     /// The VM's or the program's name in the trace
     #[arg(long)]

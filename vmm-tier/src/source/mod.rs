@@ -27,7 +27,7 @@ use tier_core::{
 };
 use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
 
-pub(crate) use self::choice::{Candidate, ParseSourceError, SourceChoice};
+pub(crate) use self::choice::{Candidate, ParseSourceError, SourceChoice, checked};
 
 /// What a source is opened with.
 #[derive(Clone, Debug)]
