@@ -4,8 +4,8 @@
 //!  kernel, guest agent ─► Source (in a thread of its own) ─► SampleBatch ─► agent ─► VmEngine
 //! ```
 //!
-//! A source knows how to get records and what each of them says. It knows nothing of heat or of other sources.
-//! Every record is counted once: as a sample, or in the account with the reason why it is none.
+//! A source knows how to get records and what each of them says. It knows nothing of heat or of other
+//! sources. Every record is counted once: as a sample, or in the account with the reason why it is none.
 
 mod choice;
 pub(crate) mod damon;

@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// Sources by their number in traces: new ones go to the end. A source that is gone keeps its number, with
-/// its name as the error.
+/// Sources by their number in traces: new ones go to the end. A source that is gone keeps its number,
+/// with its name as the error.
 const SOURCES: [Result<SourceKind, &str>; 7] = [
     Ok(SourceKind::Damon),
     Ok(SourceKind::Ibs),
@@ -95,8 +95,8 @@ pub enum Event {
     Batch(BatchEnd),
     /// Something changed.
     Mark(Mark),
-    /// The guest was given memory of which the trace did not tell so far. Memory that it loses is not told of:
-    /// it is no longer accessed.
+    /// The guest was given memory of which the trace did not tell so far. Memory that it loses is not
+    /// told of: it is no longer accessed.
     Plugged(Vec<TraceRange>),
 }
 

@@ -51,7 +51,8 @@ impl Collected {
         None
     }
 
-    /// Counts in `account` what was lost, throttled and malformed. Samples are counted by who takes them.
+    /// Counts in `account` what was lost, throttled and malformed. Samples are counted by who takes
+    /// them.
     pub fn add_to(&self, account: &mut SampleAccount) {
         account.lost = account.lost.saturating_add(self.lost);
         account.throttled += self.throttled;
