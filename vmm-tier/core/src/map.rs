@@ -203,7 +203,8 @@ impl GuestMemoryMap {
         (hva.0 < segment.end).then(|| (Gpa(range.gpa.0 + (hva.0 - range.hva.0)), range))
     }
 
-    /// The RAM in the guest-physical `start .. end`, in pieces that each lie in one range, by rising address.
+    /// The RAM in the guest-physical `start .. end`, in pieces that each lie in one range, by rising
+    /// address.
     pub fn pieces(&self, start: u64, end: u64) -> impl Iterator<Item = MapRange> {
         let end = end.max(start);
         let first = self

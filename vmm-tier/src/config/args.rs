@@ -25,7 +25,7 @@ pub(crate) struct RunArgs {
     pub(crate) fast_limit: Option<Size>,
     /// Where samples come from: auto, or names joined by commas: damon, ibs, ibs=FILE, pebs, guest=SOCKET,
     /// guest=vsock:CID:PORT, replay=FILE
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = crate::source::checked)]
     pub(crate) source: Option<String>,
     /// The tiering policy: dual-heap
     #[arg(long, value_name = "NAME")]

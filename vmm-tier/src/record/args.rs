@@ -19,7 +19,7 @@ pub(crate) struct RecordArgs {
     #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) time: Option<Duration>,
     /// Where samples come from, as for run
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = crate::source::checked)]
     pub(crate) source: Option<String>,
     /// The VM's or the program's name in the trace
     #[arg(long)]

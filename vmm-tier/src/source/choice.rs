@@ -44,6 +44,14 @@ pub(crate) struct SourceChoice {
     pub(crate) named: Vec<Wanted>,
 }
 
+/// The text that names sources, once it is known to do so.
+///
+/// # Errors
+/// As [`SourceChoice::from_str`].
+pub(crate) fn checked(text: &str) -> Result<String, ParseSourceError> {
+    SourceChoice::from_str(text).map(|_| text.to_owned())
+}
+
 impl FromStr for SourceChoice {
     type Err = ParseSourceError;
 

@@ -1,9 +1,10 @@
-//! AMD's instruction-based sampling as a source: records of `ibs_op` from the kernel, one ring for each of
-//! the guest's CPUs, or from a software PMU's ring file.
+//! AMD's instruction-based sampling as a source: records of `ibs_op` from the kernel, one ring for each
+//! of the guest's CPUs, or from a software PMU's ring file.
 //!
-//! A record tells the host-physical address of the access, also while the guest ran; [`Frames`] say which
-//! page of QEMU that is. Accesses of QEMU and of the host's kernel come too and belong to no page of the
-//! guest: they are counted as unmapped. Most operations access no memory at all: they have no address.
+//! A record tells the host-physical address of the access, also while the guest ran; [`Frames`] say
+//! which page of QEMU that is. Accesses of QEMU and of the host's kernel come too and belong to no page
+//! of the guest: they are counted as unmapped. Most operations access no memory at all: they have no
+//! address.
 
 mod frames;
 #[cfg(test)]

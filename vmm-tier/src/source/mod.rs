@@ -4,8 +4,8 @@
 //!  kernel, guest agent ─► Source (in a thread of its own) ─► SampleBatch ─► agent ─► VmEngine
 //! ```
 //!
-//! A source knows how to get records and what each of them says. It knows nothing of heat or of other sources.
-//! Every record is counted once: as a sample, or in the account with the reason why it is none.
+//! A source knows how to get records and what each of them says. It knows nothing of heat or of other
+//! sources. Every record is counted once: as a sample, or in the account with the reason why it is none.
 
 mod choice;
 pub(crate) mod damon;
@@ -27,7 +27,7 @@ use tier_core::{
 };
 use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
 
-pub(crate) use self::choice::{Candidate, ParseSourceError, SourceChoice};
+pub(crate) use self::choice::{Candidate, ParseSourceError, SourceChoice, checked};
 
 /// What a source is opened with.
 #[derive(Clone, Debug)]

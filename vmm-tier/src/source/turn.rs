@@ -24,8 +24,8 @@ impl Turn {
         self.resting
     }
 
-    /// Goes on to what is due by `turns`; without any the source watches always. Returns whether it begins or
-    /// ends a rest.
+    /// Goes on to what is due by `turns`; without any the source watches always. Returns whether it
+    /// begins or ends a rest.
     pub(super) fn advance(&mut self, turns: Option<Turns>) -> bool {
         let elapsed = self.since.elapsed();
         let resting = match turns {

@@ -1,5 +1,5 @@
-//! The source of a guest's CPUs: perf records of what they access, at a period that it finds itself. All but
-//! the decoding of a sample.
+//! The source of a guest's CPUs: perf records of what they access, at a period that it finds itself. All
+//! but the decoding of a sample.
 
 mod feed;
 mod gathered;
@@ -46,8 +46,8 @@ pub(super) trait Decode: Send {
         let _ = pages;
     }
 
-    /// Keeps up what decoding rests on, `wall` after the last call. Returns the CPU time it took: that has a
-    /// budget of its own, and no period would make it less.
+    /// Keeps up what decoding rests on, `wall` after the last call. Returns the CPU time it took: that
+    /// has a budget of its own, and no period would make it less.
     fn keep_up(&mut self, wall: Duration) -> anyhow::Result<Duration> {
         let _ = wall;
         Ok(Duration::ZERO)

@@ -162,8 +162,8 @@ fn total_memory(path: &Path) -> Result<u64, SysRootError> {
     parse_meminfo(&read_text(path, SMALL_FILE)?).map_err(|error| error.in_file(path))
 }
 
-/// Bytes of memory by the text of a node's meminfo: lines such as `Node 0 MemTotal:  4409732 kB`. 0 if no
-/// line says it.
+/// Bytes of memory by the text of a node's meminfo: lines such as `Node 0 MemTotal:  4409732 kB`. 0 if
+/// no line says it.
 fn parse_meminfo(text: &str) -> Result<u64, ParseError> {
     for (index, line) in text.lines().enumerate() {
         let mut words = line.split_ascii_whitespace().skip(2);

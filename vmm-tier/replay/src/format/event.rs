@@ -11,6 +11,7 @@ use tier_core::{
     },
 };
 
+<<<<<<< HEAD:vmm-tier/replay/src/format/event.rs
 use super::{
     header::plain,
     ranges::{self, TraceRange},
@@ -18,6 +19,10 @@ use super::{
 
 /// Sources by their number in traces: new ones go to the end. A source that is gone keeps its number, with
 /// its name as the error.
+=======
+/// Sources by their number in traces: new ones go to the end. A source that is gone keeps its number,
+/// with its name as the error.
+>>>>>>> hC:vmm-tier/core/src/trace/event.rs
 const SOURCES: [Result<SourceKind, &str>; 7] = [
     Ok(SourceKind::Damon),
     Ok(SourceKind::Ibs),
@@ -96,8 +101,8 @@ pub enum Event {
     Batch(BatchEnd),
     /// Something changed.
     Mark(Mark),
-    /// The guest was given memory of which the trace did not tell so far. Memory that it loses is not told of:
-    /// it is no longer accessed.
+    /// The guest was given memory of which the trace did not tell so far. Memory that it loses is not
+    /// told of: it is no longer accessed.
     Plugged(Vec<TraceRange>),
 }
 

@@ -1,4 +1,5 @@
-//! The host-physical addresses of the guest's pages: QEMU's page table read backwards, and kept up to date.
+//! The host-physical addresses of the guest's pages: QEMU's page table read backwards, and kept up to
+//! date.
 
 use std::time::{Duration, Instant};
 

@@ -35,8 +35,8 @@ pub(in crate::source) enum Feed {
 }
 
 impl Feed {
-    /// Opens `events` on the vCPU threads of `setup`. Each begins with `period`, and has what serves `goals`
-    /// later.
+    /// Opens `events` on the vCPU threads of `setup`. Each begins with `period`, and has what serves
+    /// `goals` later.
     pub(in crate::source) fn open(
         setup: &Setup,
         events: Vec<ThreadEvent>,

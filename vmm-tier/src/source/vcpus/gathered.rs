@@ -8,7 +8,8 @@ use tier_core::{
 };
 use tier_sys::perf::collect::Collected;
 
-/// What came since the last batch. Every record is counted once: as a sample, or as dropped with a reason.
+/// What came since the last batch. Every record is counted once: as a sample, or as dropped with a
+/// reason.
 #[derive(Debug, Default)]
 pub(in crate::source) struct Gathered {
     samples: Vec<AccessSample>,

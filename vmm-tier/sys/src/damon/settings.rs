@@ -93,9 +93,9 @@ impl DamonSettings {
         bytes.div_ceil(HUGE_PAGE) <= max_regions
     }
 
-    /// With `max_regions` regions at most for `bytes` of memory, and a quarter of that at least. Where they
-    /// fit there are at least as many regions as huge pages: DAMON joins neighbours whose counts are nearly
-    /// equal, and where pages saturate these are hot and warm pages.
+    /// With `max_regions` regions at most for `bytes` of memory, and a quarter of that at least. Where
+    /// they fit there are at least as many regions as huge pages: DAMON joins neighbours whose counts
+    /// are nearly equal, and where pages saturate these are hot and warm pages.
     #[must_use]
     pub fn with_regions(self, bytes: u64, max_regions: u64) -> Self {
         let apart = match Self::fit_huge_pages(bytes, max_regions) {

@@ -1,9 +1,10 @@
 //! The time that may go into reading pages again. Pure.
 //!
-//! The budget is small while all is well. It is larger when more of the samples than usual belong to no known
-//! page: the kernel has moved pages, or the guest uses new ones. Once all pages were read, the share that is
-//! left counts as usual: those addresses are the host's own. That share changes with what the host does. So
-//! where reading everything brought hardly anything new, the next reading waits for longer and longer.
+//! The budget is small while all is well. It is larger when more of the samples than usual belong to no
+//! known page: the kernel has moved pages, or the guest uses new ones. Once all pages were read, the
+//! share that is left counts as usual: those addresses are the host's own. That share changes with what
+//! the host does. So where reading everything brought hardly anything new, the next reading waits for
+//! longer and longer.
 
 use std::time::Duration;
 

@@ -51,12 +51,70 @@ impl Collected {
         None
     }
 
-    /// Counts in `account` what was lost, throttled and malformed. Samples are counted by who takes them.
+    /// Counts in `account` what was lost, throttled and malformed. Samples are counted by who takes
+    /// them.
     pub fn add_to(&self, account: &mut SampleAccount) {
         account.lost = account.lost.saturating_add(self.lost);
         account.throttled += self.throttled;
         if self.malformed > 0 {
             account.drop_records(DropReason::Malformed, self.malformed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::perf::{
+        record::RecordFormat,
+        ring::{PlainRing, Ring},
+    };
+
+    /// Fields and records of `include/uapi/linux/perf_event.h`.
+    const ADDR: u64 = 1 << 3;
+    const LOST: u64 = 2;
+    const THROTTLE: u64 = 5;
+    const UNTHROTTLE: u64 = 6;
+    const SAMPLE: u64 = 9;
+
+    /// A record of this type with this body.
+    fn record(kind: u64, body: &[u64]) -> Vec<u8> {
+        let size = 8 + 8 * body.len() as u64;
+        let words = std::iter::once(kind | size << 48).chain(body.iter().copied());
+        words.flat_map(u64::to_ne_bytes).collect()
+    }
+
+    #[test]
+    fn collect_when_records_are_of_all_kinds_hands_on_samples_and_counts_the_rest() {
+        let memory = PlainRing::new(4096, 0);
+        for bytes in [
+            record(SAMPLE, &[0x1000]),
+            record(LOST, &[0, 7]),
+            record(SAMPLE, &[]),
+            record(THROTTLE, &[1, 2, 3]),
+            record(LOST, &[0, u64::MAX]),
+            record(UNTHROTTLE, &[1, 2, 3]),
+            record(SAMPLE, &[0x2000]),
+        ] {
+            assert!(memory.push(&bytes));
+        }
+        let mut ring = Ring::new(memory, RecordFormat::new(ADDR, false).unwrap());
+
+        let mut found = Vec::new();
+        let collected = ring.collect(|sample| found.extend(sample.addr()));
+
+        assert_eq!(found, [0x1000, 0x2000]);
+        let expected = Collected {
+            samples: 2,
+            lost: 7 + MOST_LOST,
+            throttled: 1,
+            malformed: 1,
+        };
+        assert_eq!(collected, expected);
+        let mut account = SampleAccount::default();
+        collected.add_to(&mut account);
+        assert_eq!((account.lost, account.throttled), (expected.lost, 1));
+        assert_eq!(account.dropped[&DropReason::Malformed], 1);
+        assert_eq!(ring.collect(|_| ()), Collected::default());
     }
 }
