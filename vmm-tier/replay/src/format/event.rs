@@ -11,18 +11,13 @@ use tier_core::{
     },
 };
 
-<<<<<<< HEAD:vmm-tier/replay/src/format/event.rs
 use super::{
     header::plain,
     ranges::{self, TraceRange},
 };
 
-/// Sources by their number in traces: new ones go to the end. A source that is gone keeps its number, with
-/// its name as the error.
-=======
 /// Sources by their number in traces: new ones go to the end. A source that is gone keeps its number,
 /// with its name as the error.
->>>>>>> hC:vmm-tier/core/src/trace/event.rs
 const SOURCES: [Result<SourceKind, &str>; 7] = [
     Ok(SourceKind::Damon),
     Ok(SourceKind::Ibs),
