@@ -23,8 +23,8 @@ pub(crate) struct RunArgs {
     /// Most of the fast tier that the guest may hold: 512M, or 20% of its memory
     #[arg(long, value_name = "SIZE")]
     pub(crate) fast_limit: Option<Size>,
-    /// Where samples come from: auto, or names joined by commas: damon, ibs, ibs=FILE, pebs, guest=SOCKET,
-    /// guest=vsock:CID:PORT, kvm-faults, host-faults, replay=FILE
+    /// Where samples come from: auto, or names joined by commas: damon, ibs, ibs=FILE, pebs,
+    /// guest=SOCKET, guest=vsock:CID:PORT, kvm-faults, host-faults, replay=FILE
     #[arg(long, value_name = "SOURCE")]
     pub(crate) source: Option<String>,
     /// The tiering policy: dual-heap

@@ -94,8 +94,8 @@ pub enum Event {
     Batch(BatchEnd),
     /// Something changed.
     Mark(Mark),
-    /// The guest was given memory of which the trace did not tell so far. Memory that it loses is not told of:
-    /// it is no longer accessed.
+    /// The guest was given memory of which the trace did not tell so far. Memory that it loses is not
+    /// told of: it is no longer accessed.
     Plugged(Vec<TraceRange>),
 }
 

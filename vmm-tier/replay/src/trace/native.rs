@@ -191,8 +191,8 @@ impl Native {
         &self.block
     }
 
-    /// Whether what stands before the error may be kept. Who writes while the machine fails leaves behind a file
-    /// that is cut, or one that ends in nonsense.
+    /// Whether what stands before the error may be kept. Who writes while the machine fails leaves
+    /// behind a file that is cut, or one that ends in nonsense.
     const fn may_end(&self, error: &format::TraceError) -> bool {
         use format::TraceError::{BackInTime, Corrupt, Truncated};
         self.partial && matches!(error, Truncated { .. } | Corrupt { .. } | BackInTime { .. })
