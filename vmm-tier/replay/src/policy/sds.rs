@@ -1,7 +1,7 @@
 //! `sds`: a streaming decaying sketch beside two indexable heaps, whose tops change places.
 //!
 //! # What it does
-//! - Each sample adds to its page's frequency in a [sketch](sketch) of fixed size. The sketch knows
+//! - Each sample adds to its page's frequency in a `sketch` of fixed size. The sketch knows
 //!   pages and no tiers, so that a move changes nothing in it.
 //! - Two heaps find their pages by number: the slow tier's has the most frequent page on top, the fast
 //!   tier's the least frequent. After each sample the page's entry takes the frequency that the sketch

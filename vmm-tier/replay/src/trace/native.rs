@@ -18,7 +18,7 @@ use crate::{
 /// Accesses handed on at a time.
 const BLOCK: usize = 8192;
 
-/// See the [module](self).
+/// A recording of this program, read block by block.
 pub struct Native {
     path: PathBuf,
     input: Input,
