@@ -70,7 +70,8 @@ enum Command {
         after_help = "The trace is called OUTPUT.part until it is whole. Nothing of the guest is moved."
     )]
     Record(Box<RecordArgs>),
-    /// Let policies place a recorded guest's pages again, and compare them with one that knows the future
+    /// Let policies place a recorded guest's pages again, and compare them with one that knows the
+    /// future
     #[command(
         after_help = "Exit status: 0 if all was replayed. With the same input the figures are the same, but for CPU time."
     )]

@@ -33,8 +33,6 @@
 //!
 //! Against b = 0 this needs a ≥ 1.9 for z = 2 and a ≥ 3.6 for z = 3.
 
-use serde::{Deserialize, Serialize};
-
 /// Plain counts behind one decayed count: 1 to 2, from the time counted, itself decayed like a count
 /// (H / ln 2 · (1 − 2^(−t/H)), in seconds).
 #[must_use]
@@ -96,8 +94,7 @@ pub fn chance_significance(slow_pages: u64, fast_pages: u64) -> f64 {
 }
 
 /// What it takes for a move to pay.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PayBack {
     /// Latency of an access to the slow tier, from HMAT.
     pub slow_latency_ns: f64,

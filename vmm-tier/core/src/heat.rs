@@ -9,7 +9,7 @@
 //! Before the boost grows out of range the landmark L moves by a whole number k of half-lives and all
 //! keys are multiplied by 2^−k, which is exact in binary floating point.
 
-use std::{f64::consts::LN_2, time::Duration};
+use std::time::Duration;
 
 use crate::time::Time;
 
@@ -78,19 +78,6 @@ impl Decay {
     #[must_use]
     pub fn key(&self, count: f64, now: Time) -> f64 {
         count * self.boost(now)
-    }
-
-    /// The rate in events a second at which a steady page would hold this decayed count: a steady
-    /// rate r gives r · ∫ 2^(−s/H) ds = r · H / ln 2.
-    #[must_use]
-    pub fn rate(&self, count: f64) -> f64 {
-        count * LN_2 / self.half_life().as_secs_f64()
-    }
-
-    /// The decayed count that a steady rate (events a second) settles at.
-    #[must_use]
-    pub fn steady_count(&self, rate_per_s: f64) -> f64 {
-        rate_per_s * self.half_life().as_secs_f64() / LN_2
     }
 
     /// Moves the landmark if that is due at `now`; returns the number k of half-lives it moved by.

@@ -1,7 +1,5 @@
 //! How much may be moved: a token bucket for the rate, and headroom on the fast node.
 
-use serde::Serialize;
-
 use crate::time::Time;
 
 const NS_PER_S: u128 = 1_000_000_000;
@@ -106,8 +104,7 @@ impl TokenBucket {
 /// The kernel lets allocations fill a node to its low watermark, but a promotion succeeds only above
 /// the high (or promotion) watermark; between the two, nothing is ever promoted unless somebody
 /// demotes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headroom {
     /// Free bytes on the node.
     pub free_bytes: u64,
@@ -134,13 +131,5 @@ impl Headroom {
     #[must_use]
     pub fn deficit_bytes(&self) -> u64 {
         self.reserve_bytes().saturating_sub(self.free_bytes)
-    }
-
-    /// Bytes that must be demoted before `bytes` can be promoted and leave the reserve free.
-    #[must_use]
-    pub fn demote_before_bytes(&self, bytes: u64) -> u64 {
-        self.reserve_bytes()
-            .saturating_add(bytes)
-            .saturating_sub(self.free_bytes)
     }
 }

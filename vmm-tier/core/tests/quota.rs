@@ -48,7 +48,6 @@ fn headroom_when_below_the_reserve_promotes_nothing_and_tells_the_deficit() {
     };
     assert_eq!(headroom.promotable_bytes(), 0);
     assert_eq!(headroom.deficit_bytes(), 50);
-    assert_eq!(headroom.demote_before_bytes(10), 60);
 }
 
 /// Var C = E C / 2 is what the test of significance stands on.
@@ -201,15 +200,14 @@ proptest! {
     #[test]
     fn headroom_when_what_it_asks_is_done_leaves_the_reserve_free(
         free_bytes in 0..1u64 << 40, watermark_bytes in 0..1u64 << 36, margin_bytes in 0..1u64 << 36,
-        bytes in 0..1u64 << 36,
     ) {
         let headroom = Headroom { free_bytes, watermark_bytes, margin_bytes };
         let reserve = headroom.reserve_bytes();
         let promotable = headroom.promotable_bytes();
         prop_assert!(promotable == 0 || free_bytes - promotable == reserve);
         prop_assert!(promotable == 0 || headroom.deficit_bytes() == 0);
-        let demoted = headroom.demote_before_bytes(bytes);
-        prop_assert!(free_bytes + demoted - bytes.min(free_bytes + demoted) >= reserve);
-        prop_assert!(demoted == 0 || free_bytes + demoted - bytes == reserve);
+        let demoted = headroom.deficit_bytes();
+        prop_assert!(free_bytes + demoted >= reserve);
+        prop_assert!(demoted == 0 || free_bytes + demoted == reserve);
     }
 }

@@ -1,5 +1,6 @@
-//! The trace format: accesses encoded and decoded a second, beside the same accesses as CSV text, and the bytes
-//! that one takes. A file of lackey's text may be named by `LACKEY=FILE`; else three walks are made up.
+//! The trace format: accesses encoded and decoded a second, beside the same accesses as CSV text, and
+//! the bytes that one takes. A file of lackey's text may be named by `LACKEY=FILE`; else three walks are
+//! made up.
 
 use std::{fmt::Write as _, hint::black_box, time::Duration};
 

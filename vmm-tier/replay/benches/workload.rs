@@ -1,4 +1,5 @@
-//! What an access costs in each generator, and with the slicer and the sampler behind it: a table, in one run.
+//! What an access costs in each generator, and with the slicer and the sampler behind it: a table, in
+//! one run.
 //!
 //! `cargo bench -p tier-replay --bench workload` for all; names of workloads behind `--` for some.
 

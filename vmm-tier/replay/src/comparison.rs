@@ -1,4 +1,5 @@
-//! A comparison: policies place the pages of a recorded or generated guest again, at several sizes of DRAM.
+//! A comparison: policies place the pages of a recorded or generated guest again, at several sizes of
+//! DRAM.
 //!
 //! ```text
 //! Input ─► Facts ─► pass 1: Profile ─► pass 2: lockstep of Simulations ─► Report ─► text, JSON, SVG, Markdown

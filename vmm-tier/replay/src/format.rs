@@ -27,13 +27,14 @@
 //! Nothing in a block refers to another, so each can be decoded alone. What an access looks like inside
 //! is told in [`columns`].
 //!
-//! The content is LZ4 by the crate `lz4_flex`. On the first 7.8 million accesses of lackey's trace of `xz`, in these
-//! columns, it takes 0.56 bytes an access, zstd at level 1 0.41, at level 3 0.38, deflate at level 6 0.34. But it
-//! packs 1.6, 2.1 and 12 times as fast as those, is Rust without `unsafe`, and needs no C compiler. Most of the
-//! compactness is owed to the columns: LZ4 takes 1.30 bytes for rows of differences, and zstd 0.66.
+//! The content is LZ4 by the crate `lz4_flex`. On the first 7.8 million accesses of lackey's trace of
+//! `xz`, in these columns, it takes 0.56 bytes an access, zstd at level 1 0.41, at level 3 0.38, deflate
+//! at level 6 0.34. But it packs 1.6, 2.1 and 12 times as fast as those, is Rust without `unsafe`, and
+//! needs no C compiler. Most of the compactness is owed to the columns: LZ4 takes 1.30 bytes for rows of
+//! differences, and zstd 0.66.
 //!
-//! The decoder trusts nothing: it never holds more than a block, whatever a head claims, and a file that was
-//! cut, changed, or put together from others is told with the byte where that shows.
+//! The decoder trusts nothing: it never holds more than a block, whatever a head claims, and a file that
+//! was cut, changed, or put together from others is told with the byte where that shows.
 
 mod block;
 pub mod columns;

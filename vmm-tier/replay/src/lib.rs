@@ -6,8 +6,8 @@
 //! workload ──────────────────────┘
 //! ```
 //!
-//! The agent needs none of it, but for the format of traces where it records a guest or replays a recording as
-//! its source.
+//! The agent needs none of it, but for the format of traces where it records a guest or replays a
+//! recording as its source.
 #![forbid(unsafe_code)]
 
 pub mod comparison;

@@ -50,7 +50,8 @@ pub trait Accesses {
     /// Why no more can be had.
     type Error;
 
-    /// Appends the next accesses, some 10 000 at most. Returns whether there may be more: `false` is the end.
+    /// Appends the next accesses, some 10 000 at most. Returns whether there may be more: `false` is the
+    /// end.
     ///
     /// # Errors
     /// If the rest can't be read.

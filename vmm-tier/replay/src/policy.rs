@@ -1,6 +1,7 @@
 //! Policies: who decides which pages move, behind one trait, so that they can be compared.
 //!
-//! Each stands beside the others on the same simulated machine ([`Host`]) and is given the same [`Seen`].
+//! Each stands beside the others on the same simulated machine ([`Host`]) and is given the same
+//! [`Seen`].
 //! [`dual_heap`] is the engine itself; the others follow their papers and sources, with the constants named
 //! there.
 
@@ -8,7 +9,7 @@ pub mod dual_heap;
 pub mod fixed;
 pub mod hemem;
 pub mod kernel;
-pub mod lists;
+mod lists;
 pub mod lru;
 pub mod memtis;
 pub mod nomad;
@@ -39,8 +40,8 @@ pub struct Seen<'a> {
     pub period: u64,
     /// How often each page was tested, for a source that tests pages; 0 for one that samples accesses.
     pub tests: u32,
-    /// Every page used: what page tables tell a policy that reads them (accessed and dirty bits, hint faults).
-    /// A policy that samples does not look here.
+    /// Every page used: what page tables tell a policy that reads them (accessed and dirty bits, hint
+    /// faults). A policy that samples does not look here.
     pub touched: &'a [Touch],
 }
 
@@ -83,7 +84,8 @@ impl Default for PolicySetup {
 /// Makes a policy for a machine.
 type Maker = fn(&Host, &PolicySetup) -> Box<dyn Policy + Send>;
 
-/// All policies but the oracle (which needs the future), by name, in the order in which tables show them.
+/// All policies but the oracle (which needs the future), by name, in the order in which tables show
+/// them.
 pub const ALL: &[(&str, Maker)] = &[
     ("dual-heap", |h, s| {
         Box::new(dual_heap::DualHeaps::new(h, s))

@@ -1,8 +1,7 @@
 //! Traces of accesses in files: recordings of this program, CSV lines, valgrind's lackey.
 //!
-//! A trace is read in order and in pieces, so it may be larger than memory; what must be read twice is
-//! opened twice. Nothing of it is believed: each line and block is checked, and what is wrong is told with
-//! its place.
+//! A trace is read in order and in pieces, so it may be larger than memory. To read it twice it is
+//! opened twice. Each line and block is checked; an error names its place.
 
 mod csv;
 mod error;
@@ -32,7 +31,7 @@ use self::{format::Detected, lines::Lines};
 pub struct Options {
     /// How long each data access takes in formats without a clock.
     pub step: Duration,
-    /// A trace of this program's that was cut is read as far as it is whole.
+    /// Whether a recording of this program that was cut is read as far as it is whole.
     pub partial: bool,
 }
 
@@ -45,10 +44,10 @@ impl Default for Options {
     }
 }
 
-/// What is known of a trace before it is read.
+/// The facts about a trace that are known before it is read.
 #[derive(Clone, Debug)]
 pub struct TraceInfo {
-    /// How it is written; never [`Format::Auto`].
+    /// Its format; never [`Format::Auto`].
     pub format: Format,
     /// Its length in bytes; 0 for a pipe.
     pub bytes: u64,
@@ -56,7 +55,7 @@ pub struct TraceInfo {
     pub origin: Origin,
     /// The VM or the program; the file's name where nothing is said.
     pub name: String,
-    /// When it was begun: seconds since 1970, 0 if that is not known.
+    /// The time of its begin in seconds since 1970; 0 if that is not known.
     pub started: u64,
     /// The accesses that one record stands for; 1 where every access is there.
     pub period: u64,
@@ -64,7 +63,7 @@ pub struct TraceInfo {
     pub tests: u32,
     /// The guest's memory, empty where it is not known: addresses outside are dropped and counted.
     pub ranges: Vec<TraceRange>,
-    /// What the trace itself says of its length, its losses and its drops; only recordings of this program do.
+    /// Its length, losses and drops; only recordings of this program tell them.
     pub end: Option<End>,
 }
 
@@ -182,7 +181,8 @@ impl Accesses for TraceFile {
 /// Opens a trace. `-` is the standard input, which like a pipe can be read once.
 ///
 /// # Errors
-/// If it can't be read, has no access in it, or is of no format that is known, or of another than `format`.
+/// If it can't be read, has no access in it, or is of no format that is known, or of another than
+/// `format`.
 pub fn open(path: &Path, format: Format, options: Options) -> Result<Opened, TraceError> {
     let file = match path.to_str() {
         Some("-") => File::open("/dev/stdin"),

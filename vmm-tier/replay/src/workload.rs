@@ -1,9 +1,9 @@
-//! Workloads: generators of accesses that stand for real programs, so that policies can be compared without
-//! one.
+//! Workloads: generators of accesses that stand for real programs, so that policies can be compared
+//! without one.
 //!
-//! Each follows from a few parameters and a seed: made again, it yields the same accesses again. What hits the
-//! CPU's caches is left out, as the hardware that samples leaves it out. Pages are named by their share of
-//! the guest, so a workload keeps its shape at any scale.
+//! Each follows from a few parameters and a seed: made again, it yields the same accesses again. What
+//! hits the CPU's caches is left out, as the hardware that samples leaves it out. Pages are named by
+//! their share of the guest, so a workload keeps its shape at any scale.
 
 mod alias;
 mod btree;
@@ -39,8 +39,8 @@ pub struct Scale {
 }
 
 impl Default for Scale {
-    /// 128 MiB, 32 M accesses a second, two minutes: sampled one in 4093, a quarter of a sample for each page
-    /// and second.
+    /// 128 MiB, 32 M accesses a second, two minutes: sampled one in 4093, a quarter of a sample for each
+    /// page and second.
     fn default() -> Self {
         Self {
             pages: 32_768,

@@ -217,7 +217,8 @@ fn memtis_raises_the_threshold_until_what_is_hot_fits() {
 fn memtis_keeps_warm_pages_when_few_are_hot() {
     let mut machine = Machine::new(400, 100);
     let mut memtis = Memtis::new(&machine.host, &setup(19_900));
-    // Ten hot pages in bin 12; in bin 11 more than fits. Then a quarter of DRAM and more is free for warm ones.
+    // Ten hot pages in bin 12; in bin 11 more than fits. Then a quarter of DRAM and more is free for
+    // warm ones.
     let hot = (300..310).flat_map(|page| [page; 9]);
     let warm = (0..90).chain(200..237).flat_map(|page| [page; 7]);
     let pages: Vec<u32> = hot.chain(warm).chain([399; 21]).collect();
@@ -226,7 +227,8 @@ fn memtis_keeps_warm_pages_when_few_are_hot() {
     assert_eq!(memtis.hot_threshold(), 12);
     assert_eq!(memtis.warm_threshold(), 11);
     machine.rest(&mut memtis, 51);
-    // Thirteen pages are asked for, and only ten are cold: those go, and the warm ones stay for this time.
+    // Thirteen pages are asked for, and only ten are cold: those go, and the warm ones stay for this
+    // time.
     let fast = machine.fast_pages();
     assert!((90..100).all(|page| !fast.contains(&page)));
     assert!((0..90).all(|page| fast.contains(&page)));

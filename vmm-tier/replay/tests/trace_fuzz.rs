@@ -1,5 +1,5 @@
-//! Bytes that are no trace, or almost one, by the million: decoding always ends, within bounds and without a
-//! panic. `TRACE_FUZZ_CASES` says how many.
+//! Bytes that are no trace, or almost one, by the million: decoding always ends, within bounds and
+//! without a panic. `TRACE_FUZZ_CASES` says how many.
 
 use tier_core::{sample::AccessKind, time::Time};
 use tier_replay::{

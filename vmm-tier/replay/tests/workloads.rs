@@ -286,7 +286,8 @@ fn pagerank_streams_edges_and_gathers_by_popularity() {
     let edges = accesses.iter().filter(|a| frame(a) < ranks);
     let lines: Vec<u64> = edges.map(|a| (a.address - (1 << 32)) / 64).collect();
     assert!(lines.windows(2).all(|pair| pair[1] == pair[0] + 1));
-    // 512 pages of 64 vertices' lines. Zipf's law with exponent 0.8 over 32 768 lines gives the first 1/36.
+    // 512 pages of 64 vertices' lines. Zipf's law with exponent 0.8 over 32 768 lines gives the first
+    // 1/36.
     let counts = counts(&accesses);
     let first = counts[ranking(&counts)[0]];
     let expected = zipf_share(1, 32_768, 0.8);

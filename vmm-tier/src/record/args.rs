@@ -27,7 +27,8 @@ pub(crate) struct RecordArgs {
     /// A configuration file, as for run
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Make the trace from this file: CSV lines, output of valgrind's lackey, or a recording that was cut;
+    /// Make the trace from this file: CSV lines, output of valgrind's lackey, or a recording that was
+    /// cut;
     /// - is the standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["qmp", "time", "source", "config"])]
     pub(crate) import: Option<PathBuf>,

@@ -1,5 +1,5 @@
-//! A whole engine and the machine under it: what a record costs from its arrival to its place in the heaps, with
-//! the look-up of its address, the accounts, the plans and the moves.
+//! A whole engine and the machine under it: what a record costs from its arrival to its place in the
+//! heaps, with the look-up of its address, the accounts, the plans and the moves.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -24,7 +24,8 @@ const SLOW: NodeId = NodeId(1);
 const BASE: u64 = 0x7f00_0000_0000;
 /// Above what a guest has below 4 GiB, so that its memory is one range.
 const FIRST_GPA: u64 = 4 << 30;
-/// Promotions and demotions, as many as the heaps alone are given: the bench is of records, not of moves.
+/// Promotions and demotions, as many as the heaps alone are given: the bench is of records, not of
+/// moves.
 const MOVES_PER_S: u64 = 800;
 /// What the kernel takes to say where a page lies.
 const LOOK_UP: Duration = Duration::from_nanos(100);
@@ -122,8 +123,8 @@ impl Machine {
         frames.iter().map(record).collect()
     }
 
-    /// Gives the engine records, one batch after the other, and carries out what it asks for. Returns the CPU seconds
-    /// that the engine took.
+    /// Gives the engine records, one batch after the other, and carries out what it asks for. Returns
+    /// the CPU seconds that the engine took.
     fn run(&mut self, records: &[AccessSample]) -> f64 {
         let mut spent = 0.0;
         for samples in records.chunks(BATCH) {

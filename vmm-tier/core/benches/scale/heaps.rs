@@ -12,7 +12,8 @@ use tier_core::{
 use crate::{BATCH, Cost, Effort, STEP, loads::Load, quartiles, seconds, size};
 
 const HALF_LIFE: Duration = Duration::from_secs(10);
-/// Exchanges after each batch: 1.6 MiB a second each way, what a guest whose pattern changes slowly is moved.
+/// Exchanges after each batch: 1.6 MiB a second each way, what a guest whose pattern changes slowly is
+/// moved.
 const EXCHANGES: usize = 4;
 /// Frames of a folded huge page.
 const FOLD: u32 = 512;

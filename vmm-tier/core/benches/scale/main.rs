@@ -1,14 +1,15 @@
-//! How the dual heaps and the engine over them scale: what a sample costs, what memory a page takes and how long
-//! building takes, for guests of 4 GiB to 1 TiB.
+//! How the dual heaps and the engine over them scale: what a sample costs, what memory a page takes and
+//! how long building takes, for guests of 4 GiB to 1 TiB.
 //!
 //! Every page is tracked and has been sampled, a fifth of them on the fast tier. Samples come 4096 at a
-//! time, 10 ms apart; after each batch four pairs of tops change their tiers, 400 a second. Figures are CPU time, medians of many short
-//! runs; `±` is half of the range between their quartiles. `array` is what the same samples cost, in the same batches,
-//! where all that is done is to add to one word a page: what the machine's memory takes. A machine is faster at one time
-//! than at another: what a guest costs is compared with what the least costs in runs in turn with its own.
+//! time, 10 ms apart; after each batch four pairs of tops change their tiers, 400 a second. Figures are
+//! CPU time, medians of many short runs; `±` is half of the range between their quartiles. `array` is
+//! what the same samples cost, in the same batches, where all that is done is to add to one word a page:
+//! what the machine's memory takes. A machine is faster at one time than at another: what a guest costs
+//! is compared with what the least costs in runs in turn with its own.
 //!
-//! `TIER_BENCH_JSON=FILE` keeps the figures. Arguments that don't begin with `-` filter the rows by name.
-//! Without `--bench` (as `cargo test` runs it) only small guests are tried.
+//! `TIER_BENCH_JSON=FILE` keeps the figures. Arguments that don't begin with `-` filter the rows by
+//! name. Without `--bench` (as `cargo test` runs it) only small guests are tried.
 
 mod engine;
 mod heaps;

@@ -1,4 +1,4 @@
-//! When cooldowns end.
+//! The ends of cooldowns, the earliest first.
 
 use std::{
     cmp::Reverse,
@@ -8,16 +8,18 @@ use std::{
 use super::states::Why;
 use crate::time::Time;
 
-/// The ends of cooldowns. An entry may be out of date: its page has left or its time changed.
+/// Times and pages. An entry is out of date if its page has left the side table or has another end now.
 #[derive(Debug, Default)]
 pub(super) struct Cooldowns(BinaryHeap<Reverse<(Time, u32)>>);
 
 impl Cooldowns {
+    /// Adds the end of a page's cooldown.
     pub(super) fn add(&mut self, end: Time, id: u32) {
         self.0.push(Reverse((end, id)));
     }
 
-    /// The next page whose cooldown has ended at `now`, where `why` says why a page stands aside.
+    /// Takes out a page whose cooldown has ended at `now`. `why` says why a page stands aside; entries
+    /// that are out of date are dropped.
     pub(super) fn next_ended(
         &mut self,
         now: Time,
@@ -40,7 +42,7 @@ impl Cooldowns {
         self.0.capacity() * size_of::<(Time, u32)>()
     }
 
-    /// All of them, for checks.
+    /// All entries, for checks.
     pub(super) fn all(&self) -> HashSet<(Time, u32)> {
         self.0.iter().map(|Reverse(end)| *end).collect()
     }

@@ -1,9 +1,9 @@
 //! The pages of a tier that may be taken next: those ahead of a bound.
 //!
 //! Of millions of pages only the foremost is ever taken, so only the foremost few are kept in order. A
-//! tier has a *front*: a bound, and the pages whose keys are ahead of it, which is above it in the slow tier,
-//! where the greatest is wanted, and below it in the fast tier, where the least is. A sample of any other
-//! page changes that page's word and nothing else.
+//! tier has a *front*: a bound, and the pages whose keys are ahead of it, which is above it in the slow
+//! tier, where the greatest is wanted, and below it in the fast tier, where the least is. A sample of
+//! any other page changes that page's word and nothing else.
 //!
 //! A front that is full is cut to a quarter, and its bound moves to the last key that was kept. For one
 //! that is used up, all pages are looked at and the foremost go in. Either costs little for each page
@@ -24,8 +24,8 @@ const LEAST_ROOM: usize = 16;
 /// How many times its room a front may hold before it is cut.
 const GROWTH: usize = 4;
 
-/// Entries whose pages' words are asked for before the first is looked at: as many as a core can have outstanding
-/// misses, or twice that.
+/// Entries whose pages' words are asked for before the first is looked at: as many as a core can have
+/// outstanding misses, or twice that.
 const AHEAD: usize = 24;
 
 /// A page and its key, or a bound of it.

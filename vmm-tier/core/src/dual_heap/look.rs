@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use serde::Serialize;
-
 use super::{
     DualHeap, PageId, Placement,
     states::{StateCounts, Why},
@@ -12,8 +10,7 @@ use super::{
 use crate::time::Time;
 
 /// What is known of a page, for explanations.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PageState {
     /// Where it lies.
     pub placement: Placement,
@@ -29,19 +26,15 @@ pub struct PageState {
     pub pinned: bool,
 }
 
-/// Counts of pages and of work done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+/// Counts of pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeapStats {
     /// All pages, by their state.
-    #[serde(flatten)]
     pub pages: StateCounts,
     /// Pages of the fast tier without a sample that may be taken.
     pub fast_never_sampled: u32,
     /// Pages of the slow tier with a sample that may be taken.
     pub slow_sampled: u32,
-    /// Times the landmark moved.
-    pub landmark_moves: u64,
 }
 
 impl DualHeap {
@@ -162,7 +155,7 @@ impl DualHeap {
         })
     }
 
-    /// Counts of pages and of work done. Cheap.
+    /// Counts of pages. Cheap.
     #[must_use]
     pub fn stats(&self) -> HeapStats {
         HeapStats {

@@ -13,8 +13,8 @@
 //!                      aside: in flight · cooling down · excluded · pinned
 //! ```
 //!
-//! Only the fronts are in order, some thousand pages of however many; all that a sample changes for other
-//! pages is one word of 4 bytes, which holds the key. That word is all the memory they take.
+//! Only the fronts are in order, some thousand pages of however many; all that a sample changes for
+//! other pages is one word of 4 bytes, which holds the key. That word is all the memory they take.
 //!
 //! A page is in exactly one of these places. Heat is a count under [forward decay](crate::heat), so
 //! ageing never touches a page. The structure believes what it is told about placement
@@ -129,12 +129,6 @@ impl DualHeap {
         self.pages.len()
     }
 
-    /// The clock of heat; gives rates for counts.
-    #[must_use]
-    pub fn decay(&self) -> &Decay {
-        &self.decay
-    }
-
     /// Changes the half-life; every page keeps its count at `now`.
     pub fn set_half_life(&mut self, half_life: Duration, now: Time) {
         self.advance(now);
@@ -223,6 +217,5 @@ impl DualHeap {
         self.fast.rescale(change);
         self.aside.rescale(change);
         self.boost = (now, self.decay.boost(now));
-        self.stats.landmark_moves += 1;
     }
 }

@@ -4,8 +4,8 @@
 //! its words only while a frame in it other than the first is tracked; a range that is untouched, or
 //! backed by huge pages, costs 12 bytes a chunk. All words lie in one array.
 //!
-//! Where 64 chunks in a row have their blocks in a row, as they do when a guest is tracked from its start
-//! to its end, one number says where they begin: those of 1 TiB stay in a core's first cache.
+//! Where 64 chunks in a row have their blocks in a row, as they do when a guest is tracked from its
+//! start to its end, one number says where they begin: those of 1 TiB stay in a core's first cache.
 //!
 //! ```text
 //! words: [ nowhere | head of chunk 0, 1, 2 … | block | block | block … ]

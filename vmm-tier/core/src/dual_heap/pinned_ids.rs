@@ -1,21 +1,21 @@
-//! Which ids are pinned.
+//! The ids that are pinned.
 
 use std::ops::Range;
 
-/// Ranges of ids in rising order and disjoint.
+/// Ranges of ids, in rising order and disjoint.
 #[derive(Debug, Default)]
 pub(super) struct PinnedIds(Vec<Range<u32>>);
 
 impl PinnedIds {
-    /// Takes `ranges`, in rising order and disjoint, for all that are pinned. Returns the ids that were not
-    /// before, or are not any more.
+    /// Pins the ids of `ranges`, in rising order and disjoint, and no others. Returns the ids whose pin
+    /// came or went.
     pub(super) fn replace(&mut self, ranges: Vec<Range<u32>>) -> Vec<Range<u32>> {
         let old = std::mem::replace(&mut self.0, ranges);
         let gone = without(&old, &self.0);
         gone.into_iter().chain(without(&self.0, &old)).collect()
     }
 
-    /// Whether none are; nearly always so.
+    /// Whether no id is pinned, as in nearly all guests.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -24,18 +24,15 @@ impl PinnedIds {
     /// Whether this id is pinned.
     #[inline]
     pub(super) fn contains(&self, id: u32) -> bool {
-        !self.is_empty() && self.end_of(id).is_some()
-    }
-
-    /// The end of the range that an id is in, if it is in one.
-    pub(super) fn end_of(&self, id: u32) -> Option<u32> {
+        if self.is_empty() {
+            return false;
+        }
         let after = self.0.partition_point(|ids| ids.start <= id);
-        let ids = self.0.get(after.checked_sub(1)?)?;
-        (id < ids.end).then_some(ids.end)
+        after > 0 && id < self.0[after - 1].end
     }
 }
 
-/// What of `these` is not in `those`. Both are in rising order and disjoint; so is the result.
+/// The ids of `these` that are not in `those`. All ranges are in rising order and disjoint.
 fn without(these: &[Range<u32>], those: &[Range<u32>]) -> Vec<Range<u32>> {
     let mut left = Vec::new();
     for range in these {
@@ -70,14 +67,13 @@ mod tests {
     }
 
     #[test]
-    fn ids_when_asked_for_in_part_are_cut() {
+    fn ids_when_replaced_tell_which_came_and_went() {
         let mut pinned = PinnedIds::default();
         assert_eq!(pinned.replace(vec![2..5, 8..10]), vec![2..5, 8..10]);
         assert_eq!(
             [1, 2, 4, 5].map(|id| pinned.contains(id)),
             [false, true, true, false]
         );
-        assert_eq!(pinned.end_of(9), Some(10));
         assert_eq!(
             pinned.replace(vec![4..6, 6..8]),
             vec![2..4, 8..10, 5..6, 6..8]

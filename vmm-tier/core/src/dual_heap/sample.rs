@@ -56,8 +56,8 @@ impl DualHeap {
             ids.iter().for_each(|id| touched.count(self.placement(*id)));
             return touched;
         }
-        // A sample is a cache miss of the page's word. Those of a block are asked for while the block before
-        // it is worked on, so that they overlap each other and the work.
+        // A sample is a cache miss of the page's word. Those of a block are asked for while the block
+        // before it is worked on, so that they overlap each other and the work.
         let mut blocks = ids.chunks(BLOCK).peekable();
         let mut ahead = blocks
             .peek()

@@ -2,14 +2,14 @@
 //!
 //! A page's key is in its word until the page is about to be taken. A sample that carries it above the
 //! [front](super::front)'s bound makes it a *newcomer*: it goes to the end of a list, and of newcomers only
-//! the greatest is known. When that one leaves, the greatest newcomers go to the *heap*, the greatest key on top,
-//! and their words say where in it they are. Keys only grow, so a sample in the heap sifts up, mostly not
-//! at all.
+//! the greatest is known. When that one leaves, the greatest newcomers go to the *heap*, the greatest
+//! key on top, and their words say where in it they are. Keys only grow, so a sample in the heap sifts
+//! up, mostly not at all.
 //!
-//! So samples cost no order while nothing is taken; of a list that is full only the greatest stay. Where every page is
-//! sampled once, each is a newcomer, and asking for its word again would cost as much as the sample. So a newcomer
-//! that grows is listed again, and the list is cut by what it says; only where too many were listed again, or have
-//! left, are the words asked.
+//! So samples cost no order while nothing is taken; of a list that is full only the greatest stay. Where
+//! every page is sampled once, each is a newcomer, and asking for its word again would cost as much as
+//! the sample. So a newcomer that grows is listed again, and the list is cut by what it says; only where
+//! too many were listed again, or have left, are the words asked.
 
 mod check;
 
@@ -25,8 +25,8 @@ pub(super) struct SlowHeap {
     entries: Vec<Entry>,
     /// Newcomers, with keys that they had. Some have left, or were listed again.
     newcomers: Vec<Entry>,
-    /// Newcomers that grew since their words were last asked for, and such as left. While they are few, each newcomer is
-    /// listed with the key that it has.
+    /// Newcomers that grew since their words were last asked for, and such as left. While they are few,
+    /// each newcomer is listed with the key that it has.
     loose: usize,
     /// The newcomer with the greatest key; `NOBODY` if there is none.
     greatest: Entry,
@@ -126,8 +126,8 @@ impl SlowHeap {
         self.loose < self.room.loose()
     }
 
-    /// Finds the new top, if it was this page that left the tier. Its word no longer names the tier; its key is that
-    /// which stood there, 0 if none did.
+    /// Finds the new top, if it was this page that left the tier. Its word no longer names the tier; its
+    /// key is that which stood there, 0 if none did.
     pub(super) fn left(&mut self, Entry { key, id }: Entry, pages: &mut Pages) {
         self.loose += usize::from(key > self.bound);
         if self.greatest.key > 0.0 && self.greatest.id == id {
@@ -176,7 +176,8 @@ impl SlowHeap {
         }
     }
 
-    /// Lists each newcomer once, with its key. In the order of their words, which is the fastest to ask for them.
+    /// Lists each newcomer once, with its key. In the order of their words, which is the fastest to ask
+    /// for them.
     fn ask_newcomers(&mut self, pages: &Pages) {
         self.loose = 0;
         self.newcomers.sort_unstable_by_key(|entry| entry.id);
@@ -190,7 +191,8 @@ impl SlowHeap {
         });
     }
 
-    /// Puts the greatest newcomers into the heap: as many as are taken soon, as each costs a cache miss or two.
+    /// Puts the greatest newcomers into the heap: as many as are taken soon, as each costs a cache miss
+    /// or two.
     fn admit_newcomers(&mut self, pages: &mut Pages) {
         if !self.is_listed_with_keys() {
             self.ask_newcomers(pages);
@@ -228,8 +230,8 @@ impl SlowHeap {
         }
     }
 
-    /// Puts the least out of the heap, and of the newcomers, if there are too many. Returns whether it did, so that the
-    /// heap's order is lost.
+    /// Puts the least out of the heap, and of the newcomers, if there are too many. Returns whether it
+    /// did, so that the heap's order is lost.
     fn cut(&mut self, pages: &mut Pages) -> bool {
         if !self.room.is_full(&self.entries) {
             return false;
@@ -283,7 +285,8 @@ impl SlowHeap {
         self.put_in_order(pages);
     }
 
-    /// Makes a heap of the entries (Floyd's way, from the last parent to the root) and sets their pages' words.
+    /// Makes a heap of the entries (Floyd's way, from the last parent to the root) and sets their pages'
+    /// words.
     fn put_in_order(&mut self, pages: &mut Pages) {
         for index in (0..self.entries.len().div_ceil(ARITY)).rev() {
             let entry = self.entries[index];

@@ -9,8 +9,6 @@
 
 use std::ops::Range;
 
-use serde::Serialize;
-
 use super::{DualHeap, PageId, Placement, aside::Held, front::Entry, word::Slot};
 use crate::time::Time;
 
@@ -28,8 +26,7 @@ pub(super) enum Why {
 }
 
 /// Numbers of pages by tier, and by the reason why they may not be taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateCounts {
     /// Pages in the fast tier.
     pub fast: u32,
@@ -102,9 +99,9 @@ impl DualHeap {
 
     /// Takes the kernel's word for where a page lies.
     ///
-    /// A page keeps its heat when it changes its tier. `Untracked` forgets the page, in whatever state it is.
-    /// A page in flight or in cooldown stays so. An excluded page may be taken again if its placement
-    /// differs from the placement it had. Returns the placement it had.
+    /// A page keeps its heat when it changes its tier. `Untracked` forgets the page, in whatever state
+    /// it is. A page in flight or in cooldown stays so. An excluded page may be taken again if its
+    /// placement differs from the placement it had. Returns the placement it had.
     pub fn place(&mut self, id: PageId, placement: Placement) -> Placement {
         let PageId(page) = id;
         if page >= self.pages.len() {

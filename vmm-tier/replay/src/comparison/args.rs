@@ -11,7 +11,8 @@ use crate::trace::Format;
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
-    /// Traces: recordings of `vmm-tier record`, lines of time_ns,address,kind, or output of valgrind's lackey
+    /// Traces: recordings of `vmm-tier record`, lines of time_ns,address,kind, or output of valgrind's
+    /// lackey
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Generated accesses, or all: see the list that an unknown name brings
@@ -33,8 +34,8 @@ pub struct ReplayArgs {
         default_value = "25%"
     )]
     pub(crate) fast: Vec<FastSize>,
-    /// One access in so many is a sample, which is what policies see [default: 4093; all records of a recording
-    /// whose source sampled]
+    /// One access in so many is a sample, which is what policies see [default: 4093; all records of a
+    /// recording whose source sampled]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) period: Option<u64>,
     /// The files' format: auto, native, csv, lackey
@@ -62,8 +63,8 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "PERCENT", default_value = "95", value_parser = percent)]
     pub(crate) target: f64,
 
-    /// Play a trace so many times slower; auto: such that it takes 120 s if it is shorter, for policies count in
-    /// seconds
+    /// Play a trace so many times slower; auto: such that it takes 120 s if it is shorter, for policies
+    /// count in seconds
     #[arg(
         long,
         value_name = "N|auto",
@@ -84,7 +85,8 @@ pub struct ReplayArgs {
     /// Replay what is whole of a recording that was cut
     #[arg(long, help_heading = "Time and memory")]
     pub(crate) partial: bool,
-    /// Memory for what the oracle knows of the future: short of it, it looks at epochs of more than a second
+    /// Memory for what the oracle knows of the future: short of it, it looks at epochs of more than a
+    /// second
     #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = memory, help_heading = "Time and memory")]
     pub(crate) memory: u64,
     /// The guest has pages of 2 MiB
@@ -132,7 +134,7 @@ pub(crate) enum Stretch {
     By(f64),
 }
 
-/// A number that is none, or out of its range.
+/// A text that is no number, or a number out of its range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{text}' is not {what}")]
 pub(crate) struct ParseNumberError {

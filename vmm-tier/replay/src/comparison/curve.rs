@@ -1,4 +1,4 @@
-//! Hits over the size of DRAM, and how much DRAM a share of hits takes.
+//! The curve of hits over the size of DRAM, and the DRAM that a share of hits needs.
 
 use super::report::{Bound, Need, Report, Run};
 
@@ -26,7 +26,7 @@ pub(super) fn curves<'a>(report: &'a Report, trace: &'a str) -> Vec<Curve<'a>> {
         .collect()
 }
 
-/// How much DRAM each policy takes for `target` of the accesses; nothing if only one size was replayed.
+/// The DRAM that each policy needs for `target` of the accesses; nothing if only one size was replayed.
 pub(super) fn needs(report: &Report, trace: &str, target: f64) -> Vec<Need> {
     let curves = curves(report, trace).into_iter();
     let curves = curves.filter(|curve| curve.points.len() > 1);
@@ -43,8 +43,9 @@ pub(super) fn needs(report: &Report, trace: &str, target: f64) -> Vec<Need> {
     needs.collect()
 }
 
-/// The size from which on all sizes reach the target. Between two sizes the curve is taken for straight, which
-/// says too much rather than too little where each further byte brings less, as with a good policy.
+/// The size from which on all sizes reach the target. Between two sizes the curve is taken for straight.
+/// Where each further byte brings less, as with a good policy, the result is rather too large than too
+/// small.
 fn need(points: &[(u64, f64)], target: f64) -> Option<(u64, Bound)> {
     let last_miss = points.iter().rposition(|&(_, hits)| hits < target);
     let first = last_miss.map_or(0, |index| index + 1);

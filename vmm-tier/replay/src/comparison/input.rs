@@ -1,4 +1,4 @@
-//! Where accesses come from: a file or a generator.
+//! An input of a comparison: the accesses of a file or of a generator.
 
 use std::{
     cell::Cell,
@@ -26,7 +26,7 @@ use crate::{
 /// Accesses of any origin.
 pub(super) type AnyAccesses = Box<dyn Accesses<Error = InputError>>;
 
-/// What can be replayed, as often as one likes.
+/// Accesses that can be replayed any number of times.
 #[derive(Clone, Debug)]
 pub(super) enum Input {
     /// A trace.
@@ -43,16 +43,17 @@ pub(super) enum Input {
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) guest: Arc<Guest>,
-    /// Whether the guest is what was touched, for the trace names no memory.
+    /// Whether the guest has only the pages that were touched, because the trace names no memory.
     pub(super) touched_only: bool,
-    /// From the first access to the last.
+    /// The time from the first access to the last.
     pub(super) duration: Duration,
     /// When the pattern of accesses changes.
     pub(super) phases: Vec<Time>,
-    /// Whether it may be played slower: not what the user gave a length, nor what a source watched in its own
-    /// time.
+    /// Whether it may be played slower. Generated accesses have the length that the user gave, and
+    /// recorded samples keep their source's time.
     pub(super) may_stretch: bool,
-    /// Set if the records are samples: the accesses that one stands for, and how often pages were tested.
+    /// Set if the records are samples: the accesses that one stands for, and how often pages were
+    /// tested.
     pub(super) samples: Option<(u64, u32)>,
     /// What the recording says was lost and dropped when it was made.
     pub(super) account: SampleAccount,
@@ -60,7 +61,7 @@ pub(super) struct Facts {
     pub(super) outside: u64,
     /// Passes that it took to learn this.
     pub(super) passes: usize,
-    /// What a reader should know.
+    /// Notes for readers.
     pub(super) notes: Vec<String>,
 }
 
@@ -233,7 +234,7 @@ fn survey(
     Ok(survey)
 }
 
-/// A trace whose drops are counted where they can be read while it is read.
+/// A trace. Its drops can be read while its accesses are.
 struct Counted {
     file: TraceFile,
     outside: Rc<Cell<u64>>,

@@ -1,8 +1,8 @@
 //! Many simulations over the same slices, in step, on all CPUs.
 //!
-//! Accesses are read and cut into slices once, whatever the number of simulations; while a batch of slices is
-//! simulated, the next one is made. Each simulation sees its slices in order and on one thread at a time, so
-//! the outcome does not depend on the number of threads.
+//! Accesses are read and cut into slices once, whatever the number of simulations; while a batch of
+//! slices is simulated, the next one is made. Each simulation sees its slices in order and on one thread
+//! at a time, so the outcome does not depend on the number of threads.
 
 use std::{num::NonZero, thread, time::Duration};
 

@@ -1,4 +1,5 @@
-//! Replays one input: learns what the oracle needs, then runs all simulations in step.
+//! The two passes over an input: the first learns what the oracle needs, the second runs all simulations
+//! in step.
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
@@ -27,8 +28,9 @@ use crate::{
     },
 };
 
-/// A trace shorter than this is slowed down to it: policies think in seconds, and two minutes show them settle
-/// and change. A slice less than that, so that the last access falls into them.
+/// A shorter trace is slowed down to this length: policies count in seconds, and two minutes show them
+/// settle and change. It is two minutes less a slice, so that the last access falls into the two
+/// minutes.
 const LONG_ENOUGH: Duration = Duration::from_millis(119_990);
 /// Epochs of the oracle where memory suffices.
 const EPOCH: Duration = Duration::from_secs(1);
@@ -39,7 +41,7 @@ const BATCH_SLICES: usize = 100;
 /// Pages and samples in a batch, at most: some 30 MB.
 const BATCH_ENTRIES: usize = 2 << 20;
 
-/// What an input comes to.
+/// The results of an input.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) trace: Trace,
@@ -123,7 +125,7 @@ impl<'a> Play<'a> {
         matches!(self.slicing.sampling, Sampling::All { .. })
     }
 
-    /// Seconds, as played.
+    /// The length in seconds, as played.
     fn seconds(&self) -> f64 {
         self.facts.duration.as_secs_f64() * self.stretch
     }
@@ -250,7 +252,7 @@ impl<'a> Play<'a> {
     }
 }
 
-/// What a reader should know of an oracle that had too little memory.
+/// A note for readers if the oracle had too little memory.
 fn coarse(profile: &Profile) -> Option<String> {
     profile.is_short_of_memory().then(|| {
         format!(
@@ -261,7 +263,7 @@ fn coarse(profile: &Profile) -> Option<String> {
     })
 }
 
-/// How much slower a trace of this length is played.
+/// The factor by which a trace of this length is slowed down.
 fn stretch_for(duration: Duration) -> f64 {
     let seconds = duration.as_secs_f64();
     if seconds > 0.0 && duration < LONG_ENOUGH {

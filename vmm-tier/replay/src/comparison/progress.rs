@@ -1,4 +1,4 @@
-//! How far a replay is, on a terminal's error stream; nothing where there is none.
+//! The progress of a comparison, on the standard error if that is a terminal.
 
 use std::{
     cell::RefCell,
@@ -11,7 +11,7 @@ use crate::status_line::StatusLine;
 const BAR: usize = 24;
 const TEXT: usize = 32;
 
-/// One bar that shows a pass after the other.
+/// A bar that shows the pass under way.
 #[derive(Debug)]
 pub(super) struct Progress {
     pass: RefCell<Pass>,
@@ -44,7 +44,7 @@ impl Progress {
         pass.started = Instant::now();
     }
 
-    /// So much of so much is done.
+    /// Shows that `done` of `all` is done.
     pub(super) fn set(&self, done: f64, all: f64) {
         let mut pass = self.pass.borrow_mut();
         if pass.line.is_due() {
@@ -54,14 +54,14 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away: results follow.
+    /// Takes the bar away before the results are printed.
     pub(super) fn end(&self) {
         self.pass.borrow_mut().line.clear();
     }
 }
 
-/// `zipf: replay [==>     ]  31 % 12 s`: the part that is done, and how long the rest takes at the same pace.
-/// Of a long text the end is shown: there stand a path's file and the pass.
+/// `zipf: replay [==>     ]  31 % 12 s`: the part that is done, and how long the rest takes at the same
+/// pace. Of a long text the end is shown: there stand a path's file and the pass.
 fn line(text: &str, part: f64, elapsed: Duration) -> String {
     let skip = text.chars().count().saturating_sub(TEXT);
     let text: String = text.chars().skip(skip).collect();

@@ -1,12 +1,12 @@
-//! A recording's memory in whole pages.
+//! The memory of a recording, in whole pages.
 
 use tier_core::addr::BASE_PAGE;
 
 use crate::{format::TraceRange, machine::guest::MemoryRange};
 
-/// The memory of a trace, in pages of the size that backs it. Where a range does not begin or end with such a
-/// page (a guest's first mebibyte is not its RAM, a slot may end in the middle of a huge page), what is over
-/// stands in pages of 4 KiB; what is no whole page of 4 KiB is left out.
+/// The memory of a trace, in pages of the size that backs it. Where a range does not begin or end with
+/// such a page (a guest's first mebibyte is not its RAM, a slot may end in the middle of a huge page),
+/// what is over stands in pages of 4 KiB; what is no whole page of 4 KiB is left out.
 pub(super) fn in_whole_pages(ranges: &[TraceRange]) -> Vec<MemoryRange> {
     ranges.iter().flat_map(whole_pages).collect()
 }

@@ -1,4 +1,4 @@
-//! What a replay found, as numbers. The JSON is a contract: names and units stay.
+//! The report of a comparison, in numbers. The JSON is a contract: names and units stay.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,7 @@ pub(crate) struct Report {
     /// By trace, then size of DRAM from the smallest on, then policy as asked for.
     pub(crate) runs: Vec<Run>,
     pub(crate) traces: Vec<Trace>,
-    /// How much DRAM each policy takes for a share of hits; only where several sizes were replayed.
+    /// The DRAM that each policy needs for a share of hits; only where several sizes were replayed.
     pub(crate) needs: Vec<Need>,
 }
 
@@ -85,13 +85,13 @@ pub(crate) struct Samples {
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Trace {
     pub(crate) trace: String,
-    /// How long it took, as played.
+    /// Its length, as played.
     pub(crate) seconds: f64,
-    /// How many times slower than recorded it was played.
+    /// The factor by which it was slowed down.
     pub(crate) stretched: f64,
     pub(crate) guest_bytes: u64,
     pub(crate) pages: u32,
-    /// Whether the guest is what the trace touches, for the trace names no memory.
+    /// Whether the guest has only the pages that the trace touches, because the trace names no memory.
     pub(crate) touched_only: bool,
     pub(crate) accesses: u64,
     /// Accesses outside the guest's memory, which count for nothing.
@@ -100,11 +100,11 @@ pub(crate) struct Trace {
     pub(crate) period: u64,
     /// Whether every record of the trace is a sample, as a source delivered it.
     pub(crate) samples_recorded: bool,
-    /// What a reader should know before trusting the figures.
+    /// Notes for readers of the figures.
     pub(crate) notes: Vec<String>,
 }
 
-/// How much DRAM a policy takes to serve a share of the accesses from it.
+/// The DRAM that a policy needs to serve a share of the accesses from it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Need {

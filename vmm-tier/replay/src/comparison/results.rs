@@ -1,4 +1,4 @@
-//! From scores to what is shown.
+//! The results of simulations, in the form of the report.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use crate::{machine::Score, policy::oracle::PlanKind};
 
 /// Scores as people and programs read them.
 ///
-/// `recorded` is set if every record of the trace is a sample: what was lost and dropped when it was made. That
-/// counts too, for the recording's policy would have missed it as well.
+/// `recorded` is set if every record of the trace is a sample: what was lost and dropped when it was
+/// made. That counts too, for the recording's policy would have missed it as well.
 pub(super) fn runs(
     trace: &Trace,
     scores: &[Score],

@@ -1,4 +1,4 @@
-//! What is to be replayed: arguments, checked once.
+//! The settings of a comparison: its arguments, checked once.
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ const ALL: &str = "all";
 /// A policy as asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// One that decides from what it has seen.
+    /// A policy that decides from what it has seen.
     Online(&'static str),
-    /// One that knows the future.
+    /// A policy that knows the future.
     Oracle(PlanKind),
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Settings {
     /// The policies in the order of the tables; the oracle is among them.
     pub(super) policies: Vec<Choice>,
     pub(super) fast: Vec<FastSize>,
-    /// As asked for; else it depends on the trace.
+    /// The sampling period that was asked for; otherwise it depends on the trace.
     pub(super) period: Option<u64>,
     pub(super) sampler: SamplerSettings,
     pub(super) conditions: Conditions,
@@ -52,7 +52,7 @@ pub(super) struct Settings {
     pub(super) huge: bool,
     /// Bytes for what the oracle knows.
     pub(super) memory: u64,
-    /// A share of accesses.
+    /// The share of accesses for which the DRAM is looked up on the curve.
     pub(super) target: f64,
     pub(super) timeline: bool,
 }

@@ -1,4 +1,5 @@
-//! A first look at a trace that does not name its memory: which pages it touches, in which order, how long it is.
+//! A first look at a trace that does not name its memory: which pages it touches, in which order, how
+//! long it is.
 
 use std::collections::HashMap;
 
@@ -17,13 +18,13 @@ const CHUNK: u64 = HUGE_PAGE / BASE_PAGE;
 /// Why a trace can't be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
-    /// More than is sensible.
+    /// It touches more pages than a guest can have.
     #[error(
         "it touches more than {MOST_PAGES} pages, which is more than 256 GiB: record it with `vmm-tier record`, \
          which names the guest's memory"
     )]
     TooLarge,
-    /// Nothing to replay.
+    /// There is no guest to replay.
     #[error(transparent)]
     Guest(#[from] GuestError),
 }
@@ -80,12 +81,12 @@ impl Survey {
         Ok(())
     }
 
-    /// When the first access was.
+    /// The time of the first access.
     pub(super) fn first(&self) -> Time {
         self.first.unwrap_or_default()
     }
 
-    /// From the first access to the last.
+    /// The time from the first access to the last.
     pub(super) fn duration(&self) -> std::time::Duration {
         self.last.since(self.first())
     }

@@ -1,4 +1,4 @@
-//! Shows what a replay found to people: a table for each trace and size, and the curve.
+//! The report as text: a table for each trace and size, and the curve.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -25,7 +25,7 @@ const HEADINGS: [&str; 9] = [
     "slowdown",
     "ns/sample",
 ];
-/// Phases that are shown each; of more, the median is.
+/// Most phases that are shown one by one; of more phases the median is shown.
 const EACH_PHASE: usize = 3;
 
 /// All traces, with the curve where there are several sizes.

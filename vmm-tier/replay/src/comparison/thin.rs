@@ -1,11 +1,11 @@
-//! Says when there are too few samples to tell pages apart.
+//! The note that there are too few samples to tell pages apart.
 
 use std::time::Duration;
 
 use super::report::Trace;
 
-/// Samples for each page of DRAM, within what heat remembers, below which placement is mostly luck: with fewer
-/// than two, a Poisson count's own spread is most of it.
+/// Samples for each page of DRAM, within what heat remembers, below which placement is mostly luck: with
+/// fewer than two, a Poisson count's own spread is most of it.
 const FEW: f64 = 2.0;
 
 /// A note if samples are few for the largest DRAM that is replayed.

@@ -10,10 +10,10 @@
 //! ```
 //!
 //! All numbers are LEB128 varints. A program's accesses alternate between a few places (stack, heap,
-//! tables), each of which is walked in small steps. Slots 0 to 7 are the last eight such places, the newest
-//! first; an access takes the first of them that lies within 2 KiB, and its address moves to the front. Slot
-//! 8 says that none is near: the difference is to slot 0. Slot 9 says that it begins where the access before
-//! ended, as regions do; it has no difference.
+//! tables), each of which is walked in small steps. Slots 0 to 7 are the last eight such places, the
+//! newest first; an access takes the first of them that lies within 2 KiB, and its address moves to the
+//! front. Slot 8 says that none is near: the difference is to slot 0. Slot 9 says that it begins where
+//! the access before ended, as regions do; it has no difference.
 //!
 //! At a block's begin all slots are 0, the step is 0, length and weight are 1.
 
@@ -36,8 +36,8 @@ const BEHIND: u8 = 9;
 const NEAR: u64 = 2048;
 const SHAPE: u8 = 1 << 6;
 const STEP: u8 = 1 << 7;
-/// Room for an access: four numbers of at most 10 bytes and its control byte. For an event: 20 numbers and
-/// a text.
+/// Room for an access: four numbers of at most 10 bytes and its control byte. For an event: 20 numbers
+/// and a text.
 const MOST_BYTES: usize = 400;
 
 /// What accesses refer to: the same when written and when read.
@@ -210,8 +210,8 @@ fn column<'a>(rest: &mut &'a [u8], bytes: usize) -> Result<Reader<'a>, WireError
     Ok(Reader::new(column))
 }
 
-/// Reads the content of a block of `records` accesses, the first of them at `first_time`, into `accesses`
-/// and `events`, each event with the number of accesses before it.
+/// Reads the content of a block of `records` accesses, the first of them at `first_time`, into
+/// `accesses` and `events`, each event with the number of accesses before it.
 ///
 /// # Errors
 /// If the bytes are no such content.

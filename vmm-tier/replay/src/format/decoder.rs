@@ -125,7 +125,8 @@ impl Decoder {
         &self.seen
     }
 
-    /// The guest's memory as far as it was told of: the header's and what came since. Empty where it is not known.
+    /// The guest's memory as far as it was told of: the header's and what came since. Empty where it is
+    /// not known.
     #[must_use]
     pub fn memory(&self) -> &[TraceRange] {
         &self.known

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::machine::Access;
 
-/// Writes a trace. Every call appends to `out` what is complete: nothing most of the time, a block now and
-/// then. The caller takes the bytes away when it likes.
+/// Writes a trace. Every call appends to `out` what is complete: nothing most of the time, a block now
+/// and then. The caller takes the bytes away when it likes.
 #[derive(Debug)]
 pub struct Encoder {
     packer: Packer,
@@ -52,8 +52,8 @@ impl Encoder {
     /// Takes an access.
     ///
     /// # Errors
-    /// If it comes before the one before, has no length, or ends behind the last address; it is then left
-    /// out.
+    /// If it comes before the one before, has no length, or ends behind the last address; it is then
+    /// left out.
     #[inline]
     pub fn access(&mut self, access: &Access, out: &mut Vec<u8>) -> Result<(), TraceError> {
         let at = access.at.0;
@@ -101,8 +101,8 @@ impl Encoder {
         self.event(&Event::Mark(mark), out)
     }
 
-    /// The guest's memory, by rising address, is this now. What is new of it is told of, as far as a trace can
-    /// tell of so many ranges; returns all that the trace tells of.
+    /// The guest's memory, by rising address, is this now. What is new of it is told of, as far as a
+    /// trace can tell of so many ranges; returns all that the trace tells of.
     ///
     /// # Errors
     /// If the trace is too long, or these are no ranges.

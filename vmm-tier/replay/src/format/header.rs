@@ -44,8 +44,8 @@ pub struct Header {
     pub name: String,
     /// When it was begun: seconds since 1970, 0 if that is not known.
     pub started: u64,
-    /// The accesses that one record stands for; 1 where every access is recorded. A source may change its
-    /// period later: each [`BatchEnd`](super::BatchEnd) says its own.
+    /// The accesses that one record stands for; 1 where every access is recorded. A source may change
+    /// its period later: each [`BatchEnd`](super::BatchEnd) says its own.
     pub period: u64,
     /// How often a page is tested in a batch, for a source that tests pages; else 0.
     pub tests: u32,

@@ -107,7 +107,8 @@ pub(super) fn unknown(now: &[TraceRange], known: &[TraceRange]) -> Vec<TraceRang
     parts
 }
 
-/// Adds ranges to those that are known, in order of address; nothing is added if they overlap or are too many.
+/// Adds ranges to those that are known, in order of address; nothing is added if they overlap or are too
+/// many.
 pub(super) fn join(known: &mut Vec<TraceRange>, more: &[TraceRange]) -> Result<(), &'static str> {
     let mut all = [known.as_slice(), more].concat();
     all.sort_by_key(|range| range.gpa);

@@ -40,8 +40,8 @@ pub enum GuestError {
     TooMany,
 }
 
-/// The guest's pages, numbered from 0 by rising address. A page is what moves as a whole: 4 KiB, or a huge
-/// page.
+/// The guest's pages, numbered from 0 by rising address. A page is what moves as a whole: 4 KiB, or a
+/// huge page.
 #[derive(Clone, Debug)]
 pub struct Guest {
     spans: Vec<Span>,
@@ -122,8 +122,8 @@ impl Guest {
         })
     }
 
-    /// The guest of a trace that does not name its memory: the pages that it touches, whose addresses come
-    /// here in the order of their first touch. Addresses are those of pages of `page_bytes` bytes.
+    /// The guest of a trace that does not name its memory: the pages that it touches, whose addresses
+    /// come here in the order of their first touch. Addresses are those of pages of `page_bytes` bytes.
     ///
     /// # Errors
     /// If there are none, or more than 2^30.
@@ -195,8 +195,8 @@ impl Guest {
             .then(|| span.first + ((address - span.address) >> span.shift) as u32)
     }
 
-    /// All pages in the order in which they were first touched: DRAM was filled in this order when the guest
-    /// started, as the kernel does.
+    /// All pages in the order in which they were first touched: DRAM was filled in this order when the
+    /// guest started, as the kernel does.
     pub fn first_touch(&self) -> impl Iterator<Item = u32> + '_ {
         let by_touch = self.touched.iter().flatten().copied();
         let all = if self.touched.is_none() {
@@ -216,8 +216,8 @@ impl Guest {
         })
     }
 
-    /// The same memory in pages of 2 MiB, as far as it holds such: what a guest on huge pages has. Ends that
-    /// hold no whole huge page are widened to one.
+    /// The same memory in pages of 2 MiB, as far as it holds such: what a guest on huge pages has. Ends
+    /// that hold no whole huge page are widened to one.
     ///
     /// # Errors
     /// Never for a guest that exists; the signature is that of its parts.

@@ -19,7 +19,8 @@ pub struct Costs {
     pub fast_ns: f64,
     /// An access to the slow tier, in nanoseconds.
     pub slow_ns: f64,
-    /// A hint fault, in nanoseconds: entry, page walk and return; 1 µs natively, more with nested paging.
+    /// A hint fault, in nanoseconds: entry, page walk and return; 1 µs natively, more with nested
+    /// paging.
     pub fault_ns: f64,
     /// The most that can be copied between the tiers in a second, in bytes: `HeMem`'s 10 GB/s.
     pub copy_bytes_per_s: u64,
@@ -247,8 +248,9 @@ impl Host {
         &self.ledger
     }
 
-    /// Moves a page to DRAM: `Moved`, `NoMemory`, `Pinned`, or `Busy` (by chance, or because the tiers' link is
-    /// saturated). A page that is there already is `Moved` at no cost; one that does not exist is `Absent`.
+    /// Moves a page to DRAM: `Moved`, `NoMemory`, `Pinned`, or `Busy` (by chance, or because the tiers'
+    /// link is saturated). A page that is there already is `Moved` at no cost; one that does not exist
+    /// is `Absent`.
     pub fn promote(&mut self, page: u32) -> Outcome {
         self.move_to(page, Tier::Fast, Copying::Stopped)
     }
@@ -258,8 +260,8 @@ impl Host {
         self.move_to(page, Tier::Slow, Copying::Stopped)
     }
 
-    /// Moves a page to DRAM while the guest goes on using it, as Nomad's transactions do: it is copied as ever, but
-    /// the guest waits only for the change of the mapping.
+    /// Moves a page to DRAM while the guest goes on using it, as Nomad's transactions do: it is copied
+    /// as ever, but the guest waits only for the change of the mapping.
     pub fn promote_in_use(&mut self, page: u32) -> Outcome {
         self.move_to(page, Tier::Fast, Copying::Beside)
     }
@@ -275,8 +277,8 @@ impl Host {
         self.ledger.stall_ns += faults as f64 * self.conditions.costs.fault_ns;
     }
 
-    /// Counts a copy that led to nothing: a transaction that was aborted. The guest went on meanwhile; it waits
-    /// only while the page is taken from it and, found written, given back.
+    /// Counts a copy that led to nothing: a transaction that was aborted. The guest went on meanwhile;
+    /// it waits only while the page is taken from it and, found written, given back.
     pub fn charge_abort(&mut self, bytes: u64) {
         self.ledger.wasted_bytes += bytes;
         self.ledger.stall_ns += moves::assumed_cost_ns(0);

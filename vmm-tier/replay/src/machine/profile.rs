@@ -9,8 +9,8 @@ use super::Slice;
 /// The uses of pages in one epoch: pages by rising number, each with its accesses.
 pub(crate) type EpochUses = Vec<(u32, u32)>;
 
-/// Gathered in a first pass over the accesses. Its memory is bounded: when it is full, epochs are joined two by
-/// two, so a long trace of a large guest is known in longer epochs.
+/// Gathered in a first pass over the accesses. Its memory is bounded: when it is full, epochs are joined
+/// two by two, so a long trace of a large guest is known in longer epochs.
 #[derive(Clone, Debug)]
 pub struct Profile {
     epoch: Duration,
@@ -28,8 +28,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// A profile of a guest with so many pages, in epochs of this length at first, in about `bytes` bytes and
-    /// four more a page.
+    /// A profile of a guest with so many pages, in epochs of this length at first, in about `bytes`
+    /// bytes and four more a page.
     #[must_use]
     pub fn new(pages: u32, epoch: Duration, bytes: usize) -> Self {
         Self {

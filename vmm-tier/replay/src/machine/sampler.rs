@@ -1,11 +1,11 @@
 //! The model of sampling hardware: one access in so many becomes a record, and some records are lost.
 //!
-//! A counter runs down with each access; at zero the access is recorded and the counter is loaded anew, with
-//! the period plus or minus a random part (the jitter). Without jitter, a loop whose length divides the period would
-//! show the same page for ever; AMD's IBS therefore randomises the low bits of its counter. Records are
-//! lost one by one (a record without address, a throttled event) and in runs (a ring that was full until its
-//! reader came): the latter as in Gilbert's model of a channel with bursts (Bell System Technical Journal,
-//! 1960).
+//! A counter runs down with each access; at zero the access is recorded and the counter is loaded anew,
+//! with the period plus or minus a random part (the jitter). Without jitter, a loop whose length divides
+//! the period would show the same page for ever; AMD's IBS therefore randomises the low bits of its
+//! counter. Records are lost one by one (a record without address, a throttled event) and in runs (a
+//! ring that was full until its reader came): the latter as in Gilbert's model of a channel with bursts
+//! (Bell System Technical Journal, 1960).
 
 use tier_core::{random::Random, sample::AccessKind, time::Time};
 
@@ -35,14 +35,16 @@ impl Default for SamplerSettings {
             jitter: 0.125,
             loss: 0.0,
             burst_loss: 0.0,
-            // A perf ring of 128 KiB holds about 3000 records; what is lost until its reader comes is less.
+            // A perf ring of 128 KiB holds about 3000 records; what is lost until its reader comes is
+            // less.
             burst_len: 500.0,
             seed: 1,
         }
     }
 }
 
-/// An access of so large a weight that it brings more than this many records is not counted down one by one.
+/// An access of so large a weight that it brings more than this many records is not counted down one by
+/// one.
 const MANY: u64 = 64;
 
 /// See the [module](self).
@@ -123,8 +125,8 @@ impl Sampler {
         self.lost
     }
 
-    /// Sees `weight` accesses to a page. What is recorded of them comes as one sample, whose weight is the
-    /// number of records that arrived.
+    /// Sees `weight` accesses to a page. What is recorded of them comes as one sample, whose weight is
+    /// the number of records that arrived.
     #[inline]
     pub fn see(
         &mut self,

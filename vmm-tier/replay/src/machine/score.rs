@@ -32,7 +32,8 @@ pub struct Plateau {
     pub from: Time,
     /// The median hit ratio of the phase's last quarter.
     pub level: f64,
-    /// How long it took until a second's hit ratio was 90 % of that; `None` if the phase has no accesses.
+    /// How long it took until a second's hit ratio was 90 % of that; `None` if the phase has no
+    /// accesses.
     pub reached_after: Option<Duration>,
 }
 

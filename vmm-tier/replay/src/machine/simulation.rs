@@ -41,8 +41,8 @@ impl Simulation {
         &self.host
     }
 
-    /// Scores a slice's accesses by where pages lie, then lets the policy see it and move pages. `clock` says
-    /// how much CPU time the caller's thread has used: what the policy takes is taken note of.
+    /// Scores a slice's accesses by where pages lie, then lets the policy see it and move pages. `clock`
+    /// says how much CPU time the caller's thread has used: what the policy takes is taken note of.
     pub fn step(&mut self, slice: &Slice, clock: &mut dyn FnMut() -> Duration) {
         let (mut all, mut fast) = (0_u64, 0_u64);
         for touch in &slice.touched {

@@ -24,9 +24,9 @@ pub struct Sample {
     pub weight: f32,
     /// The kind of access.
     pub kind: AccessKind,
-    /// A uniform random number that goes with the record: a source that sees accesses to DRAM `b` times as
-    /// well as others loses a record of a slow page if this is at least 65536 / b. It decides alike in all
-    /// simulations.
+    /// A uniform random number that goes with the record: a source that sees accesses to DRAM `b` times
+    /// as well as others loses a record of a slow page if this is at least 65536 / b. It decides alike
+    /// in all simulations.
     pub luck: u16,
 }
 

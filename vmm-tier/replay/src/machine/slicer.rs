@@ -1,8 +1,9 @@
 //! Cuts accesses into slices of time: counts them for each page and lets the sampler see them.
 //!
-//! A slice is 10 ms long. Where nothing happens for longer, a slice without accesses stands for the idle time:
-//! it takes whole slices, a second's worth at most, or a hundredth of the idle time that is left if that is
-//! more. So time goes on, and a trace that jumps by years yields some two thousand slices for it.
+//! A slice is 10 ms long. Where nothing happens for longer, a slice without accesses stands for the idle
+//! time: it takes whole slices, a second's worth at most, or a hundredth of the idle time that is left
+//! if that is more. So time goes on, and a trace that jumps by years yields some two thousand slices for
+//! it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,8 +33,8 @@ pub enum Sampling {
 pub struct SlicerSettings {
     /// Length of a slice, on the stretched clock.
     pub slice: Duration,
-    /// Times are multiplied by this, from the first access on: short traces are slowed down, so that policies
-    /// whose constants are seconds can be compared.
+    /// Times are multiplied by this, from the first access on: short traces are slowed down, so that
+    /// policies whose constants are seconds can be compared.
     pub stretch: f64,
     /// How accesses become samples.
     pub sampling: Sampling,
@@ -213,11 +214,12 @@ impl<A: Accesses> Slicer<A> {
         account
     }
 
-    /// Puts the next slice into `slice`, whose memory is used again, and returns it; `None` at the end. An
-    /// access that goes back in time counts for the slice in which it is read.
+    /// Puts the next slice into `slice`, whose memory is used again, and returns it; `None` at the end.
+    /// An access that goes back in time counts for the slice in which it is read.
     ///
     /// # Errors
-    /// If no more accesses can be had. What was gathered of the current slice is gone, and nothing follows.
+    /// If no more accesses can be had. What was gathered of the current slice is gone, and nothing
+    /// follows.
     pub fn next_slice<'s>(&mut self, slice: &'s mut Slice) -> Result<Option<&'s Slice>, A::Error> {
         slice.touched.clear();
         slice.samples.clear();
@@ -277,7 +279,8 @@ impl<A: Accesses> Slicer<A> {
         }
     }
 
-    /// The last time of the trace that lies before a stretched time. Nothing lies behind the end of all time.
+    /// The last time of the trace that lies before a stretched time. Nothing lies behind the end of all
+    /// time.
     fn last_before(&self, origin: u64, end: u64) -> u64 {
         if end == u64::MAX {
             return u64::MAX;
@@ -318,9 +321,10 @@ impl<A: Accesses> Slicer<A> {
         self.buffer = buffer;
     }
 
-    /// Takes single accesses inside a guest of one run, sampled, until one comes that is none. This is where the
-    /// time goes, so chunks of them are looked up, counted and sampled one after the other: short loops without
-    /// branches that can't be foretold, whose misses of the cache overlap. Most chunks hold no sample.
+    /// Takes single accesses inside a guest of one run, sampled, until one comes that is none. This is
+    /// where the time goes, so chunks of them are looked up, counted and sampled one after the other:
+    /// short loops without branches that can't be foretold, whose misses of the cache overlap. Most
+    /// chunks hold no sample.
     fn take_plain<'b>(
         &mut self,
         last: u64,

@@ -39,8 +39,8 @@ pub struct DualHeaps {
 }
 
 impl DualHeaps {
-    /// The engine with its default settings, but for the half-life. A guest whose pages can't be numbered has
-    /// no map, and nothing of it moves.
+    /// The engine with its default settings, but for the half-life. A guest whose pages can't be
+    /// numbered has no map, and nothing of it moves.
     #[must_use]
     pub fn new(host: &Host, setup: &PolicySetup) -> Self {
         let settings = EngineSettings {
@@ -164,8 +164,8 @@ struct Stretch {
     page_bytes: u64,
 }
 
-/// Where the guest's pages stand in the engine's address space: packed, so that a trace with pages all over has
-/// a map too.
+/// Where the guest's pages stand in the engine's address space: packed, so that a trace with pages all
+/// over has a map too.
 #[derive(Debug)]
 struct Places {
     /// By rising page.

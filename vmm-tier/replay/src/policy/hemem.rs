@@ -1,28 +1,29 @@
-//! `hemem`: fixed thresholds on samples, lists in the order of arrival (Raybuck, Stamler, Zhang, Erez and Peter,
-//! "HeMem: Scalable Tiered Memory Management for Big Data Applications and Real NVM", SOSP 2021, and its
-//! published library).
+//! `hemem`: fixed thresholds on samples, lists in the order of arrival (Raybuck, Stamler, Zhang, Erez
+//! and Peter, "HeMem: Scalable Tiered Memory Management for Big Data Applications and Real NVM", SOSP
+//! 2021, and its published library).
 //!
 //! # What it does
 //! - A page is hot once it has 4 sampled reads or 4 sampled writes, and cold below that.
-//! - When a page has more than 10 of a kind, a clock advances, and each page's counts are halved once for each
-//!   tick since it was looked at last. A page is looked at when it is sampled; and after a tick the hot lists
-//!   are gone through, 8192 pages at a time, and what is no longer hot leaves them.
-//! - Every 10 ms the hot pages of the slow tier are promoted, first come first served. Where DRAM has no room
-//!   the page that has been cold for longest is demoted first. If no page is cold, nothing moves: all of DRAM is
-//!   hot.
+//! - When a page has more than 10 of a kind, a clock advances, and each page's counts are halved once
+//!   for each tick since it was looked at last. A page is looked at when it is sampled; and after a tick
+//!   the hot lists are gone through, 8192 pages at a time, and what is no longer hot leaves them.
+//! - Every 10 ms the hot pages of the slow tier are promoted, first come first served. Where DRAM has no
+//!   room the page that has been cold for longest is demoted first. If no page is cold, nothing moves:
+//!   all of DRAM is hot.
 //!
 //! # Constants
-//! Those of the published library (`pebs.h`). Thresholds count samples and stay as they are: it samples 1 in
-//! 19 997 accesses (the paper: 5000), so that with a shorter period they are reached after fewer accesses and
-//! it reacts sooner. Fixed thresholds are the design; where one page gets a large share of the accesses, the
-//! clock runs so fast that few others ever become hot.
+//! Those of the published library (`pebs.h`). Thresholds count samples and stay as they are: it samples
+//! 1 in 19 997 accesses (the paper: 5000), so that with a shorter period they are reached after fewer
+//! accesses and it reacts sooner. Fixed thresholds are the design; where one page gets a large share of
+//! the accesses, the clock runs so fast that few others ever become hot.
 //!
-//! 10 GB/s of migration is what the simulated host can copy at most, so there is no bound of its own. The paper
-//! keeps 1 GB of DRAM free for new allocations; the replayed guest makes none, and all of DRAM is used.
+//! 10 GB/s of migration is what the simulated host can copy at most, so there is no bound of its own.
+//! The paper keeps 1 GB of DRAM free for new allocations; the replayed guest makes none, and all of DRAM
+//! is used.
 //!
 //! # What is not modelled
-//! Small allocations that always stay in DRAM; write protection of a page while it is copied; the ring that hands
-//! no more than 128 newly cold pages to the policy at a time.
+//! Small allocations that always stay in DRAM; write protection of a page while it is copied; the ring
+//! that hands no more than 128 newly cold pages to the policy at a time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -131,7 +132,7 @@ impl HeMem {
             _ => None,
         };
         if let Some(target) = target {
-            self.lists.to_front(target, page);
+            self.lists.put_in_front(target, page);
         }
         if ticks {
             self.clock = self.clock.wrapping_add(1);
@@ -155,7 +156,7 @@ impl HeMem {
                 return;
             };
             if !self.cooled(page).is_hot() {
-                self.lists.to_front(SLOW_COLD, page);
+                self.lists.put_in_front(SLOW_COLD, page);
                 continue;
             }
             while host.fast_free() < self.guest.page_bytes(page) {
@@ -163,10 +164,10 @@ impl HeMem {
                     return;
                 };
                 if host.demote(cold) == Outcome::Moved {
-                    self.lists.to_front(SLOW_COLD, cold);
+                    self.lists.put_in_front(SLOW_COLD, cold);
                     failures = 0;
                 } else {
-                    self.lists.to_front(FAST_COLD, cold);
+                    self.lists.put_in_front(FAST_COLD, cold);
                     failures += 1;
                 }
                 if failures == ENOUGH_FAILURES {
@@ -174,10 +175,10 @@ impl HeMem {
                 }
             }
             if host.promote(page) == Outcome::Moved {
-                self.lists.to_front(FAST_HOT, page);
+                self.lists.put_in_front(FAST_HOT, page);
                 failures = 0;
             } else {
-                self.lists.to_front(SLOW_HOT, page);
+                self.lists.put_in_front(SLOW_HOT, page);
                 failures += 1;
             }
             if failures == ENOUGH_FAILURES {
@@ -200,7 +201,7 @@ impl HeMem {
                 } else {
                     cold
                 };
-                self.lists.to_front(target, page);
+                self.lists.put_in_front(target, page);
             }
             self.sweep[of].2 = left - now;
         }

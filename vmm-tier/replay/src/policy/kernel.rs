@@ -4,29 +4,33 @@
 //! `kernel/sched/fair.c`).
 //!
 //! # Hint faults
-//! A scanner makes pages of the slow tier inaccessible (it *arms* them), a stretch of the address space at a time;
-//! the next access to such a page faults, and the kernel learns that it is used. 256 MiB are armed in a period,
-//! which is 1 s over the number of such stretches in the guest, and at least 100 ms: a guest of up to 256 MiB is
-//! gone through once a second, one of 16 GiB in 6.4 s. These times are kept; the stretches are not. A large guest
-//! has many, whose faults find room that was made since the last one; so that a small one has as many
-//! chances, the scanner goes on evenly. The kernel lengthens the period up to 60 s when it finds faults
-//! of no use; that is not modelled, which makes it react sooner.
+//! A scanner makes pages of the slow tier inaccessible (it *arms* them), a stretch of the address space
+//! at a time; the next access to such a page faults, and the kernel learns that it is used. 256 MiB are
+//! armed in a period, which is 1 s over the number of such stretches in the guest, and at least 100 ms:
+//! a guest of up to 256 MiB is gone through once a second, one of 16 GiB in 6.4 s. These times are kept;
+//! the stretches are not. A large guest has many, whose faults find room that was made since the last
+//! one; so that a small one has as many chances, the scanner goes on evenly. The kernel lengthens the
+//! period up to 60 s when it finds faults of no use; that is not modelled, which makes it react sooner.
 //!
-//! A hot page faults as soon as it is armed, a cold one later or never: that decides who finds room. The time is
-//! drawn: the first of n accesses that are spread evenly over a slice comes at the least of n uniform numbers.
+//! A hot page faults as soon as it is armed, a cold one later or never: that decides who finds room. The
+//! time is drawn: the first of n accesses that are spread evenly over a slice comes at the least of n
+//! uniform numbers.
 //!
 //! # Lists
-//! Pages come into the *inactive* list of their node, at the front. `kswapd` looks at its back: a page whose
-//! accessed bit is not set is demoted. One with the bit goes to the front again, and is activated when the
-//! bit is found set a second time. When the active list is larger than the inactive one (times √(10 · GiB)
-//! for more than 1 GiB), pages from its back are deactivated, and their accessed bit is cleared.
+//! Pages come into the *inactive* list of their node, at the front. `kswapd` looks at its back: a page
+//! whose accessed bit is not set is demoted. One with the bit goes to the front again, and is activated
+//! when the bit is found set a second time. When the active list is larger than the inactive one (times
+//! √(10 · GiB) for more than 1 GiB), pages from its back are deactivated, and their accessed bit is
+//! cleared.
 //!
 //! `kswapd` looks at 317 000 pages a second: 92 416 425 pages in 291 s were measured on Linux 5.15 under
-//! TPP, in an experiment in which it carried pages from list to list and demoted none. Accessed bits are known
-//! for each slice, so a page is looked at once a slice at most. Within a slice, faults and `kswapd` take turns.
+//! TPP, in an experiment in which it carried pages from list to list and demoted none. Accessed bits are
+//! known for each slice, so a page is looked at once a slice at most. Within a slice, faults and
+//! `kswapd` take turns.
 //!
-//! With accesses coming so often that every page is used within a slice, `kswapd` finds no page to demote. On a
-//! host this happens as well, if seldom as thoroughly: replayed guests are small for the accesses that they make.
+//! With accesses coming so often that every page is used within a slice, `kswapd` finds no page to
+//! demote. On a host this happens as well, if seldom as thoroughly: replayed guests are small for the
+//! accesses that they make.
 
 use std::{sync::Arc, time::Duration};
 
@@ -159,9 +163,9 @@ impl Kernel {
         }
     }
 
-    /// Arms pages and takes the accessed bits of a slice. Returns used pages with a mark of which `wanted` says so (of
-    /// their marks and stores), in the order of time: of their fault, or else of their first use. What a policy
-    /// marks with `until_armed` is unmarked when the scanner comes by.
+    /// Arms pages and takes the accessed bits of a slice. Returns used pages with a mark of which
+    /// `wanted` says so (of their marks and stores), in the order of time: of their fault, or else of
+    /// their first use. What a policy marks with `until_armed` is unmarked when the scanner comes by.
     pub(super) fn take(
         &mut self,
         seen: &Seen<'_>,
@@ -244,7 +248,8 @@ impl Kernel {
         free_bytes: u64,
         mut demote: impl FnMut(&mut Host, u32, &mut u8) -> Outcome,
     ) {
-        // What is not used lapses, but for a page's fraction. Each page once a slice, and in all turns alike.
+        // What is not used lapses, but for a page's fraction. Each page once a slice, and in all turns
+        // alike.
         let pages = self.lists.len(FAST_INACTIVE) + self.lists.len(FAST_ACTIVE);
         let looks = (span_s * KSWAPD_PAGES_PER_S).min((f64::from(pages) * TURN).ceil());
         self.looks = self.looks.fract() + looks;
@@ -283,7 +288,7 @@ impl Kernel {
                 failures += 1;
                 FAST_INACTIVE
             };
-            self.lists.to_front(to, page);
+            self.lists.put_in_front(to, page);
         }
     }
 

@@ -1,12 +1,12 @@
 //! `lru`: the pages that were sampled last belong in DRAM.
 //!
-//! Fast pages stand in a list by the time of their last sample, those without one at its end, in the order of
-//! first touch. A sample of a slow page promotes it; for its room the least recently sampled fast pages are
-//! demoted. This is what every cache does, with samples in place of accesses, and it knows recency only: one
-//! sample is as good as a hundred.
+//! Fast pages stand in a list by the time of their last sample, those without one at its end, in the
+//! order of first touch. A sample of a slow page promotes it; for its room the least recently sampled
+//! fast pages are demoted. This is what every cache does, with samples in place of accesses, and it
+//! knows recency only: one sample is as good as a hundred.
 //!
-//! Moves are bounded by the rate that the engine has by default ([`EngineSettings::rate_bytes_per_s`]), both
-//! directions together; a sample that comes when it is used up promotes nothing.
+//! Moves are bounded by the rate that the engine has by default ([`EngineSettings::rate_bytes_per_s`]),
+//! both directions together; a sample that comes when it is used up promotes nothing.
 
 use tier_core::{
     moves::Outcome,
@@ -39,7 +39,7 @@ impl Lru {
         let mut lists = Lists::new(host.shared_guest(), 1);
         for (page, tier) in placed(host) {
             if tier == Tier::Fast {
-                lists.to_front(FAST, page);
+                lists.put_in_front(FAST, page);
             }
         }
         let settings = EngineSettings::default();
@@ -65,7 +65,7 @@ impl Lru {
                 self.lists.remove(oldest);
             } else {
                 // It may be pinned: the next one in line has its turn.
-                self.lists.to_front(FAST, oldest);
+                self.lists.put_in_front(FAST, oldest);
                 self.quota.give_back(cost);
                 failures += 1;
             }
@@ -87,7 +87,7 @@ impl Policy for Lru {
                 continue;
             }
             if host.is_fast(page) {
-                self.lists.to_front(FAST, page);
+                self.lists.put_in_front(FAST, page);
                 continue;
             }
             let bytes = host.guest().page_bytes(page);
@@ -98,7 +98,7 @@ impl Policy for Lru {
                 continue;
             }
             if host.promote(page) == Outcome::Moved {
-                self.lists.to_front(FAST, page);
+                self.lists.put_in_front(FAST, page);
             } else {
                 self.quota.give_back(bytes);
             }

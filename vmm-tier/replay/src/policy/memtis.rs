@@ -1,35 +1,36 @@
-//! `memtis`: counts in a logarithmic histogram, from which follows who is hot (Lee, Monga, Min and Eom, "MEMTIS:
-//! Efficient Memory Tiering with Dynamic Page Classification and Page Size Determination", SOSP 2023, and its
-//! published kernel).
+//! `memtis`: counts in a logarithmic histogram, from which follows who is hot (Lee, Monga, Min and Eom,
+//! "MEMTIS: Efficient Memory Tiering with Dynamic Page Classification and Page Size Determination", SOSP
+//! 2023, and its published kernel).
 //!
 //! # What it does
 //! - Every sample adds to its page's count: 1 for a huge page, 512 for a 4 KiB page, so that counts are
 //!   accesses for each byte and pages of different sizes can be compared.
-//! - A histogram of 16 bins holds how much memory has a count of 2ⁿ − 1 to 2ⁿ⁺¹ − 2. Every 100 000 samples
-//!   the *hot threshold* is read from it: the lowest bin from which on everything fits into DRAM. If what is
-//!   hot leaves a quarter of DRAM or more, the bin below is *warm*: not promoted, but not demoted either.
-//! - Every 2 000 000 samples all counts are halved (*cooling*). Between coolings counts only grow, so the
-//!   threshold only rises; after one it may fall by one bin, as everything in the histogram does.
-//! - `kmigrated` wakes up every 500 ms. If the fast tier's free memory does not suffice for the hot pages of
-//!   the slow one, it demotes inactive pages from the tail of their list, none that is warm unless nothing
-//!   else is left; then it promotes the hot pages, as far as the watermark allows.
+//! - A histogram of 16 bins holds how much memory has a count of 2ⁿ − 1 to 2ⁿ⁺¹ − 2. Every 100 000
+//!   samples the *hot threshold* is read from it: the lowest bin from which on everything fits into
+//!   DRAM. If what is hot leaves a quarter of DRAM or more, the bin below is *warm*: not promoted, but
+//!   not demoted either.
+//! - Every 2 000 000 samples all counts are halved (*cooling*). Between coolings counts only grow, so
+//!   the threshold only rises; after one it may fall by one bin, as everything in the histogram does.
+//! - `kmigrated` wakes up every 500 ms. If the fast tier's free memory does not suffice for the hot
+//!   pages of the slow one, it demotes inactive pages from the tail of their list, none that is warm
+//!   unless nothing else is left; then it promotes the hot pages, as far as the watermark allows.
 //!
 //! # Constants
 //! Bins, periods, shares and the 2 GiB/s of migration are those of the published kernel (`htmm.h`,
 //! `htmm_core.c`, `htmm_migrater.c`), with two exceptions:
-//! - *Periods counted in samples* are those of its own sampling, 1 access in 199. At 1 in 4093 the same number
-//!   of samples is twenty times as many accesses: a guest with 8 000 samples a second would be cooled once in
-//!   four minutes, and counts of small guests would long have left the histogram. They are therefore scaled by
-//!   199 / period, so that cooling comes after as many *accesses* as in the source. This makes it adapt
-//!   sooner. With a period below 199 they stay as published.
-//! - *Watermarks*: 2 % of DRAM is kept free, 3 % before a promotion. The source has lower bounds of 50 and
-//!   100 MB, which are for machines; a small replayed guest would have no DRAM left, so they are left out.
-//!   The upper bounds (1000 and 1500 MB) stand.
+//! - *Periods counted in samples* are those of its own sampling, 1 access in 199. At 1 in 4093 the same
+//!   number of samples is twenty times as many accesses: a guest with 8 000 samples a second would be
+//!   cooled once in four minutes, and counts of small guests would long have left the histogram. They
+//!   are therefore scaled by 199 / period, so that cooling comes after as many *accesses* as in the
+//!   source. This makes it adapt sooner. With a period below 199 they stay as published.
+//! - *Watermarks*: 2 % of DRAM is kept free, 3 % before a promotion. The source has lower bounds of 50
+//!   and 100 MB, which are for machines; a small replayed guest would have no DRAM left, so they are
+//!   left out. The upper bounds (1000 and 1500 MB) stand.
 //!
 //! # What is not modelled
-//! Splitting huge pages whose heat is skewed, and the histogram of 4 KiB pages that decides it: a replayed page
-//! keeps its size. The sampling period that adapts to a CPU quota of 3 %: all policies see the same samples.
-//! New pages that start as hot: the guest's memory is all there at the start.
+//! Splitting huge pages whose heat is skewed, and the histogram of 4 KiB pages that decides it: a
+//! replayed page keeps its size. The sampling period that adapts to a CPU quota of 3 %: all policies see
+//! the same samples. New pages that start as hot: the guest's memory is all there at the start.
 
 use std::{sync::Arc, time::Duration};
 
@@ -188,7 +189,7 @@ impl Memtis {
             (Some(SLOW_ACTIVE), false) => SLOW_INACTIVE,
             _ => return,
         };
-        self.lists.to_front(target, page);
+        self.lists.put_in_front(target, page);
     }
 
     fn cool(&mut self) {
@@ -263,16 +264,16 @@ impl Memtis {
                     return;
                 }
                 if host.demote(page) == Outcome::Moved {
-                    self.lists.to_front(SLOW_INACTIVE, page);
+                    self.lists.put_in_front(SLOW_INACTIVE, page);
                     self.work.demoted += bytes;
                     failures = 0;
                 } else {
                     self.rate.give_back(bytes);
-                    self.lists.to_front(FAST_INACTIVE, page);
+                    self.lists.put_in_front(FAST_INACTIVE, page);
                     failures += 1;
                 }
             } else {
-                self.lists.to_front(FAST_INACTIVE, page);
+                self.lists.put_in_front(FAST_INACTIVE, page);
             }
             self.work.demote_scan -= 1;
         }
@@ -295,11 +296,11 @@ impl Memtis {
                 return;
             }
             if host.promote(page) == Outcome::Moved {
-                self.lists.to_front(FAST_ACTIVE, page);
+                self.lists.put_in_front(FAST_ACTIVE, page);
                 failures = 0;
             } else {
                 self.rate.give_back(bytes);
-                self.lists.to_front(SLOW_ACTIVE, page);
+                self.lists.put_in_front(SLOW_ACTIVE, page);
                 failures += 1;
             }
             self.work.promote_scan -= 1;

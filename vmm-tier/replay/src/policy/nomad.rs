@@ -4,25 +4,26 @@
 //! # What it does
 //! Hint faults, lists and `kswapd` are [the kernel's](super::kernel), the free 2 % of DRAM are
 //! [TPP's](super::tpp). Beyond that:
-//! - *One fault suffices.* A page that faults becomes a candidate. If it is used again before the next scan
-//!   passes, it is queued for promotion. (The published module looks at the accessed bits of the
-//!   last 20 candidates on every fault; as the fault itself sets the bit, nearly all are promoted. Asking for
-//!   another use is what the paper describes, and the better choice.)
-//! - *Transactional promotion.* A thread of its own copies a page while the guest goes on using it, and gives up
-//!   if the page was written meanwhile: the copy is wasted, and the page is queued again. With w stores to the
-//!   page in a slice of length T and a copy that takes t, that happens with the probability 1 − e^(−wt/T).
-//!   A copy takes what a move is taken to cost ([`tier_core::moves::assumed_cost_ns`]), and the thread does one at
-//!   a time. The guest waits only for the change of the mapping, and for taking the page away and giving it back
-//!   where the copy was in vain. 512 pages can wait, the queue's length in the module; further ones have to fault again.
-//! - *Shadows.* A promoted page's frame on the slow tier is kept while the page is clean. The first store faults
-//!   once, as shadowed pages are mapped read-only, and drops it. A page with a shadow is demoted by changing the
-//!   mapping, without a copy.
+//! - *One fault suffices.* A page that faults becomes a candidate. If it is used again before the next
+//!   scan passes, it is queued for promotion. (The published module looks at the accessed bits of the
+//!   last 20 candidates on every fault; as the fault itself sets the bit, nearly all are promoted.
+//!   Asking for another use is what the paper describes, and the better choice.)
+//! - *Transactional promotion.* A thread of its own copies a page while the guest goes on using it, and
+//!   gives up if the page was written meanwhile: the copy is wasted, and the page is queued again. With
+//!   w stores to the page in a slice of length T and a copy that takes t, that happens with the
+//!   probability 1 − e^(−wt/T). A copy takes what a move is taken to cost
+//!   ([`tier_core::moves::assumed_cost_ns`]), and the thread does one at a time. The guest waits only
+//!   for the change of the mapping, and for taking the page away and giving it back where the copy was
+//!   in vain. 512 pages can wait, the queue's length in the module; further ones have to fault again.
+//! - *Shadows.* A promoted page's frame on the slow tier is kept while the page is clean. The first
+//!   store faults once, as shadowed pages are mapped read-only, and drops it. A page with a shadow is
+//!   demoted by changing the mapping, without a copy.
 //!
 //! # What is not modelled
-//! Short slow memory, where shadows are given up first: the simulated host can hold the whole guest on its slow
-//! tier, and there is one shadow for a slow frame at most. What the copying thread takes from the guest's CPUs and
-//! bandwidth. Huge pages, which the module does not migrate, move as others do, and are more often written during
-//! their longer copy.
+//! Short slow memory, where shadows are given up first: the simulated host can hold the whole guest on
+//! its slow tier, and there is one shadow for a slow frame at most. What the copying thread takes from
+//! the guest's CPUs and bandwidth. Huge pages, which the module does not migrate, move as others do, and
+//! are more often written during their longer copy.
 
 use std::collections::VecDeque;
 
@@ -96,7 +97,7 @@ impl Nomad {
             let marks = &mut self.kernel.marks[page as usize];
             *marks = (*marks & !CANDIDATE) | QUEUED;
             self.queue.push_back(page);
-            self.kernel.lists.to_front(SLOW_ACTIVE, page);
+            self.kernel.lists.put_in_front(SLOW_ACTIVE, page);
         }
         faults
     }
@@ -137,7 +138,7 @@ impl Nomad {
                     // What was armed on the slow tier is mapped anew.
                     *marks = (*marks & !(QUEUED | ARMED)) | SHADOWED;
                     self.shadows += 1;
-                    self.kernel.lists.to_front(FAST_ACTIVE, page);
+                    self.kernel.lists.put_in_front(FAST_ACTIVE, page);
                 }
                 Outcome::Busy => self.queue.push_back(page),
                 _ => *marks &= !QUEUED,

@@ -1,22 +1,23 @@
 //! The oracle: knows every access beforehand, and places pages best in each epoch.
 //!
-//! Two of them. `oracle-free` pays nothing for moves: in each epoch the pages with the most accesses a byte
-//! stand in DRAM. `oracle` pays for moves what all policies pay ([`assumed_cost_ns`](tier_core::moves::assumed_cost_ns)) and maximises
-//! the time that accesses gain less the time that moves take: what an online policy can hope for.
+//! Two of them. `oracle-free` pays nothing for moves: in each epoch the pages with the most accesses a
+//! byte stand in DRAM. `oracle` pays for moves what all policies pay
+//! ([`assumed_cost_ns`](tier_core::moves::assumed_cost_ns)) and maximises the time that accesses gain
+//! less the time that moves take: what an online policy can hope for.
 //!
-//! With x(p, e) = 1 for page p in DRAM in epoch e, c accesses, b bytes, Δ the difference of latencies and m
-//! the cost of a move, it maximises
+//! With x(p, e) = 1 for page p in DRAM in epoch e, c accesses, b bytes, Δ the difference of latencies
+//! and m the cost of a move, it maximises
 //!
 //! ```text
 //! Σ c(p, e) Δ x(p, e) − Σ m(p) |x(p, e) − x(p, e − 1)|     with  Σ b(p) x(p, e) ≤ DRAM  in every e
 //! ```
 //!
 //! Lagrangian relaxation (Held, Wolfe, Crowder, "Validation of subgradient optimization", Mathematical
-//! Programming 6, 1974): a price λ(e) a byte of DRAM takes the place of the constraint; each page then finds
-//! its best way through the epochs alone (two states, dynamic programming), and the prices follow the demand.
-//! What the prices leave over or unfilled is mended epoch by epoch. The plan is compared with the one that
-//! moves once to the best placement overall and with the one that never moves; the best of them is taken, so
-//! the oracle is never worse than these.
+//! Programming 6, 1974): a price λ(e) a byte of DRAM takes the place of the constraint; each page then
+//! finds its best way through the epochs alone (two states, dynamic programming), and the prices follow
+//! the demand. What the prices leave over or unfilled is mended epoch by epoch. The plan is compared
+//! with the one that moves once to the best placement overall and with the one that never moves; the
+//! best of them is taken, so the oracle is never worse than these.
 
 mod plan;
 mod prices;

@@ -7,7 +7,8 @@ use tier_core::{settings::Tier, time::Time};
 use super::{Seen, lists::Lists};
 use crate::machine::Host;
 
-/// Failures in a row after which a policy takes the tiers' link to be saturated and goes on in its next step.
+/// Failures in a row after which a policy takes the tiers' link to be saturated and goes on in its next
+/// step.
 pub(super) const ENOUGH_FAILURES: u32 = 8;
 
 /// Something that is done once in a period.
@@ -42,7 +43,8 @@ pub(super) fn placed(host: &Host) -> impl Iterator<Item = (u32, Tier)> + '_ {
     pages.map(|page| (page, host.tier(page)))
 }
 
-/// So many lists, with all pages in them: those in DRAM in `fast`, the others in `slow`, the first touched at the back.
+/// So many lists, with all pages in them: those in DRAM in `fast`, the others in `slow`, the first
+/// touched at the back.
 pub(super) fn lists(host: &Host, lists: u8, fast: u8, slow: u8) -> Lists {
     let mut lists = Lists::new(host.shared_guest(), lists);
     for (page, tier) in placed(host) {
@@ -50,7 +52,7 @@ pub(super) fn lists(host: &Host, lists: u8, fast: u8, slow: u8) -> Lists {
             Tier::Fast => fast,
             Tier::Slow => slow,
         };
-        lists.to_front(list, page);
+        lists.put_in_front(list, page);
     }
     lists
 }

@@ -1,7 +1,7 @@
 //! `random`: pages of the two tiers change places at random. The zero line for policies that move.
 //!
-//! In each second pages of a hundredth of DRAM are exchanged, spread over the time. A slow page and fast pages
-//! for it are drawn at random, alike for all. What was observed has no influence.
+//! In each second pages of a hundredth of DRAM are exchanged, spread over the time. A slow page and fast
+//! pages for it are drawn at random, alike for all. What was observed has no influence.
 
 use std::time::Duration;
 

@@ -1,13 +1,13 @@
 //! `sds`: a streaming decaying sketch beside two indexable heaps, whose tops change places.
 //!
 //! # What it does
-//! - Each sample adds to its page's frequency in a [sketch](sketch) of fixed size. The sketch knows pages and no
-//!   tiers, so that a move changes nothing in it.
-//! - Two heaps find their pages by number: the slow tier's has the most frequent page on top, the fast tier's the
-//!   least frequent. After each sample the page's entry takes the frequency that the sketch tells. Fast pages stand in
-//!   their heap from the start, slow pages from their first sample on.
-//! - Every 100 ms the tops change places, as long as the slow page is more frequent by one sample at least. Where
-//!   DRAM has room, the slow page is promoted alone.
+//! - Each sample adds to its page's frequency in a `sketch` of fixed size. The sketch knows
+//!   pages and no tiers, so that a move changes nothing in it.
+//! - Two heaps find their pages by number: the slow tier's has the most frequent page on top, the fast
+//!   tier's the least frequent. After each sample the page's entry takes the frequency that the sketch
+//!   tells. Fast pages stand in their heap from the start, slow pages from their first sample on.
+//! - Every 100 ms the tops change places, as long as the slow page is more frequent by one sample at
+//!   least. Where DRAM has room, the slow page is promoted alone.
 //!
 //! # Constants
 //! The sketch has 4 bytes for each page, as exact counts have, from 16 KiB to 4 MiB, unless
@@ -16,8 +16,8 @@
 //! ([`EngineSettings::rate_bytes_per_s`]), both directions together.
 //!
 //! # What it lacks
-//! It asks neither whether a difference is chance, nor whether a move pays. Pages that share counters in the sketch
-//! seem hotter than they are.
+//! It asks neither whether a difference is chance, nor whether a move pays. Pages that share counters in
+//! the sketch seem hotter than they are.
 
 mod heap;
 mod sketch;

@@ -1,8 +1,8 @@
 //! Lines `time_ns,address,kind`.
 //!
 //! The time is in nanoseconds of any clock and never goes back. The address is decimal, or hexadecimal
-//! behind `0x`. The kind is `load`, `store` or `any`, or `l`, `r`, `s`, `w`, `a`; without one it is `any`.
-//! The first line may name the columns. Comments begin with `#`.
+//! behind `0x`. The kind is `load`, `store` or `any`, or `l`, `r`, `s`, `w`, `a`; without one it is
+//! `any`. The first line may name the columns. Comments begin with `#`.
 
 use tier_core::{sample::AccessKind, time::Time};
 

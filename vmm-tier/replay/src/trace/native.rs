@@ -18,7 +18,7 @@ use crate::{
 /// Accesses handed on at a time.
 const BLOCK: usize = 8192;
 
-/// See the [module](self).
+/// A recording of this program, read block by block.
 pub struct Native {
     path: PathBuf,
     input: Input,
@@ -191,8 +191,8 @@ impl Native {
         &self.block
     }
 
-    /// Whether what stands before the error may be kept. Who writes while the machine fails leaves behind a file
-    /// that is cut, or one that ends in nonsense.
+    /// Whether what stands before the error may be kept. Who writes while the machine fails leaves
+    /// behind a file that is cut, or one that ends in nonsense.
     const fn may_end(&self, error: &format::TraceError) -> bool {
         use format::TraceError::{BackInTime, Corrupt, Truncated};
         self.partial && matches!(error, Truncated { .. } | Corrupt { .. } | BackInTime { .. })

@@ -1,7 +1,7 @@
 //! The file that a trace is written to.
 //!
-//! While it is written it is called `FILE.part`: a recording that is killed leaves that behind, and what was
-//! written of it can be read. Whole, it takes its name.
+//! While it is written it is called `FILE.part`: a recording that is killed leaves that behind, and what
+//! was written of it can be read. Whole, it takes its name.
 
 use std::{
     fs::{self, File},

@@ -1,4 +1,5 @@
-//! Draws from any distribution in constant time: the alias method (Walker, 1977; built as by Vose, 1991).
+//! Draws from any distribution in constant time: the alias method (Walker, 1977; built as by Vose,
+//! 1991).
 
 use std::hint::select_unpredictable;
 
@@ -51,8 +52,8 @@ impl Alias {
         Self { columns }
     }
 
-    /// Zipf's law: the number of rank r (from 1 on) is drawn in proportion to r^-exponent. Ranks are the numbers,
-    /// or, if `random` is given, scattered over them.
+    /// Zipf's law: the number of rank r (from 1 on) is drawn in proportion to r^-exponent. Ranks are the
+    /// numbers, or, if `random` is given, scattered over them.
     pub(super) fn zipf(n: u32, exponent: f64, random: Option<&mut Random>) -> Self {
         let mut weights: Vec<f64> = zipf_weights(n, exponent).collect();
         if let Some(random) = random {
@@ -61,8 +62,9 @@ impl Alias {
         Self::new(&weights)
     }
 
-    /// Items are popular by Zipf's law and lie scattered over `n` numbers, `each` to one in the mean: what
-    /// is left of the law when each page holds many items. Where there are very many, fewer stand for them.
+    /// Items are popular by Zipf's law and lie scattered over `n` numbers, `each` to one in the mean:
+    /// what is left of the law when each page holds many items. Where there are very many, fewer stand
+    /// for them.
     pub(super) fn of_scattered(n: u32, each: u32, exponent: f64, random: &mut Random) -> Self {
         let items = (u64::from(n) * u64::from(each)).min(u64::from(MOST_ITEMS.max(n))) as u32;
         let mut weights = vec![0.0; n as usize];

@@ -99,10 +99,10 @@ impl Pattern for BTree {
     }
 }
 
-/// An index of a database, loaded in bulk: leaves first, then level by level up to the root, so that the hottest
-/// pages lie at the end. Each operation goes from the root to a leaf; keys are popular by Zipf's law with YCSB's
-/// exponent and lie scattered, 32 to a leaf. One operation in 16 inserts; from the start to the end of the run
-/// every leaf splits, and half of its keys go to a page that was not used before.
+/// An index of a database, loaded in bulk: leaves first, then level by level up to the root, so that the
+/// hottest pages lie at the end. Each operation goes from the root to a leaf; keys are popular by Zipf's
+/// law with YCSB's exponent and lie scattered, 32 to a leaf. One operation in 16 inserts; from the start
+/// to the end of the run every leaf splits, and half of its keys go to a page that was not used before.
 pub(super) fn btree(scale: &Scale, random: &mut Random) -> Plan {
     let above: u32 = levels_above(scale.pages / 2).iter().sum();
     let half = (scale.pages - above) / 2;

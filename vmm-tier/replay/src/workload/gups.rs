@@ -1,5 +1,5 @@
-//! Giga updates per second: words of a table are read, changed and written at random, most of them in a hot
-//! set.
+//! Giga updates per second: words of a table are read, changed and written at random, most of them in a
+//! hot set.
 
 use tier_core::{
     addr::BASE_PAGE,
@@ -52,9 +52,9 @@ impl Pattern for Gups {
     }
 }
 
-/// `HeMem`'s set-up (SOSP 2021): nine of ten updates go to a hot set of a 32nd of the table (16 of 512 GB), the others
-/// anywhere. In mid-run another hot set, elsewhere, takes its place: all of it, where `HeMem`'s authors
-/// shift a part.
+/// `HeMem`'s set-up (SOSP 2021): nine of ten updates go to a hot set of a 32nd of the table (16 of 512
+/// GB), the others anywhere. In mid-run another hot set, elsewhere, takes its place: all of it, where
+/// `HeMem`'s authors shift a part.
 pub(super) fn hemem(scale: &Scale, _: &mut Random) -> Plan {
     let len = scale.share(1, 32);
     let block = |first| Block { first, len };
@@ -72,8 +72,9 @@ pub(super) fn hemem(scale: &Scale, _: &mut Random) -> Plan {
     plan
 }
 
-/// Demeter's set-up (SOSP 2025): a table of 14 GiB in a guest of 16 GiB, a hot set of 1 GiB at its end, so that it
-/// starts on the slow tier; nine of ten updates are hot, the others go to the rest of the table.
+/// Demeter's set-up (SOSP 2025): a table of 14 GiB in a guest of 16 GiB, a hot set of 1 GiB at its end,
+/// so that it starts on the slow tier; nine of ten updates are hot, the others go to the rest of the
+/// table.
 pub(super) fn demeter(scale: &Scale, _: &mut Random) -> Plan {
     let (first, end) = (scale.share(13, 16), scale.share(14, 16));
     Plan::steady(Gups {

@@ -69,8 +69,9 @@ impl Pattern for Drift {
     }
 }
 
-/// A cache in front of a database, whose popular keys change with the day's news: as [`zipf`], but each second one
-/// in 100 pages changes its rank with another, so that after two minutes two of three have moved.
+/// A cache in front of a database, whose popular keys change with the day's news: as [`zipf`], but each
+/// second one in 100 pages changes its rank with another, so that after two minutes two of three have
+/// moved.
 pub(super) fn drift(scale: &Scale, random: &mut Random) -> Plan {
     let mut order: Vec<u32> = (0..scale.pages).collect();
     random.shuffle(&mut order);
@@ -117,9 +118,9 @@ impl Pattern for Phases {
     }
 }
 
-/// A program of several steps, each with its own data: in each phase nine of ten accesses go to another eighth of
-/// the pages, scattered, by Zipf's law inside; the others go anywhere. Phases take at least 40 s, and there
-/// are eight at most.
+/// A program of several steps, each with its own data: in each phase nine of ten accesses go to another
+/// eighth of the pages, scattered, by Zipf's law inside; the others go anywhere. Phases take at least 40
+/// s, and there are eight at most.
 pub(super) fn phases(scale: &Scale, random: &mut Random) -> Plan {
     let hot = scale.share(1, HOT_SHARE);
     let mut order: Vec<u32> = (0..scale.pages).collect();

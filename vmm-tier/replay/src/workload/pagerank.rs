@@ -13,8 +13,8 @@ use super::{
 const CYCLE: u32 = 16 * GROUP + 1;
 /// Accesses of a line of edges and its gathers.
 const GROUP: u32 = 5;
-/// Exponent of Zipf's law for a vertex's use: 1 / (γ − 1) for degrees by a power law with γ = 2.25, as those of the
-/// web and of social networks.
+/// Exponent of Zipf's law for a vertex's use: 1 / (γ − 1) for degrees by a power law with γ = 2.25, as
+/// those of the web and of social networks.
 const EXPONENT: f64 = 0.8;
 
 struct PageRank {
@@ -45,11 +45,12 @@ impl Pattern for PageRank {
     }
 }
 
-/// `PageRank` by pulling, as in the GAP benchmark suite (Beamer, Asanović, Patterson, 2015): edges are streamed,
-/// for each a vertex's contribution is gathered, and new ranks are written one after the other. Edges fill 14/16 of
-/// memory, ranks 1/16, contributions 1/16, at the end, where a program that loads its graph first puts them. A line
-/// holds 16 edges; of their gathers a quarter miss the CPU's caches. A vertex is gathered as often as it has edges:
-/// by Zipf's law, popular vertices scattered over the pages, 64 lines in each.
+/// `PageRank` by pulling, as in the GAP benchmark suite (Beamer, Asanović, Patterson, 2015): edges are
+/// streamed, for each a vertex's contribution is gathered, and new ranks are written one after the
+/// other. Edges fill 14/16 of memory, ranks 1/16, contributions 1/16, at the end, where a program that
+/// loads its graph first puts them. A line holds 16 edges; of their gathers a quarter miss the CPU's
+/// caches. A vertex is gathered as often as it has edges: by Zipf's law, popular vertices scattered over
+/// the pages, 64 lines in each.
 pub(super) fn pagerank(scale: &Scale, random: &mut Random) -> Plan {
     let (ranks_first, gathered_first) = (scale.share(14, 16), scale.share(15, 16));
     let gathered_pages = scale.pages - gathered_first;

@@ -64,8 +64,9 @@ impl Pattern for Sequential {
     }
 }
 
-/// A sweep over all memory, cache line by cache line, again and again: every other round writes, as STREAM's copies
-/// and a simulation's time steps do. No page is hotter than another: moving any is in vain.
+/// A sweep over all memory, cache line by cache line, again and again: every other round writes, as
+/// STREAM's copies and a simulation's time steps do. No page is hotter than another: moving any is in
+/// vain.
 pub(super) fn sequential(scale: &Scale, _: &mut Random) -> Plan {
     Plan::steady(Sequential {
         sweep: Sweep::by_lines(scale.pages),
@@ -77,8 +78,8 @@ pub(super) fn sequential(scale: &Scale, _: &mut Random) -> Plan {
 const HOT: u8 = 205;
 /// Of 256 hot accesses, those that write.
 const STORES: u8 = 64;
-/// Time of one round of the scan, in seconds: 16 GiB at 1.6 GB/s. At the scale of the generators memory is small
-/// against the rate, so a line is read several times in a row.
+/// Time of one round of the scan, in seconds: 16 GiB at 1.6 GB/s. At the scale of the generators memory
+/// is small against the rate, so a line is read several times in a row.
 const ROUND: u64 = 10;
 
 struct ScanHot {
@@ -106,9 +107,9 @@ impl Pattern for ScanHot {
     }
 }
 
-/// A database that serves its hot set while a report or a backup reads all the rest: eight of ten accesses go to an
-/// eighth of the pages, in the middle of memory; the others are a scan that goes round in ten seconds. A
-/// scanned page is used in a burst and not again for a round, so recency misleads.
+/// A database that serves its hot set while a report or a backup reads all the rest: eight of ten
+/// accesses go to an eighth of the pages, in the middle of memory; the others are a scan that goes round
+/// in ten seconds. A scanned page is used in a burst and not again for a round, so recency misleads.
 pub(super) fn scan_hot(scale: &Scale, _: &mut Random) -> Plan {
     let hot_len = scale.share(1, 8);
     let scanned = scale.rate_per_s.saturating_mul(ROUND) / 256 * u64::from(255 - HOT + 1);

@@ -42,8 +42,8 @@ impl Pattern for Scattered {
     }
 }
 
-/// A heap whose live objects lie scattered: in every 2 MiB, 64 of 512 pages of 4 KiB get nine of ten accesses.
-/// Page by page an eighth of memory holds the heat.
+/// A heap whose live objects lie scattered: in every 2 MiB, 64 of 512 pages of 4 KiB get nine of ten
+/// accesses. Page by page an eighth of memory holds the heat.
 pub(super) fn scattered(scale: &Scale, random: &mut Random) -> Plan {
     let mut frames: Vec<u32> = (0..FRAMES).collect();
     let mut hot = Vec::with_capacity(scale.share(1, 8) as usize);
@@ -61,8 +61,8 @@ pub(super) fn scattered(scale: &Scale, random: &mut Random) -> Plan {
     })
 }
 
-/// The same accesses in a guest on huge pages, where all pages look alike: the best share of DRAM is that of its
-/// size. The difference to [`scattered`] is what splitting huge pages would bring.
+/// The same accesses in a guest on huge pages, where all pages look alike: the best share of DRAM is
+/// that of its size. The difference to [`scattered`] is what splitting huge pages would bring.
 pub(super) fn scattered_huge(scale: &Scale, random: &mut Random) -> Plan {
     Plan {
         page_bytes: HUGE_PAGE,

@@ -44,8 +44,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The best plan for this machine, whose pages lie where they lie at the start, for the accesses that were
-    /// profiled.
+    /// The best plan for this machine, whose pages lie where they lie at the start, for the accesses
+    /// that were profiled.
     #[must_use]
     pub fn new(kind: PlanKind, profile: &Profile, host: &Host) -> Self {
         let problem = Problem::new(kind, profile, host);
@@ -171,7 +171,8 @@ impl Problem {
             .map_or(0, |at| uses[at].1)
     }
 
-    /// What a byte of DRAM is worth to the last page that fits in an epoch, moves aside; of every `every`th page.
+    /// What a byte of DRAM is worth to the last page that fits in an epoch, moves aside; of every
+    /// `every`th page.
     pub(super) fn clearing_price(&self, epoch: usize, every: usize) -> f64 {
         let mut worth: Vec<(f64, f64)> = (0..self.pages())
             .step_by(every)
@@ -221,8 +222,8 @@ impl Problem {
         }
     }
 
-    /// What every page wants at these prices, made to fit: those that come wait for room, and those that would
-    /// leave stay while there is room.
+    /// What every page wants at these prices, made to fit: those that come wait for room, and those that
+    /// would leave stay while there is room.
     fn at_prices(&self, prices: &[f64]) -> Moves {
         let mut wishes: Vec<Vec<(u32, bool)>> = vec![Vec::new(); self.epochs];
         let mut way = Vec::new();
@@ -244,8 +245,8 @@ impl Problem {
         moves
     }
 
-    /// The plan that gains most of those at prices and of simple ones. One is made at a time: each may take as much
-    /// memory as the profile.
+    /// The plan that gains most of those at prices and of simple ones. One is made at a time: each may
+    /// take as much memory as the profile.
     fn best_known(&self) -> Moves {
         let prices = prices::find(self);
         let at_prices = prices
@@ -267,7 +268,8 @@ impl Problem {
         best.1
     }
 
-    /// In each epoch the pages with the most accesses a byte. Pages without accesses stay where they are.
+    /// In each epoch the pages with the most accesses a byte. Pages without accesses stay where they
+    /// are.
     fn best_of_each(&self) -> Moves {
         let mut is_fast = self.starts_fast.clone();
         (0..self.epochs)
@@ -282,8 +284,8 @@ impl Problem {
         vec![self.towards(&mut is_fast, total)]
     }
 
-    /// Exchanges pages so that those with the most `worth` a byte are in DRAM. Among pages worth the same those
-    /// stay that are there.
+    /// Exchanges pages so that those with the most `worth` a byte are in DRAM. Among pages worth the
+    /// same those stay that are there.
     fn towards(&self, is_fast: &mut [bool], worth: impl Fn(usize) -> f64) -> (Vec<u32>, Vec<u32>) {
         let mut order: Vec<(f64, bool, u32)> = (0..self.pages())
             .map(|page| (worth(page) / self.bytes(page), is_fast[page], page as u32))
@@ -343,7 +345,8 @@ impl Problem {
 struct Placing {
     is_fast: Vec<bool>,
     room: f64,
-    /// Pages in DRAM that no longer want to be there, or not yet asked to: they leave when room is short.
+    /// Pages in DRAM that no longer want to be there, or not yet asked to: they leave when room is
+    /// short.
     may_leave: Vec<u32>,
     /// Whether a page is in `may_leave`.
     is_spare: Vec<bool>,

@@ -4,13 +4,13 @@ use super::plan::Problem;
 
 /// Rounds of price finding. The prices then clear the demand to about a percent (tests).
 const ROUNDS: u32 = 60;
-/// Pages that the prices are found with at most, times epochs: more are sampled evenly, as their demand is that of
-/// all in proportion.
+/// Pages that the prices are found with at most, times epochs: more are sampled evenly, as their demand
+/// is that of all in proportion.
 const MOST_WORK: usize = 4 << 20;
 
-/// Finds prices a byte for each epoch at which the pages together want about as much DRAM as there is. Several, as
-/// pages are whole: those that fit best so far, the last ones, and the mean of the later rounds (to which
-/// subgradients converge), that also somewhat higher and lower.
+/// Finds prices a byte for each epoch at which the pages together want about as much DRAM as there is.
+/// Several, as pages are whole: those that fit best so far, the last ones, and the mean of the later
+/// rounds (to which subgradients converge), that also somewhat higher and lower.
 pub(super) fn find(problem: &Problem) -> Vec<Vec<f64>> {
     let epochs = problem.epochs();
     let every = (problem.pages() * epochs).div_ceil(MOST_WORK).max(1);

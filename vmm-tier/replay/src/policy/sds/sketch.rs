@@ -4,9 +4,9 @@
 //! Applications", J. Algorithms 55, 2005; Estan and Varghese, "New Directions in Traffic Measurement and
 //! Accounting", SIGCOMM 2002 (conservative update); [forward decay](tier_core::heat).
 //!
-//! A page has one counter in each of four rows, and shares each with other pages. The least of the four is its
-//! frequency: never too low, and too high only where the page shares all four. A sample raises no counter above
-//! the page's new frequency.
+//! A page has one counter in each of four rows, and shares each with other pages. The least of the four
+//! is its frequency: never too low, and too high only where the page shares all four. A sample raises no
+//! counter above the page's new frequency.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ pub(super) struct DecayingSketch {
 }
 
 impl DecayingSketch {
-    /// All frequencies are 0. As many counters as fit in `bytes` bytes, 64 at least; which pages share them
-    /// follows from `seed`.
+    /// All frequencies are 0. As many counters as fit in `bytes` bytes, 64 at least; which pages share
+    /// them follows from `seed`.
     pub(super) fn new(bytes: usize, half_life: Duration, seed: u64) -> Self {
         let width = (bytes / size_of::<f32>() / ROWS).max(LEAST_WIDTH);
         let mut random = Random::new(seed);
@@ -56,7 +56,8 @@ impl DecayingSketch {
         self.decay.key(f64::from(weight), now) as f32
     }
 
-    /// Moves the landmark if that is due. Returns by how many half-lives: keys outside the sketch must be
+    /// Moves the landmark if that is due. Returns by how many half-lives: keys outside the sketch must
+    /// be
     /// [shifted](Decay::shifted) by as many.
     pub(super) fn advance(&mut self, now: Time) -> Option<u64> {
         let halves = self.decay.shift(now)?;
@@ -71,8 +72,8 @@ impl DecayingSketch {
         self.counters.capacity() * size_of::<f32>()
     }
 
-    /// Where a page's counters are. The upper half of the product is uniform over 32 bits, and is scaled to the
-    /// row.
+    /// Where a page's counters are. The upper half of the product is uniform over 32 bits, and is scaled
+    /// to the row.
     fn counters_of(&self, page: u32) -> [usize; ROWS] {
         let width = self.counters.len() / ROWS;
         std::array::from_fn(|row| {

@@ -122,7 +122,8 @@ fn exhaustive(problem: &Problem) -> (f64, f64) {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
 
-    /// On problems small enough to solve exactly, which are the heuristic's worst case: one page of few is much.
+    /// On problems small enough to solve exactly, which are the heuristic's worst case: one page of few
+    /// is much.
     #[test]
     fn plan_when_anything_is_used_gains_most_of_what_can_be_gained(
         uses in proptest::collection::vec(proptest::collection::vec(0_u32..400, 5), 1..7),
