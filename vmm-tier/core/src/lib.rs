@@ -17,7 +17,6 @@ pub mod pace;
 pub mod pages;
 pub mod period;
 pub mod policy;
-pub mod population;
 pub mod quota;
 pub mod random;
 pub mod replay;

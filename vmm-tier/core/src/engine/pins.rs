@@ -5,9 +5,13 @@
 //! stands for now, and how many bytes of them lie where. A page that lies only partly in a pin belongs to
 //! it whole; a page that two pins share belongs to the lower one.
 
+mod moves;
+pub(super) mod orders;
+pub(super) mod pin;
+
 use std::{collections::BTreeMap, ops::Range};
 
-use super::pin::{Pin, PinStatus, PinsSnapshot, WhenFull};
+use self::pin::{Pin, PinStatus, PinsSnapshot, WhenFull};
 use crate::{
     addr::Hva,
     dual_heap::{PageId, Placement},

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
-use super::{
+use crate::engine::{
     VmEngine,
-    pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, WhenFull},
-    pins::{Way, hva_pieces},
+    pins::{
+        Way, hva_pieces,
+        pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, WhenFull},
+    },
 };
 use crate::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva},
@@ -215,13 +217,13 @@ impl VmEngine {
     }
 
     /// Bytes on the fast tier that pins keep there.
-    pub(super) fn pinned_fast_bytes(&self) -> u64 {
+    pub(crate) fn pinned_fast_bytes(&self) -> u64 {
         let fast = self.pins.entries().filter(|e| e.pin.tier == Tier::Fast);
         fast.map(|entry| entry.placed_bytes).sum()
     }
 
     /// Finds anew what the pins stand for, and counts their bytes.
-    pub(super) fn apply_pins(&mut self, now: Time) {
+    pub(crate) fn apply_pins(&mut self, now: Time) {
         self.pins.forget_counts();
         self.resolve_pins();
         let runs: Vec<Range<u32>> = self.pins.pieces().iter().map(|p| p.ids.clone()).collect();
@@ -245,7 +247,7 @@ impl VmEngine {
 
     /// Takes note that the huge page at `head` was folded or unfolded, while its pages are untracked:
     /// what lies partly in a pin is pinned whole.
-    pub(super) fn refolded(&mut self, head: Hva) {
+    pub(crate) fn refolded(&mut self, head: Hva) {
         if self.pins.is_empty() {
             return;
         }
@@ -264,7 +266,7 @@ impl VmEngine {
     }
 
     /// The tracked pages that `hva .. hva + len` touches.
-    pub(super) fn pages_in(
+    pub(crate) fn pages_in(
         &self,
         now: Time,
         hva: Hva,
@@ -278,7 +280,7 @@ impl VmEngine {
     }
 }
 
-pub(super) const fn placement_of(tier: Tier) -> Placement {
+pub(crate) const fn placement_of(tier: Tier) -> Placement {
     match tier {
         Tier::Fast => Placement::Fast,
         Tier::Slow => Placement::Slow,

@@ -1,8 +1,10 @@
 //! Taking in where the kernel says the pages lie, and what became of moves.
 
+pub(super) mod scan;
+
 use super::{
-    Action, Leftovers, MoveReport, ScanReport, VmEngine, VmState, flights::FlyingPage,
-    tally::PlacedBytes,
+    Action, Leftovers, MoveReport, ScanReport, VmEngine, VmState,
+    evidence::access_stats::PlacedBytes, mover::in_flight::FlyingPage,
 };
 use crate::{
     addr::{HUGE_PAGE, Hva, NodeId},

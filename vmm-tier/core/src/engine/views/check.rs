@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    VmEngine,
-    pinning::placement_of,
-    pins::{Entry, hva_pieces},
-    tally::PlacedBytes,
-};
 use crate::dual_heap::{PageId, Placement};
+use crate::engine::{
+    VmEngine,
+    evidence::access_stats::PlacedBytes,
+    pins::{Entry, hva_pieces, orders::placement_of},
+};
 
 impl VmEngine {
     /// Whether every invariant holds. Looks at every page.

@@ -3,13 +3,16 @@
 //! For a source that counts accesses. What a single page's count is worth follows from it
 //! ([`Population`]); pages of different sizes are different populations.
 
+mod population;
+
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{VmEngine, bias::Shares, plan::Candidate};
+use self::population::Population;
+
+use crate::engine::{VmEngine, evidence::bias::Shares, mover::plan::Candidate};
 use crate::{
     addr,
     dual_heap::{PageId, Placement},
-    population::Population,
     random,
     time::Time,
 };
@@ -25,7 +28,7 @@ const PAGES: u32 = 2048;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub(super) struct Census {
+pub(crate) struct Census {
     by_page_bytes: BTreeMap<u64, Population>,
     next_at: Time,
     /// Plain counts of all pages together at the last look.
@@ -47,14 +50,14 @@ impl Census {
     }
 
     /// Forgets everything: the pages are others now.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
 }
 
 impl VmEngine {
     /// Looks at some pages if that is due.
-    pub(super) fn take_census(&mut self, now: Time) {
+    pub(crate) fn take_census(&mut self, now: Time) {
         if !self.tally.counts_accesses() {
             return;
         }
@@ -100,7 +103,7 @@ impl VmEngine {
 
     /// The decayed count that a page is expected to have on average, given its own and those of others, in a tier of
     /// which all is seen.
-    pub(super) fn expected_count(&self, page: &Candidate, now: Time) -> f64 {
+    pub(crate) fn expected_count(&self, page: &Candidate, now: Time) -> f64 {
         let scale = self.tally.plain_counts(now) * addr::frames(page.page.bytes);
         let share = self.share_seen(page.id);
         self.census
@@ -109,7 +112,7 @@ impl VmEngine {
     }
 
     /// The share of a page's records that is seen where it lies, beside the tier that is seen best.
-    pub(super) fn share_seen(&self, page: PageId) -> f64 {
+    pub(crate) fn share_seen(&self, page: PageId) -> f64 {
         match self.bias.shares() {
             Shares::ALIKE => 1.0,
             shares => shares.of(self.heap.placement(page)),

@@ -45,29 +45,29 @@ struct Feed {
 
 /// The sources that have delivered, and the one that is believed.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sources {
+pub(crate) struct Sources {
     feeds: BTreeMap<SourceKind, Feed>,
-    pub(super) main: Option<SourceKind>,
+    pub(crate) main: Option<SourceKind>,
     /// The source in whose counts heats are kept.
     unit: Option<SourceKind>,
 }
 
 /// How a batch's counts become heat.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Scale {
+pub(crate) struct Scale {
     /// By what its counts are multiplied.
-    pub(super) counts: f64,
+    pub(crate) counts: f64,
     /// By what all heats must be multiplied first.
-    pub(super) heats: Option<f64>,
+    pub(crate) heats: Option<f64>,
 }
 
 impl Sources {
-    pub(super) fn account(&mut self, source: SourceKind) -> &mut SampleAccount {
+    pub(crate) fn account(&mut self, source: SourceKind) -> &mut SampleAccount {
         &mut self.feeds.entry(source).or_default().stats.account
     }
 
     /// The accounts of all sources as one.
-    pub(super) fn total(&self) -> SampleAccount {
+    pub(crate) fn total(&self) -> SampleAccount {
         let mut total = SampleAccount::default();
         for feed in self.feeds.values() {
             total.add(&feed.stats.account);
@@ -75,12 +75,12 @@ impl Sources {
         total
     }
 
-    pub(super) fn stats(&self) -> impl Iterator<Item = (SourceKind, &SourceStats)> {
+    pub(crate) fn stats(&self) -> impl Iterator<Item = (SourceKind, &SourceStats)> {
         self.feeds.iter().map(|(&kind, feed)| (kind, &feed.stats))
     }
 
     /// Takes note of how much a batch counts, and says what its counts are worth.
-    pub(super) fn scale(&mut self, batch: &SampleBatch, half_life: Duration) -> Scale {
+    pub(crate) fn scale(&mut self, batch: &SampleBatch, half_life: Duration) -> Scale {
         let feed = self.feeds.entry(batch.source).or_default();
         let counted: f64 = batch.samples.iter().map(counts).sum();
         let span = batch.span.as_secs_f64();
@@ -137,7 +137,7 @@ impl Sources {
     }
 
     /// Takes note of how good a batch was that came at `now` and spoke for this share of the guest.
-    pub(super) fn judge(&mut self, batch: &SampleBatch, now: Time, coverage: f64) {
+    pub(crate) fn judge(&mut self, batch: &SampleBatch, now: Time, coverage: f64) {
         let Some(feed) = self.feeds.get_mut(&batch.source) else {
             return;
         };

@@ -3,7 +3,7 @@
 //! A source that samples accesses delivers millions of them, each on one page: those of the same weight reach the
 //! heaps together, so that their cache misses overlap. Ranges of pages come one by one.
 
-use super::{VmEngine, VmState};
+use crate::engine::{VmEngine, VmState};
 use crate::{
     addr::{BASE_PAGE, Hva},
     dual_heap::{PageId, Placement, Touched},
@@ -68,7 +68,7 @@ impl Intake {
 
 impl VmEngine {
     /// Feeds a batch to the heaps. Every record is accounted for.
-    pub(super) fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
+    pub(crate) fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
         let source = batch.source;
         self.sources.account(source).add(&batch.account);
         let records = batch.samples.len() as u64;

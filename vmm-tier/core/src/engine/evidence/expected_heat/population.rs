@@ -32,7 +32,7 @@ const RARE: f64 = 0.1;
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
-pub struct Population {
+pub(crate) struct Population {
     weights: [f64; GRID],
     /// Pages of the samples, by binned count; and those of which only a share of the counts was seen.
     bins: Vec<f64>,

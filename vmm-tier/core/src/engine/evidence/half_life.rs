@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use super::VmEngine;
+use crate::engine::VmEngine;
 use crate::{dual_heap::PageId, random::spread, time::Time};
 
 /// Half-lives beside each other, in parts of the one that is set.
@@ -45,7 +45,7 @@ struct Watched {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Forgetting {
+pub(crate) struct Forgetting {
     half_lives: [Duration; FACTORS.len()],
     /// Hashed alike in each run: errors are summed in the same order.
     watched: HashMap<u32, Watched, BuildHasherDefault<DefaultHasher>>,
@@ -59,7 +59,7 @@ pub(super) struct Forgetting {
 }
 
 impl Forgetting {
-    pub(super) fn new(half_life: Duration) -> Self {
+    pub(crate) fn new(half_life: Duration) -> Self {
         Self {
             half_lives: FACTORS.map(|factor| half_life.mul_f64(factor)),
             watched: HashMap::default(),
@@ -72,20 +72,20 @@ impl Forgetting {
     }
 
     /// Forgets the pages: they are numbered anew. The half-life stays.
-    pub(super) fn forget_pages(&mut self) {
+    pub(crate) fn forget_pages(&mut self) {
         self.watched.clear();
         self.errors = [0.0; FACTORS.len()];
         self.seconds = [0.0; FACTORS.len()];
     }
 
     /// The half-life in force.
-    pub(super) const fn half_life(&self) -> Duration {
+    pub(crate) const fn half_life(&self) -> Duration {
         self.half_lives[self.chosen]
     }
 
     /// Takes note of `counts` accesses seen at a page.
     #[inline]
-    pub(super) fn see(&mut self, page: PageId, counts: f32) {
+    pub(crate) fn see(&mut self, page: PageId, counts: f32) {
         if is_watched(page.0, self.rarity) {
             self.watched.entry(page.0).or_default().recent += f64::from(counts);
             if self.watched.len() > MOST_WATCHED {
@@ -105,7 +105,7 @@ impl Forgetting {
     }
 
     /// From now on so many times as many accesses are seen at a page.
-    pub(super) fn scale(&mut self, page: PageId, factor: f64) {
+    pub(crate) fn scale(&mut self, page: PageId, factor: f64) {
         if let Some(watched) = self.watched.get_mut(&page.0) {
             watched.recent *= factor;
             for count in &mut watched.counts {
@@ -115,7 +115,7 @@ impl Forgetting {
     }
 
     /// Compares what was foretold with what came, if that is due. Returns the half-life if it is another now.
-    pub(super) fn tick(&mut self, now: Time) -> Option<Duration> {
+    pub(crate) fn tick(&mut self, now: Time) -> Option<Duration> {
         let last = *self.last.get_or_insert(now);
         let span = now.since(last);
         if span < EVERY {
@@ -182,7 +182,7 @@ fn is_watched(page: u32, rarity: u32) -> bool {
 
 impl VmEngine {
     /// Takes the half-life that foretells best.
-    pub(super) fn adapt_half_life(&mut self, now: Time) {
+    pub(crate) fn adapt_half_life(&mut self, now: Time) {
         if !self.tally.counts_accesses() {
             return;
         }

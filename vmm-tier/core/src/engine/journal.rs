@@ -1,5 +1,7 @@
 //! What happened that somebody may want to hear of: kept until the agent asks.
 
+pub(super) mod history;
+
 use std::collections::VecDeque;
 
 use super::{DrainProgress, VmEngine, VmState};

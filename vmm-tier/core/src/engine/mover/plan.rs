@@ -3,10 +3,10 @@
 //! One exchange is under way at a time. Its demotions go first; what they freed, verified by the
 //! kernel, is then promoted, page for page. Room that is free anyway is filled without a demotion.
 
-use super::{
+use crate::engine::{
     Action, Planned, VmEngine, VmState,
-    bias::{self, Lot},
-    flights::{Exchange, FlyingPage},
+    evidence::bias::{self, Lot},
+    mover::in_flight::{Exchange, FlyingPage},
     pins::Way,
 };
 use crate::{
@@ -19,15 +19,15 @@ use crate::{
 
 /// A page that was taken from a heap, and its count of observed accesses (decayed, a 4 KiB frame).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
-    pub(super) id: PageId,
-    pub(super) page: Page,
-    pub(super) count: f64,
+pub(crate) struct Candidate {
+    pub(crate) id: PageId,
+    pub(crate) page: Page,
+    pub(crate) count: f64,
 }
 
 impl Candidate {
     /// Accesses observed at all of the page (decayed).
-    pub(super) fn accesses(&self) -> f64 {
+    pub(crate) fn accesses(&self) -> f64 {
         self.count * addr::frames(self.page.bytes)
     }
 }
@@ -39,7 +39,7 @@ fn bytes_of(pages: &[Candidate]) -> i64 {
 
 /// Why nothing could be demoted below the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stall {
+pub(crate) enum Stall {
     NoSlowRoom,
     /// No fast page may be taken.
     NothingOffered,
@@ -47,17 +47,17 @@ pub(super) enum Stall {
 
 /// The pages of the next step.
 #[derive(Debug, Default)]
-pub(super) struct Draft {
-    pub(super) demote: Vec<Candidate>,
+pub(crate) struct Draft {
+    pub(crate) demote: Vec<Candidate>,
     /// Promoted at once: there is room.
-    pub(super) promote: Vec<Candidate>,
+    pub(crate) promote: Vec<Candidate>,
     /// Promoted when the demotions have made room.
-    pub(super) then_promote: Vec<Candidate>,
-    pub(super) bytes: u64,
+    pub(crate) then_promote: Vec<Candidate>,
+    pub(crate) bytes: u64,
 }
 
 impl Draft {
-    pub(super) fn add(&mut self, to: fn(&mut Self) -> &mut Vec<Candidate>, candidate: Candidate) {
+    pub(crate) fn add(&mut self, to: fn(&mut Self) -> &mut Vec<Candidate>, candidate: Candidate) {
         self.bytes += candidate.page.bytes;
         to(self).push(candidate);
     }
@@ -65,12 +65,12 @@ impl Draft {
 
 impl VmEngine {
     /// Whether moves may be planned: tiering runs, and nothing is under way.
-    pub(super) fn may_plan(&self) -> bool {
+    pub(crate) fn may_plan(&self) -> bool {
         self.flights.is_empty() && self.state() == VmState::Running
     }
 
     /// Plans one step if nothing is under way.
-    pub(super) fn plan(&mut self, now: Time) -> Vec<Action> {
+    pub(crate) fn plan(&mut self, now: Time) -> Vec<Action> {
         if !self.may_plan() {
             return Vec::new();
         }
@@ -278,7 +278,7 @@ impl VmEngine {
 
     /// Bytes that may be promoted now; negative where headroom is lacking. A batch goes to one node, so
     /// the room is that of the fast node that has the most.
-    pub(super) fn room(&self) -> i64 {
+    pub(crate) fn room(&self) -> i64 {
         let free = self
             .nodes_of(&self.tiers.fast)
             .map(|node| node.room_bytes(self.settings.headroom_bytes))
@@ -293,7 +293,7 @@ impl VmEngine {
 
     /// Bytes that may be demoted now: beyond them the kernel would reclaim memory of the slow node, which
     /// may be the guest's own.
-    pub(super) fn slow_room(&self) -> u64 {
+    pub(crate) fn slow_room(&self) -> u64 {
         let rooms = self
             .nodes_of(&self.tiers.slow)
             .map(|node| node.room_bytes(0));
@@ -301,7 +301,7 @@ impl VmEngine {
     }
 
     /// Bytes of the guest in the fast tier; in a dry run, as if what was planned had happened.
-    pub(super) fn fast_bytes(&self) -> u64 {
+    pub(crate) fn fast_bytes(&self) -> u64 {
         let bytes = self.bytes.of(Tier::Fast);
         if !self.settings.dry_run {
             return bytes;
@@ -315,17 +315,17 @@ impl VmEngine {
             .saturating_sub(demote_bytes)
     }
 
-    pub(super) fn take_coldest_fast(&mut self, now: Time) -> Option<Candidate> {
+    pub(crate) fn take_coldest_fast(&mut self, now: Time) -> Option<Candidate> {
         let (id, count) = self.heap.take_coldest_fast(now)?;
         self.candidate(id, count)
     }
 
-    pub(super) fn candidate(&self, id: PageId, count: f64) -> Option<Candidate> {
+    pub(crate) fn candidate(&self, id: PageId, count: f64) -> Option<Candidate> {
         let page = self.index.page(id)?;
         Some(Candidate { id, page, count })
     }
 
-    pub(super) fn put_back(&mut self, candidate: Candidate, placement: Placement) {
+    pub(crate) fn put_back(&mut self, candidate: Candidate, placement: Placement) {
         self.heap.settle(candidate.id, placement, None);
     }
 
@@ -384,7 +384,7 @@ impl VmEngine {
     }
 
     /// Makes a batch of pages that are in flight, towards the target tier's node with the most room.
-    pub(super) fn batch_of(
+    pub(crate) fn batch_of(
         &mut self,
         direction: Direction,
         flying: Vec<FlyingPage>,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{VmEngine, VmState, plan::Stall};
+use crate::engine::{VmEngine, VmState, mover::plan::Stall};
 use crate::settings::Tier;
 
 /// Why a drain does not come on.
@@ -39,7 +39,7 @@ pub struct DrainProgress {
 
 /// A drain that was asked for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Drain {
+pub(crate) struct Drain {
     target_bytes: u64,
     /// Not known before all pages were looked up once.
     start_bytes: Option<u64>,
@@ -112,7 +112,7 @@ impl VmEngine {
     }
 
     /// The progress, if it differs from what was told last by a hundredth of the way or in kind.
-    pub(super) fn drain_news(&mut self) -> Option<DrainProgress> {
+    pub(crate) fn drain_news(&mut self) -> Option<DrainProgress> {
         // While pages are looked up, what is found says nothing of the drain.
         let fast_bytes = self.fast_bytes_if_known()?;
         let progress = self.drain_progress()?;

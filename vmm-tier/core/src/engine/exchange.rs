@@ -1,6 +1,6 @@
 //! Whether an exchange is worth it: the one judgement that plans and explanations share.
 
-use super::{VmEngine, plan::Candidate};
+use super::{VmEngine, mover::plan::Candidate};
 use crate::{
     dual_heap::Placement,
     exchange::{self, PayBack},

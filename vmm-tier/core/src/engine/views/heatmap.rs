@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::VmEngine;
+use crate::engine::VmEngine;
 use crate::{
     addr::{BASE_PAGE, Gpa, gpa_number},
     dual_heap::Placement,

@@ -147,11 +147,11 @@ pub enum PinError {
 
 impl Pin {
     /// The guest-physical address after the last; checked when the pin was made.
-    pub(super) const fn end(&self) -> u64 {
+    pub(crate) const fn end(&self) -> u64 {
         self.start.0.saturating_add(self.bytes)
     }
 
-    pub(super) const fn overlaps(&self, start: u64, end: u64) -> bool {
+    pub(crate) const fn overlaps(&self, start: u64, end: u64) -> bool {
         self.start.0 < end && start < self.end()
     }
 }

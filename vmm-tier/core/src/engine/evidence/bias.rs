@@ -54,16 +54,16 @@ use crate::{
     time::Time,
 };
 
-pub(super) use estimate::Shares;
+pub(crate) use estimate::Shares;
 
 use estimate::Estimate;
 use watched::{Watch, Watched};
 
 /// How long a page is held back or watched at most: longer than batches are late, shorter than it matters.
-pub(super) const WATCH: Duration = Duration::from_secs(2);
+pub(crate) const WATCH: Duration = Duration::from_secs(2);
 /// What is held back is free when its time is over, or, if no batch came to tell that, this much later. Were it free
 /// before its last batch has ended, the hottest would leave the trial by being promoted.
-pub(super) const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
 /// A page of which so many records are expected sooner is held back or watched no longer: what it has shown by then is
 /// as certain as what was expected of it.
 const ENOUGH_OF_ONE: f64 = 2.0;
@@ -74,7 +74,7 @@ const ONE_IN: u64 = 8;
 const HELD_ONE_IN: u64 = 64;
 /// A page that is expected to have more than this share of all accesses is worth too much to be held back, and would
 /// weigh too much if it were watched.
-pub(super) const MOST_SHARE: f64 = 1e-3;
+pub(crate) const MOST_SHARE: f64 = 1e-3;
 /// Pages under watch, at most.
 const MOST_WATCHED: usize = 1024;
 /// A page whose move has not ended after this time leaves the trial.
@@ -98,7 +98,7 @@ pub struct TierBias {
 
 /// What becomes of a page that is about to be promoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lot {
+pub(crate) enum Lot {
     /// It is promoted.
     Go,
     /// It is promoted, and watched then.
@@ -109,7 +109,7 @@ pub(super) enum Lot {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Bias {
+pub(crate) struct Bias {
     /// Whose bias it is.
     source: Option<SourceKind>,
     watched: Watched,
@@ -130,7 +130,7 @@ impl Default for Bias {
 
 impl Bias {
     /// A batch of the source that is believed begins.
-    pub(super) fn begin(&mut self, batch: &SampleBatch) {
+    pub(crate) fn begin(&mut self, batch: &SampleBatch) {
         let source = batch.source;
         if self.source != Some(source) {
             // Another source has another bias.
@@ -150,7 +150,7 @@ impl Bias {
 
     /// Takes note of records of a page, as they came.
     #[inline]
-    pub(super) fn see(&mut self, page: PageId, counts: f32) {
+    pub(crate) fn see(&mut self, page: PageId, counts: f32) {
         if let Some(watch) = self.watched.get_mut(page)
             && watch.began.is_some()
         {
@@ -159,7 +159,7 @@ impl Bias {
     }
 
     /// The batch ends: takes in what pages whose time is over have shown. Returns those of them that were held back.
-    pub(super) fn end(&mut self, now: Time) -> Vec<PageId> {
+    pub(crate) fn end(&mut self, now: Time) -> Vec<PageId> {
         let mut free = Vec::new();
         if self.watched.is_empty() {
             return free;
@@ -193,7 +193,7 @@ impl Bias {
 
     /// Draws the lot of a page of so many bytes that is about to be promoted, while `fast_bytes` bytes are in the fast
     /// tier. [`Self::watch`] must follow if it takes part.
-    pub(super) fn draw(&mut self, page_bytes: u64, fast_bytes: u64) -> Lot {
+    pub(crate) fn draw(&mut self, page_bytes: u64, fast_bytes: u64) -> Lot {
         let has_room = self.watched.len() < MOST_WATCHED
             && self.watched.held_bytes() + page_bytes <= fast_bytes / HELD_ONE_IN;
         if self.estimate.is_enough() || !has_room {
@@ -208,7 +208,7 @@ impl Bias {
 
     /// Watches a page from now on, or from when it has [moved](Self::settled), of which so many records a second
     /// are expected. Returns for how long.
-    pub(super) fn watch(
+    pub(crate) fn watch(
         &mut self,
         now: Time,
         page: PageId,
@@ -235,7 +235,7 @@ impl Bias {
     }
 
     /// A move of a page ended, with success on the fast tier or otherwise.
-    pub(super) fn settled(&mut self, now: Time, page: PageId, was_promoted: bool) {
+    pub(crate) fn settled(&mut self, now: Time, page: PageId, was_promoted: bool) {
         match self.watched.get_mut(page) {
             Some(watch) if was_promoted && watch.there.is_none() => watch.there = Some(now),
             Some(_) => self.forget(page),
@@ -244,32 +244,32 @@ impl Bias {
     }
 
     /// The page leaves the trial: it is elsewhere now, or no page.
-    pub(super) fn forget(&mut self, page: PageId) {
+    pub(crate) fn forget(&mut self, page: PageId) {
         self.watched.remove(page);
     }
 
     /// All pages leave the trial: they are numbered anew.
-    pub(super) fn forget_pages(&mut self) {
+    pub(crate) fn forget_pages(&mut self) {
         self.watched.clear();
     }
 
     /// Whether the page is held back.
-    pub(super) fn holds(&self, page: PageId) -> bool {
+    pub(crate) fn holds(&self, page: PageId) -> bool {
         self.watched.get(page).is_some_and(|watch| watch.stays)
     }
 
     /// What is seen of each tier, beside the other.
-    pub(super) fn shares(&self) -> Shares {
+    pub(crate) fn shares(&self) -> Shares {
         self.estimate.shares()
     }
 
     /// By what a page's count must be multiplied when it changes its tier; `None` if it stays as it is.
-    pub(super) fn at_move(&self, old: Placement, new: Placement) -> Option<f64> {
+    pub(crate) fn at_move(&self, old: Placement, new: Placement) -> Option<f64> {
         self.estimate.at_move(old, new)
     }
 
     /// What is known.
-    pub(super) fn report(&self) -> TierBias {
+    pub(crate) fn report(&self) -> TierBias {
         let known = self.estimate.known();
         TierBias {
             fast_to_slow: known.map(|(ratio, _)| ratio),

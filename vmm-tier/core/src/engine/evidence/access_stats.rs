@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Planned, bias::Shares, cost::MoveCosts};
+use crate::engine::{Planned, evidence::bias::Shares, mover::costs::MoveCosts};
 use crate::{
     addr,
     dual_heap::Placement,
@@ -16,14 +16,14 @@ use crate::{
 
 /// Bytes of the guest by tier and by page size.
 #[derive(Debug, Default)]
-pub(super) struct PlacedBytes {
+pub(crate) struct PlacedBytes {
     fast: u64,
     slow: u64,
-    pub(super) by_page_size: BTreeMap<u64, u64>,
+    pub(crate) by_page_size: BTreeMap<u64, u64>,
 }
 
 impl PlacedBytes {
-    pub(super) const fn of(&self, tier: Tier) -> u64 {
+    pub(crate) const fn of(&self, tier: Tier) -> u64 {
         match tier {
             Tier::Fast => self.fast,
             Tier::Slow => self.slow,
@@ -31,12 +31,12 @@ impl PlacedBytes {
     }
 
     /// Whether both count the same bytes.
-    pub(super) fn agrees_with(&self, other: &Self) -> bool {
+    pub(crate) fn agrees_with(&self, other: &Self) -> bool {
         (self.fast, self.slow, &self.by_page_size) == (other.fast, other.slow, &other.by_page_size)
     }
 
     /// A page of `bytes` bytes went from one placement to another.
-    pub(super) fn replace(&mut self, bytes: u64, old: Placement, new: Placement) {
+    pub(crate) fn replace(&mut self, bytes: u64, old: Placement, new: Placement) {
         if old == new {
             return;
         }
@@ -61,7 +61,7 @@ impl PlacedBytes {
 
 /// How observed accesses fell on the tiers, decayed, and how much of the guest was observed.
 #[derive(Debug)]
-pub(super) struct SampleTally {
+pub(crate) struct SampleTally {
     decay: Decay,
     fast: f64,
     slow: f64,
@@ -82,7 +82,7 @@ pub(super) struct SampleTally {
 }
 
 impl SampleTally {
-    pub(super) fn new(half_life: Duration, now: Time) -> Self {
+    pub(crate) fn new(half_life: Duration, now: Time) -> Self {
         Self {
             decay: Decay::new(half_life, now),
             fast: 0.0,
@@ -99,7 +99,7 @@ impl SampleTally {
     }
 
     /// Counts are in the unit of another source from now on.
-    pub(super) fn scale(&mut self, factor: f64) {
+    pub(crate) fn scale(&mut self, factor: f64) {
         self.fast *= factor;
         self.slow *= factor;
         self.others *= factor;
@@ -107,7 +107,7 @@ impl SampleTally {
     }
 
     /// Keeps this share of all that was counted, and of the time in which it was.
-    pub(super) fn forget(&mut self, kept: f64) {
+    pub(crate) fn forget(&mut self, kept: f64) {
         self.fast *= kept;
         self.slow *= kept;
         self.others *= kept;
@@ -118,7 +118,7 @@ impl SampleTally {
     }
 
     /// Adds accesses that fell on a tier at `at`; those that only warm pages fall on none.
-    pub(super) fn add(&mut self, at: Time, tier: Option<Tier>, accesses: f64) {
+    pub(crate) fn add(&mut self, at: Time, tier: Option<Tier>, accesses: f64) {
         let boosted = accesses * self.decay.boost(at);
         match tier {
             Some(Tier::Fast) => self.fast += boosted,
@@ -129,7 +129,7 @@ impl SampleTally {
 
     /// Takes note of a batch: how long it watched, how often it looked at each page, and the share of
     /// the guest that it spoke for.
-    pub(super) fn observe(&mut self, batch: &SampleBatch, at: Time, share: f64) {
+    pub(crate) fn observe(&mut self, batch: &SampleBatch, at: Time, share: f64) {
         let boost = self.decay.boost(at);
         // A source that counts accesses looks at nothing.
         self.looks += if batch.tests > 0 {
@@ -149,7 +149,7 @@ impl SampleTally {
     }
 
     /// The source sees so much of each tier.
-    pub(super) const fn set_shares(&mut self, shares: Shares) {
+    pub(crate) const fn set_shares(&mut self, shares: Shares) {
         self.shares = shares;
     }
 
@@ -171,12 +171,12 @@ impl SampleTally {
     /// often. For accesses that come at random (Poisson) with λ a look, a share p = 1 − e^(−λ) of n
     /// looks finds one, hence λ = −ln(1 − p). With p estimated as count / (n + 1), a page found used at
     /// every look has λ = ln(n + 1): it was used at least so often that none of n looks missed it.
-    pub(super) fn rate(&self, count: f64, bytes: u64, now: Time) -> f64 {
+    pub(crate) fn rate(&self, count: f64, bytes: u64, now: Time) -> f64 {
         self.rates(now)(count, bytes)
     }
 
     /// [`Self::rate`] for many pages at the same time.
-    pub(super) fn rates(&self, now: Time) -> impl Fn(f64, u64) -> f64 {
+    pub(crate) fn rates(&self, now: Time) -> impl Fn(f64, u64) -> f64 {
         let unboost = self.decay.boost(now);
         let (looks, seconds) = (self.looks / unboost, self.seconds / unboost);
         let period = self.accesses_a_count();
@@ -193,52 +193,52 @@ impl SampleTally {
     }
 
     /// Counts a second of a page with this decayed count.
-    pub(super) fn counts_a_s(&self, count: f64, now: Time) -> f64 {
+    pub(crate) fn counts_a_s(&self, count: f64, now: Time) -> f64 {
         let seconds = self.seconds / self.decay.boost(now);
         if seconds > 0.0 { count / seconds } else { 0.0 }
     }
 
     /// How many standard deviations one page's decayed count lies above another's, for a source that tests pages.
-    pub(super) fn share_significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
+    pub(crate) fn share_significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
         exchange::share_significance(hot, cold, self.looks / self.decay.boost(now))
     }
 
     /// Plain counts behind one decayed count of a source that counts accesses.
-    pub(super) fn plain_counts(&self, now: Time) -> f64 {
+    pub(crate) fn plain_counts(&self, now: Time) -> f64 {
         let seconds = self.seconds / self.decay.boost(now);
         exchange::plain_counts(seconds, self.decay.half_life().as_secs_f64())
     }
 
     /// Decayed counts on all pages together, of tiers of which all is seen.
-    pub(super) fn counts(&self, now: Time) -> f64 {
+    pub(crate) fn counts(&self, now: Time) -> f64 {
         (self.fast / self.shares.fast + self.slow / self.shares.slow + self.others)
             / self.decay.boost(now)
     }
 
     /// Whether the source counts accesses rather than testing pages.
-    pub(super) fn counts_accesses(&self) -> bool {
+    pub(crate) fn counts_accesses(&self) -> bool {
         self.looks <= 0.0
     }
 
-    pub(super) const fn coverage(&self) -> f64 {
+    pub(crate) const fn coverage(&self) -> f64 {
         self.coverage
     }
 
     /// Changes the half-life from `now` on; all counts stay as they are.
-    pub(super) fn set_half_life(&mut self, half_life: Duration, now: Time) {
+    pub(crate) fn set_half_life(&mut self, half_life: Duration, now: Time) {
         self.tick(now);
         self.decay.set_half_life(half_life, now);
     }
 
     /// Moves the landmark when it is due.
-    pub(super) fn tick(&mut self, now: Time) {
+    pub(crate) fn tick(&mut self, now: Time) {
         if let Some(halves) = self.decay.shift(now) {
             self.forget((-(halves as f64)).exp2());
         }
     }
 
     /// Share of accesses that went to the fast tier.
-    pub(super) fn hit_ratio(&self) -> Option<f64> {
+    pub(crate) fn hit_ratio(&self) -> Option<f64> {
         let (fast, slow) = (self.fast / self.shares.fast, self.slow / self.shares.slow);
         (fast + slow > 0.0).then(|| fast / (fast + slow))
     }
@@ -246,16 +246,16 @@ impl SampleTally {
 
 /// What was moved, what failed, and what a move costs.
 #[derive(Debug, Default)]
-pub(super) struct MoveTotals {
-    pub(super) promoted_bytes: u64,
-    pub(super) demoted_bytes: u64,
-    pub(super) failed: BTreeMap<Outcome, u64>,
-    pub(super) planned: Planned,
-    pub(super) costs: MoveCosts,
+pub(crate) struct MoveTotals {
+    pub(crate) promoted_bytes: u64,
+    pub(crate) demoted_bytes: u64,
+    pub(crate) failed: BTreeMap<Outcome, u64>,
+    pub(crate) planned: Planned,
+    pub(crate) costs: MoveCosts,
 }
 
 impl MoveTotals {
-    pub(super) fn add(&mut self, direction: Direction, results: &[PageResult], cpu_time: Duration) {
+    pub(crate) fn add(&mut self, direction: Direction, results: &[PageResult], cpu_time: Duration) {
         let mut moved = 0;
         for result in results {
             match result.outcome {

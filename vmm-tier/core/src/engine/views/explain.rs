@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::{
+use crate::engine::{
     VmEngine, VmState,
-    history::PastMove,
-    judge::{Evidence, LEAST_DEVIATIONS, LEAST_TIMES, Verdict},
-    pin::PinStatus,
-    plan::Candidate,
+    exchange::{Evidence, LEAST_DEVIATIONS, LEAST_TIMES, Verdict},
+    journal::history::PastMove,
+    mover::plan::Candidate,
+    pins::pin::PinStatus,
 };
 use crate::{
     addr::{Gpa, Hva, NodeId, gpa_number},
@@ -154,7 +154,7 @@ impl VmEngine {
             cooling_ms: state
                 .cooldown_until
                 .map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
-            pin: self.pins.of(id).map(super::pins::Entry::status),
+            pin: self.pins.of(id).map(crate::engine::pins::Entry::status),
             last_move: past.map(|past| note(&past.last)),
             last_failure: past.and_then(|past| past.last_failure.as_ref().map(note)),
             would_move_if: self.would_move_if(now, subject, &state, standing.map_or(0, |s| s.0)),
@@ -208,7 +208,7 @@ impl VmEngine {
     }
 
     fn pinned_would_move_if(&self, tier: Tier, page: Page, placement: Placement) -> String {
-        if placement == super::pinning::placement_of(tier) {
+        if placement == crate::engine::pins::orders::placement_of(tier) {
             return format!("it is unpinned: it is pinned to the {tier} tier, where it is");
         }
         let room = match tier {

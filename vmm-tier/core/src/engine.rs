@@ -9,61 +9,46 @@
 //!   Starting ──all pages looked up, source warm──► Running ◄──► Paused | GuestStopped | Blind | Detached
 //! ```
 
-mod bias;
-mod census;
-mod check;
-mod cost;
-mod drain;
-mod explain;
-mod flights;
-mod forgetting;
-mod heatmap;
-mod history;
-mod intake;
-mod judge;
-mod notices;
-mod pin;
-mod pin_moves;
-mod pinning;
+mod evidence;
+mod exchange;
+mod guest_pages;
+mod journal;
+mod mover;
+mod orders;
 mod pins;
-mod placement;
-mod plan;
-mod policy;
-mod scan;
-mod snapshot;
-mod sources;
-mod tally;
-mod throttle;
+mod views;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-pub use bias::TierBias;
-pub use drain::{DrainProgress, DrainStall};
-pub use explain::{ExplainError, Explanation, PageCondition, PastMoveNote};
-pub use heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS};
-pub use notices::Notice;
-pub use pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
-pub use policy::{
-    MAX_HORIZON, MAX_RATE, MIN_HORIZON, MIN_RATE, PolicyChange, PolicyError, PolicySnapshot,
+pub use evidence::{bias::TierBias, sources::SourceStats};
+pub use guest_pages::scan::{Leftovers, ScanReport, ScanRequest};
+pub use journal::Notice;
+pub use orders::{
+    drain::{DrainProgress, DrainStall},
+    policy::{
+        MAX_HORIZON, MAX_RATE, MIN_HORIZON, MIN_RATE, PolicyChange, PolicyError, PolicySnapshot,
+    },
 };
-pub use scan::{Leftovers, ScanReport, ScanRequest};
-pub use snapshot::{Planned, Snapshot, TierSnapshot, VmState};
-pub use sources::SourceStats;
+pub use pins::pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
+pub use views::{
+    explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
+    heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
+    snapshot::{Planned, Snapshot, TierSnapshot, VmState},
+};
 
 use self::{
-    bias::Bias,
-    census::Census,
-    drain::Drain,
-    flights::Flights,
-    forgetting::Forgetting,
-    history::History,
-    notices::Notices,
+    evidence::{
+        access_stats::{MoveTotals, PlacedBytes, SampleTally},
+        bias::Bias,
+        expected_heat::Census,
+        half_life::Forgetting,
+        sources::Sources,
+    },
+    guest_pages::scan::Scanner,
+    journal::{Notices, history::History},
+    mover::{in_flight::Flights, plan::Stall, throttle::Throttle},
+    orders::drain::Drain,
     pins::Pins,
-    plan::Stall,
-    scan::Scanner,
-    sources::Sources,
-    tally::{MoveTotals, PlacedBytes, SampleTally},
-    throttle::Throttle,
 };
 use crate::{
     addr::{NodeId, NodeSet},

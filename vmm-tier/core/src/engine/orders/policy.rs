@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{VmEngine, forgetting::Forgetting};
+use crate::engine::{VmEngine, evidence::half_life::Forgetting};
 use crate::{
     heat::{MAX_HALF_LIFE, MIN_HALF_LIFE},
     time::Time,

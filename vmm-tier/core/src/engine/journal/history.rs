@@ -13,32 +13,32 @@ const REMEMBERED: usize = 4096;
 
 /// A move of a page that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PastMove {
-    pub(super) direction: Direction,
-    pub(super) outcome: Outcome,
+pub(crate) struct PastMove {
+    pub(crate) direction: Direction,
+    pub(crate) outcome: Outcome,
     /// Where the page was found after it.
-    pub(super) node: Option<NodeId>,
-    pub(super) at: Time,
+    pub(crate) node: Option<NodeId>,
+    pub(crate) at: Time,
 }
 
 /// The last moves of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PastMoves {
-    pub(super) last: PastMove,
-    pub(super) last_failure: Option<PastMove>,
+pub(crate) struct PastMoves {
+    pub(crate) last: PastMove,
+    pub(crate) last_failure: Option<PastMove>,
     number: u64,
 }
 
 /// The last moves of the pages that were moved last.
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(crate) struct History {
     pages: HashMap<Hva, PastMoves>,
     by_age: BTreeMap<u64, Hva>,
     last_number: u64,
 }
 
 impl History {
-    pub(super) fn add(&mut self, at: Time, direction: Direction, result: &PageResult) {
+    pub(crate) fn add(&mut self, at: Time, direction: Direction, result: &PageResult) {
         let last = PastMove {
             direction,
             outcome: result.outcome,
@@ -67,12 +67,12 @@ impl History {
     }
 
     /// What is remembered of the page that begins at `hva`.
-    pub(super) fn of(&self, hva: Hva) -> Option<&PastMoves> {
+    pub(crate) fn of(&self, hva: Hva) -> Option<&PastMoves> {
         self.pages.get(&hva)
     }
 
     /// Forgets everything: addresses may mean other memory now.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.pages.clear();
         self.by_age.clear();
     }

@@ -17,13 +17,13 @@ const AVERAGED_FRAMES: f64 = 4096.0;
 
 /// Costs by page size, in nanoseconds a page.
 #[derive(Debug, Default)]
-pub(super) struct MoveCosts {
+pub(crate) struct MoveCosts {
     by_page_size: BTreeMap<u64, f64>,
 }
 
 impl MoveCosts {
     /// Learns from pages that were moved together; the time is shared out by bytes.
-    pub(super) fn learn(&mut self, moved: impl Iterator<Item = Page>, cpu_time: Duration) {
+    pub(crate) fn learn(&mut self, moved: impl Iterator<Item = Page>, cpu_time: Duration) {
         let mut frames_by_size: BTreeMap<u64, f64> = BTreeMap::new();
         for page in moved {
             *frames_by_size.entry(page.bytes).or_default() += frames(page.bytes);
@@ -38,7 +38,7 @@ impl MoveCosts {
     }
 
     /// What moving a page of this size costs, in nanoseconds.
-    pub(super) fn of(&self, page_bytes: u64) -> f64 {
+    pub(crate) fn of(&self, page_bytes: u64) -> f64 {
         let assumed = || moves::assumed_cost_ns(page_bytes);
         self.by_page_size
             .get(&page_bytes)
@@ -47,7 +47,7 @@ impl MoveCosts {
     }
 
     /// What was measured, in whole nanoseconds a page, by page size.
-    pub(super) fn measured(&self) -> BTreeMap<u64, u64> {
+    pub(crate) fn measured(&self) -> BTreeMap<u64, u64> {
         self.by_page_size
             .iter()
             .map(|(&size, &ns)| (size, ns as u64))

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
-use super::{Conditions, DrainProgress, PinsSnapshot, PolicySnapshot, TierBias, VmEngine};
+use crate::engine::{Conditions, DrainProgress, PinsSnapshot, PolicySnapshot, TierBias, VmEngine};
 use crate::{
     addr::NodeSet, heat_store::StoreSnapshot, moves::Outcome, sample::SampleAccount, settings::Tier,
 };

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{
+use crate::engine::{
     VmEngine,
+    mover::plan::{Candidate, Draft},
     pins::Way,
-    plan::{Candidate, Draft},
 };
 use crate::{addr::HUGE_PAGE, dual_heap::Placement, time::Time};
 
@@ -16,7 +16,7 @@ const REST: Duration = Duration::from_secs(1);
 
 impl VmEngine {
     /// Drafts moves of pinned pages to their tier. Returns whether one waits for room on the fast tier.
-    pub(super) fn draft_pins(&mut self, now: Time, budget: u64, draft: &mut Draft) -> bool {
+    pub(crate) fn draft_pins(&mut self, now: Time, budget: u64, draft: &mut Draft) -> bool {
         if self.pins.is_empty() {
             return false;
         }
@@ -105,7 +105,7 @@ impl VmEngine {
     }
 
     /// Takes a pinned page that is on the wrong tier, going on where the last search ended.
-    pub(super) fn take_misplaced(&mut self, now: Time, way: Way) -> Option<Candidate> {
+    pub(crate) fn take_misplaced(&mut self, now: Time, way: Way) -> Option<Candidate> {
         if self.pins.misplaced_bytes(way) == 0 || now < self.pins.search(way).rest_until {
             return None;
         }

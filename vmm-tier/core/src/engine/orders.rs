@@ -1,0 +1,4 @@
+//! What the operator orders.
+
+pub(super) mod drain;
+pub(super) mod policy;
