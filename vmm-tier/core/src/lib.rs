@@ -7,7 +7,6 @@
 pub mod addr;
 pub mod dual_heap;
 pub mod engine;
-pub mod exchange;
 pub mod heat;
 pub mod heat_store;
 pub mod ladder;

@@ -9,7 +9,7 @@ mod lab;
 use tier_core::{
     addr::{BASE_PAGE, Gpa},
     dual_heap::Placement,
-    engine::{Event, PageCondition, Pin, SetMapError, VmEngine, WhenFull},
+    engine::{Event, Order, PageCondition, Pin, Refusal, SetMapError, VmEngine, WhenFull},
     heat_store::{HeatStoreError, StoreChoice, StorePlan, StoreSnapshot},
     random::Random,
     sample::SourceKind,
@@ -129,18 +129,18 @@ fn pages_when_pinned_or_drained_go_where_they_are_ordered() {
         tier: Tier::Slow,
         when_full: WhenFull::Fill,
     };
-    lab.engine.pin(lab.now, pin).unwrap();
+    lab.order(Order::Pin(pin)).unwrap();
     run(&mut lab, &mut random, 20);
     assert!((4096..4352).all(|frame| lab.kernel.frames[frame] != Some(FAST)));
     let told = lab.engine.explain(lab.now, gpa(4096)).unwrap();
     assert_eq!((told.state, told.rank), (PageCondition::Pinned, None));
     assert!(told.samples > 1.0, "it goes on gathering heat: {told:?}");
 
-    lab.engine.unpin_all(lab.now);
+    lab.order(Order::UnpinAll).unwrap();
     run(&mut lab, &mut random, 20);
     assert!(hot_share(&lab) >= 0.98, "{}", hot_share(&lab));
 
-    lab.engine.drain(100 * BASE_PAGE);
+    lab.order(Order::Drain(100 * BASE_PAGE)).unwrap();
     run(&mut lab, &mut random, 20);
     let progress = lab.engine.drain_progress().unwrap();
     assert!(progress.done, "{progress:?}");
@@ -197,7 +197,8 @@ fn map_when_it_outgrows_exact_counts_keeps_its_heat_in_a_sketch() {
     ));
     let before = lab.engine.explain(lab.now, gpa(512)).unwrap();
     // Memory is plugged: 64 Ki pages of 4.1 bytes are more than 64 KiB.
-    lab.engine.set_map(lab.now, map(2, 65_536)).unwrap();
+    lab.kernel.frames.resize(65_536, None);
+    lab.order(Order::Map(map(2, 65_536))).unwrap();
     assert_eq!(lab.engine.check(), Ok(()));
     assert!(matches!(
         lab.engine.snapshot().heat,
@@ -207,7 +208,7 @@ fn map_when_it_outgrows_exact_counts_keeps_its_heat_in_a_sketch() {
     assert_eq!(after.placement, before.placement);
     assert!((after.samples / before.samples - 1.0).abs() < 0.02);
     // And unplugged again.
-    lab.engine.set_map(lab.now, map(3, FRAMES)).unwrap();
+    lab.order(Order::Map(map(3, FRAMES))).unwrap();
     let last = lab.engine.explain(lab.now, gpa(512)).unwrap();
     assert!(!last.estimated && last.samples == after.samples);
     assert_eq!(lab.engine.check(), Ok(()));
@@ -216,14 +217,15 @@ fn map_when_it_outgrows_exact_counts_keeps_its_heat_in_a_sketch() {
 #[test]
 fn map_when_its_heat_does_not_fit_is_refused_and_the_old_one_stays() {
     let mut engine = VmEngine::new(sketch(4096), tiers(), Time(0));
-    engine.set_map(Time(0), map(1, FRAMES)).unwrap();
-    let error = engine.set_map(Time(1), map(2, 1 << 20)).unwrap_err();
+    engine.order(Time(0), Order::Map(map(1, FRAMES))).unwrap();
+    let too_large = Order::Map(map(2, 1 << 20));
+    let error = engine.order(Time(1), too_large).unwrap_err();
     assert!(matches!(
         error,
-        SetMapError::Heat(HeatStoreError::TooSmall {
+        Refusal::Map(SetMapError::Heat(HeatStoreError::TooSmall {
             memory_bytes: 4096,
             ..
-        })
+        }))
     ));
     assert!(error.to_string().contains("heat.memory is 4096 bytes"));
     assert_eq!(engine.map().unwrap().generation(), 1);

@@ -1,17 +1,20 @@
-//! What happened that somebody may want to hear of: kept until the agent asks.
+//! The journal: what happened that somebody may want to hear of, kept until the agent asks, and the last moves of pages.
 
-pub(super) mod history;
+pub(crate) mod history;
 
 use std::collections::VecDeque;
 
-use super::{DrainProgress, VmEngine, VmState};
+use self::history::History;
+use super::{DrainProgress, VmState};
 use crate::{
     addr::{Gpa, Hva},
+    map::GuestMemoryMap,
     moves::{Direction, Outcome, PageResult},
+    time::Time,
 };
 
-/// Changes of state and drain that wait to be taken at most, and as many failed moves beside them: a
-/// host that refuses every move does not crowd out the rest.
+/// Changes of state and drain that wait to be taken at most, and failed moves at most. They are counted apart, so that
+/// a host that refuses every move does not crowd out the rest.
 const MOST_WAITING: usize = 64;
 
 /// Something worth an event.
@@ -24,7 +27,7 @@ pub enum Notice {
         /// What it is.
         to: VmState,
     },
-    /// A drain came on by at least a hundredth, is done, got stuck or goes on.
+    /// A drain made progress by at least a hundredth, is done, got stuck or goes on.
     Drain(DrainProgress),
     /// A page did not move.
     MoveFailed {
@@ -41,18 +44,21 @@ pub enum Notice {
     },
 }
 
-/// Notices that wait to be taken, and what was told last.
+/// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Notices {
+pub(super) struct Journal {
+    pub(super) history: History,
     changes: VecDeque<Notice>,
     failures: VecDeque<Notice>,
     dropped: u64,
+    /// The state that was told last.
     state: VmState,
 }
 
-impl Notices {
-    pub(super) const fn new(state: VmState) -> Self {
+impl Journal {
+    pub(super) fn new(state: VmState) -> Self {
         Self {
+            history: History::default(),
             changes: VecDeque::new(),
             failures: VecDeque::new(),
             dropped: 0,
@@ -60,8 +66,54 @@ impl Notices {
         }
     }
 
-    /// Keeps a notice; where there are too many, the oldest of its kind is dropped and counted.
-    pub(super) fn add(&mut self, notice: Notice) {
+    /// Takes all notices: changes of state and drain in their order, then moves that failed.
+    pub(super) fn take(&mut self) -> Vec<Notice> {
+        let failures = self.failures.drain(..);
+        self.changes.drain(..).chain(failures).collect()
+    }
+
+    /// Notices dropped since the start because nobody took them in time.
+    pub(super) const fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Takes note of the state, if it changed, and of a drain's news.
+    pub(super) fn note(&mut self, state: VmState, drain: Option<DrainProgress>) {
+        let from = std::mem::replace(&mut self.state, state);
+        if from != state {
+            self.add(Notice::State { from, to: state });
+        }
+        if let Some(progress) = drain {
+            self.add(Notice::Drain(progress));
+        }
+    }
+
+    /// Takes note of a batch that ended; the pages that did not move become notices.
+    pub(super) fn note_moves(
+        &mut self,
+        now: Time,
+        direction: Direction,
+        results: &[PageResult],
+        map: Option<&GuestMemoryMap>,
+    ) {
+        for result in results {
+            self.history.add(now, direction, result);
+            if result.outcome == Outcome::Moved {
+                continue;
+            }
+            let hva = result.page.hva;
+            self.add(Notice::MoveFailed {
+                gpa: map.and_then(|map| map.hva_to_gpa(hva)).map(|(gpa, _)| gpa),
+                hva,
+                bytes: result.page.bytes,
+                direction,
+                outcome: result.outcome,
+            });
+        }
+    }
+
+    /// Keeps a notice. Where there are too many, the oldest of its kind is dropped and counted.
+    fn add(&mut self, notice: Notice) {
         let queue = match notice {
             Notice::MoveFailed { .. } => &mut self.failures,
             Notice::State { .. } | Notice::Drain(_) => &mut self.changes,
@@ -72,54 +124,48 @@ impl Notices {
         }
         queue.push_back(notice);
     }
+
+    /// Whether its parts are bounded.
+    ///
+    /// # Errors
+    /// What is wrong, for a person.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let waiting = self.changes.len().max(self.failures.len());
+        if waiting > MOST_WAITING {
+            return Err(format!("{waiting} notices wait"));
+        }
+        self.history.check()
+    }
 }
 
-impl VmEngine {
-    /// Takes what happened since the last call: changes of state and drain in their order, then moves
-    /// that failed. Bounded; see [`Self::notices_dropped`].
-    pub fn take_notices(&mut self) -> Vec<Notice> {
-        self.look_for_changes();
-        let notices = &mut self.notices;
-        notices
-            .changes
-            .drain(..)
-            .chain(notices.failures.drain(..))
-            .collect()
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{addr::BASE_PAGE, moves::Page};
 
-    /// Notices dropped since the start because nobody took them in time.
-    #[must_use]
-    pub const fn notices_dropped(&self) -> u64 {
-        self.notices.dropped
-    }
-
-    /// Takes note of what changed since it was looked at last.
-    pub(super) fn look_for_changes(&mut self) {
-        let to = self.state();
-        let from = std::mem::replace(&mut self.notices.state, to);
-        if from != to {
-            self.notices.add(Notice::State { from, to });
-        }
-        if let Some(progress) = self.drain_news() {
-            self.notices.add(Notice::Drain(progress));
-        }
-    }
-
-    /// Takes note of the pages of a batch that did not move.
-    pub(super) fn notice_failures(&mut self, direction: Direction, results: &[PageResult]) {
-        let failed = results
-            .iter()
-            .filter(|result| result.outcome != Outcome::Moved);
-        for result in failed {
-            let hva = result.page.hva;
-            let gpa = self.map.as_ref().and_then(|map| map.hva_to_gpa(hva));
-            self.notices.add(Notice::MoveFailed {
-                gpa: gpa.map(|(gpa, _)| gpa),
-                hva,
-                bytes: result.page.bytes,
-                direction,
-                outcome: result.outcome,
-            });
-        }
+    #[test]
+    fn notices_when_every_move_fails_still_tell_of_states() {
+        let mut journal = Journal::new(VmState::Starting);
+        journal.note(VmState::Running, None);
+        journal.note(VmState::Running, None);
+        let results: Vec<PageResult> = (0..1000)
+            .map(|n| PageResult {
+                page: Page {
+                    hva: Hva(n * BASE_PAGE),
+                    bytes: BASE_PAGE,
+                },
+                outcome: Outcome::Busy,
+                node: None,
+            })
+            .collect();
+        journal.note_moves(Time(0), Direction::Promote, &results, None);
+        assert_eq!(journal.check(), Ok(()));
+        assert_eq!(journal.dropped(), 1000 - MOST_WAITING as u64);
+        let told = journal.take();
+        assert_eq!(told.len(), 1 + MOST_WAITING);
+        let (from, to) = (VmState::Starting, VmState::Running);
+        assert_eq!(told[0], Notice::State { from, to });
+        assert!(journal.take().is_empty(), "each is told once");
+        assert!(journal.history.of(Hva(0)).is_some(), "history is apart");
     }
 }

@@ -1,6 +1,5 @@
-//! What the engine shows.
+//! Views: what the engine shows. They read the engine and change nothing.
 
-mod check;
-pub(super) mod explain;
-pub(super) mod heatmap;
-pub(super) mod snapshot;
+pub(crate) mod explain;
+pub(crate) mod heatmap;
+pub(crate) mod snapshot;

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Policy, PolicySetup, Seen};
 use crate::{
     addr::{Gpa, Hva, NodeId, NodeSet},
-    engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, SetMapError, VmEngine},
+    engine::{Action, Event, NodeMemory, Order, Refusal, ScanReport, ScanRequest, VmEngine},
     heat_store::{StoreChoice, StorePlan},
     map::{BlockIndex, GuestMemoryMap, LOWEST_GPA, MapRange, RamBlock},
     moves::{self, Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
@@ -32,6 +32,8 @@ const BASE: u64 = 0x7f00_0000_0000;
 /// See the [module](self).
 pub struct DualHeaps {
     engine: VmEngine,
+    /// What the map asks for: carried out in the first step.
+    waiting: Vec<Action>,
     places: Places,
     batch: Vec<AccessSample>,
     lost: u64,
@@ -53,7 +55,7 @@ impl DualHeaps {
         setup: &PolicySetup,
         choice: StoreChoice,
         memory_bytes: u64,
-    ) -> (Self, Result<(), SetMapError>) {
+    ) -> (Self, Result<(), Refusal>) {
         let settings = EngineSettings {
             half_life: setup.half_life,
             heat: StorePlan {
@@ -74,12 +76,15 @@ impl DualHeaps {
         };
         let mut engine = VmEngine::new(settings, tiers, Time(0));
         let places = Places::of(host.guest());
-        let tracked = match places.map() {
-            Some(map) => engine.set_map(Time(0), Arc::new(map)),
-            None => Ok(()),
-        };
+        let mut waiting = Vec::new();
+        let tracked = places.map().map_or(Ok(()), |map| {
+            let reply = engine.order(Time(0), Order::Map(Arc::new(map)))?;
+            waiting = reply.actions;
+            Ok(())
+        });
         let policy = Self {
             engine,
+            waiting,
             places,
             batch: Vec::new(),
             lost: 0,
@@ -98,7 +103,8 @@ impl DualHeaps {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             // Where it plans it must know what is free.
-            let mut actions = self.engine.step(now, nodes(host));
+            let mut actions = std::mem::take(&mut self.waiting);
+            actions.extend(self.engine.step(now, nodes(host)));
             actions.extend(self.engine.step(now, event));
             for action in actions {
                 match action {

@@ -14,7 +14,7 @@
 
 use super::{Policy, PolicySetup, Seen, dual_heap::DualHeaps};
 use crate::{
-    engine::SetMapError,
+    engine::Refusal,
     heat_store::{HeatStore, StoreChoice},
     replay::Host,
     sketch::SketchHeat,
@@ -42,12 +42,12 @@ impl Sketch {
     ///
     /// # Errors
     /// If that is too small for the guest.
-    pub fn with_bytes(host: &Host, setup: &PolicySetup, bytes: usize) -> Result<Self, SetMapError> {
+    pub fn with_bytes(host: &Host, setup: &PolicySetup, bytes: usize) -> Result<Self, Refusal> {
         let (policy, tracked) = Self::of(host, setup, bytes);
         tracked.map(|()| policy)
     }
 
-    fn of(host: &Host, setup: &PolicySetup, bytes: usize) -> (Self, Result<(), SetMapError>) {
+    fn of(host: &Host, setup: &PolicySetup, bytes: usize) -> (Self, Result<(), Refusal>) {
         let memory_bytes = bytes + SketchHeat::place_bytes(host.guest().pages());
         let (policy, tracked) =
             DualHeaps::with_heat(host, setup, StoreChoice::Sketch, memory_bytes as u64);
@@ -81,6 +81,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        engine::SetMapError,
         heat_store::{HeatStoreError, StoreSnapshot},
         moves::Outcome,
         replay::{Conditions, Failures, Guest, Sample, Slice},
@@ -203,11 +204,11 @@ mod tests {
         let error = Sketch::with_bytes(&small(0.0), &PolicySetup::default(), 100).err();
         assert_eq!(
             error,
-            Some(SetMapError::Heat(HeatStoreError::TooSmall {
+            Some(Refusal::Map(SetMapError::Heat(HeatStoreError::TooSmall {
                 pages: 4_000,
                 memory_bytes: 1_100,
                 least_bytes: 1_000 + 384,
-            }))
+            })))
         );
     }
 }

@@ -1,67 +1,20 @@
-//! Running totals: bytes placed, bytes moved, and how observed accesses fell on the tiers.
+//! Sums over all observed accesses: how they fell on the tiers, and what a page's count says of its rate.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use crate::engine::{Planned, evidence::bias::Shares, mover::costs::MoveCosts};
+use super::bias::Shares;
 use crate::{
     addr,
-    dual_heap::Placement,
-    exchange,
+    engine::exchange::significance,
     heat::Decay,
-    moves::{Direction, Outcome, PageResult},
     sample::{DropReason, SampleBatch},
     settings::Tier,
     time::Time,
 };
 
-/// Bytes of the guest by tier and by page size.
-#[derive(Debug, Default)]
-pub(crate) struct PlacedBytes {
-    fast: u64,
-    slow: u64,
-    pub(crate) by_page_size: BTreeMap<u64, u64>,
-}
-
-impl PlacedBytes {
-    pub(crate) const fn of(&self, tier: Tier) -> u64 {
-        match tier {
-            Tier::Fast => self.fast,
-            Tier::Slow => self.slow,
-        }
-    }
-
-    /// Whether both count the same bytes.
-    pub(crate) fn agrees_with(&self, other: &Self) -> bool {
-        (self.fast, self.slow, &self.by_page_size) == (other.fast, other.slow, &other.by_page_size)
-    }
-
-    /// A page of `bytes` bytes went from one placement to another.
-    pub(crate) fn replace(&mut self, bytes: u64, old: Placement, new: Placement) {
-        if old == new {
-            return;
-        }
-        match old {
-            Placement::Fast => self.fast -= bytes,
-            Placement::Slow => self.slow -= bytes,
-            Placement::Untracked => *self.by_page_size.entry(bytes).or_default() += bytes,
-        }
-        match new {
-            Placement::Fast => self.fast += bytes,
-            Placement::Slow => self.slow += bytes,
-            Placement::Untracked => {
-                let left = self.by_page_size.entry(bytes).or_default();
-                *left -= bytes;
-                if *left == 0 {
-                    self.by_page_size.remove(&bytes);
-                }
-            }
-        }
-    }
-}
-
 /// How observed accesses fell on the tiers, decayed, and how much of the guest was observed.
 #[derive(Debug)]
-pub(crate) struct SampleTally {
+pub(crate) struct AccessStats {
     decay: Decay,
     fast: f64,
     slow: f64,
@@ -81,7 +34,7 @@ pub(crate) struct SampleTally {
     missing: f64,
 }
 
-impl SampleTally {
+impl AccessStats {
     pub(crate) fn new(half_life: Duration, now: Time) -> Self {
         Self {
             decay: Decay::new(half_life, now),
@@ -200,13 +153,13 @@ impl SampleTally {
 
     /// How many standard deviations one page's decayed count lies above another's, for a source that tests pages.
     pub(crate) fn share_significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
-        exchange::share_significance(hot, cold, self.looks / self.decay.boost(now))
+        significance::of_shares(hot, cold, self.looks / self.decay.boost(now))
     }
 
     /// Plain counts behind one decayed count of a source that counts accesses.
     pub(crate) fn plain_counts(&self, now: Time) -> f64 {
         let seconds = self.seconds / self.decay.boost(now);
-        exchange::plain_counts(seconds, self.decay.half_life().as_secs_f64())
+        significance::plain_counts(seconds, self.decay.half_life().as_secs_f64())
     }
 
     /// Decayed counts on all pages together, of tiers of which all is seen.
@@ -241,37 +194,6 @@ impl SampleTally {
     pub(crate) fn hit_ratio(&self) -> Option<f64> {
         let (fast, slow) = (self.fast / self.shares.fast, self.slow / self.shares.slow);
         (fast + slow > 0.0).then(|| fast / (fast + slow))
-    }
-}
-
-/// What was moved, what failed, and what a move costs.
-#[derive(Debug, Default)]
-pub(crate) struct MoveTotals {
-    pub(crate) promoted_bytes: u64,
-    pub(crate) demoted_bytes: u64,
-    pub(crate) failed: BTreeMap<Outcome, u64>,
-    pub(crate) planned: Planned,
-    pub(crate) costs: MoveCosts,
-}
-
-impl MoveTotals {
-    pub(crate) fn add(&mut self, direction: Direction, results: &[PageResult], cpu_time: Duration) {
-        let mut moved = 0;
-        for result in results {
-            match result.outcome {
-                Outcome::Moved => moved += result.page.bytes,
-                failed => *self.failed.entry(failed).or_default() += 1,
-            }
-        }
-        match direction {
-            Direction::Promote => self.promoted_bytes += moved,
-            Direction::Demote => self.demoted_bytes += moved,
-        }
-        let moved_pages = results
-            .iter()
-            .filter(|result| result.outcome == Outcome::Moved);
-        self.costs
-            .learn(moved_pages.map(|result| result.page), cpu_time);
     }
 }
 
@@ -310,9 +232,9 @@ mod tests {
                 samples: vec![sample; 50],
                 account,
             };
-            let mut tally = SampleTally::new(Duration::from_secs(10), Time(0));
-            tally.observe(&batch, batch.end, 1.0);
-            tally.rate(10.0, BASE_PAGE, batch.end)
+            let mut stats = AccessStats::new(Duration::from_secs(10), Time(0));
+            stats.observe(&batch, batch.end, 1.0);
+            stats.rate(10.0, BASE_PAGE, batch.end)
         };
         assert!((rate_with(0, 0) - 1000.0).abs() < 1e-6);
         assert!((rate_with(25, 0) - 1500.0).abs() < 1e-6);

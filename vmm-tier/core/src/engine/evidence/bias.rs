@@ -33,8 +33,8 @@
 //! Where the ratio differs from 1 by four deviations, each tier's pages are judged by how well the tier is seen. Counts
 //! stay as they are: a count says how many records there are, and so how certain it is, and in a tier's heap all are
 //! alike. What differs is what a count means: the share of the records that were made is part of the likelihood, where a
-//! page's heat is estimated from its count and those of all pages (`engine/census.rs`), where two pages are
-//! compared (`engine/judge.rs`), and in rates and the hit ratio. When a page changes its tier its count is
+//! page's heat is estimated from its count and those of all pages (`evidence/expected_heat.rs`), where two pages are
+//! compared (`engine/exchange.rs`), and in rates and the hit ratio. When a page changes its tier its count is
 //! brought to what would have been seen of it there. The experiment sees records as they came, and no count.
 //!
 //! A source that tests pages reads page tables, which are written alike for all memory: nothing is measured or
@@ -248,7 +248,7 @@ impl Bias {
         self.watched.remove(page);
     }
 
-    /// All pages leave the trial: they are numbered anew.
+    /// All pages leave the trial: they have other numbers now.
     pub(crate) fn forget_pages(&mut self) {
         self.watched.clear();
     }

@@ -1,26 +1,20 @@
-//! The census: how heats are spread over the guest's pages, learned from a few of them each second.
+//! The heat that a page's count makes expected, given how heats are spread over the guest's pages.
 //!
-//! For a source that counts accesses. What a single page's count is worth follows from it
-//! ([`Population`]); pages of different sizes are different populations.
+//! For a source that counts accesses. The spread is learned from a few pages each second ([`Population`]); pages of
+//! different sizes are different populations.
 
 mod population;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use self::population::Population;
-
-use crate::engine::{VmEngine, evidence::bias::Shares, mover::plan::Candidate};
-use crate::{
-    addr,
-    dual_heap::{PageId, Placement},
-    random,
-    time::Time,
-};
+use super::{access_stats::AccessStats, bias::Shares};
+use crate::{addr, dual_heap::Placement, engine::guest_pages::GuestPages, random, time::Time};
 
 /// How often pages are looked at. Heats change within half-lives, which are some seconds.
 const EVERY: Duration = Duration::from_secs(1);
-/// And whenever the counts of all pages together have changed by this factor: at the begin, and when the guest works
-/// harder or rests. What earlier looks found then says nothing of what a count means now.
+/// Pages are also looked at whenever the counts of all pages together have changed by this factor: at the start, and
+/// when the guest works harder or rests. Earlier looks then say nothing of what a count means now.
 const CHANGED: f64 = 1.2;
 /// Pages looked at each time: at 100 ns each (a cache miss or two) 0.02 % of a CPU. Five such samples
 /// count together, so a heat that one page in 10 000 has is seen.
@@ -28,19 +22,19 @@ const PAGES: u32 = 2048;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub(crate) struct Census {
+pub(crate) struct ExpectedHeat {
     by_page_bytes: BTreeMap<u64, Population>,
     next_at: Time,
     /// Plain counts of all pages together at the last look.
     counts: f64,
-    /// Pages looked at so far.
+    /// Pages looked at since the start.
     looked: u64,
 }
 
-impl Census {
-    /// The counts that a page of this size and with this many plain counts, the given share of all, is expected to have
+impl ExpectedHeat {
+    /// The counts that a page of this size and with this many plain counts, `share` of all, is expected to have
     /// where all are seen.
-    fn expected(&self, page_bytes: u64, counts: f64, share: f64) -> f64 {
+    pub(super) fn of(&self, page_bytes: u64, counts: f64, share: f64) -> f64 {
         self.by_page_bytes
             .get(&page_bytes)
             .filter(|population| population.is_known())
@@ -50,72 +44,59 @@ impl Census {
     }
 
     /// Forgets everything: the pages are others now.
-    pub(crate) fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
-}
 
-impl VmEngine {
     /// Looks at some pages if that is due.
-    pub(crate) fn take_census(&mut self, now: Time) {
-        if !self.tally.counts_accesses() {
+    pub(super) fn learn(
+        &mut self,
+        now: Time,
+        stats: &AccessStats,
+        shares: Shares,
+        pages: &GuestPages,
+    ) {
+        let plain = stats.plain_counts(now);
+        let counts = plain * stats.counts(now);
+        let changed = counts > self.counts * CHANGED || counts < self.counts / CHANGED;
+        if now < self.next_at && !changed {
             return;
         }
-        let plain = self.tally.plain_counts(now);
-        let counts = plain * self.tally.counts(now);
-        let (low, high) = (self.census.counts / CHANGED, self.census.counts * CHANGED);
-        let changed = counts > high || counts < low;
-        if now < self.census.next_at && !changed {
-            return;
-        }
-        self.census.next_at = now + EVERY;
-        self.census.counts = counts;
+        self.next_at = now + EVERY;
+        self.counts = counts;
         if changed {
-            for population in self.census.by_page_bytes.values_mut() {
+            for population in self.by_page_bytes.values_mut() {
                 population.forget_counts();
             }
         }
-        let shares = self.bias.shares();
         let mut by_page_bytes: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
-        let frames = self.index.frames();
+        let frames = pages.index.frames();
         for _ in 0..PAGES.min(frames) {
-            self.census.looked += 1;
-            let frame = random::scaled(random::spread(self.census.looked as u32), frames);
-            let Some(id) = self.index.page_of_frame(frame) else {
+            self.looked += 1;
+            let frame = random::scaled(random::spread(self.looked as u32), frames);
+            let Some(id) = pages.index.page_of_frame(frame) else {
                 continue;
             };
-            let placement = self.heap.placement(id);
+            let placement = pages.heap.placement(id);
             if placement == Placement::Untracked {
                 continue;
             }
-            if let Some(page) = self.index.page(id) {
-                let counts = plain * self.heap.count(id, now) * addr::frames(page.bytes);
+            if let Some(page) = pages.index.page(id) {
+                let counts = plain * pages.heap.count(id, now) * addr::frames(page.bytes);
                 let counted = (counts, shares.of(placement));
                 by_page_bytes.entry(page.bytes).or_default().push(counted);
             }
         }
         for (bytes, counts) in by_page_bytes {
-            let held = self.bytes.by_page_size.get(&bytes).copied().unwrap_or(0);
-            let population = self.census.by_page_bytes.entry(bytes).or_default();
+            let by_size = &pages.bytes().by_page_size;
+            let held = by_size.get(&bytes).copied().unwrap_or(0);
+            let population = self.by_page_bytes.entry(bytes).or_default();
             population.learn(counts, held / bytes);
         }
     }
 
-    /// The decayed count that a page is expected to have on average, given its own and those of others, in a tier of
-    /// which all is seen.
-    pub(crate) fn expected_count(&self, page: &Candidate, now: Time) -> f64 {
-        let scale = self.tally.plain_counts(now) * addr::frames(page.page.bytes);
-        let share = self.share_seen(page.id);
-        self.census
-            .expected(page.page.bytes, page.count * scale, share)
-            / scale
-    }
-
-    /// The share of a page's records that is seen where it lies, beside the tier that is seen best.
-    pub(crate) fn share_seen(&self, page: PageId) -> f64 {
-        match self.bias.shares() {
-            Shares::ALIKE => 1.0,
-            shares => shares.of(self.heap.placement(page)),
-        }
+    /// Whether each population's weights are a distribution.
+    pub(super) fn is_valid(&self) -> bool {
+        self.by_page_bytes.values().all(Population::is_valid)
     }
 }

@@ -1,12 +1,12 @@
-//! How fast heats are forgotten: as fast as foretells best what comes.
+//! The half-life in force: the one that predicts best.
 //!
-//! A long half-life knows steady pages better, from more samples; a short one follows a change sooner. Which is
-//! better shows in what comes: some pages are watched with several half-lives beside each other, and four times a second
-//! the counts of the next are foretold from each. The half-life with the least squared error of late is
-//! taken for all heats, as smoothing constants of forecasts are chosen (Brown, "Statistical forecasting for inventory
-//! control", 1959). Under forward decay a change of the half-life touches no page.
+//! A long half-life knows steady pages better, from more samples; a short half-life follows a change sooner. A sample
+//! of pages is watched with six half-lives in parallel, and four times a second each predicts the next counts. The
+//! half-life with the least squared error of late is used for all heats, as smoothing constants of forecasts are chosen
+//! (Brown, "Statistical forecasting for inventory control", 1959). Under forward decay a change of the half-life
+//! touches no page.
 //!
-//! For a source that counts accesses. What an operator sets is the middle of the range.
+//! For a source that counts accesses. The half-life that an operator sets is the middle of the range.
 
 use std::{
     collections::HashMap,
@@ -14,30 +14,29 @@ use std::{
     time::Duration,
 };
 
-use crate::engine::VmEngine;
 use crate::{dual_heap::PageId, random::spread, time::Time};
 
-/// Half-lives beside each other, in parts of the one that is set.
+/// Half-lives watched in parallel, as factors of the half-life that is set.
 const FACTORS: [f64; 6] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
-/// The one to begin with: as set.
+/// The factor to begin with: the half-life as set.
 const AS_SET: usize = 3;
-/// How often counts are foretold.
+/// How often counts are predicted.
 const EVERY: Duration = Duration::from_millis(250);
 /// Pages watched at most: errors of so many differ by a few percent between half-lives, and by chance by less.
 const MOST_WATCHED: usize = 4096;
 /// Errors of so long ago weigh half.
 const ERRORS_HALF_LIFE: Duration = Duration::from_millis(1500);
-/// By how much another half-life must be better to be taken: less is chance.
+/// Another half-life is taken if its error is at most this share: less of a difference is chance.
 const BETTER: f64 = 0.99;
 /// A page whose count in the longest memory is below this is no longer watched.
 const FORGOTTEN: f64 = 0.05;
-/// What is added to a foretold count where errors are weighed by it, as the variance of a count is its mean: a page
+/// Added to a predicted count where errors are weighed by it, as the variance of a count is its mean: a page
 /// with hardly a count would weigh too much.
 const LEAST_VARIANCE: f64 = 0.1;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Watched {
-    /// Decayed counts, one for each half-life, up to the last time of foretelling.
+    /// Decayed counts, one for each half-life, up to the last prediction.
     counts: [f64; FACTORS.len()],
     /// Counts since.
     recent: f64,
@@ -45,7 +44,7 @@ struct Watched {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(crate) struct Forgetting {
+pub(crate) struct HalfLife {
     half_lives: [Duration; FACTORS.len()],
     /// Hashed alike in each run: errors are summed in the same order.
     watched: HashMap<u32, Watched, BuildHasherDefault<DefaultHasher>>,
@@ -58,7 +57,7 @@ pub(crate) struct Forgetting {
     last: Option<Time>,
 }
 
-impl Forgetting {
+impl HalfLife {
     pub(crate) fn new(half_life: Duration) -> Self {
         Self {
             half_lives: FACTORS.map(|factor| half_life.mul_f64(factor)),
@@ -71,7 +70,7 @@ impl Forgetting {
         }
     }
 
-    /// Forgets the pages: they are numbered anew. The half-life stays.
+    /// Forgets the pages: they have other numbers now. The half-life stays.
     pub(crate) fn forget_pages(&mut self) {
         self.watched.clear();
         self.errors = [0.0; FACTORS.len()];
@@ -79,7 +78,7 @@ impl Forgetting {
     }
 
     /// The half-life in force.
-    pub(crate) const fn half_life(&self) -> Duration {
+    pub(crate) const fn in_force(&self) -> Duration {
         self.half_lives[self.chosen]
     }
 
@@ -104,7 +103,7 @@ impl Forgetting {
         }
     }
 
-    /// From now on so many times as many accesses are seen at a page.
+    /// From now on `factor` times as many accesses are seen at a page.
     pub(crate) fn scale(&mut self, page: PageId, factor: f64) {
         if let Some(watched) = self.watched.get_mut(&page.0) {
             watched.recent *= factor;
@@ -114,7 +113,7 @@ impl Forgetting {
         }
     }
 
-    /// Compares what was foretold with what came, if that is due. Returns the half-life if it is another now.
+    /// Compares what was predicted with what came, if that is due. Returns the half-life if it changes.
     pub(crate) fn tick(&mut self, now: Time) -> Option<Duration> {
         let last = *self.last.get_or_insert(now);
         let span = now.since(last);
@@ -142,18 +141,19 @@ impl Forgetting {
         let mut errors = [0.0; FACTORS.len()];
         let seconds = self.seconds;
         self.watched.retain(|_, page| {
-            let mut foretold = [0.0; FACTORS.len()];
-            for ((foretold, count), seconds) in foretold.iter_mut().zip(page.counts).zip(seconds) {
-                *foretold = if seconds > 0.0 {
+            let mut predicted = [0.0; FACTORS.len()];
+            for ((predicted, count), seconds) in predicted.iter_mut().zip(page.counts).zip(seconds)
+            {
+                *predicted = if seconds > 0.0 {
                     count / seconds * span_s
                 } else {
                     0.0
                 };
             }
             // Weighed alike for all half-lives.
-            let mean = foretold.iter().sum::<f64>() / FACTORS.len() as f64;
-            for (error, foretold) in errors.iter_mut().zip(foretold) {
-                *error += (page.recent - foretold).powi(2) / (mean + LEAST_VARIANCE);
+            let mean = predicted.iter().sum::<f64>() / FACTORS.len() as f64;
+            for (error, predicted) in errors.iter_mut().zip(predicted) {
+                *error += (page.recent - predicted).powi(2) / (mean + LEAST_VARIANCE);
             }
             for (count, kept) in page.counts.iter_mut().zip(kept) {
                 *count = *count * kept + page.recent;
@@ -169,7 +169,7 @@ impl Forgetting {
         let (best, error) = least.min_by(|a, b| a.1.total_cmp(&b.1))?;
         if error < self.errors[self.chosen] * BETTER {
             self.chosen = best;
-            return Some(self.half_life());
+            return Some(self.in_force());
         }
         None
     }
@@ -178,28 +178,6 @@ impl Forgetting {
 /// Whether a page is the one in 2^`rarity` that is watched.
 fn is_watched(page: u32, rarity: u32) -> bool {
     spread(page).checked_shr(32 - rarity).unwrap_or(0) == 0
-}
-
-impl VmEngine {
-    /// Takes the half-life that foretells best.
-    pub(crate) fn adapt_half_life(&mut self, now: Time) {
-        if !self.tally.counts_accesses() {
-            return;
-        }
-        let old = self.forgetting.half_life();
-        let Some(half_life) = self.forgetting.tick(now) else {
-            return;
-        };
-        // What the shorter memory would hold of a steady page, were it the one in force before: else pages that were hot
-        // long ago outweigh for many half-lives those that are hot now. A longer memory begins with what is known.
-        let kept = half_life.div_duration_f64(old);
-        if kept < 1.0 {
-            self.heap.scale(now, kept);
-            self.tally.forget(kept);
-        }
-        self.heap.set_half_life(half_life, now);
-        self.tally.set_half_life(half_life, now);
-    }
 }
 
 #[cfg(test)]
@@ -214,7 +192,7 @@ mod tests {
 
     /// Feeds seconds of counts; `rate(second, page)` a second, drawn with a Poisson-like spread.
     fn run(
-        forgetting: &mut Forgetting,
+        half_life: &mut HalfLife,
         seconds: std::ops::Range<u64>,
         rate: impl Fn(u64, u32) -> f64,
     ) {
@@ -231,54 +209,54 @@ mod tests {
                         state ^= state >> 7;
                         state ^= state << 17;
                         if ((state >> 11) as f64) < p * (1_u64 << 53) as f64 {
-                            forgetting.see(PageId(page), 1.0);
+                            half_life.see(PageId(page), 1.0);
                         }
                     }
                 }
             }
-            forgetting.tick(second(at + 1));
+            half_life.tick(second(at + 1));
         }
     }
 
     #[test]
     fn half_life_when_nothing_changes_grows() {
-        let mut forgetting = Forgetting::new(BASE);
-        run(&mut forgetting, 0..120, |_, page| f64::from(page % 7));
-        assert!(forgetting.half_life() > BASE);
+        let mut half_life = HalfLife::new(BASE);
+        run(&mut half_life, 0..120, |_, page| f64::from(page % 7));
+        assert!(half_life.in_force() > BASE);
     }
 
     #[test]
     fn half_life_when_the_pattern_changes_shrinks_at_once_and_grows_again() {
-        let mut forgetting = Forgetting::new(BASE);
+        let mut half_life = HalfLife::new(BASE);
         let rate = |at, page| if (page < 250) == (at < 60) { 3.0 } else { 0.2 };
-        run(&mut forgetting, 0..60, rate);
-        assert!(forgetting.half_life() >= BASE);
-        run(&mut forgetting, 60..63, rate);
-        assert!(forgetting.half_life() <= BASE / 4);
-        run(&mut forgetting, 63..200, rate);
-        assert!(forgetting.half_life() >= BASE);
+        run(&mut half_life, 0..60, rate);
+        assert!(half_life.in_force() >= BASE);
+        run(&mut half_life, 60..63, rate);
+        assert!(half_life.in_force() <= BASE / 4);
+        run(&mut half_life, 63..200, rate);
+        assert!(half_life.in_force() >= BASE);
     }
 
     #[test]
     fn half_life_when_hot_pages_wander_stays_short() {
-        let mut forgetting = Forgetting::new(BASE);
+        let mut half_life = HalfLife::new(BASE);
         let rate = |at, page: u32| {
             let place = (u64::from(page) + 500 - at * 10 % 500) % 500;
             if place < 100 { 5.0 } else { 0.1 }
         };
-        run(&mut forgetting, 0..100, rate);
-        assert!(forgetting.half_life() < BASE);
+        run(&mut half_life, 0..100, rate);
+        assert!(half_life.in_force() < BASE);
     }
 
     #[test]
     fn watched_pages_when_there_are_many_are_bounded() {
-        let mut forgetting = Forgetting::new(BASE);
+        let mut half_life = HalfLife::new(BASE);
         for page in 0..1_000_000 {
-            forgetting.see(PageId(page), 1.0);
+            half_life.see(PageId(page), 1.0);
         }
-        forgetting.tick(second(0));
-        forgetting.tick(second(1));
-        assert!(forgetting.watched.len() <= MOST_WATCHED);
-        assert!(forgetting.watched.len() > MOST_WATCHED / 8);
+        half_life.tick(second(0));
+        half_life.tick(second(1));
+        assert!(half_life.watched.len() <= MOST_WATCHED);
+        assert!(half_life.watched.len() > MOST_WATCHED / 8);
     }
 }

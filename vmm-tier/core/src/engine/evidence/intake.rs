@@ -1,15 +1,15 @@
-//! Taking in what the sources saw.
+//! Intake: the samples of a batch, on their way to the heaps.
 //!
-//! A source that samples accesses delivers millions of them, each on one page: those of the same weight reach the
+//! A source that samples accesses delivers millions of them, each on one page. Samples of the same weight reach the
 //! heaps together, so that their cache misses overlap. Ranges of pages come one by one.
 
-use crate::engine::{VmEngine, VmState};
+use super::{bias::Bias, half_life::HalfLife};
 use crate::{
     addr::{BASE_PAGE, Hva},
     dual_heap::{PageId, Placement, Touched},
+    engine::guest_pages::GuestPages,
     pages::Run,
-    sample::{AccessSample, DropReason, SampleAddress, SampleBatch},
-    settings::Tier,
+    sample::{AccessSample, SampleAddress},
     time::Time,
 };
 
@@ -19,34 +19,104 @@ const URGENT_PER_BATCH: usize = 16;
 /// Weights that are told apart in a batch: a source that samples accesses has one for each size of pages.
 const MOST_WEIGHTS: usize = 8;
 
-/// What is common to the samples of a batch.
-#[derive(Clone, Copy)]
-struct Terms {
+/// What the samples of a batch have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
     /// When they count.
-    at: Time,
-    /// By what their counts are multiplied.
-    scale: f32,
-    /// Whether their source is the one that is believed.
-    is_believed: bool,
+    pub(super) at: Time,
+    /// The factor of their counts.
+    pub(super) scale: f32,
+    /// Whether their source is the believed source.
+    pub(super) is_believed: bool,
 }
 
 /// What became of the samples of a batch.
-#[derive(Default)]
-struct Intake {
-    /// Single pages, by what each is to have.
-    singles: Vec<(f32, Vec<PageId>)>,
+#[derive(Debug, Default)]
+pub(super) struct Taken {
     /// Samples that fell on the guest.
-    accepted: u64,
+    pub(super) accepted: u64,
     /// Bytes of the guest that they spoke for.
-    covered: u64,
-    /// Counts of the tiers' pages.
-    fast: f64,
-    slow: f64,
-    /// Pages whose placement is not known.
-    unplaced: Vec<Hva>,
+    pub(super) covered: u64,
+    /// Counts of the fast tier's pages.
+    pub(super) fast: f64,
+    /// Counts of the slow tier's pages.
+    pub(super) slow: f64,
+    /// Addresses of pages whose placement is not known.
+    pub(super) unplaced: Vec<Hva>,
 }
 
-impl Intake {
+impl Taken {
+    fn count(&mut self, touched: Touched, weight: f32) {
+        self.fast += f64::from(touched.fast) * f64::from(weight);
+        self.slow += f64::from(touched.slow) * f64::from(weight);
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Intake<'a> {
+    terms: Terms,
+    pages: &'a mut GuestPages,
+    half_life: &'a mut HalfLife,
+    bias: &'a mut Bias,
+    /// Single pages, by the weight that each is to have.
+    singles: Vec<(f32, Vec<PageId>)>,
+    taken: Taken,
+}
+
+impl<'a> Intake<'a> {
+    pub(super) fn new(
+        terms: Terms,
+        pages: &'a mut GuestPages,
+        half_life: &'a mut HalfLife,
+        bias: &'a mut Bias,
+    ) -> Self {
+        Self {
+            terms,
+            pages,
+            half_life,
+            bias,
+            singles: Vec::new(),
+            taken: Taken::default(),
+        }
+    }
+
+    /// Brings the samples to the heaps.
+    pub(super) fn feed(mut self, samples: &[AccessSample]) -> Taken {
+        for sample in samples {
+            let hva = match sample.address {
+                SampleAddress::Host(hva) => hva,
+                SampleAddress::Guest(gpa) => {
+                    match self.pages.map.as_ref().and_then(|map| map.gpa_to_hva(gpa)) {
+                        Some((hva, _)) => hva,
+                        None => continue,
+                    }
+                }
+            };
+            let weight = sample.weight * self.terms.scale;
+            let counts = weight > 0.0 && weight.is_finite();
+            let covered = match self.pages.index.page_of_access(hva, sample.len) {
+                Some((page, share)) if !counts || self.push(page, weight * share) => {
+                    if counts {
+                        self.see(page, weight);
+                    }
+                    BASE_PAGE
+                }
+                _ => self.feed_range(hva, sample.len, weight),
+            };
+            self.taken.covered += covered;
+            self.taken.accepted += u64::from(covered > 0);
+        }
+        for (weight, ids) in std::mem::take(&mut self.singles) {
+            let touched = self.pages.heap.sample_batch(self.terms.at, &ids, weight);
+            self.taken.count(touched, weight);
+            if touched.pages() < ids.len() as u32 {
+                self.find_unplaced(ids.into_iter());
+            }
+        }
+        self.taken
+    }
+
     /// Puts a page with others of its weight. Returns whether there is room for this weight.
     fn push(&mut self, page: PageId, weight: f32) -> bool {
         if let Some((_, pages)) = self.singles.iter_mut().find(|(of, _)| *of == weight) {
@@ -60,162 +130,50 @@ impl Intake {
         has_room
     }
 
-    fn count(&mut self, touched: Touched, weight: f32) {
-        self.fast += f64::from(touched.fast) * f64::from(weight);
-        self.slow += f64::from(touched.slow) * f64::from(weight);
-    }
-}
-
-impl VmEngine {
-    /// Feeds a batch to the heaps. Every record is accounted for.
-    pub(crate) fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
-        let source = batch.source;
-        self.sources.account(source).add(&batch.account);
-        let records = batch.samples.len() as u64;
-        let generation = self.map.as_ref().map(|map| map.generation());
-        if generation != Some(batch.map_generation) {
-            let account = self.sources.account(source);
-            account.drop_records(DropReason::StaleMap, records);
-            return;
+    /// Records of a single page, as they came.
+    #[inline]
+    fn see(&mut self, page: PageId, weight: f32) {
+        if self.terms.is_believed {
+            self.half_life.see(page, weight);
+            self.bias.see(page, weight);
         }
-        if matches!(self.state(), VmState::Paused | VmState::GuestStopped) {
-            let account = self.sources.account(source);
-            account.drop_records(DropReason::Paused, records);
-            return;
-        }
-        // Late batches count at their own time; one from the future can't be.
-        let at = batch.end.min(now);
-        let scale = self.sources.scale(batch, self.settings.half_life);
-        if let Some(factor) = scale.heats {
-            self.heap.scale(now, factor);
-            self.tally.scale(factor);
-        }
-        let terms = Terms {
-            at,
-            scale: scale.counts as f32,
-            is_believed: self.sources.main == Some(source),
-        };
-        // A source that tests pages reads what is written alike for all memory: it has no bias.
-        let may_be_biased = terms.is_believed && batch.tests == 0;
-        if may_be_biased {
-            self.bias.begin(batch);
-        }
-        let intake = self.feed(&batch.samples, terms);
-        let account = self.sources.account(source);
-        account.accept(intake.accepted);
-        account.drop_records(DropReason::NotGuestRam, records - intake.accepted);
-        for hva in intake.unplaced {
-            self.scanner.ask_urgently(hva);
-        }
-        let total: u64 = self.index.spans().map(|span| span.bytes).sum();
-        let share = match batch.tests {
-            // Any access may be the one in so many that is sampled, wherever it falls.
-            0 if intake.accepted > 0 => 1.0,
-            _ => intake.covered as f64 / total.max(1) as f64,
-        };
-        self.sources.judge(batch, now, share);
-        for (tier, counts) in [(Tier::Fast, intake.fast), (Tier::Slow, intake.slow)] {
-            let tier = terms.is_believed.then_some(tier);
-            self.tally.add(at, tier, counts);
-        }
-        self.tally.tick(now);
-        if !terms.is_believed {
-            return;
-        }
-        if may_be_biased {
-            for page in self.bias.end(batch.end) {
-                let state = self.heap.state(page);
-                if state.placement == Placement::Slow && state.cooldown_until.is_some() {
-                    self.heap.settle(page, Placement::Slow, None);
-                }
-            }
-            self.tally.set_shares(self.bias.shares());
-        }
-        self.tally.observe(batch, at, share);
-        self.settled = batch.settled;
-        if batch.settled {
-            self.observed = self.observed.saturating_add(batch.span);
-        }
-    }
-
-    /// Brings samples to the heaps.
-    fn feed(&mut self, samples: &[AccessSample], terms: Terms) -> Intake {
-        let mut intake = Intake::default();
-        for sample in samples {
-            let hva = match sample.address {
-                SampleAddress::Host(hva) => hva,
-                SampleAddress::Guest(gpa) => {
-                    match self.map.as_ref().and_then(|map| map.gpa_to_hva(gpa)) {
-                        Some((hva, _)) => hva,
-                        None => continue,
-                    }
-                }
-            };
-            let weight = sample.weight * terms.scale;
-            let counts = weight > 0.0 && weight.is_finite();
-            let covered = match self.index.page_of_access(hva, sample.len) {
-                Some((page, share)) if !counts || intake.push(page, weight * share) => {
-                    if counts && terms.is_believed {
-                        self.forgetting.see(page, weight);
-                        self.bias.see(page, weight);
-                    }
-                    BASE_PAGE
-                }
-                _ => self.feed_range((hva, sample.len), weight, terms, &mut intake),
-            };
-            intake.covered += covered;
-            intake.accepted += u64::from(covered > 0);
-        }
-        for (weight, pages) in std::mem::take(&mut intake.singles) {
-            let touched = self.heap.sample_batch(terms.at, &pages, weight);
-            intake.count(touched, weight);
-            if touched.pages() < pages.len() as u32 {
-                self.find_unplaced(pages.into_iter(), &mut intake.unplaced);
-            }
-        }
-        intake
     }
 
     /// Brings a sample of a range of pages to the heaps. Returns the bytes of the guest that it speaks for.
-    fn feed_range(
-        &mut self,
-        (hva, len): (Hva, u64),
-        weight: f32,
-        terms: Terms,
-        intake: &mut Intake,
-    ) -> u64 {
+    fn feed_range(&mut self, hva: Hva, len: u64, weight: f32) -> u64 {
         let mut runs = Vec::new();
-        let covered = self.index.for_runs(hva, len, |run| runs.push(run));
+        let covered = self.pages.index.for_runs(hva, len, |run| runs.push(run));
         if !(weight > 0.0 && weight.is_finite()) {
             return covered;
         }
         for Run { ids, share } in runs {
             // A source that samples accesses names one page at a time.
-            if terms.is_believed && ids.len() == 1 {
-                self.forgetting.see(PageId(ids.start), weight);
-                self.bias.see(PageId(ids.start), weight);
+            if ids.len() == 1 {
+                self.see(PageId(ids.start), weight);
             }
-            let touched = self.heap.sample_run(terms.at, ids.clone(), weight * share);
-            intake.count(touched, weight * share);
+            let heap = &mut self.pages.heap;
+            let touched = heap.sample_run(self.terms.at, ids.clone(), weight * share);
+            self.taken.count(touched, weight * share);
             let is_whole = touched.pages() == ids.end - ids.start;
-            if !is_whole && intake.unplaced.len() < URGENT_PER_BATCH {
-                // One of a run is enough: the kernel is asked for all that is around it.
+            if !is_whole && self.taken.unplaced.len() < URGENT_PER_BATCH {
+                // One page of a run is enough: the kernel is asked for all that is around it.
                 let first = ids.map(PageId).find(|&id| self.is_unplaced(id));
-                self.find_unplaced(first.into_iter(), &mut intake.unplaced);
+                self.find_unplaced(first.into_iter());
             }
         }
         covered
     }
 
     fn is_unplaced(&self, id: PageId) -> bool {
-        self.heap.placement(id) == Placement::Untracked
+        self.pages.heap.placement(id) == Placement::Untracked
     }
 
     /// Adds the addresses of those pages whose placement is not known, as long as few are.
-    fn find_unplaced(&self, pages: impl Iterator<Item = PageId>, unplaced: &mut Vec<Hva>) {
-        let room = URGENT_PER_BATCH.saturating_sub(unplaced.len());
-        let found = pages.filter(|&id| self.is_unplaced(id));
-        let addresses = found.filter_map(|id| self.index.page(id).map(|page| page.hva));
-        unplaced.extend(addresses.take(room));
+    fn find_unplaced(&mut self, ids: impl Iterator<Item = PageId>) {
+        let room = URGENT_PER_BATCH.saturating_sub(self.taken.unplaced.len());
+        let found = ids.filter(|&id| self.is_unplaced(id));
+        let pages = found.filter_map(|id| self.pages.index.page(id));
+        let addresses: Vec<Hva> = pages.map(|page| page.hva).take(room).collect();
+        self.taken.unplaced.extend(addresses);
     }
 }

@@ -1,4 +1,4 @@
-//! What became of the latest moves, page by page; for explanations.
+//! The history: the last moves of pages, for explanations.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -69,6 +69,18 @@ impl History {
     /// What is remembered of the page that begins at `hva`.
     pub(crate) fn of(&self, hva: Hva) -> Option<&PastMoves> {
         self.pages.get(&hva)
+    }
+
+    /// Whether pages and their ages agree, and are bounded.
+    ///
+    /// # Errors
+    /// What is wrong, for a person.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let (pages, ages) = (self.pages.len(), self.by_age.len());
+        match pages == ages && pages <= REMEMBERED {
+            true => Ok(()),
+            false => Err(format!("{pages} pages of {ages} ages are remembered")),
+        }
     }
 
     /// Forgets everything: addresses may mean other memory now.

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use crate::{quota::TokenBucket, settings::EngineSettings, time::Time};
 
-/// The rest after the second batch in a row of which nothing moved; doubled with each further one.
+/// The rest after the second batch in a row of which nothing moved; doubled with each further batch.
 const FIRST_REST: Duration = Duration::from_millis(100);
 /// The longest rest: a host that refuses every move is asked again this often.
 const LONGEST_REST: Duration = Duration::from_secs(10);
-/// The rest for each page that was looked at for an exchange that does not pay: a hundred times what the look takes. A
-/// guest that lacks headroom and whose pages are all alike would be gone through at every event.
+/// The rest for each page that was looked at for an exchange that does not pay: a hundred times what the look takes.
+/// Without it, a guest that lacks headroom and whose pages are all alike would be searched at every event.
 const REST_A_LOOK: Duration = Duration::from_micros(200);
 
 /// When the next batch may go and how large it may be.
 #[derive(Debug)]
-pub(crate) struct Throttle {
+pub(super) struct Throttle {
     bucket: TokenBucket,
     /// When the last batch is paid for that took more than the bucket held: a huge page may be larger
     /// than all it can hold.
@@ -29,7 +29,7 @@ pub(crate) struct Throttle {
 }
 
 impl Throttle {
-    pub(crate) fn new(settings: &EngineSettings, now: Time) -> Self {
+    pub(super) fn new(settings: &EngineSettings, now: Time) -> Self {
         Self {
             bucket: TokenBucket::new(settings.rate_bytes_per_s, settings.batch_bytes, now),
             paid_at: None,
@@ -42,7 +42,7 @@ impl Throttle {
 
     /// Changes the rate from `now` on. What has gathered stays, so a higher rate starts without a burst;
     /// what is owed is paid at the new rate.
-    pub(crate) fn set_rate(&mut self, now: Time, rate_bytes_per_s: u64, burst_bytes: u64) {
+    pub(super) fn set_rate(&mut self, now: Time, rate_bytes_per_s: u64, burst_bytes: u64) {
         if let Some(paid_at) = self.paid_at {
             // What comes in while a debt is paid counts for nothing: it must not gather.
             self.bucket.take_up_to(now, u64::MAX);
@@ -62,7 +62,7 @@ impl Throttle {
     ///
     /// Waits until half a batch has gathered: each kernel call has a price for the whole host (it
     /// drains every CPU's page lists), so many calls of few pages cost more than they move.
-    pub(crate) fn budget(&mut self, now: Time) -> Option<u64> {
+    pub(super) fn budget(&mut self, now: Time) -> Option<u64> {
         self.wakes_at = None;
         if now < self.rest_until {
             return None;
@@ -86,7 +86,7 @@ impl Throttle {
     }
 
     /// Takes the bytes of a batch, which may be more than its budget.
-    pub(crate) fn take(&mut self, now: Time, bytes: u64) {
+    pub(super) fn take(&mut self, now: Time, bytes: u64) {
         let owed = bytes - self.bucket.take_up_to(now, bytes);
         self.paid_at = (owed > 0).then(|| now + self.time_for(owed));
     }
@@ -98,7 +98,7 @@ impl Throttle {
     }
 
     /// Takes note of a finished batch.
-    pub(crate) fn finished(&mut self, now: Time, any_moved: bool) {
+    pub(super) fn finished(&mut self, now: Time, any_moved: bool) {
         if any_moved {
             self.fruitless = 0;
             return;
@@ -111,18 +111,23 @@ impl Throttle {
     }
 
     /// Takes note that so many pages were looked at for an exchange that does not pay.
-    pub(crate) fn looked_in_vain(&mut self, now: Time, pages: usize) {
+    pub(super) fn looked_in_vain(&mut self, now: Time, pages: usize) {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         self.looks_at = now + REST_A_LOOK.saturating_mul(pages);
     }
 
     /// Whether an exchange may be looked for.
-    pub(crate) fn may_look(&self, now: Time) -> bool {
+    pub(super) fn may_look(&self, now: Time) -> bool {
         now >= self.looks_at
     }
 
+    /// Whether the bucket holds no more than a burst.
+    pub(super) fn is_valid(&self) -> bool {
+        self.bucket.is_valid()
+    }
+
     /// When something may move that had to wait; `None` if nothing waits.
-    pub(crate) const fn wakes_at(&self) -> Option<Time> {
+    pub(super) const fn wakes_at(&self) -> Option<Time> {
         self.wakes_at
     }
 }

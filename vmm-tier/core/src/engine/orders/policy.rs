@@ -1,14 +1,10 @@
-//! Changing the policy while the engine runs.
+//! The policy: half-life, horizon and rate, and their bounds.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::engine::{VmEngine, evidence::half_life::Forgetting};
-use crate::{
-    heat::{MAX_HALF_LIFE, MIN_HALF_LIFE},
-    time::Time,
-};
+use crate::heat::{MAX_HALF_LIFE, MIN_HALF_LIFE};
 
 /// The shortest horizon accepted: no move pays back sooner.
 pub const MIN_HORIZON: Duration = Duration::from_millis(100);
@@ -19,7 +15,7 @@ pub const MIN_RATE: u64 = 4096;
 /// The highest rate accepted: 1 TiB a second, more than any memory delivers.
 pub const MAX_RATE: u64 = 1 << 40;
 
-/// What is to change; `None` leaves a setting as it is.
+/// What is to change; `None` leaves a setting unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyChange {
     /// Time in which the weight of an observation halves: [`MIN_HALF_LIFE`]..=[`MAX_HALF_LIFE`].
@@ -83,41 +79,6 @@ impl PolicyChange {
                 ..
             } if !(MIN_RATE..=MAX_RATE).contains(&rate) => Err(PolicyError::Rate(rate)),
             _ => Ok(()),
-        }
-    }
-}
-
-impl VmEngine {
-    /// Changes the policy from `now` on. Every page keeps the count that it has; a new rate starts
-    /// without a burst.
-    ///
-    /// # Errors
-    /// If a part is out of bounds; nothing has changed then.
-    pub fn set_policy(&mut self, now: Time, change: &PolicyChange) -> Result<(), PolicyError> {
-        change.check()?;
-        if let Some(half_life) = change.half_life {
-            self.settings.half_life = half_life;
-            self.forgetting = Forgetting::new(half_life);
-            self.heap.set_half_life(half_life, now);
-            self.tally.set_half_life(half_life, now);
-        }
-        if let Some(horizon) = change.horizon {
-            self.settings.horizon = horizon;
-        }
-        if let Some(rate) = change.rate_bytes_per_s {
-            self.settings.rate_bytes_per_s = rate;
-            self.throttle.set_rate(now, rate, self.settings.batch_bytes);
-        }
-        Ok(())
-    }
-
-    /// The policy in force.
-    #[must_use]
-    pub fn policy(&self) -> PolicySnapshot {
-        PolicySnapshot {
-            half_life_s: self.settings.half_life.as_secs_f64(),
-            horizon_s: self.settings.horizon.as_secs_f64(),
-            rate_bytes_per_s: self.settings.rate_bytes_per_s,
         }
     }
 }

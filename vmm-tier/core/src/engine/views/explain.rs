@@ -1,17 +1,18 @@
-//! Why a page is where it is, and what would make it move.
+//! The explanation of a page: why it is where it is, and what would make it move.
 
 use serde::Serialize;
 
-use crate::engine::{
-    VmEngine, VmState,
-    exchange::{Evidence, LEAST_DEVIATIONS, LEAST_TIMES, Verdict},
-    journal::history::PastMove,
-    mover::plan::Candidate,
-    pins::pin::PinStatus,
-};
 use crate::{
     addr::{Gpa, Hva, NodeId, gpa_number},
     dual_heap::{PageState, Placement},
+    engine::{
+        VmEngine, VmState,
+        exchange::{Certainty, Judge, LEAST_DEVIATIONS, LEAST_TIMES, Verdict},
+        guest_pages::Candidate,
+        journal::history::PastMove,
+        mover::room::{FastBounds, Room},
+        pins::{Entry, pin::PinStatus, placement_of},
+    },
     moves::{Direction, Outcome, Page},
     settings::Tier,
     time::Time,
@@ -27,7 +28,7 @@ pub enum PageCondition {
     InHeap,
     /// No access to it was seen, or none is remembered (with a sketch). On the fast tier it is the first to go, on the slow tier no candidate.
     NeverSampled,
-    /// A move of it is under way, or waits for the room that another makes.
+    /// A move of it is under way, or waits for the room that another move makes.
     InFlight,
     /// It was moved, or a move failed, a short while ago.
     Cooling,
@@ -111,67 +112,90 @@ pub enum ExplainError {
     NotRam(u64),
 }
 
-impl VmEngine {
-    /// Explains the page at a guest-physical address. Looks at every page.
-    ///
-    /// # Errors
-    /// If the address is not guest RAM.
-    pub fn explain(&self, now: Time, gpa: Gpa) -> Result<Explanation, ExplainError> {
-        let map = self.map.as_ref().ok_or(ExplainError::NoMap)?;
-        let not_ram = ExplainError::NotRam(gpa.0);
-        let (hva, range) = map.gpa_to_hva(gpa).ok_or(not_ram)?;
-        let id = self.index.id_at(hva).ok_or(not_ram)?;
-        let page = self.index.page(id).ok_or(not_ram)?;
-        let state = self.heap.state(id);
-        let count = self.heap.count(id, now);
-        let standing = self.heap.standing(id);
-        let past = self.history.of(page.hva);
-        let note = |past: &PastMove| PastMoveNote {
-            direction: past.direction,
-            outcome: past.outcome,
-            node: past.node,
-            seconds_ago: now.since(past.at).as_secs_f64(),
-        };
-        let subject = Candidate { id, page, count };
-        Ok(Explanation {
-            gpa,
-            block: map.block(range.block).name.clone(),
-            block_offset: range.offset + (gpa.0 - range.gpa.0),
-            hva,
-            page_hva: page.hva,
-            page_bytes: page.bytes,
-            node: self.node_of(state.placement, past.and_then(|past| past.last.node)),
-            placement: state.placement,
-            samples: count,
-            share_seen: self.share_seen(id),
-            accesses_per_s: self
-                .tally
-                .rate(count / self.share_seen(id), page.bytes, now),
-            rank: standing.map(|(before, _)| before),
-            heap_pages: standing.map(|(_, all)| all),
-            estimated: self.heap.is_estimated(),
-            state: condition(&state),
-            cooling_ms: state
-                .cooldown_until
-                .map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
-            pin: self.pins.of(id).map(crate::engine::pins::Entry::status),
-            last_move: past.map(|past| note(&past.last)),
-            last_failure: past.and_then(|past| past.last_failure.as_ref().map(note)),
-            would_move_if: self.would_move_if(now, subject, &state, standing.map_or(0, |s| s.0)),
-        })
-    }
+/// Explains the page at a guest-physical address.
+pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanation, ExplainError> {
+    let VmEngine {
+        pages,
+        evidence,
+        journal,
+        ..
+    } = engine;
+    let map = engine.map().ok_or(ExplainError::NoMap)?;
+    let not_ram = ExplainError::NotRam(gpa.0);
+    let (hva, range) = map.gpa_to_hva(gpa).ok_or(not_ram)?;
+    let id = pages.index.id_at(hva).ok_or(not_ram)?;
+    let page = pages.index.page(id).ok_or(not_ram)?;
+    let state = pages.heap.state(id);
+    let count = pages.heap.count(id, now);
+    let standing = pages.heap.standing(id);
+    let past = journal.history.of(page.hva);
+    let note = |past: &PastMove| PastMoveNote {
+        direction: past.direction,
+        outcome: past.outcome,
+        node: past.node,
+        seconds_ago: now.since(past.at).as_secs_f64(),
+    };
+    let share_seen = evidence.share_seen(state.placement);
+    let subject = Subject {
+        engine,
+        now,
+        page: Candidate { id, page, count },
+        state,
+        before: standing.map_or(0, |(before, _)| before),
+    };
+    Ok(Explanation {
+        gpa,
+        block: map.block(range.block).name.clone(),
+        block_offset: range.offset + (gpa.0 - range.gpa.0),
+        hva,
+        page_hva: page.hva,
+        page_bytes: page.bytes,
+        node: node_of(
+            engine,
+            state.placement,
+            past.and_then(|past| past.last.node),
+        ),
+        placement: state.placement,
+        samples: count,
+        share_seen,
+        accesses_per_s: evidence.stats.rate(count / share_seen, page.bytes, now),
+        rank: standing.map(|(before, _)| before),
+        heap_pages: standing.map(|(_, all)| all),
+        estimated: pages.heap.is_estimated(),
+        state: condition(&state),
+        cooling_ms: state
+            .cooldown_until
+            .map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
+        pin: pages.pins().of(id).map(Entry::status),
+        last_move: past.map(|past| note(&past.last)),
+        last_failure: past.and_then(|past| past.last_failure.as_ref().map(note)),
+        would_move_if: subject.would_move_if(),
+    })
+}
 
-    fn node_of(&self, placement: Placement, seen: Option<NodeId>) -> Option<NodeId> {
-        let nodes = match placement {
-            Placement::Untracked => return None,
-            Placement::Fast => &self.tiers.fast,
-            Placement::Slow => &self.tiers.slow,
-        };
-        let only = nodes.iter().next().filter(|_| nodes.len() == 1);
-        only.or(seen.filter(|&node| nodes.contains(node)))
-    }
+fn node_of(engine: &VmEngine, placement: Placement, seen: Option<NodeId>) -> Option<NodeId> {
+    let nodes = match placement {
+        Placement::Untracked => return None,
+        Placement::Fast => &engine.mover.tiers.fast,
+        Placement::Slow => &engine.mover.tiers.slow,
+    };
+    let only = nodes.iter().next().filter(|_| nodes.len() == 1);
+    only.or(seen.filter(|&node| nodes.contains(node)))
+}
 
-    fn would_move_if(&self, now: Time, page: Candidate, state: &PageState, before: u32) -> String {
+/// The page that is explained.
+struct Subject<'a> {
+    engine: &'a VmEngine,
+    now: Time,
+    page: Candidate,
+    state: PageState,
+    /// Pages of its tier that are taken before it.
+    before: u32,
+}
+
+impl Subject<'_> {
+    fn would_move_if(&self) -> String {
+        let state = &self.state;
         if state.placement == Placement::Untracked {
             return "it is present on a node of one of the tiers: now it is absent or elsewhere"
                 .to_owned();
@@ -183,116 +207,165 @@ impl VmEngine {
             return "its placement changes: other processes map it, so it is not tried again"
                 .to_owned();
         }
-        let engine_state = self.state();
+        let engine_state = self.engine.state();
         if engine_state != VmState::Running {
             return format!("tiering runs: the state is {}", engine_state.name());
         }
         if let Some(end) = state.cooldown_until {
-            if self.bias.holds(page.id) {
-                return "it is no longer held back, within seconds: by what is seen of it meanwhile the tiers \
-                        are compared"
+            if self.engine.evidence.bias.holds(self.page.id) {
+                return "it is no longer held back, within seconds: samples of it meanwhile measure the bias \
+                        between the tiers"
                     .to_owned();
             }
             return format!(
                 "its cooldown is over, in {:.1} s",
-                end.since(now).as_secs_f64()
+                end.since(self.now).as_secs_f64()
             );
         }
-        if let Some(pin) = self.pins.of(page.id).map(|entry| entry.pin) {
-            return self.pinned_would_move_if(pin.tier, page.page, state.placement);
+        let pins = self.engine.pages.pins();
+        if let Some(pin) = pins.of(self.page.id).map(|entry| entry.pin) {
+            return self.pinned_would_move_if(pin.tier);
         }
         match state.placement {
-            Placement::Fast => self.fast_would_move_if(now, page, before),
-            _ => self.slow_would_move_if(now, page, before),
+            Placement::Fast => self.fast_would_move_if(),
+            _ => self.slow_would_move_if(),
         }
     }
 
-    fn pinned_would_move_if(&self, tier: Tier, page: Page, placement: Placement) -> String {
-        if placement == crate::engine::pins::orders::placement_of(tier) {
+    fn pinned_would_move_if(&self, tier: Tier) -> String {
+        if self.state.placement == placement_of(tier) {
             return format!("it is unpinned: it is pinned to the {tier} tier, where it is");
         }
+        let Page { bytes, .. } = self.page.page;
         let room = match tier {
-            Tier::Fast => u64::try_from(self.room()).unwrap_or(0),
+            Tier::Fast => self.fast_room(),
             Tier::Slow => self.slow_room(),
         };
-        if room < page.bytes {
+        if !room.fits(bytes) {
             return format!(
-                "the {tier} tier, to which it is pinned, has room for it: {room} of {} bytes",
-                page.bytes
+                "the {tier} tier, to which it is pinned, has room for it: {} of {bytes} bytes",
+                room.bytes()
             );
         }
         format!("its turn comes: it is pinned to the {tier} tier, within the rate")
     }
 
-    fn fast_would_move_if(&self, now: Time, page: Candidate, before: u32) -> String {
-        let limit = self.settings.fast_limit_bytes.unwrap_or(u64::MAX);
-        let excess = self.fast_bytes().saturating_sub(limit);
+    fn fast_would_move_if(&self) -> String {
+        let about = self.about();
+        let before = self.before;
+        let Page { bytes, .. } = self.page.page;
+        let settings = self.engine.settings();
+        let held = self.engine.mover.fast_bytes(&self.engine.pages, settings);
+        let excess = FastBounds::of(settings).beyond_limit(held);
         if excess > 0 {
-            return match self.slow_room() < page.page.bytes {
-                true => "the slow tier has room: the fast tier is above its limit".to_owned(),
-                false => format!(
-                    "its turn comes: the fast tier is {excess} bytes above its limit, and {}{before} \
-                     colder pages go first",
-                    self.about()
+            return match self.slow_room().fits(bytes) {
+                false => "the slow tier has room: the fast tier is above its limit".to_owned(),
+                true => format!(
+                    "its turn comes: the fast tier is {excess} bytes above its limit, and {about}{before} \
+                     colder pages go first"
                 ),
             };
         }
-        let hottest = self.heap.look_at_hottest_slow(now);
-        let Some(hot) = hottest.and_then(|(id, count)| self.candidate(id, count)) else {
+        let pages = &self.engine.pages;
+        let hottest = pages.heap.look_at_hottest_slow(self.now);
+        let Some(hot) = hottest.and_then(|hottest| pages.candidate(hottest)) else {
             return "an access to a slow page is seen: none is hotter".to_owned();
         };
-        let room = self.room();
-        if room >= i64::try_from(hot.page.bytes).unwrap_or(i64::MAX) {
+        let room = self.fast_room();
+        if room.fits(hot.page.bytes) {
+            let room = room.bytes();
             return format!("the fast tier is full: it has room for {room} bytes");
         }
-        if let Some(reason) = self.exchange_waits_for(page) {
+        if let Some(reason) = self.exchange_waits_for(self.page) {
             return reason;
         }
-        let verdict = self.judge(now, hot, &[page]);
-        self.verdict_says(&verdict, "the hottest slow page is hotter", "it", || {
-            format!(
-                "its turn comes: {}{before} colder pages go first",
-                self.about()
-            )
-        })
+        let verdict = self.judge().verdict(hot, &[self.page]);
+        self.lacks(&verdict, "the hottest slow page's", "this page's")
+            .unwrap_or_else(|| format!("its turn comes: {about}{before} colder pages go first"))
     }
 
-    fn slow_would_move_if(&self, now: Time, page: Candidate, before: u32) -> String {
-        if page.count <= 0.0 {
-            return match self.heap.is_estimated() {
+    fn slow_would_move_if(&self) -> String {
+        if self.page.count <= 0.0 {
+            return match self.engine.pages.heap.is_estimated() {
                 true => "an access to it is seen: none is remembered".to_owned(),
                 false => "an access to it is seen: there was none".to_owned(),
             };
         }
-        let turn = || {
-            format!(
-                "its turn comes: {}{before} hotter pages go first",
-                self.about()
-            )
-        };
-        let hotter = "it is hotter";
-        if self.room() >= i64::try_from(page.page.bytes).unwrap_or(i64::MAX) {
-            if !self.settled {
+        let Page { bytes, .. } = self.page.page;
+        let (about, before) = (self.about(), self.before);
+        let turn = || format!("its turn comes: {about}{before} hotter pages go first");
+        let room = self.fast_room();
+        if room.fits(bytes) {
+            if !self.engine.evidence.is_settled() {
                 return PACE.to_owned();
             }
-            let verdict = self.judge(now, page, &[]);
-            return self.verdict_says(&verdict, hotter, "a page without accesses", turn);
+            let verdict = self.judge().verdict(self.page, &[]);
+            return self
+                .lacks(&verdict, "its", "that of a page without accesses")
+                .unwrap_or_else(turn);
         }
-        let coldest = self.heap.look_at_coldest_fast(now);
-        let Some(cold) = coldest.and_then(|(id, count)| self.candidate(id, count)) else {
+        let pages = &self.engine.pages;
+        let coldest = pages.heap.look_at_coldest_fast(self.now);
+        let Some(cold) = coldest.and_then(|coldest| pages.candidate(coldest)) else {
             return "the fast tier has room: it has none, and no page of it may be demoted"
                 .to_owned();
         };
         if let Some(reason) = self.exchange_waits_for(cold) {
             return reason;
         }
-        let verdict = self.judge(now, page, &[cold]);
-        self.verdict_says(&verdict, hotter, "the coldest fast page", turn)
+        let verdict = self.judge().verdict(self.page, &[cold]);
+        self.lacks(&verdict, "its", "the coldest fast page's")
+            .or_else(|| self.headroom_lacks(room.must_free(bytes)))
+            .unwrap_or_else(turn)
     }
 
-    /// What stands before a number that is an estimate.
+    /// The fast node keeps less free than it must: an exchange must demote more than it promotes, and each page that
+    /// is demoted must be colder than the promoted page.
+    fn headroom_lacks(&self, must_free: u64) -> Option<String> {
+        let bounds = FastBounds::of(self.engine.settings());
+        let mover = &self.engine.mover;
+        let (node, reserve) = mover.rooms.fast_reserve(&mover.tiers, bounds)?;
+        let free = node.free_bytes;
+        (free < reserve).then(|| {
+            format!(
+                "{must_free} bytes of the fast tier, all colder than it, are demoted first: node {} has {free} \
+                 bytes free and keeps {reserve} (watermark and headroom); {}{} hotter pages go before it",
+                node.node,
+                self.about(),
+                self.before
+            )
+        })
+    }
+
+    fn fast_room(&self) -> Room {
+        let VmEngine { mover, pages, .. } = self.engine;
+        mover.fast_room(pages, self.engine.settings())
+    }
+
+    fn slow_room(&self) -> Room {
+        self.engine.mover.slow_room()
+    }
+
+    fn judge(&self) -> Judge<'_> {
+        let VmEngine {
+            pages,
+            evidence,
+            mover,
+            ..
+        } = self.engine;
+        Judge {
+            now: self.now,
+            pages,
+            evidence,
+            tiers: &mover.tiers,
+            costs: &mover.totals.costs,
+            settings: self.engine.settings(),
+        }
+    }
+
+    /// The word before a number that is an estimate.
     fn about(&self) -> &'static str {
-        match self.heap.is_estimated() {
+        match self.engine.pages.heap.is_estimated() {
             true => "about ",
             false => "",
         }
@@ -300,58 +373,56 @@ impl VmEngine {
 
     /// What keeps any exchange from demoting this page.
     fn exchange_waits_for(&self, cold: Candidate) -> Option<String> {
-        if !self.settled {
+        let evidence = &self.engine.evidence;
+        if !evidence.is_settled() {
             return Some(PACE.to_owned());
         }
-        if !self.knows_cold(cold) {
+        if !self.judge().knows_cold(cold) {
             return Some(format!(
                 "half of the guest is watched: {:.0} % is, so a page without samples may be hot",
-                self.tally.coverage() * 100.0
+                evidence.stats.coverage() * 100.0
             ));
         }
         let slow_room = self.slow_room();
-        (slow_room < cold.page.bytes).then(|| {
+        (!slow_room.fits(cold.page.bytes)).then(|| {
             format!(
-                "the slow tier has room: {slow_room} of {} bytes",
+                "the slow tier has room: {} of {} bytes",
+                slow_room.bytes(),
                 cold.page.bytes
             )
         })
     }
 
-    fn verdict_says(
-        &self,
-        verdict: &Verdict,
-        who_is_hotter: &str,
-        than: &str,
-        otherwise: impl Fn() -> String,
-    ) -> String {
+    /// What an exchange lacks: `hot` and `cold` say whose rates are compared. `None` if it pays.
+    fn lacks(&self, verdict: &Verdict, hot: &str, cold: &str) -> Option<String> {
         let Verdict {
-            evidence,
+            certainty,
             gain_ns,
             cost_ns,
             pays_back,
         } = *verdict;
-        match evidence {
-            _ if evidence.suffices() => {}
-            Evidence::Tests { z, least_z } => {
-                return format!("{who_is_hotter} than {than} by z >= {least_z:.1}: now {z:.1}");
+        match certainty {
+            _ if certainty.suffices() => {}
+            Certainty::Tests { z, least_z } => {
+                return Some(format!(
+                    "{hot} rate must be above {cold} with z at least {least_z:.1} (now {z:.1})"
+                ));
             }
-            Evidence::Counts { times, z } => {
-                return format!(
-                    "{who_is_hotter} than {than}, {LEAST_TIMES} times as far as all pages' counts tell and by \
-                     z >= {LEAST_DEVIATIONS}: now {times:.1} times, z {z:.1}"
-                );
+            Certainty::Counts { times, z } => {
+                return Some(format!(
+                    "{hot} expected rate must be {LEAST_TIMES} times {cold} (now {times:.1}) and z at least \
+                     {LEAST_DEVIATIONS} (now {z:.1})"
+                ));
             }
         }
-        if !pays_back {
-            return format!(
+        (!pays_back).then(|| {
+            format!(
                 "the gain in {} s reaches the cost: gain {:.0} µs, cost {:.0} µs",
-                self.settings.horizon.as_secs_f64(),
+                self.engine.settings().horizon.as_secs_f64(),
                 gain_ns / 1e3,
                 cost_ns / 1e3
-            );
-        }
-        otherwise()
+            )
+        })
     }
 }
 

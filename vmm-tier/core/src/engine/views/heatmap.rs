@@ -1,4 +1,4 @@
-//! Heat over guest-physical space, in as many cells as a screen has room for.
+//! The heat map: heat over guest-physical space, in as many cells as a screen has room for.
 
 use serde::Serialize;
 
@@ -87,88 +87,91 @@ impl Cut {
     }
 }
 
-impl VmEngine {
-    /// Heat and tier over the guest's RAM, in `rows` × `columns` cells. Looks at every page once.
-    ///
-    /// # Errors
-    /// If there are no cells or more than [`MAX_CELLS`], or no map yet.
-    pub fn heatmap(&self, now: Time, rows: u32, columns: u32) -> Result<Heatmap, HeatmapError> {
-        let cells = u64::from(rows) * u64::from(columns);
-        if !(1..=MAX_CELLS).contains(&cells) {
-            return Err(HeatmapError::Size { rows, columns });
-        }
-        let map = self.map.as_deref().ok_or(HeatmapError::NoMap)?;
-        let ram_bytes = map.total_bytes();
-        let cut = Cut {
-            frames: ram_bytes.div_ceil(BASE_PAGE),
-            cells,
-        };
-        let sums = self.sum_cells(now, map, &cut);
-        let cells = (0..).zip(sums).map(|(cell, sum)| {
-            let start = cut.start(cell);
-            let frames = (cut.start(cell + 1) - start) / BASE_PAGE;
-            let present = sum.fast_bytes + sum.slow_bytes;
-            HeatCell {
-                gpa: gpa_at(map, start),
-                rate: (sum.accesses_per_s / frames.max(1) as f64) as f32,
-                fast_share: (present > 0).then(|| sum.fast_bytes as f32 / present as f32),
-            }
-        });
-        Ok(Heatmap {
-            rows,
-            columns,
-            ram_bytes,
-            cells: cells.collect(),
-        })
+/// Draws the heat map of an engine.
+pub(crate) fn draw(
+    engine: &VmEngine,
+    now: Time,
+    rows: u32,
+    columns: u32,
+) -> Result<Heatmap, HeatmapError> {
+    let cells = u64::from(rows) * u64::from(columns);
+    if !(1..=MAX_CELLS).contains(&cells) {
+        return Err(HeatmapError::Size { rows, columns });
     }
+    let map = engine.map().ok_or(HeatmapError::NoMap)?;
+    let ram_bytes = map.total_bytes();
+    let cut = Cut {
+        frames: ram_bytes.div_ceil(BASE_PAGE),
+        cells,
+    };
+    let sums = sum_cells(engine, now, map, &cut);
+    let cells = (0..).zip(sums).map(|(cell, sum)| {
+        let start = cut.start(cell);
+        let frames = (cut.start(cell + 1) - start) / BASE_PAGE;
+        let present = sum.fast_bytes + sum.slow_bytes;
+        HeatCell {
+            gpa: gpa_at(map, start),
+            rate: (sum.accesses_per_s / frames.max(1) as f64) as f32,
+            fast_share: (present > 0).then(|| sum.fast_bytes as f32 / present as f32),
+        }
+    });
+    Ok(Heatmap {
+        rows,
+        columns,
+        ram_bytes,
+        cells: cells.collect(),
+    })
+}
 
-    fn sum_cells(&self, now: Time, map: &GuestMemoryMap, cut: &Cut) -> Vec<Sum> {
-        let mut sums = vec![Sum::default(); usize::try_from(cut.cells).unwrap_or(0)];
-        let mut ram_before = 0;
-        // The cell that was looked at last: the next page is nearly always in it, too.
-        let (mut cell, mut bounds) = (0, 0..0);
-        let rate = self.tally.rates(now);
-        let shares = self.bias.shares();
-        for range in map.ranges() {
-            let touched = self.index.touched(range.hva, range.len);
-            let pages = touched
-                .into_iter()
-                .flat_map(|ids| self.heap.iter_in(ids, now));
-            for (id, placement, count) in pages {
-                let Some(page) = self.index.page(id) else {
-                    continue;
-                };
-                let from = page.hva.0.max(range.hva.0);
-                let to = (page.hva.0 + page.bytes).min(range.hva.0 + range.len);
-                let per_byte = match count > 0.0 {
-                    true => rate(count / shares.of(placement), page.bytes) / page.bytes as f64,
-                    false => 0.0,
-                };
-                // A large page may lie in several cells.
-                let mut at = ram_before + (from - range.hva.0);
-                let end = ram_before + to.saturating_sub(range.hva.0);
-                while at < end {
-                    if !bounds.contains(&at) {
-                        cell = cut.cell_at(at);
-                        bounds = cut.start(cell)..cut.start(cell + 1);
-                    }
-                    let next = bounds.end.clamp(at + 1, end);
-                    let Some(sum) = usize::try_from(cell).ok().and_then(|i| sums.get_mut(i)) else {
-                        break;
-                    };
-                    sum.accesses_per_s += per_byte * (next - at) as f64;
-                    match placement {
-                        Placement::Fast => sum.fast_bytes += next - at,
-                        Placement::Slow => sum.slow_bytes += next - at,
-                        Placement::Untracked => {}
-                    }
-                    at = next;
+fn sum_cells(engine: &VmEngine, now: Time, map: &GuestMemoryMap, cut: &Cut) -> Vec<Sum> {
+    let VmEngine {
+        pages, evidence, ..
+    } = engine;
+    let mut sums = vec![Sum::default(); usize::try_from(cut.cells).unwrap_or(0)];
+    let mut ram_before = 0;
+    // The cell that was looked at last: the next page is nearly always in it, too.
+    let (mut cell, mut bounds) = (0, 0..0);
+    let rate = evidence.stats.rates(now);
+    let shares = evidence.bias.shares();
+    for range in map.ranges() {
+        let touched = pages.index.touched(range.hva, range.len);
+        let found = touched
+            .into_iter()
+            .flat_map(|ids| pages.heap.iter_in(ids, now));
+        for (id, placement, count) in found {
+            let Some(page) = pages.index.page(id) else {
+                continue;
+            };
+            let from = page.hva.0.max(range.hva.0);
+            let to = (page.hva.0 + page.bytes).min(range.hva.0 + range.len);
+            let per_byte = match count > 0.0 {
+                true => rate(count / shares.of(placement), page.bytes) / page.bytes as f64,
+                false => 0.0,
+            };
+            // A large page may lie in several cells.
+            let mut at = ram_before + (from - range.hva.0);
+            let end = ram_before + to.saturating_sub(range.hva.0);
+            while at < end {
+                if !bounds.contains(&at) {
+                    cell = cut.cell_at(at);
+                    bounds = cut.start(cell)..cut.start(cell + 1);
                 }
+                let next = bounds.end.clamp(at + 1, end);
+                let Some(sum) = usize::try_from(cell).ok().and_then(|i| sums.get_mut(i)) else {
+                    break;
+                };
+                sum.accesses_per_s += per_byte * (next - at) as f64;
+                match placement {
+                    Placement::Fast => sum.fast_bytes += next - at,
+                    Placement::Slow => sum.slow_bytes += next - at,
+                    Placement::Untracked => {}
+                }
+                at = next;
             }
-            ram_before += range.len;
         }
-        sums
+        ram_before += range.len;
     }
+    sums
 }
 
 /// The guest-physical address at an offset in RAM; the address after the last past its end.

@@ -1,46 +1,14 @@
-//! What the engine tells the outside: one serialisable picture of a VM.
+//! The snapshot: one serialisable picture of a VM.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::engine::{Conditions, DrainProgress, PinsSnapshot, PolicySnapshot, TierBias, VmEngine};
+use crate::engine::{DrainProgress, PinsSnapshot, PolicySnapshot, TierBias, VmEngine, VmState};
 use crate::{
-    addr::NodeSet, heat_store::StoreSnapshot, moves::Outcome, sample::SampleAccount, settings::Tier,
+    addr::NodeSet, heat_store::StoreSnapshot, map::GuestMemoryMap, moves::Outcome,
+    sample::SampleAccount, settings::Tier,
 };
-
-/// What the engine is doing, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum VmState {
-    /// The placement of the guest's pages is being looked up, or the source warms up.
-    Starting,
-    /// Tiering.
-    Running,
-    /// Paused by the operator.
-    Paused,
-    /// The guest's CPUs are stopped; so is tiering.
-    GuestStopped,
-    /// No source delivers. Nothing is moved.
-    Blind,
-    /// QEMU's monitor can't be reached. Nothing is moved.
-    Detached,
-}
-
-impl VmState {
-    /// The word that clients see.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::GuestStopped => "guest-stopped",
-            Self::Blind => "blind",
-            Self::Detached => "detached",
-        }
-    }
-}
 
 /// One tier's share of the VM.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -115,78 +83,49 @@ pub struct Snapshot {
     pub dry_run: Option<Planned>,
 }
 
-impl VmEngine {
-    /// The state in one word.
-    #[must_use]
-    pub fn state(&self) -> VmState {
-        let Conditions {
-            operator_paused,
-            guest_stopped,
-            attached,
-        } = self.conditions;
-        if !attached {
-            VmState::Detached
-        } else if operator_paused {
-            VmState::Paused
-        } else if guest_stopped {
-            VmState::GuestStopped
-        } else if !self.scanner.has_seen_all() {
-            VmState::Starting
-        } else if self.sources.main.is_none() {
-            VmState::Blind
-        } else if self.observed < self.warm_up() {
-            VmState::Starting
-        } else {
-            VmState::Running
-        }
-    }
-
-    /// How long a source must have watched: one that counts accesses says something with each of them, and what it
-    /// says is weighed (the census); one that tests pages must first find its regions and its pace.
-    fn warm_up(&self) -> Duration {
-        match self.tally.counts_accesses() {
-            true => self.settings.warm_up / 4,
-            false => self.settings.warm_up,
-        }
-    }
-
-    /// The picture now.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        let tier = |tier: Tier, rank, nodes: &NodeSet| TierSnapshot {
-            rank,
-            nodes: nodes.clone(),
-            bytes: self.bytes.of(tier),
-            limit_bytes: self
-                .settings
-                .fast_limit_bytes
-                .filter(|_| tier == Tier::Fast),
-            free_bytes: self.nodes_of(nodes).map(|node| node.free_bytes).sum(),
-        };
-        Snapshot {
-            state: self.state(),
-            samples: self.sources.total(),
-            tiers: vec![
-                tier(Tier::Fast, 0, &self.tiers.fast),
-                tier(Tier::Slow, 1, &self.tiers.slow),
-            ],
-            hit_ratio: self.tally.hit_ratio(),
-            tier_bias: self.tally.counts_accesses().then(|| self.bias.report()),
-            promoted_bytes: self.totals.promoted_bytes,
-            demoted_bytes: self.totals.demoted_bytes,
-            failed: self.totals.failed.clone(),
-            page_sizes: self.bytes.by_page_size.clone(),
-            absent_bytes: self.scanner.last_round.absent_bytes,
-            elsewhere_bytes: self.scanner.last_round.elsewhere_bytes,
-            in_flight_pages: self.flights.pages().count() as u64,
-            engine_memory_bytes: self.memory_bytes() as u64,
-            heat: self.heap.snapshot(),
-            move_cost_ns: self.totals.costs.measured(),
-            map_generation: self.map.as_ref().map_or(0, |map| map.generation()),
-            policy: self.policy(),
-            pins: self.pins.snapshot(),
-            drain: self.drain_progress(),
-            dry_run: self.settings.dry_run.then_some(self.totals.planned),
-        }
+/// The picture of an engine now.
+pub(crate) fn of(engine: &VmEngine) -> Snapshot {
+    let VmEngine {
+        pages,
+        evidence,
+        mover,
+        orders,
+        ..
+    } = engine;
+    let tiers = &mover.tiers;
+    let tier = |tier: Tier, rank, nodes: &NodeSet| TierSnapshot {
+        rank,
+        nodes: nodes.clone(),
+        bytes: pages.bytes().of(tier),
+        limit_bytes: orders
+            .settings
+            .fast_limit_bytes
+            .filter(|_| tier == Tier::Fast),
+        free_bytes: mover.rooms.free_bytes(nodes),
+    };
+    Snapshot {
+        state: engine.state(),
+        samples: evidence.sources.total(),
+        tiers: vec![
+            tier(Tier::Fast, 0, &tiers.fast),
+            tier(Tier::Slow, 1, &tiers.slow),
+        ],
+        hit_ratio: evidence.stats.hit_ratio(),
+        tier_bias: evidence.tier_bias(),
+        promoted_bytes: mover.totals.promoted_bytes,
+        demoted_bytes: mover.totals.demoted_bytes,
+        failed: mover.totals.failed.clone(),
+        page_sizes: pages.bytes().by_page_size.clone(),
+        absent_bytes: pages.scanner.last_round.absent_bytes,
+        elsewhere_bytes: pages.scanner.last_round.elsewhere_bytes,
+        in_flight_pages: mover.in_flight.pages().count() as u64,
+        engine_memory_bytes: engine.memory_bytes() as u64,
+        heat: pages.heap.snapshot(),
+        move_cost_ns: mover.totals.costs.measured(),
+        map_generation: engine.map().map_or(0, GuestMemoryMap::generation),
+        policy: orders.policy(),
+        pins: pages.pins().snapshot(),
+        drain: engine.drain_progress(),
+        dry_run: orders.settings.dry_run.then_some(mover.totals.planned),
     }
 }

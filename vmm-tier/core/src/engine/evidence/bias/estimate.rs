@@ -22,7 +22,7 @@ const ENOUGH: f64 = 0.1;
 const SURE: f64 = 4.0;
 /// They no longer are below this.
 const STILL_SURE: f64 = 2.0;
-/// A bias of less than a fifth changes no exchange (see `engine/judge.rs`).
+/// A bias of less than a fifth changes no exchange (see `engine/exchange.rs`).
 const LEAST_BIAS: f64 = 1.2;
 /// No more is believed.
 const MOST_BIAS: f64 = 64.0;
@@ -53,7 +53,7 @@ impl Shares {
 
 /// Pages of one group, as sums.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Evidence {
+pub(super) struct Group {
     pub(super) pages: f64,
     pub(super) seen: f64,
     pub(super) expected: f64,
@@ -62,7 +62,7 @@ pub(super) struct Evidence {
     pub(super) expected_expected: f64,
 }
 
-impl Evidence {
+impl Group {
     fn add(&mut self, seen: f64, expected: f64) {
         self.pages += 1.0;
         self.seen += seen;
@@ -102,8 +102,8 @@ impl Evidence {
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Estimate {
-    pub(super) stayed: Evidence,
-    pub(super) moved: Evidence,
+    pub(super) stayed: Group,
+    pub(super) moved: Group,
     faded: Time,
     /// The ratio that counts are judged by, if they are.
     pub(super) corrected: Option<f64>,

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{estimate::Evidence, *};
+use super::{estimate::Group, *};
 use crate::sample::SampleAccount;
 
 const PAGE: u64 = 4096;
@@ -210,7 +210,7 @@ fn pages_when_the_trial_is_full_or_over_are_all_promoted() {
     assert!(bias.watched.len() <= MOST_WATCHED);
     bias.forget_pages();
     assert_eq!((bias.watched.held_bytes(), bias.report().held), (0, 0));
-    let enough = Evidence {
+    let enough = Group {
         pages: 1000.0,
         seen: 1000.0,
         expected: 1000.0,

@@ -1,15 +1,16 @@
-//! What a page's count says of its heat, given the counts of all pages.
+//! The population of pages: how heats are spread over them, and what a page's count then says of its heat.
 //!
-//! The hottest of many pages by count is mostly one that had luck: were all pages equally hot, it would be no
-//! hotter than the others. What a count is worth depends on how heats are spread over the pages, and that the
-//! counts of a sample of pages tell: *empirical Bayes* (Robbins, "An empirical Bayes approach to statistics",
+//! The hottest of many pages by count is mostly a page that had luck: were all pages equally hot, it would be no
+//! hotter than the others. Each page's count is therefore judged by the spread of heats over all pages, which is
+//! estimated from the counts of a sample of pages: *empirical Bayes* (Robbins, "An empirical Bayes approach to statistics",
 //! Berkeley Symposium 1956). The spread is estimated without a shape in mind, as weights of a grid of heats that
 //! make the sample most likely (Kiefer and Wolfowitz, Annals of Mathematical Statistics 27, 1956), by expectation
 //! maximisation. A page's expected heat then is the mean over the grid, each heat weighted by how well it explains
 //! the count. It is not misled by choosing the extremes: where all pages are alike it is nearly the same for all.
 //!
 //! Counts here are plain counts, whose variance is their mean
-//! ([`plain_counts`](crate::exchange::plain_counts)); a heat is the count that a page has on average.
+//! ([`plain_counts`](crate::engine::exchange::significance::plain_counts)); a heat is the count that a page has on
+//! average.
 
 /// The grid: heats from 0.02 counts on, each 1.3 times the one before, to 140 000. Counts that tell two
 /// neighbours apart are above 100, where the estimate is the count itself.
@@ -32,7 +33,7 @@ const RARE: f64 = 0.1;
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
-pub(crate) struct Population {
+pub(super) struct Population {
     weights: [f64; GRID],
     /// Pages of the samples, by binned count; and those of which only a share of the counts was seen.
     bins: Vec<f64>,
@@ -56,7 +57,7 @@ impl Default for Population {
 impl Population {
     /// Takes in the counts of some pages, chosen regardless of their heat, out of `pages` in all. Each comes with
     /// the share of all there was to count that was counted: 1, or one other for all others.
-    pub fn learn(&mut self, counts: impl IntoIterator<Item = (f64, f64)>, pages: u64) {
+    pub(super) fn learn(&mut self, counts: impl IntoIterator<Item = (f64, f64)>, pages: u64) {
         for bin in self.bins.iter_mut().chain(&mut self.partly) {
             *bin *= KEPT;
         }
@@ -102,21 +103,19 @@ impl Population {
 
     /// Forgets the counts of earlier samples: they were others. The heats that they told of are where the next
     /// estimate begins.
-    pub fn forget_counts(&mut self) {
+    pub(super) fn forget_counts(&mut self) {
         self.bins.fill(0.0);
         self.partly.clear();
     }
 
     /// Whether it has learned from any page.
-    #[must_use]
-    pub fn is_known(&self) -> bool {
+    pub(super) fn is_known(&self) -> bool {
         self.pages > 0.0
     }
 
     /// The heat that a page is expected to have, in counts, of which `share` was counted: this many. Never falls when the
     /// count rises.
-    #[must_use]
-    pub fn expected(&self, count: f64, share: f64) -> f64 {
+    pub(super) fn expected(&self, count: f64, share: f64) -> f64 {
         let likelihoods = likelihoods(count.max(0.0), share);
         let (mut sum, mut mean) = (0.0, 0.0);
         for ((l, w), heat) in likelihoods.iter().zip(&self.weights).zip(grid()) {
@@ -127,8 +126,7 @@ impl Population {
     }
 
     /// Whether the weights are a distribution.
-    #[must_use]
-    pub fn is_valid(&self) -> bool {
+    pub(super) fn is_valid(&self) -> bool {
         let sum: f64 = self.weights.iter().sum();
         (sum - 1.0).abs() < 1e-9 && self.weights.iter().all(|w| w.is_finite() && *w > 0.0)
     }
