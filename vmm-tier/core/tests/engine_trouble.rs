@@ -85,6 +85,7 @@ fn report_when_it_lacks_pages_or_has_others_leaves_none_in_flight() {
 
 #[test]
 fn exchange_when_tiering_is_paused_in_the_middle_is_not_completed() {
+    type Interrupt<'a> = &'a dyn Fn(&mut VmEngine, Time);
     let order = |order: Order| {
         move |engine: &mut VmEngine, now| {
             engine.order(now, order.clone()).unwrap();
@@ -95,7 +96,7 @@ fn exchange_when_tiering_is_paused_in_the_middle_is_not_completed() {
             engine.step(now, event.clone());
         }
     };
-    let cases: [(&dyn Fn(&mut VmEngine, Time), u64); 5] = [
+    let cases: [(Interrupt<'_>, u64); 5] = [
         (&order(Order::Pause(true)), 0),
         (&event(Event::Guest { stopped: true }), 0),
         (&event(Event::Monitor { attached: false }), 0),

@@ -156,6 +156,28 @@ fn slow_page_when_an_exchange_pays_waits_only_for_its_turn() {
 }
 
 #[test]
+fn slow_page_when_headroom_lacks_names_the_bytes_that_go_first() {
+    // The guest holds all 512 frames of the fast node, of which 16 must stay free. Only four pages there are cold.
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    for _ in 0..40 {
+        lab.observe(|frame| match frame {
+            4..512 | 1900 => 20.0,
+            _ => 0.0,
+        });
+    }
+    assert_eq!(lab.moved(), 0, "not all that must go is colder");
+    // 16 frames that must be free, and the page itself.
+    let bytes = 17 * BASE_PAGE;
+    assert_eq!(
+        reason(&lab, 1900),
+        format!(
+            "{bytes} bytes of the fast tier, all colder than it, are demoted first: node 0 has 0 bytes free and keeps \
+             65536 (watermark and headroom); 0 hotter pages go before it"
+        )
+    );
+}
+
+#[test]
 fn page_when_it_cools_down_or_is_pinned_or_excluded_says_so() {
     let mut kernel = gups(2048, 512);
     kernel.frames[1000] = None;
