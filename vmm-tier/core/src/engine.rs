@@ -208,8 +208,8 @@ impl VmEngine {
         let cpu_share = self.orders.settings.scan_cpu_share;
         let (tiers, evidence) = (&self.mover.tiers, &mut self.evidence);
         self.pages
-            .take_scan(now, report, tiers, cpu_share, &mut |id, old, new| {
-                evidence.on_place(id, old, new)
+            .take_scan(now, report, tiers, cpu_share, &mut |id| {
+                evidence.bias.forget(id);
             });
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use self::{
     access_stats::AccessStats,
-    bias::{Bias, Shares, TierBias},
+    bias::{Bias, TierBias},
     expected_heat::ExpectedHeat,
     half_life::HalfLife,
     intake::{Intake, Terms},
@@ -28,7 +28,7 @@ use self::{
 use super::guest_pages::{Candidate, GuestPages};
 use crate::{
     addr,
-    dual_heap::{PageId, Placement},
+    dual_heap::Placement,
     sample::{DropReason, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     time::Time,
@@ -160,7 +160,6 @@ impl Evidence {
                     pages.heap.settle(page, Placement::Slow, None);
                 }
             }
-            self.stats.set_shares(self.bias.shares());
         }
         self.stats.observe(batch, at, share);
         self.settled = batch.settled;
@@ -175,8 +174,7 @@ impl Evidence {
             return;
         }
         self.adapt_half_life(now, pages);
-        let shares = self.bias.shares();
-        self.expected_heat.learn(now, &self.stats, shares, pages);
+        self.expected_heat.learn(now, &self.stats, pages);
     }
 
     fn adapt_half_life(&mut self, now: Time, pages: &mut GuestPages) {
@@ -196,36 +194,11 @@ impl Evidence {
         self.stats.set_half_life(half_life, now);
     }
 
-    /// A page that is not under way lies elsewhere than before. Returns the factor for its count, if that changes.
-    pub(super) fn on_place(&mut self, id: PageId, old: Placement, new: Placement) -> Option<f64> {
-        self.bias.forget(id);
-        self.on_move(id, old, new)
-    }
-
-    /// The move of a page ended. Returns the factor that brings its count to what would have been seen of it in the
-    /// tier where it is now, if there is a bias.
-    pub(super) fn on_move(&mut self, id: PageId, old: Placement, new: Placement) -> Option<f64> {
-        let factor = self.bias.at_move(old, new)?;
-        self.half_life.scale(id, factor);
-        Some(factor)
-    }
-
-    /// The decayed count that a page is expected to have on average, given its own count and those of all pages, in a
-    /// tier of which all is seen.
-    pub(super) fn expected_count(&self, page: &Candidate, placement: Placement, now: Time) -> f64 {
+    /// The decayed count that a page is expected to have on average, given its own count and those of all pages.
+    pub(super) fn expected_count(&self, page: &Candidate, now: Time) -> f64 {
         let scale = self.stats.plain_counts(now) * addr::frames(page.page.bytes);
-        let share = self.share_seen(placement);
-        self.expected_heat
-            .of(page.page.bytes, page.count * scale, share)
-            / scale
-    }
-
-    /// The share of a page's records that is seen in its tier, beside the tier that is seen best.
-    pub(super) fn share_seen(&self, placement: Placement) -> f64 {
-        match self.bias.shares() {
-            Shares::ALIKE => 1.0,
-            shares => shares.of(placement),
-        }
+        let counts = page.count * scale;
+        self.expected_heat.of(page.page.bytes, counts) / scale
     }
 
     /// How differently the source sees the tiers; `None` for a source that tests pages, which sees them alike.

@@ -126,21 +126,14 @@ impl Judge<'_> {
 
     /// The count that a page is expected to have on average, given its own count and those of all pages.
     pub(super) fn expected_count(&self, page: &Candidate) -> f64 {
-        let placement = self.pages.heap.placement(page.id);
-        self.evidence.expected_count(page, placement, self.now)
+        self.evidence.expected_count(page, self.now)
     }
 
-    /// Standard deviations by which the accesses seen at `hot` lie above the most at one of `cold`, each by what the
-    /// source sees of its tier. To ask for more than that where the slow tier is seen ill gives all the gain away.
+    /// Standard deviations by which the accesses seen at `hot` lie above the most at one of `cold`.
     fn deviations(&self, hot: Candidate, cold: &[Candidate]) -> f64 {
         let most = cold.iter().map(Candidate::accesses).fold(0.0, f64::max);
         let plain = self.evidence.stats.plain_counts(self.now);
-        let share = |page: &Candidate| {
-            let placement = self.pages.heap.placement(page.id);
-            self.evidence.share_seen(placement)
-        };
-        let ratio = cold.first().map_or(1.0, |cold| share(&hot) / share(cold));
-        significance::of_counts_unlike(hot.accesses(), most, ratio, plain)
+        significance::of_counts(hot.accesses(), most, plain)
     }
 
     /// Whether the page's count says that it is cold: "never sampled" does only where the source watches most of the

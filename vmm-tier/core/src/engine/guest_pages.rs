@@ -57,8 +57,8 @@ impl Candidate {
     }
 }
 
-/// Hears that a page went from one placement to another. Returns the factor for its count, if the count changes.
-pub(crate) type OnMove<'a> = &'a mut dyn FnMut(PageId, Placement, Placement) -> Option<f64>;
+/// Hears that a page that was not under way lies elsewhere than before.
+pub(crate) type OnPlace<'a> = &'a mut dyn FnMut(PageId);
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -138,15 +138,12 @@ impl GuestPages {
     /// The move of a page ended: it lies on `new` now, and rests until `available_at`.
     pub(super) fn settle(
         &mut self,
-        now: Time,
-        (id, bytes): (PageId, u64),
+        (id, page): (PageId, Page),
         new: Placement,
         available_at: Option<Time>,
-        on_move: OnMove<'_>,
     ) {
         let old = self.heap.placement(id);
-        self.count_place(id, bytes, old, new);
-        self.carry_count(now, id, old, new, on_move);
+        self.count_place(id, page.bytes, old, new);
         self.heap.settle(id, new, available_at);
     }
 
@@ -157,7 +154,7 @@ impl GuestPages {
         report: &ScanReport,
         tiers: &Tiers,
         cpu_share: f64,
-        on_move: OnMove<'_>,
+        on_place: OnPlace<'_>,
     ) {
         let mut seen = Leftovers::default();
         let could_look = !report.pages.is_empty();
@@ -173,7 +170,7 @@ impl GuestPages {
         if !self.scanner.finish(report, seen, now, cpu_share) || !could_look {
             return;
         }
-        self.refold(now, report, on_move);
+        self.refold(now, report, on_place);
         for &(page, node) in &report.pages {
             let Some(id) = self.index.id_at(page.hva) else {
                 continue;
@@ -182,12 +179,12 @@ impl GuestPages {
             if self.heap.is_in_flight(id) {
                 continue;
             }
-            self.place(now, id, placement_on(tiers, node), on_move);
+            self.place(id, placement_on(tiers, node), on_place);
         }
     }
 
     /// Folds and unfolds huge pages as the kernel has them now. Heat goes with the memory.
-    fn refold(&mut self, now: Time, report: &ScanReport, on_move: OnMove<'_>) {
+    fn refold(&mut self, now: Time, report: &ScanReport, on_place: OnPlace<'_>) {
         let span = report.request.span;
         for head in self.index.folded_in(span.hva, span.bytes) {
             let Some(id) = self.index.id_at(head) else {
@@ -197,11 +194,11 @@ impl GuestPages {
                 continue;
             }
             let (count, placement) = (self.heap.count(id, now), self.heap.placement(id));
-            self.place(now, id, Placement::Untracked, on_move);
+            self.place(id, Placement::Untracked, on_place);
             let frames = self.index.unfold(head);
             self.refolded(head);
             for frame in frames.into_iter().flatten() {
-                self.place(now, PageId(frame), placement, on_move);
+                self.place(PageId(frame), placement, on_place);
                 self.heap.set_count(PageId(frame), count, now);
             }
         }
@@ -224,41 +221,27 @@ impl GuestPages {
                 .sum();
             let placement = self.heap.placement(id);
             for &frame in &frames {
-                self.place(now, frame, Placement::Untracked, on_move);
+                self.place(frame, Placement::Untracked, on_place);
             }
             self.index.fold(head);
             self.refolded(head);
-            self.place(now, id, placement, on_move);
+            self.place(id, placement, on_place);
             self.heap
                 .set_count(id, counts / frames.len().max(1) as f64, now);
         }
     }
 
     /// Places a page that is not under way.
-    fn place(&mut self, now: Time, id: PageId, new: Placement, on_move: OnMove<'_>) {
+    fn place(&mut self, id: PageId, new: Placement, on_place: OnPlace<'_>) {
         let Some(page) = self.index.page(id) else {
             return;
         };
         let old = self.heap.placement(id);
         if old != new {
-            self.carry_count(now, id, old, new, on_move);
+            on_place(id);
         }
         self.heap.place(id, new);
         self.count_place(id, page.bytes, old, new);
-    }
-
-    fn carry_count(
-        &mut self,
-        now: Time,
-        id: PageId,
-        old: Placement,
-        new: Placement,
-        on_move: OnMove<'_>,
-    ) {
-        if let Some(factor) = on_move(id, old, new) {
-            let count = self.heap.count(id, now) * factor;
-            self.heap.set_count(id, count, now);
-        }
     }
 
     fn count_place(&mut self, id: PageId, bytes: u64, old: Placement, new: Placement) {

@@ -331,13 +331,7 @@ impl Mover {
         let was_promoted = result.outcome == Outcome::Moved && new == Placement::Fast;
         evidence.bias.settled(now, id, was_promoted);
         let available_at = rest.map(|rest| now + rest);
-        pages.settle(
-            now,
-            (id, page.bytes),
-            new,
-            available_at,
-            &mut |id, old, new| evidence.on_move(id, old, new),
-        );
+        pages.settle((id, page), new, available_at);
         match result.outcome {
             Outcome::Shared => {
                 pages.heap.exclude(id);

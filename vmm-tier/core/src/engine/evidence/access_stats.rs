@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::bias::Shares;
 use crate::{
     addr,
     engine::exchange::significance,
@@ -27,8 +26,6 @@ pub(crate) struct AccessStats {
     coverage: f64,
     /// Accesses that a record stands for, as its source says.
     period: f64,
-    /// What the source sees of each tier.
-    shares: Shares,
     /// Records that came, and records that are known to be missing.
     arrived: f64,
     missing: f64,
@@ -45,7 +42,6 @@ impl AccessStats {
             seconds: 0.0,
             coverage: 0.0,
             period: 1.0,
-            shares: Shares::ALIKE,
             arrived: 0.0,
             missing: 0.0,
         }
@@ -101,11 +97,6 @@ impl AccessStats {
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
     }
 
-    /// The source sees so much of each tier.
-    pub(crate) const fn set_shares(&mut self, shares: Shares) {
-        self.shares = shares;
-    }
-
     /// Accesses that a count stands for: those of the source's period, and those of the records that are missing, which
     /// would have counted too. The counts stay what they are, so less is certain.
     fn accesses_a_count(&self) -> f64 {
@@ -115,7 +106,7 @@ impl AccessStats {
         }
     }
 
-    /// Accesses a second for a page of `bytes` bytes with this decayed count, in a tier of which all is seen.
+    /// Accesses a second for a page of `bytes` bytes with this decayed count.
     ///
     /// A source that counts accesses counts them for each 4 KiB, so a page has those of all its frames, each
     /// standing for as many accesses as the source's period says.
@@ -162,10 +153,9 @@ impl AccessStats {
         significance::plain_counts(seconds, self.decay.half_life().as_secs_f64())
     }
 
-    /// Decayed counts on all pages together, of tiers of which all is seen.
+    /// Decayed counts on all pages together.
     pub(crate) fn counts(&self, now: Time) -> f64 {
-        (self.fast / self.shares.fast + self.slow / self.shares.slow + self.others)
-            / self.decay.boost(now)
+        (self.fast + self.slow + self.others) / self.decay.boost(now)
     }
 
     /// Whether the source counts accesses rather than testing pages.
@@ -192,8 +182,8 @@ impl AccessStats {
 
     /// Share of accesses that went to the fast tier.
     pub(crate) fn hit_ratio(&self) -> Option<f64> {
-        let (fast, slow) = (self.fast / self.shares.fast, self.slow / self.shares.slow);
-        (fast + slow > 0.0).then(|| fast / (fast + slow))
+        let all = self.fast + self.slow;
+        (all > 0.0).then(|| self.fast / all)
     }
 }
 

@@ -19,7 +19,7 @@
 //! What is expected of a page is its rate as the engine estimates it at the draw, times the time watched. It need not be
 //! right, as it is estimated alike for both: it makes pages of different heat comparable (the ratio estimator of
 //! sampling theory: Cochran, "Sampling techniques", 1977, chapter 6). For Poisson counts it is the maximum of the
-//! likelihood. How certain the ratio is, and when counts are judged by it, is in [`estimate`].
+//! likelihood. How certain the ratio is, is in [`estimate`].
 //!
 //! # Where it errs
 //! - It speaks of pages that are hot enough to be promoted. A source whose bias depends on how hot a page is, or that
@@ -30,15 +30,10 @@
 //!   in its first moments on a node (its TLB entries are gone), that is within two seconds.
 //!
 //! # What is done about it
-//! Where the ratio differs from 1 by four deviations, each tier's pages are judged by how well the tier is seen. Counts
-//! stay as they are: a count says how many records there are, and so how certain it is, and in a tier's heap all are
-//! alike. What differs is what a count means: the share of the records that were made is part of the likelihood, where a
-//! page's heat is estimated from its count and those of all pages (`evidence/expected_heat.rs`), where two pages are
-//! compared (`engine/exchange.rs`), and in rates and the hit ratio. When a page changes its tier its count is
-//! brought to what would have been seen of it there. The experiment sees records as they came, and no count.
+//! The bias is shown, and counts are not corrected for it: a count of few records that is multiplied is as uncertain as
+//! before, and pages near the border would go to and fro. The experiment sees records as they came, and no count.
 //!
-//! A source that tests pages reads page tables, which are written alike for all memory: nothing is measured or
-//! corrected there.
+//! A source that tests pages reads page tables, which are written alike for all memory: nothing is measured there.
 
 mod estimate;
 mod watched;
@@ -48,13 +43,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::{
-    dual_heap::{PageId, Placement},
+    dual_heap::PageId,
     random::Random,
     sample::{SampleBatch, SourceKind},
     time::Time,
 };
-
-pub(crate) use estimate::Shares;
 
 use estimate::Estimate;
 use watched::{Watch, Watched};
@@ -92,8 +85,8 @@ pub struct TierBias {
     pub pages: u64,
     /// Pages that are held back now.
     pub held: u64,
-    /// Whether counts are judged by it.
-    pub corrected: bool,
+    /// Whether it differs from 1 for certain: by 4 deviations.
+    pub significant: bool,
 }
 
 /// What becomes of a page that is about to be promoted.
@@ -258,16 +251,6 @@ impl Bias {
         self.watched.get(page).is_some_and(|watch| watch.stays)
     }
 
-    /// What is seen of each tier, beside the other.
-    pub(crate) fn shares(&self) -> Shares {
-        self.estimate.shares()
-    }
-
-    /// By what a page's count must be multiplied when it changes its tier; `None` if it stays as it is.
-    pub(crate) fn at_move(&self, old: Placement, new: Placement) -> Option<f64> {
-        self.estimate.at_move(old, new)
-    }
-
     /// What is known.
     pub(crate) fn report(&self) -> TierBias {
         let known = self.estimate.known();
@@ -276,7 +259,7 @@ impl Bias {
             deviation: known.map(|(_, deviation)| deviation),
             pages: self.estimate.pages().round() as u64,
             held: self.watched.held(),
-            corrected: self.estimate.corrected.is_some(),
+            significant: self.estimate.is_significant,
         }
     }
 }

@@ -8,7 +8,7 @@ mod population;
 use std::{collections::BTreeMap, time::Duration};
 
 use self::population::Population;
-use super::{access_stats::AccessStats, bias::Shares};
+use super::access_stats::AccessStats;
 use crate::{addr, dual_heap::Placement, engine::guest_pages::GuestPages, random, time::Time};
 
 /// How often pages are looked at. Heats change within half-lives, which are some seconds.
@@ -32,15 +32,12 @@ pub(crate) struct ExpectedHeat {
 }
 
 impl ExpectedHeat {
-    /// The counts that a page of this size and with this many plain counts, `share` of all, is expected to have
-    /// where all are seen.
-    pub(super) fn of(&self, page_bytes: u64, counts: f64, share: f64) -> f64 {
+    /// The counts that a page of this size and with this many plain counts is expected to have on average.
+    pub(super) fn of(&self, page_bytes: u64, counts: f64) -> f64 {
         self.by_page_bytes
             .get(&page_bytes)
             .filter(|population| population.is_known())
-            .map_or(counts / share, |population| {
-                population.expected(counts, share)
-            })
+            .map_or(counts, |population| population.expected(counts))
     }
 
     /// Forgets everything: the pages are others now.
@@ -49,13 +46,7 @@ impl ExpectedHeat {
     }
 
     /// Looks at some pages if that is due.
-    pub(super) fn learn(
-        &mut self,
-        now: Time,
-        stats: &AccessStats,
-        shares: Shares,
-        pages: &GuestPages,
-    ) {
+    pub(super) fn learn(&mut self, now: Time, stats: &AccessStats, pages: &GuestPages) {
         let plain = stats.plain_counts(now);
         let counts = plain * stats.counts(now);
         let changed = counts > self.counts * CHANGED || counts < self.counts / CHANGED;
@@ -69,7 +60,7 @@ impl ExpectedHeat {
                 population.forget_counts();
             }
         }
-        let mut by_page_bytes: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
+        let mut by_page_bytes: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
         let frames = pages.index.frames();
         for _ in 0..PAGES.min(frames) {
             self.looked += 1;
@@ -77,14 +68,12 @@ impl ExpectedHeat {
             let Some(id) = pages.index.page_of_frame(frame) else {
                 continue;
             };
-            let placement = pages.heap.placement(id);
-            if placement == Placement::Untracked {
+            if pages.heap.placement(id) == Placement::Untracked {
                 continue;
             }
             if let Some(page) = pages.index.page(id) {
                 let counts = plain * pages.heap.count(id, now) * addr::frames(page.bytes);
-                let counted = (counts, shares.of(placement));
-                by_page_bytes.entry(page.bytes).or_default().push(counted);
+                by_page_bytes.entry(page.bytes).or_default().push(counts);
             }
         }
         for (bytes, counts) in by_page_bytes {

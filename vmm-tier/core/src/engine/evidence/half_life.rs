@@ -103,16 +103,6 @@ impl HalfLife {
         }
     }
 
-    /// From now on `factor` times as many accesses are seen at a page.
-    pub(crate) fn scale(&mut self, page: PageId, factor: f64) {
-        if let Some(watched) = self.watched.get_mut(&page.0) {
-            watched.recent *= factor;
-            for count in &mut watched.counts {
-                *count *= factor;
-            }
-        }
-    }
-
     /// Compares what was predicted with what came, if that is due. Returns the half-life if it changes.
     pub(crate) fn tick(&mut self, now: Time) -> Option<Duration> {
         let last = *self.last.get_or_insert(now);

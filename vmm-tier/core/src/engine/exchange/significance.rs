@@ -42,17 +42,9 @@ pub(crate) fn plain_counts(decayed_s: f64, half_life_s: f64) -> f64 {
 
 /// Standard deviations by which the decayed count `hot` lies above the decayed count `cold`; negative if it lies
 /// below. N = plain · C is the number of [plain counts](plain_counts) behind each. Counts below 0 are taken as 0.
-#[cfg(test)]
 pub(crate) fn of_counts(hot: f64, cold: f64, plain: f64) -> f64 {
-    of_counts_unlike(hot, cold, 1.0, plain)
-}
-
-/// Like the z above, for a source that samples the two pages' tiers unequally: `seen` is the sampling rate at `hot`
-/// relative to `cold`. With equal heats, √(N + 3/8) of `cold` brought to `hot` by √seen has the variance seen / 4
-/// (Huffman, "An improved approximate two-sample Poisson test", Applied Statistics 33, 1984).
-pub(crate) fn of_counts_unlike(hot: f64, cold: f64, seen: f64, plain: f64) -> f64 {
     let root = |count: f64| (plain * count.max(0.0) + 0.375).sqrt();
-    2.0 * (root(hot) - root(cold) * seen.sqrt()) / (1.0 + seen).sqrt()
+    std::f64::consts::SQRT_2 * (root(hot) - root(cold))
 }
 
 /// The z for a source that tests pages and finds each used or not. `tests` is the decayed count of a page that was

@@ -75,9 +75,6 @@ pub struct Explanation {
     pub placement: Placement,
     /// Accesses (or positive tests) seen, decayed.
     pub samples: f64,
-    /// The share of what the source would see of the page if its tier were seen as well as the other: below 1 where the
-    /// bias between tiers is corrected and this is the one that is seen worse.
-    pub share_seen: f64,
     /// Estimated accesses a second to the whole page.
     pub accesses_per_s: f64,
     /// How many pages of its tier would be taken before it; `null` if it may not be taken.
@@ -135,7 +132,6 @@ pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanat
         node: past.node,
         seconds_ago: now.since(past.at).as_secs_f64(),
     };
-    let share_seen = evidence.share_seen(state.placement);
     let subject = Subject {
         engine,
         now,
@@ -157,8 +153,7 @@ pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanat
         ),
         placement: state.placement,
         samples: count,
-        share_seen,
-        accesses_per_s: evidence.stats.rate(count / share_seen, page.bytes, now),
+        accesses_per_s: evidence.stats.rate(count, page.bytes, now),
         rank: standing.map(|(before, _)| before),
         heap_pages: standing.map(|(_, all)| all),
         estimated: pages.heap.is_estimated(),

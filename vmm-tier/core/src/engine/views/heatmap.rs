@@ -132,7 +132,6 @@ fn sum_cells(engine: &VmEngine, now: Time, map: &GuestMemoryMap, cut: &Cut) -> V
     // The cell that was looked at last: the next page is nearly always in it, too.
     let (mut cell, mut bounds) = (0, 0..0);
     let rate = evidence.stats.rates(now);
-    let shares = evidence.bias.shares();
     for range in map.ranges() {
         let touched = pages.index.touched(range.hva, range.len);
         let found = touched
@@ -145,7 +144,7 @@ fn sum_cells(engine: &VmEngine, now: Time, map: &GuestMemoryMap, cut: &Cut) -> V
             let from = page.hva.0.max(range.hva.0);
             let to = (page.hva.0 + page.bytes).min(range.hva.0 + range.len);
             let per_byte = match count > 0.0 {
-                true => rate(count / shares.of(placement), page.bytes) / page.bytes as f64,
+                true => rate(count, page.bytes) / page.bytes as f64,
                 false => 0.0,
             };
             // A large page may lie in several cells.

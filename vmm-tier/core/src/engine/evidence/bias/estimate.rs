@@ -1,4 +1,4 @@
-//! How much more often the fast tier's accesses are reported, how certain that is, and what follows for counts.
+//! The estimate of the bias: how much more often the fast tier's accesses are reported, and how certain that is.
 //!
 //! # How certain it is
 //! With R = Y / E of a group of n pages, the variance of R is estimated from the pages themselves,
@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use crate::{dual_heap::Placement, time::Time};
+use crate::time::Time;
 
 /// Evidence of so long ago weighs half: what hardware sees changes with what the guest does.
 const HALF_LIFE: Duration = Duration::from_secs(600);
@@ -17,39 +17,15 @@ const LEAST_PAGES: f64 = 8.0;
 const LEAST_SEEN: f64 = 10.0;
 /// Once the ratio is known this well no page is held back.
 const ENOUGH: f64 = 0.1;
-/// By how many deviations the ratio must differ from 1 before counts are judged by it. It is looked at again and again: of
-/// 240 guests without a bias one came to be 3 deviations off in two minutes, none 4.
+/// Deviations by which the ratio must differ from 1 to be called significant. It is tested again and again: of 240
+/// guests without a bias, one came to be 3 deviations off in two minutes, none 4.
 const SURE: f64 = 4.0;
-/// They no longer are below this.
+/// It stays significant down to this.
 const STILL_SURE: f64 = 2.0;
-/// A bias of less than a fifth changes no exchange (see `engine/exchange.rs`).
+/// A bias of less than a fifth changes no exchange (see `engine/exchange.rs`), and is never called significant.
 const LEAST_BIAS: f64 = 1.2;
-/// No more is believed.
+/// Upper bound on the bias.
 const MOST_BIAS: f64 = 64.0;
-
-/// The share of the records that would have been made if a tier were seen as well as the one that is seen best.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Shares {
-    pub(crate) fast: f64,
-    pub(crate) slow: f64,
-}
-
-impl Shares {
-    /// Both tiers are seen alike.
-    pub(crate) const ALIKE: Self = Self {
-        fast: 1.0,
-        slow: 1.0,
-    };
-
-    /// That of the records of a page there.
-    #[inline]
-    pub(crate) const fn of(self, placement: Placement) -> f64 {
-        match placement {
-            Placement::Fast => self.fast,
-            Placement::Slow | Placement::Untracked => self.slow,
-        }
-    }
-}
 
 /// Pages of one group, as sums.
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,8 +81,8 @@ pub(super) struct Estimate {
     pub(super) stayed: Group,
     pub(super) moved: Group,
     faded: Time,
-    /// The ratio that counts are judged by, if they are.
-    pub(super) corrected: Option<f64>,
+    /// Whether the ratio differs from 1 for certain.
+    pub(super) is_significant: bool,
 }
 
 impl Estimate {
@@ -127,16 +103,16 @@ impl Estimate {
         group.add(seen, expected);
     }
 
-    /// Decides whether counts are judged by the ratio.
+    /// Decides whether the ratio is significant.
     pub(super) fn decide(&mut self) {
-        let sure = match self.corrected {
-            Some(_) => STILL_SURE,
-            None => SURE,
+        let sure = match self.is_significant {
+            true => STILL_SURE,
+            false => SURE,
         };
-        let is_sure = |&(ratio, deviation): &(f64, f64)| {
+        let is_sure = |(ratio, deviation): (f64, f64)| {
             ratio.ln().abs() >= LEAST_BIAS.ln().max(sure * deviation)
         };
-        self.corrected = self.known().filter(is_sure).map(|(ratio, _)| ratio);
+        self.is_significant = self.known().is_some_and(is_sure);
     }
 
     /// Fast over slow, and the standard deviation of its logarithm.
@@ -156,23 +132,5 @@ impl Estimate {
     /// Pages that this was learned from, decayed.
     pub(super) fn pages(&self) -> f64 {
         self.stayed.pages + self.moved.pages
-    }
-
-    /// What is seen of each tier, beside the other.
-    pub(super) fn shares(&self) -> Shares {
-        self.corrected.map_or(Shares::ALIKE, |ratio| Shares {
-            fast: ratio.min(1.0),
-            slow: ratio.recip().min(1.0),
-        })
-    }
-
-    /// By what a page's count must be multiplied when it changes its tier; `None` if it stays as it is.
-    pub(super) fn at_move(&self, old: Placement, new: Placement) -> Option<f64> {
-        let ratio = self.corrected?;
-        match (old, new) {
-            (Placement::Slow, Placement::Fast) => Some(ratio),
-            (Placement::Fast, Placement::Slow) => Some(ratio.recip()),
-            _ => None,
-        }
     }
 }

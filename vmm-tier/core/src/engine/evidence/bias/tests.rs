@@ -129,7 +129,7 @@ fn errors(rate: fn(&mut Random) -> f64, pace: fn(f64) -> f64, changes: bool) -> 
             assert!(deviation < 0.3, "{bias}: {:?}", found.report());
             errors.push((ratio / bias).ln() / deviation);
             assert!(
-                (found.estimate.corrected.is_some()) == (bias != 1.0),
+                found.report().significant == (bias != 1.0),
                 "{bias}: {:?}",
                 found.report()
             );
@@ -176,22 +176,7 @@ fn estimate_when_there_is_little_evidence_is_not_known() {
     };
     let bias = guest.play(1, 2);
     assert_eq!(bias.report().fast_to_slow, None);
-    assert_eq!(bias.shares(), Shares::ALIKE);
-    assert_eq!(bias.at_move(Placement::Slow, Placement::Fast), None);
-}
-
-#[test]
-fn counts_when_the_bias_is_known_are_brought_to_the_tier() {
-    let mut bias = Bias::default();
-    bias.estimate.corrected = Some(4.0);
-    let slow_is_seen_worse = Shares {
-        fast: 1.0,
-        slow: 0.25,
-    };
-    assert_eq!(bias.shares(), slow_is_seen_worse);
-    assert_eq!(bias.at_move(Placement::Slow, Placement::Fast), Some(4.0));
-    assert_eq!(bias.at_move(Placement::Fast, Placement::Slow), Some(0.25));
-    assert_eq!(bias.at_move(Placement::Untracked, Placement::Fast), None);
+    assert!(!bias.report().significant);
 }
 
 #[test]
@@ -248,11 +233,11 @@ fn bias_when_another_source_is_believed_is_its_own() {
         source: Some(SourceKind::Ibs),
         ..Bias::default()
     };
-    bias.estimate.corrected = Some(4.0);
+    bias.estimate.is_significant = true;
     bias.begin(&batch(SourceKind::Ibs, Time(1_000_000_000)));
-    assert!(bias.estimate.corrected.is_some());
+    assert!(bias.report().significant);
     bias.begin(&batch(SourceKind::Guest, Time(2_000_000_000)));
-    assert_eq!(bias.shares(), Shares::ALIKE);
+    assert!(!bias.report().significant);
     assert_eq!(bias.report().pages, 0);
 }
 

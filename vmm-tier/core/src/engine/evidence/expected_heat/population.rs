@@ -35,10 +35,8 @@ const RARE: f64 = 0.1;
 #[derive(Clone, Debug)]
 pub(super) struct Population {
     weights: [f64; GRID],
-    /// Pages of the samples, by binned count; and those of which only a share of the counts was seen.
+    /// Pages of the samples, by binned count.
     bins: Vec<f64>,
-    partly: Vec<f64>,
-    share: f64,
     pages: f64,
 }
 
@@ -47,35 +45,23 @@ impl Default for Population {
         Self {
             weights: [1.0 / GRID as f64; GRID],
             bins: vec![0.0; BINS],
-            partly: Vec::new(),
-            share: 1.0,
             pages: 0.0,
         }
     }
 }
 
 impl Population {
-    /// Takes in the counts of some pages, chosen regardless of their heat, out of `pages` in all. Each comes with
-    /// the share of all there was to count that was counted: 1, or one other for all others.
-    pub(super) fn learn(&mut self, counts: impl IntoIterator<Item = (f64, f64)>, pages: u64) {
-        for bin in self.bins.iter_mut().chain(&mut self.partly) {
+    /// Takes in the counts of some pages, chosen regardless of their heat, out of `pages` in all.
+    pub(super) fn learn(&mut self, counts: impl IntoIterator<Item = f64>, pages: u64) {
+        for bin in &mut self.bins {
             *bin *= KEPT;
         }
-        for (count, share) in counts {
+        for count in counts {
             let bin = (count.max(0.0).sqrt() * BINS_PER_ROOT).round() as usize;
-            let bins = if share < 1.0 {
-                self.share = share;
-                self.partly.resize(BINS, 0.0);
-                &mut self.partly
-            } else {
-                &mut self.bins
-            };
-            bins[bin.min(BINS - 1)] += 1.0;
+            self.bins[bin.min(BINS - 1)] += 1.0;
         }
         self.pages = pages.max(1) as f64;
-        let filled: Vec<(f64, [f64; GRID])> = of_share(&self.bins, 1.0)
-            .chain(of_share(&self.partly, self.share))
-            .collect();
+        let filled: Vec<(f64, [f64; GRID])> = explained(&self.bins).collect();
         let all: f64 = filled.iter().map(|(n, _)| n).sum();
         if all <= 0.0 {
             return;
@@ -105,7 +91,6 @@ impl Population {
     /// estimate begins.
     pub(super) fn forget_counts(&mut self) {
         self.bins.fill(0.0);
-        self.partly.clear();
     }
 
     /// Whether it has learned from any page.
@@ -113,10 +98,9 @@ impl Population {
         self.pages > 0.0
     }
 
-    /// The heat that a page is expected to have, in counts, of which `share` was counted: this many. Never falls when the
-    /// count rises.
-    pub(super) fn expected(&self, count: f64, share: f64) -> f64 {
-        let likelihoods = likelihoods(count.max(0.0), share);
+    /// The heat that a page with this count is expected to have, in counts. Never falls when the count rises.
+    pub(super) fn expected(&self, count: f64) -> f64 {
+        let likelihoods = likelihoods(count.max(0.0));
         let (mut sum, mut mean) = (0.0, 0.0);
         for ((l, w), heat) in likelihoods.iter().zip(&self.weights).zip(grid()) {
             sum += l * w;
@@ -137,20 +121,19 @@ fn grid() -> impl Iterator<Item = f64> {
 }
 
 /// How many pages have each binned count, and how well each heat explains it.
-fn of_share(bins: &[f64], share: f64) -> impl Iterator<Item = (f64, [f64; GRID])> {
+fn explained(bins: &[f64]) -> impl Iterator<Item = (f64, [f64; GRID])> {
     let filled = (0u32..).zip(bins).filter(|(_, n)| **n > 1e-3);
     filled.map(move |(bin, &n)| {
         let root = f64::from(bin) / BINS_PER_ROOT;
-        (n, likelihoods(root * root, share))
+        (n, likelihoods(root * root))
     })
 }
 
-/// How well each heat of the grid explains a count of a share of what there was, up to a factor: Poisson, over the
-/// likeliest of them.
-fn likelihoods(count: f64, share: f64) -> [f64; GRID] {
+/// How well each heat of the grid explains a count, up to a factor: Poisson, over the likeliest of them.
+fn likelihoods(count: f64) -> [f64; GRID] {
     let mut logs = [0.0; GRID];
     for (log, heat) in logs.iter_mut().zip(grid()) {
-        *log = count * heat.ln() - heat * share;
+        *log = count * heat.ln() - heat;
     }
     let most = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     // Never 0, so that no count is without explanation.
@@ -191,8 +174,7 @@ mod tests {
     fn learned(heats: &[f64]) -> Population {
         let mut population = Population::default();
         for _ in 0..20 {
-            let counts = counts(heats.iter().copied()).into_iter();
-            population.learn(counts.map(|count| (count, 1.0)), heats.len() as u64);
+            population.learn(counts(heats.iter().copied()), heats.len() as u64);
         }
         assert!(population.is_valid());
         population
@@ -202,10 +184,7 @@ mod tests {
     fn expected_when_all_pages_are_alike_is_nearly_the_same_for_all_counts_that_occur() {
         let population = learned(&vec![7.0; 4096]);
         // The extremes of 4096 Poisson counts of mean 7 are about 0 and 18.
-        let (cold, hot) = (
-            population.expected(1.0, 1.0),
-            population.expected(16.0, 1.0),
-        );
+        let (cold, hot) = (population.expected(1.0), population.expected(16.0));
         assert!(cold > 5.0 && hot < 9.5, "{cold} {hot}");
     }
 
@@ -215,14 +194,14 @@ mod tests {
             .map(|i| if i % 16 == 0 { 60.0 } else { 1.0 })
             .collect();
         let population = learned(&heats);
-        assert!((population.expected(3.0, 1.0) - 1.0).abs() < 0.3);
-        assert!((population.expected(50.0, 1.0) - 60.0).abs() < 8.0);
+        assert!((population.expected(3.0) - 1.0).abs() < 0.3);
+        assert!((population.expected(50.0) - 60.0).abs() < 8.0);
     }
 
     #[test]
     fn expected_when_a_count_was_never_met_believes_it_all_the_same() {
         let population = learned(&vec![1.0; 4096]);
-        let found = population.expected(80.0, 1.0);
+        let found = population.expected(80.0);
         assert!((60.0..100.0).contains(&found), "{found}");
     }
 
@@ -231,7 +210,7 @@ mod tests {
         let heats: Vec<f64> = (1..4096).map(|rank| 2000.0 / f64::from(rank)).collect();
         let population = learned(&heats);
         let found: Vec<f64> = (0..4000)
-            .map(|n| population.expected(f64::from(n) / 4.0, 1.0))
+            .map(|n| population.expected(f64::from(n) / 4.0))
             .collect();
         assert!(
             found
@@ -244,6 +223,6 @@ mod tests {
     fn expected_when_nothing_is_known_follows_the_count() {
         let population = Population::default();
         assert!(!population.is_known());
-        assert!((population.expected(100.0, 1.0) - 100.0).abs() < 10.0);
+        assert!((population.expected(100.0) - 100.0).abs() < 10.0);
     }
 }
