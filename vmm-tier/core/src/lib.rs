@@ -7,7 +7,6 @@
 pub mod addr;
 pub mod dual_heap;
 pub mod engine;
-pub mod exchange;
 pub mod heat;
 pub mod ladder;
 pub mod map;
@@ -15,7 +14,6 @@ pub mod moves;
 pub mod pace;
 pub mod pages;
 pub mod period;
-pub mod population;
 pub mod quota;
 pub mod random;
 pub mod report;

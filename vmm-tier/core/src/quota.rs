@@ -1,4 +1,4 @@
-//! How much may be moved: a token bucket for the rate, and headroom on the fast node.
+//! How much may be moved: a token bucket for the rate.
 
 use crate::time::Time;
 
@@ -96,40 +96,5 @@ impl TokenBucket {
     fn fill(&mut self, now: Time) {
         self.level_byte_ns = self.level_at(now);
         self.filled_at = self.filled_at.max(now);
-    }
-}
-
-/// The free memory of the fast node against what must stay free there.
-///
-/// The kernel lets allocations fill a node to its low watermark, but a promotion succeeds only above
-/// the high (or promotion) watermark; between the two, nothing is ever promoted unless somebody
-/// demotes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Headroom {
-    /// Free bytes on the node.
-    pub free_bytes: u64,
-    /// The node's high (or promotion) watermark, the sum over its zones.
-    pub watermark_bytes: u64,
-    /// What is to stay free beyond the watermark.
-    pub margin_bytes: u64,
-}
-
-impl Headroom {
-    /// Bytes that must stay free.
-    #[must_use]
-    pub fn reserve_bytes(&self) -> u64 {
-        self.watermark_bytes.saturating_add(self.margin_bytes)
-    }
-
-    /// Bytes that may be promoted now, without any demotion.
-    #[must_use]
-    pub fn promotable_bytes(&self) -> u64 {
-        self.free_bytes.saturating_sub(self.reserve_bytes())
-    }
-
-    /// Bytes that must be demoted to have the reserve free again.
-    #[must_use]
-    pub fn deficit_bytes(&self) -> u64 {
-        self.reserve_bytes().saturating_sub(self.free_bytes)
     }
 }

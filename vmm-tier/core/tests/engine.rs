@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva},
-    engine::{Event, VmState},
+    engine::{Event, Order, VmState},
     moves::Outcome,
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
     settings::EngineSettings,
@@ -179,7 +179,7 @@ fn limit_when_lowered_is_obeyed_at_once_and_kept() {
     for _ in 0..10 {
         lab.observe(|frame| if frame < 256 { 20.0 } else { 0.0 });
     }
-    lab.step(Event::Limit(Some(128 * BASE_PAGE)));
+    lab.order(Order::Limit(Some(128 * BASE_PAGE))).unwrap();
     for _ in 0..10 {
         lab.observe(|frame| if frame < 256 { 20.0 } else { 0.0 });
     }
@@ -194,7 +194,7 @@ fn limit_when_lowered_is_obeyed_at_once_and_kept() {
 #[test]
 fn engine_when_it_may_not_move_moves_nothing() {
     let conditions: [(Event, VmState); 5] = [
-        (Event::Pause(true), VmState::Paused),
+        (Event::Tick, VmState::Paused),
         (Event::Guest { stopped: true }, VmState::GuestStopped),
         (Event::Monitor { attached: false }, VmState::Detached),
         (Event::Source(None), VmState::Blind),
@@ -203,6 +203,8 @@ fn engine_when_it_may_not_move_moves_nothing() {
     for (event, state) in conditions {
         let mut lab = Lab::new(gups(2048, 512), settings());
         lab.step(event);
+        let is_paused = state == VmState::Paused;
+        lab.order(Order::Pause(is_paused)).unwrap();
         for _ in 0..20 {
             lab.observe(|frame| if frame > 1792 { 20.0 } else { 0.0 });
         }
@@ -298,7 +300,7 @@ fn map_when_it_grows_keeps_what_was_known() {
     }
     let moved = lab.moved();
     lab.kernel.frames.resize(4096, None);
-    lab.engine.set_map(lab.now, map(1, 4096)).unwrap();
+    lab.order(Order::Map(map(1, 4096))).unwrap();
     for _ in 0..20 {
         lab.observe(|frame| {
             if (1792..2048).contains(&frame) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa},
-    engine::{DrainStall, Event, Notice, Pin, PolicyChange, VmEngine, VmState, WhenFull},
+    engine::{DrainStall, Event, Notice, Order, Pin, PolicyChange, VmEngine, VmState, WhenFull},
     moves::{Direction, Outcome},
     settings::{EngineSettings, Tier},
     time::Time,
@@ -40,7 +40,7 @@ fn counts_when_the_half_life_changes_stay_and_the_rate_with_them() {
             half_life: Some(Duration::from_secs(seconds)),
             ..PolicyChange::default()
         };
-        lab.engine.set_policy(lab.now, &change).unwrap();
+        lab.order(Order::Policy(change)).unwrap();
         let after = ask(&lab);
         assert!(
             (after.0 / before.0 - 1.0).abs() < 1e-6,
@@ -57,7 +57,7 @@ fn counts_when_the_half_life_changes_stay_and_the_rate_with_them() {
         half_life: Some(Duration::from_secs(2)),
         ..PolicyChange::default()
     };
-    lab.engine.set_policy(lab.now, &change).unwrap();
+    lab.order(Order::Policy(change)).unwrap();
     observe(&mut lab, 50);
     let after = ask(&lab);
     // 20 hits in 20 tests of 400 ms; a steady count is 20 / 0.4 · 2 s / ln 2 = 144, sampled in steps.
@@ -98,7 +98,7 @@ fn policy_when_out_of_bounds_is_refused_with_what_is_allowed() {
         ),
     ];
     for (change, says) in cases {
-        let error = lab.engine.set_policy(lab.now, &change).unwrap_err();
+        let error = lab.order(Order::Policy(change)).unwrap_err();
         assert_eq!(error.to_string(), says);
         assert_eq!(lab.engine.policy(), before, "all or nothing");
     }
@@ -112,7 +112,7 @@ fn rate_when_lowered_binds_from_then_on() {
         rate_bytes_per_s: Some(20 * BASE_PAGE),
         ..PolicyChange::default()
     };
-    lab.engine.set_policy(lab.now, &change).unwrap();
+    lab.order(Order::Policy(change)).unwrap();
     let before = (lab.moved(), lab.now);
     observe(&mut lab, 100);
     let seconds = lab.now.since(before.1).as_secs();
@@ -137,27 +137,24 @@ fn moves_that_wait_for_their_rate_when_paused_wake_nobody() {
         rate_bytes_per_s: Some(4096),
         ..PolicyChange::default()
     };
-    lab.engine.set_policy(lab.now, &slowly).unwrap();
+    lab.order(Order::Policy(slowly)).unwrap();
     observe(&mut lab, 60);
     let due = lab.engine.wakes_at().unwrap();
     assert!(due > lab.now);
-    for (pauses, goes_on) in [
-        (Event::Pause(true), Event::Pause(false)),
-        (
-            Event::Guest { stopped: true },
-            Event::Guest { stopped: false },
-        ),
-        (
-            Event::Monitor { attached: false },
-            Event::Monitor { attached: true },
-        ),
-    ] {
-        lab.step(pauses);
+    let cases: [fn(&mut Lab, bool); 3] = [
+        |lab, stops| {
+            lab.order(Order::Pause(stops)).unwrap();
+        },
+        |lab, stopped| lab.step(Event::Guest { stopped }),
+        |lab, lost| lab.step(Event::Monitor { attached: !lost }),
+    ];
+    for pause in cases {
+        pause(&mut lab, true);
         // Due or not: whoever waited until then would wake again and again.
         assert_eq!(lab.engine.wakes_at(), None);
-        lab.engine.set_policy(lab.now, &slowly).unwrap();
+        lab.order(Order::Policy(slowly)).unwrap();
         assert_eq!(lab.engine.wakes_at(), None);
-        lab.step(goes_on);
+        pause(&mut lab, false);
         assert!(lab.engine.wakes_at().is_some_and(|at| at > lab.now));
     }
 }
@@ -188,9 +185,9 @@ fn drain_when_asked_for_goes_down_tells_how_far_and_stays() {
         rate_bytes_per_s: Some(64 * BASE_PAGE),
         ..PolicyChange::default()
     };
-    lab.engine.set_policy(lab.now, &slowly).unwrap();
+    lab.order(Order::Policy(slowly)).unwrap();
     let start_bytes = lab.engine.snapshot().tiers[0].bytes;
-    lab.engine.drain(100 * BASE_PAGE);
+    lab.order(Order::Drain(100 * BASE_PAGE)).unwrap();
     assert_eq!(
         lab.engine.drain_progress().unwrap().start_bytes,
         start_bytes
@@ -217,7 +214,7 @@ fn drain_when_asked_for_goes_down_tells_how_far_and_stays() {
     assert_eq!(hot_left, 100, "what stays is the hottest");
     assert_eq!(lab.engine.snapshot().drain, lab.engine.drain_progress());
 
-    lab.step(Event::Limit(None));
+    lab.order(Order::Limit(None)).unwrap();
     assert_eq!(lab.engine.drain_progress(), None, "another limit ends it");
 }
 
@@ -229,9 +226,12 @@ fn drain_when_not_all_pages_were_looked_up_is_not_done_before_they_are() {
     };
     // No look-up is carried out: the engine only asks for one.
     let mut engine = VmEngine::new(settings.clone(), common::tiers(), Time(0));
-    engine.set_map(Time(0), common::map(1, 2048)).unwrap();
-    engine.drain(100 * BASE_PAGE);
-    engine.step(Time(0), Event::Tick);
+    engine
+        .order(Time(0), Order::Map(common::map(1, 2048)))
+        .unwrap();
+    engine
+        .order(Time(0), Order::Drain(100 * BASE_PAGE))
+        .unwrap();
     let progress = engine.drain_progress().unwrap();
     assert!(!progress.done && !progress.stuck, "{progress:?}");
     assert_eq!(engine.take_notices(), []);
@@ -245,12 +245,11 @@ fn drain_when_not_all_pages_were_looked_up_is_not_done_before_they_are() {
     };
     let actions = lab.engine.step(Time(0), Event::Tick);
     assert_eq!(actions, [], "the look-up is under way already");
-    lab.engine.set_map(Time(0), common::map(2, 2047)).unwrap();
-    lab.step(Event::Tick);
+    lab.order(Order::Map(common::map(2, 2047))).unwrap();
     let progress = lab.engine.drain_progress().unwrap();
     assert!(!progress.done, "{progress:?}");
     assert_eq!(progress.start_bytes, 512 * BASE_PAGE);
-    lab.engine.drain(512 * BASE_PAGE);
+    lab.order(Order::Drain(512 * BASE_PAGE)).unwrap();
     let told = drains(&mut lab);
     assert_eq!(told.iter().filter(|progress| progress.done).count(), 1);
 }
@@ -265,10 +264,10 @@ fn drain_when_the_rest_is_pinned_says_that_it_is_stuck() {
         tier: Tier::Fast,
         when_full: WhenFull::Demote,
     };
-    lab.engine.pin(lab.now, pin).unwrap();
+    lab.order(Order::Pin(pin)).unwrap();
     observe(&mut lab, 10);
     drains(&mut lab);
-    lab.engine.drain(0);
+    lab.order(Order::Drain(0)).unwrap();
     observe(&mut lab, 40);
     let stuck = lab.engine.drain_progress().unwrap();
     assert_eq!(
@@ -278,7 +277,8 @@ fn drain_when_the_rest_is_pinned_says_that_it_is_stuck() {
     assert!(stuck.stuck && !stuck.done);
     assert_eq!(stuck.stuck_because, Some(DrainStall::Pinned));
     assert_eq!(drains(&mut lab).iter().filter(|told| told.stuck).count(), 1);
-    lab.engine.unpin(lab.now, pin.start, pin.bytes).unwrap();
+    let Pin { start, bytes, .. } = pin;
+    lab.order(Order::Unpin { start, bytes }).unwrap();
     observe(&mut lab, 40);
     assert!(lab.engine.drain_progress().unwrap().done);
 }
@@ -289,7 +289,7 @@ fn drain_when_the_slow_tier_is_full_is_stuck_until_it_has_room() {
     observe(&mut lab, 10);
     lab.kernel.slow_free = 0;
     lab.step(Event::Tick);
-    lab.engine.drain(0);
+    lab.order(Order::Drain(0)).unwrap();
     observe(&mut lab, 10);
     let stuck = lab.engine.drain_progress().unwrap();
     assert_eq!(stuck.stuck_because, Some(DrainStall::NoSlowRoom));
@@ -311,7 +311,7 @@ fn notices_when_states_change_and_moves_fail_tell_of_them() {
     }
     let mut lab = Lab::new(kernel, settings());
     observe(&mut lab, 30);
-    lab.step(Event::Pause(true));
+    lab.order(Order::Pause(true)).unwrap();
     let told = lab.engine.take_notices();
     let states: Vec<_> = told
         .iter()

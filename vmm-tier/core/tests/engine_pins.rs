@@ -8,7 +8,9 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva},
-    engine::{Event, MAX_PINS, Pin, PinError, PinsSnapshot, VmEngine, WhenFull},
+    engine::{
+        Event, MAX_PINS, Order, Pin, PinError, PinReport, PinsSnapshot, Refusal, VmEngine, WhenFull,
+    },
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::Outcome,
     settings::{EngineSettings, Tier},
@@ -29,6 +31,24 @@ fn pin(frames: Range<u32>, tier: Tier, when_full: WhenFull) -> Pin {
         tier,
         when_full,
     }
+}
+
+/// Pins a range, or says why not.
+fn try_pin(lab: &mut Lab, pin: Pin) -> Result<PinReport, PinError> {
+    match lab.order(Order::Pin(pin)) {
+        Ok(reply) => Ok(reply.pins),
+        Err(Refusal::Pin(error)) => Err(error),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Unpins so many frames, or says why not.
+fn try_unpin(lab: &mut Lab, first: u32, frames: u64) -> Result<PinReport, Refusal> {
+    let order = Order::Unpin {
+        start: gpa(first),
+        bytes: frames * BASE_PAGE,
+    };
+    lab.order(order).map(|reply| reply.pins)
 }
 
 fn on_fast(lab: &Lab, frames: Range<u32>) -> usize {
@@ -53,9 +73,9 @@ fn observe(lab: &mut Lab, times: u32) {
 fn cold_pages_when_pinned_to_the_fast_tier_push_others_out_if_they_may() {
     let mut lab = lab();
     let made = lab
-        .engine
-        .pin(lab.now, pin(1000..1100, Tier::Fast, WhenFull::Demote))
-        .unwrap();
+        .order(Order::Pin(pin(1000..1100, Tier::Fast, WhenFull::Demote)))
+        .unwrap()
+        .pins;
     assert_eq!(
         (made.placed_bytes, made.elsewhere_bytes),
         (0, 100 * BASE_PAGE)
@@ -66,10 +86,7 @@ fn cold_pages_when_pinned_to_the_fast_tier_push_others_out_if_they_may() {
     assert_eq!(on_fast(&lab, 1536..2048), 512 - 100 - 16);
     assert_eq!(lab.engine.pins()[0].placed_bytes, 100 * BASE_PAGE);
 
-    let gone = lab
-        .engine
-        .unpin(lab.now, gpa(1000), 100 * BASE_PAGE)
-        .unwrap();
+    let gone = try_unpin(&mut lab, 1000, 100).unwrap();
     assert_eq!((gone.pins, gone.placed_bytes), (1, 100 * BASE_PAGE));
     observe(&mut lab, 60);
     assert_eq!(on_fast(&lab, 1000..1100), 0, "cold pages are as before");
@@ -81,8 +98,7 @@ fn hot_pages_when_pinned_to_the_slow_tier_leave_and_stay_away() {
     let mut lab = lab();
     observe(&mut lab, 60);
     assert_eq!(on_fast(&lab, 1536..1600), 64);
-    lab.engine
-        .pin(lab.now, pin(1536..1600, Tier::Slow, WhenFull::Refuse))
+    lab.order(Order::Pin(pin(1536..1600, Tier::Slow, WhenFull::Refuse)))
         .unwrap();
     observe(&mut lab, 60);
     assert_eq!(on_fast(&lab, 1536..1600), 0);
@@ -103,21 +119,26 @@ fn pins_when_set_again_before_the_first_look_hold_what_lies_in_their_place() {
         pin(4000..4001, Tier::Slow, WhenFull::Fill),
     ];
     let mut engine = VmEngine::new(settings(), tiers(), Time(0));
-    engine.set_map(Time(0), map(1, 2048)).unwrap();
+    let first = engine.order(Time(0), Order::Map(map(1, 2048))).unwrap();
+    let reply = engine.order(Time(0), Order::PinAgain(again.into()));
+    let refused = reply.unwrap().refused;
+    let [(second, overlaps), (third, no_ram)] = &refused[..] else {
+        panic!("nothing was looked at yet, so two are set: {refused:?}");
+    };
+    assert_eq!((second, third), (&again[2], &again[3]));
+    assert!(matches!(overlaps, PinError::Overlaps { .. }));
+    assert!(matches!(no_ram, PinError::NotRam(_)));
     lab.engine = engine;
-    let results = lab.engine.pin_again(lab.now, &again);
-    assert_eq!(results[..2], [Ok(()), Ok(())], "nothing was looked at yet");
-    assert!(matches!(results[2], Err(PinError::Overlaps { .. })));
-    assert!(matches!(results[3], Err(PinError::NotRam(_))));
-    lab.step(Event::Limit(Some(210 * BASE_PAGE)));
+    lab.order(Order::Limit(Some(210 * BASE_PAGE))).unwrap();
+    lab.carry_out(first.actions);
     lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
     observe(&mut lab, 40);
     assert_eq!((on_fast(&lab, 0..100), on_fast(&lab, 200..300)), (100, 100));
     assert!(on_fast(&lab, 0..2048) <= 210);
 
-    let gone = lab.engine.unpin_all(lab.now);
+    let gone = lab.order(Order::UnpinAll).unwrap().pins;
     assert_eq!((gone.pins, gone.bytes), (2, 200 * BASE_PAGE));
-    assert_eq!(lab.engine.unpin_all(lab.now).pins, 0);
+    assert_eq!(lab.order(Order::UnpinAll).unwrap().pins.pins, 0);
     lab.engine.check().unwrap();
 }
 
@@ -125,11 +146,9 @@ fn pins_when_set_again_before_the_first_look_hold_what_lies_in_their_place() {
 fn pin_when_the_tier_is_full_is_refused_if_it_asks_for_that() {
     let mut lab = lab();
     let limit = Some(450 * BASE_PAGE);
-    lab.step(Event::Limit(limit));
+    lab.order(Order::Limit(limit)).unwrap();
     observe(&mut lab, 10);
-    let refused = lab
-        .engine
-        .pin(lab.now, pin(600..900, Tier::Fast, WhenFull::Refuse));
+    let refused = try_pin(&mut lab, pin(600..900, Tier::Fast, WhenFull::Refuse));
     let Err(PinError::NoRoom {
         tier: Tier::Fast,
         need_bytes,
@@ -143,7 +162,7 @@ fn pin_when_the_tier_is_full_is_refused_if_it_asks_for_that() {
     // 451 frames never fit below a limit of 450; 446 do, if all others leave.
     let too_many = pin(600..1051, Tier::Fast, WhenFull::Demote);
     assert_eq!(
-        lab.engine.pin(lab.now, too_many),
+        try_pin(&mut lab, too_many),
         Err(PinError::NoRoom {
             tier: Tier::Fast,
             need_bytes: 451 * BASE_PAGE,
@@ -151,12 +170,11 @@ fn pin_when_the_tier_is_full_is_refused_if_it_asks_for_that() {
         })
     );
     assert!(lab.engine.pins().is_empty());
-    lab.engine
-        .pin(lab.now, pin(600..1046, Tier::Fast, WhenFull::Demote))
+    lab.order(Order::Pin(pin(600..1046, Tier::Fast, WhenFull::Demote)))
         .unwrap();
     // What the first has still to move is not there for a second.
     let second = pin(1200..1210, Tier::Fast, WhenFull::Demote);
-    let refused = lab.engine.pin(lab.now, second).unwrap_err().to_string();
+    let refused = try_pin(&mut lab, second).unwrap_err().to_string();
     assert!(
         refused
             .starts_with("the fast tier can't take the range: 40960 bytes are needed, 16384 are"),
@@ -170,8 +188,7 @@ fn pin_when_the_tier_is_full_is_refused_if_it_asks_for_that() {
 fn pin_when_it_fills_takes_the_room_there_is_and_waits_for_more() {
     let mut lab = lab();
     observe(&mut lab, 60);
-    lab.engine
-        .pin(lab.now, pin(600..700, Tier::Fast, WhenFull::Fill))
+    lab.order(Order::Pin(pin(600..700, Tier::Fast, WhenFull::Fill)))
         .unwrap();
     observe(&mut lab, 10);
     assert_eq!(on_fast(&lab, 600..700), 0, "the fast node is full");
@@ -193,8 +210,7 @@ fn pinned_page_when_it_appears_later_follows() {
         lab.now = lab.now + Duration::from_secs(1);
         lab.step(Event::Tick);
     }
-    lab.engine
-        .pin(lab.now, pin(1000..1010, Tier::Fast, WhenFull::Demote))
+    lab.order(Order::Pin(pin(1000..1010, Tier::Fast, WhenFull::Demote)))
         .unwrap();
     assert_eq!(
         lab.engine.pins()[0].elsewhere_bytes,
@@ -214,8 +230,7 @@ fn pinned_page_when_its_moves_fail_is_tried_again_and_keeps_none_from_moving() {
         let busy = BASE + frame * BASE_PAGE;
         lab.kernel.fails.insert(busy, Outcome::Busy);
     }
-    lab.engine
-        .pin(lab.now, pin(1000..1010, Tier::Fast, WhenFull::Demote))
+    lab.order(Order::Pin(pin(1000..1010, Tier::Fast, WhenFull::Demote)))
         .unwrap();
     observe(&mut lab, 60);
     assert_eq!(on_fast(&lab, 1000..1010), 5);
@@ -242,7 +257,7 @@ fn huge_page_when_a_part_of_it_is_pinned_is_pinned_whole_until_it_splits() {
     lab.observe(heat);
     // The end of page 3 and the beginning of page 4.
     let part = pin(4 * 512 - 10..4 * 512 + 10, Tier::Fast, WhenFull::Demote);
-    let made = lab.engine.pin(lab.now, part).unwrap();
+    let made = lab.order(Order::Pin(part)).unwrap().pins;
     assert_eq!(
         (made.bytes, made.elsewhere_bytes),
         (20 * BASE_PAGE, 2 * HUGE_PAGE)
@@ -270,14 +285,13 @@ fn huge_page_when_a_part_of_it_is_pinned_is_pinned_whole_until_it_splits() {
 #[test]
 fn pin_when_its_memory_leaves_and_comes_back_holds_again() {
     let mut lab = lab();
-    lab.engine
-        .pin(lab.now, pin(1000..1100, Tier::Fast, WhenFull::Demote))
+    lab.order(Order::Pin(pin(1000..1100, Tier::Fast, WhenFull::Demote)))
         .unwrap();
     observe(&mut lab, 30);
-    lab.engine.set_map(lab.now, map(2, 1050)).unwrap();
+    lab.order(Order::Map(map(2, 1050))).unwrap();
     lab.engine.check().unwrap();
     assert_eq!(lab.engine.pins()[0].placed_bytes, 50 * BASE_PAGE);
-    lab.engine.set_map(lab.now, map(1, 2048)).unwrap();
+    lab.order(Order::Map(map(1, 2048))).unwrap();
     // What was plugged again is elsewhere.
     lab.kernel.frames[1050..2048].fill(Some(SLOW));
     observe(&mut lab, 30);
@@ -288,14 +302,14 @@ fn pin_when_its_memory_leaves_and_comes_back_holds_again() {
 #[test]
 fn range_when_it_can_not_be_pinned_is_refused_with_the_reason() {
     let mut lab = lab();
-    let mut try_pin = |start: u64, bytes| {
+    let mut try_range = |start: u64, bytes| {
         let pin = Pin {
             start: Gpa(start),
             bytes,
             tier: Tier::Slow,
             when_full: WhenFull::Fill,
         };
-        lab.engine.pin(lab.now, pin).map_err(|e| e.to_string())
+        try_pin(&mut lab, pin).map_err(|e| e.to_string())
     };
     let end = GPA_BASE + 2048 * BASE_PAGE;
     for (start, bytes, says) in [
@@ -326,34 +340,31 @@ fn range_when_it_can_not_be_pinned_is_refused_with_the_reason() {
             "guest address 0x900000 is not guest RAM",
         ),
     ] {
-        let error = try_pin(start, bytes).unwrap_err();
+        let error = try_range(start, bytes).unwrap_err();
         assert!(error.starts_with(says), "{error}");
     }
-    try_pin(GPA_BASE + 10 * BASE_PAGE, 10 * BASE_PAGE).unwrap();
+    try_range(GPA_BASE + 10 * BASE_PAGE, 10 * BASE_PAGE).unwrap();
     for (first, count) in [(0, 2048), (12, 2), (19, 5), (5, 6)] {
-        let error = try_pin(GPA_BASE + first * BASE_PAGE, count * BASE_PAGE).unwrap_err();
+        let error = try_range(GPA_BASE + first * BASE_PAGE, count * BASE_PAGE).unwrap_err();
         let says = "the range overlaps the pin of 40960 bytes at 0x10a000; unpin that one first";
         assert_eq!(error, says);
     }
-    try_pin(GPA_BASE + 20 * BASE_PAGE, BASE_PAGE).unwrap();
-    try_pin(GPA_BASE, 10 * BASE_PAGE).unwrap();
+    try_range(GPA_BASE + 20 * BASE_PAGE, BASE_PAGE).unwrap();
+    try_range(GPA_BASE, 10 * BASE_PAGE).unwrap();
 
-    let cut = lab
-        .engine
-        .unpin(lab.now, gpa(0), 15 * BASE_PAGE)
-        .unwrap_err();
+    let cut = try_unpin(&mut lab, 0, 15).unwrap_err();
     assert_eq!(
         cut.to_string(),
         "the range would cut the pin of 40960 bytes at 0x10a000; unpin it whole"
     );
-    let none = lab.engine.unpin(lab.now, gpa(30), BASE_PAGE).unwrap_err();
+    let none = try_unpin(&mut lab, 30, 1).unwrap_err();
     assert_eq!(
         none.to_string(),
         "no pin lies in the 4096 bytes at 0x11e000"
     );
     let snapshot = lab.engine.snapshot().pins;
     assert_eq!((snapshot.count, snapshot.slow_bytes), (3, 21 * BASE_PAGE));
-    let all = lab.engine.unpin(lab.now, gpa(0), 2048 * BASE_PAGE).unwrap();
+    let all = try_unpin(&mut lab, 0, 2048).unwrap();
     assert_eq!((all.pins, all.bytes), (3, 21 * BASE_PAGE));
     assert_eq!(lab.engine.snapshot().pins, PinsSnapshot::default());
 }
@@ -363,10 +374,10 @@ fn pins_when_there_are_too_many_are_refused() {
     let mut lab = lab();
     for frame in 0..MAX_PINS as u32 {
         let single = pin(frame..frame + 1, Tier::Slow, WhenFull::Fill);
-        lab.engine.pin(lab.now, single).unwrap();
+        lab.order(Order::Pin(single)).unwrap();
     }
     let more = pin(2000..2001, Tier::Slow, WhenFull::Fill);
-    assert_eq!(lab.engine.pin(lab.now, more), Err(PinError::TooMany));
+    assert_eq!(try_pin(&mut lab, more), Err(PinError::TooMany));
 }
 
 #[test]
@@ -396,20 +407,17 @@ fn memory_when_the_guest_sees_it_twice_is_pinned_once() {
         tier: Tier::Fast,
         when_full: WhenFull::Fill,
     };
+    let mut pin = |start, bytes| engine.order(Time(0), Order::Pin(fill(start, bytes)));
+    assert_eq!(pin(GPA_BASE, 4096), Err(Refusal::Pin(PinError::NoMap)));
+    engine.order(Time(0), Order::Map(Arc::new(map))).unwrap();
+    let mut pin = |start, bytes| engine.order(Time(0), Order::Pin(fill(start, bytes)));
+    pin(alias, 2 * BASE_PAGE).unwrap();
     assert_eq!(
-        engine.pin(Time(0), fill(GPA_BASE, 4096)),
-        Err(PinError::NoMap)
-    );
-    engine.set_map(Time(0), Arc::new(map)).unwrap();
-    engine.pin(Time(0), fill(alias, 2 * BASE_PAGE)).unwrap();
-    assert_eq!(
-        engine.pin(Time(0), fill(GPA_BASE + 5 * BASE_PAGE, BASE_PAGE)),
-        Err(PinError::Overlaps {
+        pin(GPA_BASE + 5 * BASE_PAGE, BASE_PAGE),
+        Err(Refusal::Pin(PinError::Overlaps {
             start: alias,
             bytes: 2 * BASE_PAGE
-        })
+        }))
     );
-    engine
-        .pin(Time(0), fill(GPA_BASE + 6 * BASE_PAGE, BASE_PAGE))
-        .unwrap();
+    pin(GPA_BASE + 6 * BASE_PAGE, BASE_PAGE).unwrap();
 }

@@ -13,8 +13,8 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId},
     dual_heap::Placement,
     engine::{
-        Action, Event, NodeMemory, PageCondition, Pin, PinError, PinStatus, PolicyChange,
-        ScanReport, VmEngine, VmState, WhenFull,
+        Action, Event, NodeMemory, Order, PageCondition, Pin, PinError, PinStatus, PolicyChange,
+        Refusal, Reply, ScanReport, VmEngine, VmState, WhenFull,
     },
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
@@ -172,16 +172,15 @@ impl World {
         let kernel = Kernel::new(FRAMES, 800 * BASE_PAGE, |frame| {
             Some(if frame < 700 { FAST } else { SLOW })
         });
-        let mut engine = VmEngine::new(settings, tiers(), Time(0));
-        engine.set_map(Time(0), map(1, FRAMES)).unwrap();
         let mut world = Self {
             kernel,
-            engine,
+            engine: VmEngine::new(settings, tiers(), Time(0)),
             now: Time(0),
             generation: 1,
             frames: FRAMES,
             jobs: VecDeque::new(),
         };
+        world.order(Order::Map(map(1, FRAMES))).unwrap();
         world.step(world.kernel.nodes());
         world.step(Event::Source(Some(SourceKind::Damon)));
         world
@@ -190,6 +189,18 @@ impl World {
     /// Gives an event to the engine and judges what it asks for.
     fn step(&mut self, event: Event) {
         let actions = self.engine.step(self.now, event);
+        self.ask_for(actions);
+    }
+
+    /// Gives an order to the engine and judges what it asks for.
+    fn order(&mut self, order: Order) -> Result<Reply, Refusal> {
+        let reply = self.engine.order(self.now, order);
+        let actions = reply.iter().flat_map(|reply| reply.actions.clone());
+        self.ask_for(actions.collect());
+        reply
+    }
+
+    fn ask_for(&mut self, actions: Vec<Action>) {
         let state = self.engine.state();
         for action in actions {
             if let Action::Move(batch) = &action {
@@ -282,14 +293,16 @@ impl World {
             Op::Source(up) => self.step(Event::Source(up.then_some(SourceKind::Damon))),
             Op::Stopped(stopped) => self.step(Event::Guest { stopped }),
             Op::Attached(attached) => self.step(Event::Monitor { attached }),
-            Op::Pause(paused) => self.step(Event::Pause(paused)),
+            Op::Pause(paused) => {
+                self.order(Order::Pause(paused)).unwrap();
+            }
             Op::Limit(frames) => {
                 let bytes = frames.map(|frames| u64::from(frames) * BASE_PAGE);
-                self.step(Event::Limit(bytes));
+                self.order(Order::Limit(bytes)).unwrap();
             }
             Op::Drain(frames) => {
-                self.engine.drain(u64::from(frames) * BASE_PAGE);
-                self.step(Event::Tick);
+                let bytes = u64::from(frames) * BASE_PAGE;
+                self.order(Order::Drain(bytes)).unwrap();
                 assert!(self.engine.drain_progress().is_some());
             }
             Op::Policy { half_life_s, rate } => self.policy(half_life_s, rate),
@@ -317,8 +330,7 @@ impl World {
                 self.generation += u64::from(frames != self.frames);
                 self.frames = frames;
                 let map = map(self.generation, frames);
-                self.engine.set_map(self.now, map).unwrap();
-                self.engine.check().unwrap();
+                self.order(Order::Map(map)).unwrap();
             }
             Op::Nodes { fast, slow } => self.nodes(fast, slow),
             Op::Wait(ms) => {
@@ -383,7 +395,7 @@ impl World {
         };
         let before = self.engine.policy();
         let is_allowed = half_life_s > 0 && rate >= BASE_PAGE;
-        let set = self.engine.set_policy(self.now, &change);
+        let set = self.order(Order::Policy(change));
         assert_eq!(set.is_ok(), is_allowed);
         if set.is_err() {
             assert_eq!(self.engine.policy(), before);
@@ -396,10 +408,8 @@ impl World {
             other.start < Gpa(pin.start.0 + pin.bytes) && pin.start.0 < other.start.0 + other.bytes
         });
         let end = gpa(self.frames).0;
-        let pinned = self.engine.pin(self.now, pin);
-        self.engine.check().unwrap();
-        match pinned {
-            Ok(report) => {
+        match self.order(Order::Pin(pin)) {
+            Ok(Reply { pins: report, .. }) => {
                 assert!(!overlaps && pin.start.0 + pin.bytes <= end && pin.bytes > 0);
                 let pins = self.engine.pins();
                 assert_eq!(pins.len(), before.len() + 1);
@@ -412,17 +422,24 @@ impl World {
             Err(error) => {
                 assert_eq!(self.engine.pins(), before, "{error}");
                 match error {
-                    PinError::Overlaps { .. } => assert!(overlaps),
-                    PinError::NotRam(at) => assert_eq!(at, end.max(pin.start.0)),
-                    PinError::Unaligned { .. } => assert_eq!(pin.bytes, 0),
-                    PinError::NoRoom {
-                        need_bytes,
-                        room_bytes,
-                        ..
-                    } => assert!(pin.when_full != WhenFull::Fill && need_bytes > room_bytes),
+                    Refusal::Pin(error) => self.assert_refused(error, pin, overlaps, end),
                     other => panic!("{other}"),
                 }
             }
+        }
+    }
+
+    fn assert_refused(&self, error: PinError, pin: Pin, overlaps: bool, end: u64) {
+        match error {
+            PinError::Overlaps { .. } => assert!(overlaps),
+            PinError::NotRam(at) => assert_eq!(at, end.max(pin.start.0)),
+            PinError::Unaligned { .. } => assert_eq!(pin.bytes, 0),
+            PinError::NoRoom {
+                need_bytes,
+                room_bytes,
+                ..
+            } => assert!(pin.when_full != WhenFull::Fill && need_bytes > room_bytes),
+            other => panic!("{other}"),
         }
     }
 
@@ -432,17 +449,16 @@ impl World {
         let is_inside =
             |pin: &&PinStatus| pin.start >= start && pin.start.0 + pin.bytes <= start.0 + bytes;
         let inside = before.iter().filter(is_inside).count();
-        let unpinned = self.engine.unpin(self.now, start, bytes);
-        self.engine.check().unwrap();
+        let unpinned = self.order(Order::Unpin { start, bytes });
         let left = self.engine.pins().len();
         match unpinned {
-            Ok(report) => assert_eq!(
-                (report.pins as usize, left),
+            Ok(reply) => assert_eq!(
+                (reply.pins.pins as usize, left),
                 (inside, before.len() - inside)
             ),
             Err(error) => {
                 assert_eq!(left, before.len());
-                let is_cut = matches!(error, PinError::Cut { .. });
+                let is_cut = matches!(error, Refusal::Pin(PinError::Cut { .. }));
                 assert!(is_cut || inside == 0, "{error}");
             }
         }
@@ -500,7 +516,7 @@ impl World {
 
     /// Lets everything come to rest, nothing be moved any more and all be looked up twice.
     fn settle(&mut self) {
-        self.step(Event::Pause(true));
+        self.order(Order::Pause(true)).unwrap();
         // Each look-up is followed by a rest of at most 60 s; there are at most 3 to a round, and as
         // many urgent ones between, of which at most 5 wait.
         for _ in 0..40 {
@@ -526,7 +542,7 @@ impl World {
             rate_bytes_per_s: Some(1 << 30),
             ..PolicyChange::default()
         };
-        self.engine.set_policy(self.now, &policy).unwrap();
+        self.order(Order::Policy(policy)).unwrap();
         for op in [
             Op::Limit(None),
             Op::Source(true),

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tier_core::{
     addr::{BASE_PAGE, HUGE_PAGE, Hva},
-    engine::{Action, Event, ScanReport},
+    engine::{Action, Event, Order, ScanReport, VmEngine},
     moves::{Direction, MoveBatch, Outcome, PageResult},
     settings::EngineSettings,
+    time::Time,
 };
 
 use common::{BASE, settings};
@@ -77,25 +78,37 @@ fn report_when_it_lacks_pages_or_has_others_leaves_none_in_flight() {
             }
         }
         lab.engine.check().unwrap();
-        lab.step(Event::Pause(true));
+        lab.order(Order::Pause(true)).unwrap();
         assert_eq!(lab.engine.snapshot().in_flight_pages, 0);
     }
 }
 
 #[test]
 fn exchange_when_tiering_is_paused_in_the_middle_is_not_completed() {
-    for (event, least_bytes) in [
-        (Event::Pause(true), 0),
-        (Event::Guest { stopped: true }, 0),
-        (Event::Monitor { attached: false }, 0),
-        (Event::Limit(Some(0)), 0),
-        (Event::Tick, BASE_PAGE),
-    ] {
+    type Interrupt<'a> = &'a dyn Fn(&mut VmEngine, Time);
+    let order = |order: Order| {
+        move |engine: &mut VmEngine, now| {
+            engine.order(now, order.clone()).unwrap();
+        }
+    };
+    let event = |event: Event| {
+        move |engine: &mut VmEngine, now| {
+            engine.step(now, event.clone());
+        }
+    };
+    let cases: [(Interrupt<'_>, u64); 5] = [
+        (&order(Order::Pause(true)), 0),
+        (&event(Event::Guest { stopped: true }), 0),
+        (&event(Event::Monitor { attached: false }), 0),
+        (&order(Order::Limit(Some(0))), 0),
+        (&event(Event::Tick), BASE_PAGE),
+    ];
+    for (interrupt, least_bytes) in cases {
         let mut lab = ready(settings());
         let mut moves = until_it_moves(&mut lab);
         let demotion = moves.remove(0);
         assert_eq!(demotion.direction, Direction::Demote);
-        moves_of(&mut lab, event);
+        interrupt(&mut lab.engine, lab.now);
         let report = lab.kernel.apply(&demotion);
         let after = moves_of(&mut lab, Event::Moved(report));
         let promoted = after
@@ -172,7 +185,7 @@ fn demotion_when_the_slow_node_has_no_room_is_left_undone() {
         lab.observe(hot);
     }
     for _ in 0..5 {
-        lab.step(Event::Limit(Some(0)));
+        lab.order(Order::Limit(Some(0))).unwrap();
     }
     let snapshot = lab.engine.snapshot();
     assert_eq!(snapshot.failed.get(&Outcome::NoMemory), None);
@@ -209,7 +222,7 @@ fn dry_run_when_the_limit_is_lowered_plans_the_excess_once() {
         lab.observe(|_| 5.0);
     }
     let before = lab.engine.snapshot().dry_run.unwrap().demote_bytes;
-    lab.step(Event::Limit(Some(412 * BASE_PAGE)));
+    lab.order(Order::Limit(Some(412 * BASE_PAGE))).unwrap();
     for _ in 0..20 {
         lab.observe(|_| 5.0);
     }

@@ -10,7 +10,8 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
     dual_heap::Placement,
     engine::{
-        Event, ExplainError, Explanation, HeatmapError, PageCondition, Pin, VmEngine, WhenFull,
+        Event, ExplainError, Explanation, HeatmapError, Order, PageCondition, Pin, VmEngine,
+        WhenFull,
     },
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{Direction, Outcome},
@@ -74,7 +75,7 @@ fn page_when_it_was_moved_tells_its_address_heat_rank_and_past() {
     assert_eq!((hot.rank, hot.heap_pages), (Some(240), Some(496)));
     assert!(
         hot.would_move_if
-            .starts_with("the hottest slow page is hotter than it by z >= ")
+            .starts_with("the hottest slow page's rate must be above this page's with z at least ")
     );
 
     let json = serde_json::to_value(&hot).unwrap();
@@ -105,9 +106,11 @@ fn slow_page_when_too_cold_names_the_z_it_lacks() {
     );
     // √(ln n) for each tier's pages: 1552 slow ones, 496 fast ones.
     let least_z = 1552_f64.ln().sqrt() + 496_f64.ln().sqrt();
-    let says = format!("it is hotter than the coldest fast page by z >= {least_z:.1}: now 0.0");
+    let says = format!(
+        "its rate must be above the coldest fast page's with z at least {least_z:.1} (now 0.0)"
+    );
     assert_eq!(cold.would_move_if, says);
-    lab.step(Event::Pause(true));
+    lab.order(Order::Pause(true)).unwrap();
     assert_eq!(reason(&lab, 600), "tiering runs: the state is paused");
 }
 
@@ -153,6 +156,28 @@ fn slow_page_when_an_exchange_pays_waits_only_for_its_turn() {
 }
 
 #[test]
+fn slow_page_when_headroom_lacks_names_the_bytes_that_go_first() {
+    // The guest holds all 512 frames of the fast node, of which 16 must stay free. Only four pages there are cold.
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    for _ in 0..40 {
+        lab.observe(|frame| match frame {
+            4..512 | 1900 => 20.0,
+            _ => 0.0,
+        });
+    }
+    assert_eq!(lab.moved(), 0, "not all that must go is colder");
+    // 16 frames that must be free, and the page itself.
+    let bytes = 17 * BASE_PAGE;
+    assert_eq!(
+        reason(&lab, 1900),
+        format!(
+            "{bytes} bytes of the fast tier, all colder than it, are demoted first: node 0 has 0 bytes free and keeps \
+             65536 (watermark and headroom); 0 hotter pages go before it"
+        )
+    );
+}
+
+#[test]
 fn page_when_it_cools_down_or_is_pinned_or_excluded_says_so() {
     let mut kernel = gups(2048, 512);
     kernel.frames[1000] = None;
@@ -186,8 +211,8 @@ fn page_when_it_cools_down_or_is_pinned_or_excluded_says_so() {
         tier,
         when_full: WhenFull::Fill,
     };
-    lab.engine.pin(lab.now, pin(1900, Tier::Fast)).unwrap();
-    lab.engine.pin(lab.now, pin(800, Tier::Fast)).unwrap();
+    lab.order(Order::Pin(pin(1900, Tier::Fast))).unwrap();
+    lab.order(Order::Pin(pin(800, Tier::Fast))).unwrap();
     let there = explain(&lab, 1903);
     assert_eq!((there.state, there.rank), (PageCondition::Pinned, None));
     assert_eq!(there.pin.unwrap().start, gpa(1900));
@@ -208,7 +233,7 @@ fn fast_page_when_above_the_limit_waits_for_room_below() {
     observe(&mut lab, 40);
     rest(&mut lab);
     lab.kernel.slow_free = 0;
-    lab.step(Event::Limit(Some(100 * BASE_PAGE)));
+    lab.order(Order::Limit(Some(100 * BASE_PAGE))).unwrap();
     assert_eq!(
         reason(&lab, 1900),
         "the slow tier has room: the fast tier is above its limit"
@@ -236,7 +261,7 @@ fn page_when_nothing_is_known_of_the_others_says_what_is_to_be_known() {
     }
     let says = reason(&lab, 1000);
     assert!(
-        says.starts_with("it is hotter than a page without accesses by z >= "),
+        says.starts_with("its rate must be above that of a page without accesses with z at least "),
         "{says}"
     );
     let full = reason(&lab, 1900);
@@ -298,16 +323,14 @@ fn address_when_it_is_no_ram_is_not_explained() {
 
 #[test]
 fn node_when_its_tier_has_several_is_that_of_the_last_move() {
-    let mut kernel = gups(2048, 512);
     let mut several = tiers();
     several.slow = NodeSet::from_iter([SLOW, NodeId(2)]);
-    let mut engine = VmEngine::new(settings(), several, Time(0));
-    engine.set_map(Time(0), map(1, 2048)).unwrap();
     let mut lab = Lab {
-        engine,
+        engine: VmEngine::new(settings(), several, Time(0)),
         now: Time(0),
-        kernel: std::mem::replace(&mut kernel, Kernel::new(0, 0, |_| None)),
+        kernel: gups(2048, 512),
     };
+    lab.order(Order::Map(map(1, 2048))).unwrap();
     lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
     observe(&mut lab, 40);
     assert_eq!(explain(&lab, 1000).node, None, "one of two");
@@ -395,13 +418,12 @@ fn heatmap_when_ram_has_holes_and_huge_pages_shares_them_out() {
         Some(if frame < 512 { SLOW } else { FAST })
     });
     kernel.huge = vec![0, 512];
-    let mut engine = VmEngine::new(settings(), tiers(), Time(0));
-    engine.set_map(Time(0), Arc::new(map)).unwrap();
     let mut lab = Lab {
         kernel,
-        engine,
+        engine: VmEngine::new(settings(), tiers(), Time(0)),
         now: Time(0),
     };
+    lab.order(Order::Map(Arc::new(map))).unwrap();
     lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
     lab.observe(|frame| if frame >= 512 { 10.0 } else { 0.0 });
     let drawn = lab.engine.heatmap(lab.now, 1, 4).unwrap();

@@ -16,7 +16,7 @@ use qmp::{
     commands::{MigrationStatus, QueryMigrate, QueryStatus, RunState},
     event::EventKind,
 };
-use tier_core::engine::Event;
+use tier_core::engine::{Event, Order};
 
 use super::{Agent, MAP_CHECK, control::Control, start};
 use crate::{
@@ -270,7 +270,8 @@ impl Agent {
     /// Tells the engine whether anything wants moves to pause.
     pub(super) fn apply_pause(&mut self) {
         let paused = self.wishes.paused || self.migration.under_way().is_some();
-        self.step(Event::Pause(paused));
+        // Never refused.
+        let _ = self.order(Order::Pause(paused));
     }
 
     /// Lets the tap know what happened to the guest.
@@ -315,9 +316,8 @@ impl Agent {
             return;
         }
         let map = Arc::new(map);
-        let now = Self::now();
-        match self.engine.set_map(now, Arc::clone(&map)) {
-            Ok(()) => {
+        match self.order(Order::Map(Arc::clone(&map))) {
+            Ok(_) => {
                 let mib = map.total_bytes() >> 20;
                 tracing::info!(
                     vm = self.name,

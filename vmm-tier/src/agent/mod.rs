@@ -36,7 +36,7 @@ use crossbeam::{
     select,
 };
 use tier_core::{
-    engine::{Action, Event, NodeMemory, VmEngine, VmState},
+    engine::{self, Action, Event, NodeMemory, Refusal, VmEngine, VmState},
     sample::SourceKind,
     settings::EngineSettings,
     time::Time,
@@ -204,9 +204,21 @@ impl Agent {
         if let Event::Guest { stopped } = event {
             self.sources.set_runs(!stopped);
         }
-        let now = Self::now();
         let before = self.engine.state();
-        let actions = self.engine.step(now, event);
+        let actions = self.engine.step(Self::now(), event);
+        self.go_on(before, actions);
+    }
+
+    /// Gives an order to the engine and does what it asks for.
+    fn order(&mut self, order: engine::Order) -> Result<engine::Reply, Refusal> {
+        let before = self.engine.state();
+        let mut reply = self.engine.order(Self::now(), order)?;
+        self.go_on(before, std::mem::take(&mut reply.actions));
+        Ok(reply)
+    }
+
+    /// Does what the engine asks for, and tells what changed since its state was `before`.
+    fn go_on(&mut self, before: VmState, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Scan(request) => self.worker.submit(Job::Scan(request)),

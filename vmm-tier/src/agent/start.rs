@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use tier_core::{
     addr::{NodeId, NodeSet},
-    engine::VmEngine,
+    engine::{Action, Order, VmEngine},
     map::GuestMemoryMap,
     text::size,
     tiers::{Division, Tiers},
@@ -93,7 +93,7 @@ fn start(
     let map = Arc::new(map);
     let tap = tap(&name)?;
     let sources = sources(settings, &root, &monitor.client, &map)?;
-    let engine = engine(settings, tiers, &map, &name)?;
+    let (engine, actions) = engine(settings, tiers, &map, &name)?;
     let base = engine.settings().clone();
     let control = settings
         .control
@@ -142,6 +142,8 @@ fn start(
         tap,
     };
     agent.serve_proxy()?;
+    let state = agent.engine.state();
+    agent.go_on(state, actions);
     agent.restore();
     agent.ask_qemu();
     // It was read a moment ago.
@@ -196,12 +198,13 @@ fn vm_name(client: &qmp::Client) -> Option<String> {
     reply.name
 }
 
+/// An engine with the guest's map, and what it asks for.
 fn engine(
     settings: &Settings,
     tiers: Tiers,
     map: &Arc<GuestMemoryMap>,
     name: &str,
-) -> anyhow::Result<VmEngine> {
+) -> anyhow::Result<(VmEngine, Vec<Action>)> {
     let now = process::now();
     let guest_bytes = map.total_bytes();
     tracing::info!(
@@ -213,10 +216,10 @@ fn engine(
         "tiering starts"
     );
     let mut engine = VmEngine::new(engine_settings(settings, guest_bytes), tiers, now);
-    engine
-        .set_map(now, Arc::clone(map))
+    let reply = engine
+        .order(now, Order::Map(Arc::clone(map)))
         .context("the guest can't be tracked")?;
-    Ok(engine)
+    Ok((engine, reply.actions))
 }
 
 fn sources(

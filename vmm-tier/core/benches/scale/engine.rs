@@ -8,7 +8,7 @@ use serde::Serialize;
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
     dual_heap::PageId,
-    engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, VmEngine},
+    engine::{Action, Event, NodeMemory, Order, ScanReport, ScanRequest, VmEngine},
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
@@ -96,10 +96,11 @@ impl Machine {
             page_bytes,
             now: Time(0),
         };
-        machine
-            .engine
-            .set_map(Time(0), Arc::new(map))
-            .expect("pages that can be numbered");
+        let map = Order::Map(Arc::new(map));
+        let reply = machine.engine.order(Time(0), map);
+        let actions = reply.expect("pages that can be numbered").actions;
+        let events = machine.carry_out(actions);
+        machine.give_all(events);
         machine.give(Event::Source(Some(SourceKind::Pebs)));
         while machine.placed_bytes() < bytes {
             machine.now = machine.now + Duration::from_secs(1);
@@ -162,20 +163,28 @@ impl Machine {
     }
 
     fn give(&mut self, event: Event) -> f64 {
+        self.give_all(vec![event, self.nodes()])
+    }
+
+    /// Gives the engine events, the last first, and what comes of them.
+    fn give_all(&mut self, mut events: Vec<Event>) -> f64 {
         let mut spent = 0.0;
-        let mut events = vec![event, self.nodes()];
         while let Some(event) = events.pop() {
             let mut actions = Vec::new();
             spent += seconds(|| actions = self.engine.step(self.now, event));
-            for action in actions {
-                match action {
-                    Action::Scan(request) => events.push(Event::Scanned(self.scan(request))),
-                    Action::Move(batch) => events.push(Event::Moved(self.carry_out(&batch))),
-                    Action::RefreshMap => {}
-                }
-            }
+            events.extend(self.carry_out(actions));
         }
         spent
+    }
+
+    /// Does what the engine asks for. Returns what is to be told of it.
+    fn carry_out(&mut self, actions: Vec<Action>) -> Vec<Event> {
+        let answer = |action| match action {
+            Action::Scan(request) => Some(Event::Scanned(self.scan(request))),
+            Action::Move(batch) => Some(Event::Moved(self.move_pages(&batch))),
+            Action::RefreshMap => None,
+        };
+        actions.into_iter().filter_map(answer).collect()
     }
 
     fn nodes(&self) -> Event {
@@ -219,7 +228,7 @@ impl Machine {
         }
     }
 
-    fn carry_out(&mut self, batch: &MoveBatch) -> MoveReport {
+    fn move_pages(&mut self, batch: &MoveBatch) -> MoveReport {
         let is_promotion = batch.direction == Direction::Promote;
         let results = batch.pages.iter().map(|&page| {
             let number = self.number(page.hva);

@@ -5,9 +5,11 @@
 //! stands for now, and how many bytes of them lie where. A page that lies only partly in a pin belongs to
 //! it whole; a page that two pins share belongs to the lower one.
 
-use std::{collections::BTreeMap, ops::Range};
+pub(super) mod pin;
 
-use super::pin::{Pin, PinStatus, PinsSnapshot, WhenFull};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
+
+use self::pin::{Pin, PinStatus, PinsSnapshot, WhenFull};
 use crate::{
     addr::Hva,
     dual_heap::{PageId, Placement},
@@ -16,6 +18,11 @@ use crate::{
     settings::Tier,
     time::Time,
 };
+
+/// Ids that one search for misplaced pages looks at: some 100 µs.
+const LOOK_AT_MOST: u32 = 1 << 15;
+/// How long a search rests when none of the misplaced pages could be taken.
+const REST: Duration = Duration::from_secs(1);
 
 /// A run of ids that belong to a pin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,18 +48,18 @@ pub(super) enum Way {
     Down,
     /// To the fast tier, making room.
     UpAtAnyPrice,
-    /// To the fast tier, as far as there is room.
+    /// To the fast tier, while there is room.
     UpAsFits,
 }
 
-/// Where the search for misplaced pages of one [`Way`] goes on.
+/// Where the search for misplaced pages of a [`Way`] goes on.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Search {
-    pub(super) cursor: u32,
-    /// Ids looked at since one was found.
-    pub(super) fruitless: u64,
+struct Search {
+    cursor: u32,
+    /// Ids looked at since a page was found.
+    fruitless: u64,
     /// Set when none of them could be taken.
-    pub(super) rest_until: Time,
+    rest_until: Time,
 }
 
 /// All pins; see the [module](self).
@@ -171,7 +178,7 @@ impl Pins {
         removed
     }
 
-    /// Finds anew which pages the pins stand for; counts are left as they are. Returns their ids.
+    /// Finds the pages that the pins stand for now; counts are left unchanged. Returns the pages' ids.
     pub(super) fn resolve(&mut self, map: &GuestMemoryMap, index: &PageIndex) -> Vec<Range<u32>> {
         let mut pieces = Vec::new();
         for entry in self.entries.values() {
@@ -193,7 +200,7 @@ impl Pins {
         self.pieces.iter().map(|piece| piece.ids.clone()).collect()
     }
 
-    /// Sets all counts back, to be counted anew by [`Self::replace`].
+    /// Sets all counts to 0, to be counted by [`Self::replace`].
     pub(super) fn forget_counts(&mut self) {
         for entry in self.entries.values_mut() {
             (entry.placed_bytes, entry.elsewhere_bytes) = (0, 0);
@@ -225,12 +232,67 @@ impl Pins {
         entries.map(|entry| entry.elsewhere_bytes).sum()
     }
 
-    pub(super) fn search(&mut self, way: Way) -> &mut Search {
-        &mut self.searches[way as usize]
+    /// Bytes that pins have still to move to a tier.
+    pub(super) fn claimed_bytes(&self, tier: Tier) -> u64 {
+        let ways: &[Way] = match tier {
+            Tier::Fast => &[Way::UpAtAnyPrice, Way::UpAsFits],
+            Tier::Slow => &[Way::Down],
+        };
+        ways.iter().map(|&way| self.misplaced_bytes(way)).sum()
+    }
+
+    /// Bytes on the fast tier that pins keep there.
+    pub(super) fn fast_bytes(&self) -> u64 {
+        let fast = self.entries().filter(|entry| entry.pin.tier == Tier::Fast);
+        fast.map(|entry| entry.placed_bytes).sum()
+    }
+
+    /// The next misplaced page of this way; the search goes on where the last ended. `first` finds the first of some
+    /// ids whose page is on the wrong tier and may be taken.
+    pub(super) fn next_misplaced(
+        &mut self,
+        now: Time,
+        way: Way,
+        first: impl Fn(Range<u32>) -> Option<PageId>,
+    ) -> Option<PageId> {
+        let mut search = self.searches[way as usize];
+        if self.misplaced_bytes(way) == 0 || now < search.rest_until {
+            return None;
+        }
+        let all: u64 = self.pieces.iter().map(|p| p.ids.len() as u64).sum();
+        let mut left = LOOK_AT_MOST;
+        let mut found = None;
+        while left > 0 && found.is_none() {
+            if search.fruitless > all {
+                (search.fruitless, search.rest_until) = (0, now + REST);
+                break;
+            }
+            let Some(piece) = self.piece_after(way, search.cursor) else {
+                // Round the end, which counts as a look: there may be no piece at all.
+                search.cursor = 0;
+                search.fruitless += 1;
+                left -= 1;
+                continue;
+            };
+            let start = piece.ids.start.max(search.cursor);
+            let ids = start..piece.ids.end.min(start.saturating_add(left));
+            let looked = ids.end - ids.start;
+            left -= looked;
+            found = first(ids.clone());
+            match found {
+                Some(id) => (search.cursor, search.fruitless) = (id.0, 0),
+                None => {
+                    search.cursor = ids.end;
+                    search.fruitless += u64::from(looked);
+                }
+            }
+        }
+        self.searches[way as usize] = search;
+        found
     }
 
     /// The first piece of this way that ends after `id`.
-    pub(super) fn piece_after(&self, way: Way, id: u32) -> Option<&Piece> {
+    fn piece_after(&self, way: Way, id: u32) -> Option<&Piece> {
         let from = self.pieces.partition_point(|piece| piece.ids.end <= id);
         self.pieces[from..].iter().find(|piece| {
             self.entries
@@ -260,6 +322,13 @@ impl Pins {
     }
 }
 
+pub(super) const fn placement_of(tier: Tier) -> Placement {
+    match tier {
+        Tier::Fast => Placement::Fast,
+        Tier::Slow => Placement::Slow,
+    }
+}
+
 /// Where QEMU maps the RAM in the guest-physical `start .. end`.
 pub(super) fn hva_pieces(
     map: &GuestMemoryMap,
@@ -267,4 +336,73 @@ pub(super) fn hva_pieces(
     end: u64,
 ) -> impl Iterator<Item = (Hva, u64)> {
     map.pieces(start, end).map(|piece| (piece.hva, piece.len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{BASE_PAGE, Gpa};
+
+    fn pins(all: &[(u64, Tier, WhenFull)]) -> Pins {
+        let mut pins = Pins::default();
+        for &(start, tier, when_full) in all {
+            pins.insert(Pin {
+                start: Gpa(start),
+                bytes: 4 * BASE_PAGE,
+                tier,
+                when_full,
+            });
+            let first = u32::try_from(start / BASE_PAGE).unwrap();
+            pins.pieces.push(Piece {
+                ids: first..first + 4,
+                pin: start,
+            });
+        }
+        pins
+    }
+
+    #[test]
+    fn bytes_when_pages_come_and_move_are_those_of_their_pin() {
+        let mut pins = pins(&[(0, Tier::Fast, WhenFull::Fill)]);
+        pins.replace(PageId(1), BASE_PAGE, Placement::Untracked, Placement::Slow);
+        pins.replace(PageId(2), BASE_PAGE, Placement::Untracked, Placement::Fast);
+        pins.replace(PageId(9), BASE_PAGE, Placement::Untracked, Placement::Slow);
+        assert_eq!(pins.misplaced_bytes(Way::UpAsFits), BASE_PAGE);
+        assert_eq!(pins.claimed_bytes(Tier::Fast), BASE_PAGE);
+        assert_eq!(pins.claimed_bytes(Tier::Slow), 0);
+        assert_eq!(pins.fast_bytes(), BASE_PAGE);
+        pins.replace(PageId(1), BASE_PAGE, Placement::Slow, Placement::Fast);
+        assert_eq!(
+            (pins.claimed_bytes(Tier::Fast), pins.fast_bytes()),
+            (0, 2 * BASE_PAGE)
+        );
+    }
+
+    #[test]
+    fn search_when_no_misplaced_page_can_be_taken_rests_until_one_moves() {
+        let mut pins = pins(&[
+            (0, Tier::Slow, WhenFull::Fill),
+            (8 * BASE_PAGE, Tier::Slow, WhenFull::Fill),
+        ]);
+        pins.replace(PageId(9), BASE_PAGE, Placement::Untracked, Placement::Fast);
+        let find = |pins: &mut Pins, now| {
+            pins.next_misplaced(now, Way::Down, |ids| ids.contains(&9).then_some(PageId(9)))
+        };
+        assert_eq!(find(&mut pins, Time(0)), Some(PageId(9)));
+        assert_eq!(pins.next_misplaced(Time(0), Way::Down, |_| None), None);
+        assert_eq!(find(&mut pins, Time(1)), None, "it rests");
+        assert_eq!(find(&mut pins, Time(0) + REST), Some(PageId(9)));
+        assert_eq!(
+            pins.next_misplaced(Time(0) + REST, Way::Down, |_| None),
+            None
+        );
+        pins.replace(PageId(10), BASE_PAGE, Placement::Untracked, Placement::Fast);
+        assert_eq!(
+            find(&mut pins, Time(0) + REST),
+            Some(PageId(9)),
+            "a page came"
+        );
+        assert_eq!(find(&mut pins, Time(0) + REST).map(|id| id.0), Some(9));
+        assert_eq!(pins.next_misplaced(Time(0), Way::UpAsFits, |_| None), None);
+    }
 }

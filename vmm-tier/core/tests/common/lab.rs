@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tier_core::{
     addr::{BASE_PAGE, Hva},
-    engine::{Action, Event, VmEngine},
+    engine::{Action, Event, Order, Refusal, Reply, VmEngine},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
     settings::EngineSettings,
     time::Time,
@@ -21,16 +21,14 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) fn new(kernel: Kernel, settings: EngineSettings) -> Self {
-        let mut engine = VmEngine::new(settings, tiers(), Time(0));
-        engine
-            .set_map(Time(0), map(1, u32::try_from(kernel.frames.len()).unwrap()))
-            .unwrap();
+        let frames = u32::try_from(kernel.frames.len()).unwrap();
         let mut lab = Self {
             kernel,
-            engine,
+            engine: VmEngine::new(settings, tiers(), Time(0)),
             now: Time(0),
         };
         lab.step(Event::Source(Some(SourceKind::Damon)));
+        lab.order(Order::Map(map(1, frames))).unwrap();
         lab
     }
 
@@ -39,6 +37,21 @@ impl Lab {
         let nodes = self.kernel.nodes();
         let mut todo = self.engine.step(self.now, nodes);
         todo.extend(self.engine.step(self.now, event));
+        self.carry_out(todo);
+    }
+
+    /// Gives an order to the engine and carries out what it asks for, until it asks for nothing.
+    pub(crate) fn order(&mut self, order: Order) -> Result<Reply, Refusal> {
+        let nodes = self.kernel.nodes();
+        let mut todo = self.engine.step(self.now, nodes);
+        let reply = self.engine.order(self.now, order);
+        todo.extend(reply.iter().flat_map(|reply| reply.actions.clone()));
+        self.carry_out(todo);
+        reply
+    }
+
+    /// Carries out what the engine asks for, until it asks for nothing.
+    pub(crate) fn carry_out(&mut self, mut todo: Vec<Action>) {
         let mut rounds = 0;
         while let Some(action) = (!todo.is_empty()).then(|| todo.remove(0)) {
             rounds += 1;

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tier_core::{
     addr::{Gpa, Hva, NodeId, NodeSet},
-    engine::{Action, Event, NodeMemory, ScanReport, ScanRequest, VmEngine},
+    engine::{Action, Event, NodeMemory, Order, ScanReport, ScanRequest, VmEngine},
     map::{BlockIndex, GuestMemoryMap, LOWEST_GPA, MapRange, RamBlock},
     moves::{self, Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     sample::{AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
@@ -32,6 +32,8 @@ const BASE: u64 = 0x7f00_0000_0000;
 /// See the [module](self).
 pub struct DualHeaps {
     engine: VmEngine,
+    /// What the map asks for: carried out in the first step.
+    waiting: Vec<Action>,
     places: Places,
     batch: Vec<AccessSample>,
     lost: u64,
@@ -58,12 +60,14 @@ impl DualHeaps {
         };
         let mut engine = VmEngine::new(settings, tiers, Time(0));
         let places = Places::of(host.guest());
-        if let Some(map) = places.map() {
+        let waiting = places.map().map_or_else(Vec::new, |map| {
             // Refused only above 4 TiB, which no trace has.
-            let _ = engine.set_map(Time(0), Arc::new(map));
-        }
+            let reply = engine.order(Time(0), Order::Map(Arc::new(map)));
+            reply.map_or_else(|_| Vec::new(), |reply| reply.actions)
+        });
         Self {
             engine,
+            waiting,
             places,
             batch: Vec::new(),
             lost: 0,
@@ -76,7 +80,8 @@ impl DualHeaps {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             // Where it plans it must know what is free.
-            let mut actions = self.engine.step(now, nodes(host));
+            let mut actions = std::mem::take(&mut self.waiting);
+            actions.extend(self.engine.step(now, nodes(host)));
             actions.extend(self.engine.step(now, event));
             for action in actions {
                 match action {

@@ -3,7 +3,7 @@
 use qmp::QmpError;
 use serde::Serialize;
 use tier_core::{
-    engine::{Event, PolicyChange},
+    engine::{self, PolicyChange},
     text::size,
 };
 
@@ -72,8 +72,7 @@ impl Agent {
         if change == PolicyChange::default() {
             return Ok(());
         }
-        self.engine
-            .set_policy(Self::now(), &change)
+        self.order(engine::Order::Policy(change))
             .map_err(|error| error.to_string())?;
         tracing::info!(vm = self.name, ?half_life, ?horizon, rate, "policy");
         Ok(())
@@ -91,7 +90,8 @@ impl Agent {
             "limit of the fast tier"
         );
         self.herald.limit(old, bytes, who);
-        self.step(Event::Limit(bytes));
+        // Never refused.
+        let _ = self.order(engine::Order::Limit(bytes));
     }
 
     /// Puts in force what commands had set before the agent was started.
@@ -140,9 +140,8 @@ impl Agent {
             "drain of the fast tier"
         );
         self.herald.limit(old, Some(bytes), OPERATOR);
-        self.engine.drain(bytes);
-        // What is to be demoted is asked for by the next step.
-        self.step(Event::Tick);
+        self.order(engine::Order::Drain(bytes))
+            .map_err(|error| refusal(&error))?;
         self.wishes.limit = Some(LimitWish { bytes: Some(bytes) });
         self.saved.save(&self.wishes);
         value(self.engine.drain_progress())

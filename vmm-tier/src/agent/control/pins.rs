@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tier_core::{
     addr::Gpa,
-    engine::{Event, MAX_PINS, Pin, PinError, PinReport},
+    engine::{MAX_PINS, Order, Pin, PinError, PinReport, Refusal},
 };
 
 use super::{
@@ -30,13 +30,11 @@ impl Agent {
         if self.wishes.pins.len() >= MAX_PINS {
             return Err(refusal(&PinError::TooMany));
         }
-        let report = self.engine.pin(Self::now(), pin);
-        let report = report.map_err(|error| refusal(&error))?;
+        let reply = self.order(Order::Pin(pin));
+        let report = reply.map_err(|error| refusal(&error))?.pins;
         tracing::info!(vm = self.name, ?pin, "pinned");
         self.wishes.pins.push(pin);
         self.saved.save(&self.wishes);
-        // What is to be moved is asked for by the next step.
-        self.step(Event::Tick);
         value(report)
     }
 
@@ -47,13 +45,13 @@ impl Agent {
             |pin: &Pin| pin.start.0 >= start && pin.start.0.saturating_add(pin.bytes) <= end;
         let waiting = self.waiting_pins();
         let waiting: Vec<&Pin> = waiting.iter().filter(|pin| is_in(pin)).collect();
-        let removed = match range.start {
-            Some(start) => self.engine.unpin(Self::now(), Gpa(start), bytes),
-            None => Ok(self.engine.unpin_all(Self::now())),
-        };
-        let mut report = match removed {
-            Err(PinError::NoPin { .. }) if !waiting.is_empty() => PinReport::default(),
-            removed => removed.map_err(|error| refusal(&error))?,
+        let start_gpa = range.start.map(Gpa);
+        let order = start_gpa.map_or(Order::UnpinAll, |start| Order::Unpin { start, bytes });
+        let mut report = match self.order(order) {
+            Err(Refusal::Pin(PinError::NoPin { .. })) if !waiting.is_empty() => {
+                PinReport::default()
+            }
+            reply => reply.map_err(|error| refusal(&error))?.pins,
         };
         report.pins += waiting.len() as u64;
         // Each is one that a command or a file may have made as long as it likes.
@@ -63,7 +61,6 @@ impl Agent {
         tracing::info!(vm = self.name, start, bytes, pins = report.pins, "unpinned");
         self.wishes.pins.retain(|pin| !is_in(pin));
         self.saved.save(&self.wishes);
-        self.step(Event::Tick);
         value(report)
     }
 
@@ -81,16 +78,19 @@ impl Agent {
 
     /// Tries once more to set the pins that wait.
     pub(in crate::agent) fn pin_anew(&mut self) {
-        let mut trouble = None;
         let waiting = self.waiting_pins();
-        let results = self.engine.pin_again(Self::now(), &waiting);
-        for (pin, result) in waiting.into_iter().zip(results) {
-            match result {
-                Ok(()) => tracing::info!(vm = self.name, ?pin, "pinned, as it was before"),
-                Err(error) => trouble = trouble.or(Some((pin, error))),
-            }
+        if waiting.is_empty() {
+            self.pin_trouble.end();
+            return;
         }
-        match trouble {
+        // Refused pin by pin only.
+        let reply = self.order(Order::PinAgain(waiting.clone()));
+        let refused = reply.unwrap_or_default().refused;
+        let is_refused = |pin: &&Pin| refused.iter().any(|(other, _)| other == *pin);
+        for pin in waiting.iter().filter(|pin| !is_refused(pin)) {
+            tracing::info!(vm = self.name, ?pin, "pinned, as it was before");
+        }
+        match refused.first() {
             Some((pin, error)) => {
                 let (start, bytes) = (pin.start.0, pin.bytes);
                 let why = format!("{bytes} bytes at {start:#x}: {error}");

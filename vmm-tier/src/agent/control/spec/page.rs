@@ -33,12 +33,6 @@ pub(super) const EXPLANATION: ObjectSpec = ObjectSpec {
         ),
         needed("samples", Number, "accesses seen, decayed"),
         needed(
-            "share-seen",
-            Number,
-            "what the source sees of its tier beside the one it sees best; below 1, `accesses-per-s` and \
-             `would-move-if` reckon with that (see `tier-bias` of `query-tier`)",
-        ),
-        needed(
             "accesses-per-s",
             Number,
             "estimated accesses a second to the whole page",

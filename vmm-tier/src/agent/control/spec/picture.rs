@@ -149,9 +149,9 @@ const TIER_BIAS: ObjectSpec = ObjectSpec {
         needed("pages", Uint, "pages that it was learned from, decayed"),
         needed("held", Uint, "pages whose promotion waits for it now"),
         needed(
-            "corrected",
+            "significant",
             Bool,
-            "whether counts are judged by it: it differs from 1 for sure",
+            "whether it differs from 1 by 4 deviations; counts are not corrected for it",
         ),
     ],
 };

@@ -1,0 +1,396 @@
+//! The engine: all state of one VM, entered by two doors.
+//!
+//! [`VmEngine::step`] takes what happened (samples, the kernel's answers, the guest's life) and
+//! [`VmEngine::order`] what is wanted (a map, pins, a policy, a limit), which may be refused. Both return what is to be
+//! done. The engine never waits, reads no clock and talks to nobody, so the same events and orders always give the same
+//! actions.
+//!
+//! ```text
+//!   samples ─► evidence ─► guest pages ◄─ look-ups         orders ─► plan
+//!                 │             │                            │
+//!                 └─► exchange ◄┘──────────► mover ◄─────────┘──► actions
+//!                                              └─► journal ─────► notices
+//!
+//!   Starting ──all pages looked up, source warm──► Running ◄──► Paused | GuestStopped | Blind | Detached
+//! ```
+
+mod evidence;
+mod exchange;
+mod guest_pages;
+mod journal;
+mod mover;
+mod orders;
+mod pins;
+mod state;
+mod views;
+
+use std::sync::Arc;
+
+pub use evidence::{bias::TierBias, sources::SourceStats};
+pub use guest_pages::{
+    SetMapError,
+    scan::{Leftovers, ScanReport, ScanRequest},
+};
+pub use journal::Notice;
+pub use mover::room::NodeMemory;
+pub use orders::{
+    Order, Refusal, Reply,
+    drain::{DrainProgress, DrainStall},
+    policy::{
+        MAX_HORIZON, MAX_RATE, MIN_HORIZON, MIN_RATE, PolicyChange, PolicyError, PolicySnapshot,
+    },
+};
+pub use pins::pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
+pub use state::VmState;
+pub use views::{
+    explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
+    heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
+    snapshot::{Planned, Snapshot, TierSnapshot},
+};
+
+use self::{
+    evidence::Evidence,
+    guest_pages::GuestPages,
+    journal::Journal,
+    mover::Mover,
+    orders::{Orders, drain::DrainFacts},
+};
+use crate::{
+    addr::Gpa,
+    map::GuestMemoryMap,
+    moves::{MoveBatch, MoveReport},
+    sample::{DropReason, SampleBatch, SourceKind},
+    settings::{EngineSettings, Tier},
+    tiers::Tiers,
+    time::Time,
+};
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// What a source observed.
+    Samples(SampleBatch),
+    /// The kernel's answer to [`Action::Scan`].
+    Scanned(ScanReport),
+    /// The kernel's answer to [`Action::Move`].
+    Moved(MoveReport),
+    /// Free memory of the tiers' nodes.
+    Nodes(Vec<NodeMemory>),
+    /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
+    Source(Option<SourceKind>),
+    /// The guest's CPUs were stopped or run again.
+    Guest {
+        /// Whether they are stopped.
+        stopped: bool,
+    },
+    /// QEMU's monitor was lost or reached again.
+    Monitor {
+        /// Whether it can be reached.
+        attached: bool,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Look up where pages lie.
+    Scan(ScanRequest),
+    /// Move pages. Batches must be carried out in the order in which they come.
+    Move(MoveBatch),
+    /// The map is out of date: pages are gone that it names.
+    RefreshMap,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct VmEngine {
+    pages: GuestPages,
+    evidence: Evidence,
+    mover: Mover,
+    orders: Orders,
+    journal: Journal,
+}
+
+impl VmEngine {
+    /// An engine without a map; nothing happens before [`Order::Map`].
+    #[must_use]
+    pub fn new(settings: EngineSettings, tiers: Tiers, now: Time) -> Self {
+        Self {
+            pages: GuestPages::new(settings.half_life),
+            evidence: Evidence::new(settings.half_life, now),
+            mover: Mover::new(&settings, tiers, now),
+            orders: Orders::new(settings),
+            journal: Journal::new(VmState::Starting),
+        }
+    }
+
+    /// Takes one event and says what is to be done. `now` must not go back.
+    pub fn step(&mut self, now: Time, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Samples(batch) => self.take_samples(now, &batch),
+            Event::Scanned(report) => self.take_scan(now, &report),
+            Event::Moved(report) => actions = self.take_moves(now, &report),
+            Event::Nodes(nodes) => self.mover.rooms.set(nodes),
+            Event::Source(main) => self.evidence.believe(main),
+            Event::Guest { stopped } => self.orders.conditions.guest_stopped = stopped,
+            Event::Monitor { attached } => self.orders.conditions.attached = attached,
+            Event::Tick => {}
+        }
+        actions.extend(self.go_on(now));
+        actions
+    }
+
+    /// Carries out one order, and says what is to be done for it. `now` must not go back.
+    ///
+    /// # Errors
+    /// If the order is refused; nothing has changed then.
+    pub fn order(&mut self, now: Time, order: Order) -> Result<Reply, Refusal> {
+        let mut reply = Reply::default();
+        match order {
+            Order::Map(map) => self.set_map(now, map)?,
+            Order::Pause(paused) => self.orders.conditions.operator_paused = paused,
+            Order::Limit(bytes) => self.orders.set_limit(bytes),
+            Order::Drain(bytes) => {
+                let facts = self.drain_facts();
+                let known = facts.has_seen_all.then_some(facts.fast_bytes);
+                self.orders.begin_drain(bytes, known);
+            }
+            Order::Policy(change) => self.set_policy(now, &change)?,
+            Order::Pin(pin) => {
+                let (pages, mover) = (&mut self.pages, &self.mover);
+                pages.check_range(&pin)?;
+                mover.check_room(now, &pin, pages, &self.orders.settings)?;
+                reply.pins = pages.pin(now, pin);
+            }
+            Order::PinAgain(pins) => reply.refused = self.pages.pin_again(now, &pins),
+            Order::Unpin { start, bytes } => reply.pins = self.pages.unpin(now, start, bytes)?,
+            Order::UnpinAll => reply.pins = self.pages.remove_pins(now, 0, u64::MAX),
+        }
+        reply.actions = self.go_on(now);
+        Ok(reply)
+    }
+
+    /// What is due after whatever happened: cooling, look-ups, the plan of the next moves.
+    fn go_on(&mut self, now: Time) -> Vec<Action> {
+        self.pages.heap.tick(now);
+        self.evidence.tick(now, &mut self.pages);
+        let scan = self.pages.scanner.next(now).map(Action::Scan);
+        let mut actions = Vec::from_iter(scan);
+        if self.may_plan() {
+            let settings = &self.orders.settings;
+            let planned = self
+                .mover
+                .plan(now, &mut self.pages, &mut self.evidence, settings);
+            actions.extend(planned);
+        }
+        let news = self.drain_news();
+        self.journal.note(self.state(), news);
+        actions
+    }
+
+    fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
+        let generation = self.map().map(GuestMemoryMap::generation);
+        if generation != Some(batch.map_generation) {
+            self.evidence.refuse(batch, DropReason::StaleMap);
+        } else if matches!(self.state(), VmState::Paused | VmState::GuestStopped) {
+            self.evidence.refuse(batch, DropReason::Paused);
+        } else {
+            let half_life = self.orders.settings.half_life;
+            self.evidence.take(now, batch, half_life, &mut self.pages);
+        }
+    }
+
+    fn take_scan(&mut self, now: Time, report: &ScanReport) {
+        let cpu_share = self.orders.settings.scan_cpu_share;
+        let (tiers, evidence) = (&self.mover.tiers, &mut self.evidence);
+        self.pages
+            .take_scan(now, report, tiers, cpu_share, &mut |id| {
+                evidence.bias.forget(id);
+            });
+    }
+
+    fn take_moves(&mut self, now: Time, report: &MoveReport) -> Vec<Action> {
+        let runs = self.state() == VmState::Running;
+        let (pages, evidence) = (&mut self.pages, &mut self.evidence);
+        let settings = &self.orders.settings;
+        let landed = self
+            .mover
+            .take_report(now, report, runs, pages, evidence, settings);
+        let Some(landed) = landed else {
+            return Vec::new();
+        };
+        let map = self.pages.map.as_deref();
+        self.journal
+            .note_moves(now, landed.direction, &landed.results, map);
+        landed.actions
+    }
+
+    fn set_map(&mut self, now: Time, map: Arc<GuestMemoryMap>) -> Result<(), SetMapError> {
+        let half_life = self.evidence.half_life();
+        if self.pages.set_map(now, map, half_life)? {
+            self.mover.in_flight.clear();
+            self.journal.history.clear();
+            self.evidence.forget_pages();
+        }
+        Ok(())
+    }
+
+    fn set_policy(&mut self, now: Time, change: &PolicyChange) -> Result<(), PolicyError> {
+        change.check()?;
+        self.orders.change_policy(change);
+        if let Some(half_life) = change.half_life {
+            self.evidence.set_half_life(now, half_life, &mut self.pages);
+        }
+        if change.rate_bytes_per_s.is_some() {
+            self.mover.set_rate(now, &self.orders.settings);
+        }
+        Ok(())
+    }
+
+    /// Whether moves may be planned: tiering runs, and nothing is under way.
+    fn may_plan(&self) -> bool {
+        self.mover.in_flight.is_empty() && self.state() == VmState::Running
+    }
+
+    /// When to give the next [`Event::Tick`] at the latest because moves wait for their rate; `None`
+    /// if none do. While nothing is planned (moves pause, or a batch is under way) time alone changes
+    /// nothing.
+    #[must_use]
+    pub fn wakes_at(&self) -> Option<Time> {
+        self.mover.wakes_at().filter(|_| self.may_plan())
+    }
+
+    /// The state in one word.
+    #[must_use]
+    pub fn state(&self) -> VmState {
+        VmState::of(&self.orders, &self.pages, &self.evidence)
+    }
+
+    /// Takes what happened since the last call: changes of state and drain in their order, then moves
+    /// that failed. Bounded; see [`Self::notices_dropped`].
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        self.journal.take()
+    }
+
+    /// Notices dropped since the start because nobody took them in time.
+    #[must_use]
+    pub const fn notices_dropped(&self) -> u64 {
+        self.journal.dropped()
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub const fn settings(&self) -> &EngineSettings {
+        &self.orders.settings
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn policy(&self) -> PolicySnapshot {
+        self.orders.policy()
+    }
+
+    /// The tiers.
+    #[must_use]
+    pub const fn tiers(&self) -> &Tiers {
+        &self.mover.tiers
+    }
+
+    /// The memory map in force.
+    #[must_use]
+    pub fn map(&self) -> Option<&GuestMemoryMap> {
+        self.pages.map.as_deref()
+    }
+
+    /// What the sources have delivered.
+    pub fn sources(&self) -> impl Iterator<Item = (SourceKind, &SourceStats)> {
+        self.evidence.sources.stats()
+    }
+
+    /// All pins in rising order of address.
+    #[must_use]
+    pub fn pins(&self) -> Vec<PinStatus> {
+        self.pages.pins().statuses()
+    }
+
+    /// Bytes promoted and demoted since the start, verified.
+    #[must_use]
+    pub const fn moved_bytes(&self) -> u64 {
+        self.mover.totals.promoted_bytes + self.mover.totals.demoted_bytes
+    }
+
+    /// Bytes that the heaps take.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.pages.heap.memory_bytes()
+    }
+
+    /// How far the drain has come; `None` if none was asked for since the limit was set last.
+    #[must_use]
+    pub fn drain_progress(&self) -> Option<DrainProgress> {
+        let drain = self.orders.drain()?;
+        Some(drain.progress(&self.drain_facts()))
+    }
+
+    fn drain_news(&mut self) -> Option<DrainProgress> {
+        self.orders.drain()?;
+        let facts = self.drain_facts();
+        self.orders.drain_mut()?.news(&facts)
+    }
+
+    fn drain_facts(&self) -> DrainFacts {
+        DrainFacts {
+            fast_bytes: self.pages.bytes().of(Tier::Fast),
+            has_seen_all: self.pages.scanner.has_seen_all(),
+            promoting_bytes: self.mover.in_flight.promoting_bytes(),
+            pinned_bytes: self.pages.pins().fast_bytes(),
+            runs: self.state() == VmState::Running,
+            is_idle: self.mover.in_flight.is_empty(),
+            stall: self.mover.stall,
+            cooling: self.pages.heap.stats().pages.cooling,
+        }
+    }
+
+    /// The picture now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        views::snapshot::of(self)
+    }
+
+    /// Explains the page at a guest-physical address. Looks at every page.
+    ///
+    /// # Errors
+    /// If the address is not guest RAM.
+    pub fn explain(&self, now: Time, gpa: Gpa) -> Result<Explanation, ExplainError> {
+        views::explain::explain(self, now, gpa)
+    }
+
+    /// Heat and tier over the guest's RAM, in `rows` × `columns` cells. Looks at every page once.
+    ///
+    /// # Errors
+    /// If there are no cells or more than [`MAX_CELLS`], or no map yet.
+    pub fn heatmap(&self, now: Time, rows: u32, columns: u32) -> Result<Heatmap, HeatmapError> {
+        views::heatmap::draw(self, now, rows, columns)
+    }
+
+    /// Whether every invariant holds. Looks at every page.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.check().is_ok()
+    }
+
+    /// Says which invariant is broken, if any is. Looks at every page.
+    ///
+    /// # Errors
+    /// What is wrong, for a person.
+    pub fn check(&self) -> Result<(), String> {
+        self.pages.check()?;
+        self.evidence.check()?;
+        self.mover.check(&self.pages)?;
+        self.orders.check()?;
+        self.journal.check()
+    }
+}

@@ -1,0 +1,179 @@
+//! Intake: the samples of a batch, on their way to the heaps.
+//!
+//! A source that samples accesses delivers millions of them, each on one page. Samples of the same weight reach the
+//! heaps together, so that their cache misses overlap. Ranges of pages come one by one.
+
+use super::{bias::Bias, half_life::HalfLife};
+use crate::{
+    addr::{BASE_PAGE, Hva},
+    dual_heap::{PageId, Placement, Touched},
+    engine::guest_pages::GuestPages,
+    pages::Run,
+    sample::{AccessSample, SampleAddress},
+    time::Time,
+};
+
+/// Placements looked up out of turn because of one batch of samples, at most.
+const URGENT_PER_BATCH: usize = 16;
+
+/// Weights that are told apart in a batch: a source that samples accesses has one for each size of pages.
+const MOST_WEIGHTS: usize = 8;
+
+/// What the samples of a batch have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// When they count.
+    pub(super) at: Time,
+    /// The factor of their counts.
+    pub(super) scale: f32,
+    /// Whether their source is the believed source.
+    pub(super) is_believed: bool,
+}
+
+/// What became of the samples of a batch.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Samples that fell on the guest.
+    pub(super) accepted: u64,
+    /// Bytes of the guest that they spoke for.
+    pub(super) covered: u64,
+    /// Counts of the fast tier's pages.
+    pub(super) fast: f64,
+    /// Counts of the slow tier's pages.
+    pub(super) slow: f64,
+    /// Addresses of pages whose placement is not known.
+    pub(super) unplaced: Vec<Hva>,
+}
+
+impl Taken {
+    fn count(&mut self, touched: Touched, weight: f32) {
+        self.fast += f64::from(touched.fast) * f64::from(weight);
+        self.slow += f64::from(touched.slow) * f64::from(weight);
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Intake<'a> {
+    terms: Terms,
+    pages: &'a mut GuestPages,
+    half_life: &'a mut HalfLife,
+    bias: &'a mut Bias,
+    /// Single pages, by the weight that each is to have.
+    singles: Vec<(f32, Vec<PageId>)>,
+    taken: Taken,
+}
+
+impl<'a> Intake<'a> {
+    pub(super) fn new(
+        terms: Terms,
+        pages: &'a mut GuestPages,
+        half_life: &'a mut HalfLife,
+        bias: &'a mut Bias,
+    ) -> Self {
+        Self {
+            terms,
+            pages,
+            half_life,
+            bias,
+            singles: Vec::new(),
+            taken: Taken::default(),
+        }
+    }
+
+    /// Brings the samples to the heaps.
+    pub(super) fn feed(mut self, samples: &[AccessSample]) -> Taken {
+        for sample in samples {
+            let hva = match sample.address {
+                SampleAddress::Host(hva) => hva,
+                SampleAddress::Guest(gpa) => {
+                    match self.pages.map.as_ref().and_then(|map| map.gpa_to_hva(gpa)) {
+                        Some((hva, _)) => hva,
+                        None => continue,
+                    }
+                }
+            };
+            let weight = sample.weight * self.terms.scale;
+            let counts = weight > 0.0 && weight.is_finite();
+            let covered = match self.pages.index.page_of_access(hva, sample.len) {
+                Some((page, share)) if !counts || self.push(page, weight * share) => {
+                    if counts {
+                        self.see(page, weight);
+                    }
+                    BASE_PAGE
+                }
+                _ => self.feed_range(hva, sample.len, weight),
+            };
+            self.taken.covered += covered;
+            self.taken.accepted += u64::from(covered > 0);
+        }
+        for (weight, ids) in std::mem::take(&mut self.singles) {
+            let touched = self.pages.heap.sample_batch(self.terms.at, &ids, weight);
+            self.taken.count(touched, weight);
+            if touched.pages() < ids.len() as u32 {
+                self.find_unplaced(ids.into_iter());
+            }
+        }
+        self.taken
+    }
+
+    /// Puts a page with others of its weight. Returns whether there is room for this weight.
+    fn push(&mut self, page: PageId, weight: f32) -> bool {
+        if let Some((_, pages)) = self.singles.iter_mut().find(|(of, _)| *of == weight) {
+            pages.push(page);
+            return true;
+        }
+        let has_room = self.singles.len() < MOST_WEIGHTS;
+        if has_room {
+            self.singles.push((weight, vec![page]));
+        }
+        has_room
+    }
+
+    /// Records of a single page, as they came.
+    #[inline]
+    fn see(&mut self, page: PageId, weight: f32) {
+        if self.terms.is_believed {
+            self.half_life.see(page, weight);
+            self.bias.see(page, weight);
+        }
+    }
+
+    /// Brings a sample of a range of pages to the heaps. Returns the bytes of the guest that it speaks for.
+    fn feed_range(&mut self, hva: Hva, len: u64, weight: f32) -> u64 {
+        let mut runs = Vec::new();
+        let covered = self.pages.index.for_runs(hva, len, |run| runs.push(run));
+        if !(weight > 0.0 && weight.is_finite()) {
+            return covered;
+        }
+        for Run { ids, share } in runs {
+            // A source that samples accesses names one page at a time.
+            if ids.len() == 1 {
+                self.see(PageId(ids.start), weight);
+            }
+            let heap = &mut self.pages.heap;
+            let touched = heap.sample_run(self.terms.at, ids.clone(), weight * share);
+            self.taken.count(touched, weight * share);
+            let is_whole = touched.pages() == ids.end - ids.start;
+            if !is_whole && self.taken.unplaced.len() < URGENT_PER_BATCH {
+                // One page of a run is enough: the kernel is asked for all that is around it.
+                let first = ids.map(PageId).find(|&id| self.is_unplaced(id));
+                self.find_unplaced(first.into_iter());
+            }
+        }
+        covered
+    }
+
+    fn is_unplaced(&self, id: PageId) -> bool {
+        self.pages.heap.placement(id) == Placement::Untracked
+    }
+
+    /// Adds the addresses of those pages whose placement is not known, as long as few are.
+    fn find_unplaced(&mut self, ids: impl Iterator<Item = PageId>) {
+        let room = URGENT_PER_BATCH.saturating_sub(self.taken.unplaced.len());
+        let found = ids.filter(|&id| self.is_unplaced(id));
+        let pages = found.filter_map(|id| self.pages.index.page(id));
+        let addresses: Vec<Hva> = pages.map(|page| page.hva).take(room).collect();
+        self.taken.unplaced.extend(addresses);
+    }
+}

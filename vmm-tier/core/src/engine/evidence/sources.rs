@@ -1,0 +1,277 @@
+//! What each source delivers: its account, how good it is, and the scale of its counts.
+//!
+//! Sources count different things: sampling intervals in which a page was used, or one access in so
+//! many. Heats are kept in the counts of the source that is believed (the *main* one). Another's counts
+//! are brought to them by the ratio of what both count a second in all, as both watch the same guest;
+//! never by more than 1, for a count that was blown up would look more certain than it is, and less where
+//! its addresses are less exact, for then it gives cold pages the heat of their neighbours. When another
+//! source becomes the main one, all heats are brought to its counts by the same ratio.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    addr::BASE_PAGE,
+    sample::{AccessSample, SampleAccount, SampleBatch, SourceKind},
+    time::Time,
+};
+
+/// What a batch weighs in a source's running averages, at most.
+const NEWEST: f64 = 0.2;
+
+/// What is known of a source that has delivered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SourceStats {
+    /// What became of its records since the start.
+    pub account: SampleAccount,
+    /// Share of the guest that a batch speaks for, 0 to 1, of late. A source that samples accesses wherever
+    /// they fall speaks for all of it.
+    pub coverage: f64,
+    /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log₂ n) for ranges of n such pages, of
+    /// late, weighted by accesses.
+    pub precision: f64,
+    /// How old what it says is when it is heard, of late: half of the time observed, and the delay.
+    pub staleness: Duration,
+    /// Whether it tests pages, and finds each used or not, or counts accesses.
+    pub tests_pages: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Feed {
+    stats: SourceStats,
+    /// Counts a second over all pages, averaged over about a half-life.
+    rate: f64,
+    batches: u64,
+}
+
+/// The sources that have delivered, and the one that is believed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sources {
+    feeds: BTreeMap<SourceKind, Feed>,
+    pub(crate) main: Option<SourceKind>,
+    /// The source in whose counts heats are kept.
+    unit: Option<SourceKind>,
+}
+
+/// How a batch's counts become heat.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Scale {
+    /// By what its counts are multiplied.
+    pub(crate) counts: f64,
+    /// By what all heats must be multiplied first.
+    pub(crate) heats: Option<f64>,
+}
+
+impl Sources {
+    pub(crate) fn account(&mut self, source: SourceKind) -> &mut SampleAccount {
+        &mut self.feeds.entry(source).or_default().stats.account
+    }
+
+    /// The accounts of all sources as one.
+    pub(crate) fn total(&self) -> SampleAccount {
+        let mut total = SampleAccount::default();
+        for feed in self.feeds.values() {
+            total.add(&feed.stats.account);
+        }
+        total
+    }
+
+    pub(crate) fn stats(&self) -> impl Iterator<Item = (SourceKind, &SourceStats)> {
+        self.feeds.iter().map(|(&kind, feed)| (kind, &feed.stats))
+    }
+
+    /// Takes note of how much a batch counts, and says what its counts are worth.
+    pub(crate) fn scale(&mut self, batch: &SampleBatch, half_life: Duration) -> Scale {
+        let feed = self.feeds.entry(batch.source).or_default();
+        let counted: f64 = batch.samples.iter().map(counts).sum();
+        let span = batch.span.as_secs_f64();
+        if span > 0.0 {
+            let newest = match feed.batches {
+                0 => 1.0,
+                _ => 1.0 - (-span / half_life.as_secs_f64()).exp2(),
+            };
+            feed.rate += (counted / span - feed.rate) * newest;
+        }
+        feed.batches += 1;
+        let rate = feed.rate;
+        let as_it_is = Scale {
+            counts: 1.0,
+            heats: None,
+        };
+        let rate_of = |kind: SourceKind| self.feeds.get(&kind).map_or(0.0, |feed| feed.rate);
+        match (self.main, self.unit) {
+            (Some(main), Some(unit)) if main == batch.source && main != unit => {
+                // Nothing is known before it has counted something.
+                if rate <= 0.0 {
+                    return as_it_is;
+                }
+                self.unit = Some(main);
+                let old = rate_of(unit);
+                Scale {
+                    heats: (old > 0.0).then(|| rate / old),
+                    ..as_it_is
+                }
+            }
+            (Some(main), None) if main == batch.source => {
+                self.unit = Some(main);
+                as_it_is
+            }
+            (_, Some(unit)) if unit != batch.source && rate > 0.0 => Scale {
+                counts: (rate_of(unit) / rate).min(1.0) * self.exactness(batch.source, unit),
+                heats: None,
+            },
+            _ => as_it_is,
+        }
+    }
+
+    /// How exact a source is beside another, 1 at most.
+    fn exactness(&self, source: SourceKind, other: SourceKind) -> f64 {
+        let precision = |kind| {
+            self.feeds
+                .get(&kind)
+                .map_or(0.0, |feed| feed.stats.precision)
+        };
+        match (precision(source), precision(other)) {
+            (mine, theirs) if mine > 0.0 && theirs > 0.0 => (mine / theirs).min(1.0),
+            _ => 1.0,
+        }
+    }
+
+    /// Takes note of how good a batch was that came at `now` and spoke for this share of the guest.
+    pub(crate) fn judge(&mut self, batch: &SampleBatch, now: Time, coverage: f64) {
+        let Some(feed) = self.feeds.get_mut(&batch.source) else {
+            return;
+        };
+        let newest = if feed.batches <= 1 { 1.0 } else { NEWEST };
+        let stats = &mut feed.stats;
+        stats.tests_pages = batch.tests > 0;
+        stats.coverage += (coverage.clamp(0.0, 1.0) - stats.coverage) * newest;
+        let (mut all, mut exact) = (0.0, 0.0);
+        for sample in &batch.samples {
+            let counted = counts(sample);
+            all += counted;
+            exact += match frames(sample) {
+                1.0 => counted,
+                frames => counted / (1.0 + frames.log2()),
+            };
+        }
+        if all > 0.0 {
+            let known = if stats.precision > 0.0 { newest } else { 1.0 };
+            stats.precision += (exact / all - stats.precision) * known;
+        }
+        let late = batch.span / 2 + now.since(batch.end);
+        let before = stats.staleness.as_secs_f64();
+        let after = before + (late.as_secs_f64() - before) * newest;
+        stats.staleness = Duration::from_secs_f64(after.max(0.0));
+    }
+}
+
+fn frames(sample: &AccessSample) -> f64 {
+    (sample.len as f64 / BASE_PAGE as f64).max(1.0)
+}
+
+/// Counts over all pages of a sample; none for a weight that is no count.
+fn counts(sample: &AccessSample) -> f64 {
+    let weight = f64::from(sample.weight);
+    if weight > 0.0 && weight.is_finite() {
+        weight * frames(sample)
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::Hva,
+        sample::{AccessKind, SampleAddress},
+    };
+
+    const HALF_LIFE: Duration = Duration::from_secs(2);
+
+    /// A batch of one second with so many counts on one page, or on a range of `frames` pages each.
+    fn batch(source: SourceKind, weight: f32, frames: u64) -> SampleBatch {
+        SampleBatch {
+            source,
+            end: Time(1_000_000_000),
+            span: Duration::from_secs(1),
+            tests: 0,
+            period: 1,
+            settled: true,
+            map_generation: 1,
+            samples: vec![AccessSample {
+                address: SampleAddress::Host(Hva(0)),
+                len: frames * BASE_PAGE,
+                weight,
+                kind: AccessKind::Any,
+            }],
+            account: SampleAccount::default(),
+        }
+    }
+
+    fn scale(sources: &mut Sources, source: SourceKind, weight: f32) -> Scale {
+        sources.scale(&batch(source, weight, 1), HALF_LIFE)
+    }
+
+    #[test]
+    fn counts_when_another_source_counts_more_are_scaled_down() {
+        let mut sources = Sources {
+            main: Some(SourceKind::Damon),
+            ..Sources::default()
+        };
+        let plain = Scale {
+            counts: 1.0,
+            heats: None,
+        };
+        assert_eq!(scale(&mut sources, SourceKind::Damon, 100.0), plain);
+        let beside = scale(&mut sources, SourceKind::Ibs, 1000.0);
+        assert!((beside.counts - 0.1).abs() < 1e-9, "{beside:?}");
+    }
+
+    #[test]
+    fn counts_when_another_source_counts_less_are_not_blown_up() {
+        let mut sources = Sources {
+            main: Some(SourceKind::Ibs),
+            ..Sources::default()
+        };
+        scale(&mut sources, SourceKind::Ibs, 1000.0);
+        assert_eq!(scale(&mut sources, SourceKind::Guest, 10.0).counts, 1.0);
+    }
+
+    #[test]
+    fn heats_when_another_source_becomes_the_main_one_are_brought_to_its_counts_once() {
+        let mut sources = Sources {
+            main: Some(SourceKind::Damon),
+            ..Sources::default()
+        };
+        scale(&mut sources, SourceKind::Damon, 100.0);
+        sources.main = Some(SourceKind::Ibs);
+        assert_eq!(
+            scale(&mut sources, SourceKind::Ibs, 0.0).heats,
+            None,
+            "it has counted nothing yet"
+        );
+        let first = scale(&mut sources, SourceKind::Ibs, 4000.0);
+        let rate = 4000.0 * (1.0 - 0.5_f64.sqrt());
+        assert!(
+            (first.heats.unwrap() - rate / 100.0).abs() < 1e-6,
+            "{first:?}"
+        );
+        assert_eq!(scale(&mut sources, SourceKind::Ibs, 4000.0).heats, None);
+    }
+
+    #[test]
+    fn precision_when_ranges_are_long_falls() {
+        let mut sources = Sources::default();
+        for (source, frames, expected) in
+            [(SourceKind::Ibs, 1, 1.0), (SourceKind::Damon, 128, 0.125)]
+        {
+            let batch = batch(source, 3.0, frames);
+            sources.scale(&batch, HALF_LIFE);
+            sources.judge(&batch, Time(1_250_000_000), 0.5);
+            let stats = &sources.feeds[&source].stats;
+            assert_eq!((stats.precision, stats.coverage), (expected, 0.5));
+            assert_eq!(stats.staleness, Duration::from_millis(750));
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The plan of the next step: pairs of the slow tier's hottest and the fast tier's coldest pages.
+//!
+//! Orders come first: the limit, then pins. One exchange is under way at a time. Its demotions go first; what they
+//! freed, verified by the kernel, is then promoted, page for page. Room that is free anyway is filled without a
+//! demotion.
+
+use super::{
+    Mover, Stall,
+    room::{FastBounds, Room},
+};
+use crate::{
+    addr::{self, HUGE_PAGE},
+    dual_heap::Placement,
+    engine::{
+        evidence::{
+            Evidence,
+            bias::{self, Lot},
+        },
+        exchange::Judge,
+        guest_pages::{Candidate, GuestPages},
+        pins::Way,
+    },
+    settings::{EngineSettings, Tier},
+    time::Time,
+};
+
+/// The pages of the next step.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) demote: Vec<Candidate>,
+    /// Promoted at once: there is room.
+    pub(super) promote: Vec<Candidate>,
+    /// Promoted when the demotions have made room.
+    pub(super) then_promote: Vec<Candidate>,
+    /// Bytes of all of them.
+    pub(super) bytes: u64,
+}
+
+impl Draft {
+    fn add(&mut self, to: fn(&mut Self) -> &mut Vec<Candidate>, candidate: Candidate) {
+        self.bytes += candidate.page.bytes;
+        to(self).push(candidate);
+    }
+}
+
+/// A step that is being planned.
+#[derive(Debug)]
+pub(super) struct Planner<'a> {
+    pub(super) now: Time,
+    /// Bytes that the step may have.
+    pub(super) budget: u64,
+    pub(super) settings: &'a EngineSettings,
+    pub(super) pages: &'a mut GuestPages,
+    pub(super) evidence: &'a mut Evidence,
+    pub(super) mover: &'a mut Mover,
+    pub(super) draft: Draft,
+}
+
+impl Planner<'_> {
+    /// Drafts one step.
+    pub(super) fn draft(mut self) -> Draft {
+        self.shrink_to_limit();
+        if self.draft.demote.is_empty() {
+            let waits = self.draft_pins();
+            if self.draft.bytes == 0 && self.evidence.is_settled() {
+                let room = self.fast_room();
+                // Room that a pinned page waits for is not filled by others.
+                let room = if waits { room.min(Room::NONE) } else { room };
+                self.draft_exchange(room);
+            }
+        }
+        self.draft
+    }
+
+    fn fast_room(&self) -> Room {
+        self.mover.fast_room(self.pages, self.settings)
+    }
+
+    fn slow_room(&self) -> Room {
+        self.mover.slow_room()
+    }
+
+    /// Demotes what the guest holds above its limit, coldest first, whatever it costs: the limit is
+    /// an order.
+    fn shrink_to_limit(&mut self) {
+        self.mover.stall = None;
+        let held = self.mover.fast_bytes(self.pages, self.settings);
+        let excess = FastBounds::of(self.settings).beyond_limit(held);
+        let slow_room = self.slow_room();
+        while self.draft.bytes < excess.min(self.budget) {
+            // Pages pinned to the slow tier leave anyway.
+            let next = self.pages.take_misplaced(self.now, Way::Down);
+            let Some(cold) = next.or_else(|| self.pages.take_coldest_fast(self.now)) else {
+                self.mover.stall = Some(Stall::NothingOffered);
+                break;
+            };
+            if !slow_room.fits(self.draft.bytes + cold.page.bytes) {
+                self.pages.put_back(cold, Placement::Fast, None);
+                self.mover.stall = Some(Stall::NoSlowRoom);
+                break;
+            }
+            self.draft.add(|d| &mut d.demote, cold);
+        }
+        if self.draft.bytes > 0 {
+            self.mover.stall = None;
+        }
+    }
+
+    /// Drafts moves of pinned pages to their tier. Returns whether a page waits for room on the fast tier.
+    fn draft_pins(&mut self) -> bool {
+        if self.pages.pins().is_empty() {
+            return false;
+        }
+        let mut slow_room = self.slow_room();
+        while self.draft.bytes < self.budget {
+            let Some(page) = self.pages.take_misplaced(self.now, Way::Down) else {
+                break;
+            };
+            if !slow_room.fits(page.page.bytes) {
+                self.pages.put_back(page, Placement::Fast, None);
+                break;
+            }
+            slow_room.take(page.page.bytes);
+            self.draft.add(|d| &mut d.demote, page);
+        }
+        self.draft_pins_up(slow_room)
+    }
+
+    fn draft_pins_up(&mut self, mut slow_room: Room) -> bool {
+        let mut room = self.fast_room();
+        let mut waits = false;
+        // Bytes that victims of this draft free: there when they are gone, for pages promoted then.
+        let mut freed = 0;
+        for way in [Way::UpAtAnyPrice, Way::UpAsFits] {
+            while self.draft.bytes < self.budget {
+                let Some(page) = self.pages.take_misplaced(self.now, way) else {
+                    break;
+                };
+                let bytes = page.page.bytes;
+                if room.fits(bytes) {
+                    room.take(bytes);
+                    self.draft.add(|d| &mut d.promote, page);
+                    continue;
+                }
+                if way == Way::UpAtAnyPrice && freed < bytes {
+                    // Headroom that lacks is owed first.
+                    for cold in self.take_coldest(bytes - freed + room.lacking(), slow_room) {
+                        slow_room.take(cold.page.bytes);
+                        freed += cold.page.bytes;
+                        self.draft.add(|d| &mut d.demote, cold);
+                    }
+                    let owed = room.lacking().min(freed);
+                    room.give(owed);
+                    freed -= owed;
+                }
+                if freed >= bytes {
+                    freed -= bytes;
+                    self.draft.add(|d| &mut d.then_promote, page);
+                } else {
+                    self.pages.put_back(page, Placement::Slow, None);
+                    waits = true;
+                    break;
+                }
+            }
+        }
+        waits
+    }
+
+    /// Takes the coldest fast pages until they hold `need` bytes, or a batch, or as much as the slow
+    /// tier has room for.
+    fn take_coldest(&mut self, need: u64, slow_room: Room) -> Vec<Candidate> {
+        let need = need.min(self.settings.batch_bytes.max(HUGE_PAGE));
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while bytes < need {
+            let Some(cold) = self.pages.take_coldest_fast(self.now) else {
+                break;
+            };
+            if !slow_room.fits(bytes + cold.page.bytes) {
+                self.pages.put_back(cold, Placement::Fast, None);
+                break;
+            }
+            bytes += cold.page.bytes;
+            taken.push(cold);
+        }
+        taken
+    }
+
+    fn draft_exchange(&mut self, mut room: Room) {
+        if !self.mover.throttle.may_look(self.now) {
+            return;
+        }
+        let mut slow_room = self.slow_room();
+        while self.draft.bytes < self.budget {
+            // Looked at and not taken before it pays: most looks find nothing, and must cost the heaps nothing.
+            let Some(hot) = self.pages.hottest_slow(self.now) else {
+                return;
+            };
+            let victims = match room.fits(hot.page.bytes) {
+                true => self.pays(hot, &[]).then(Vec::new),
+                false => self.make_room_for(hot, room.must_free(hot.page.bytes), slow_room),
+            };
+            let Some(victims) = victims else {
+                return;
+            };
+            let mut room_then = room;
+            room_then.give(victims.iter().map(|cold| cold.page.bytes).sum());
+            let fits = room_then.fits(hot.page.bytes);
+            if fits {
+                self.pages.heap.take_hottest_slow(self.now);
+                if self.stays(hot) {
+                    self.put_victims_back(victims);
+                    continue;
+                }
+            }
+            room = room_then;
+            for cold in victims {
+                slow_room.take(cold.page.bytes);
+                self.draft.add(|d| &mut d.demote, cold);
+            }
+            // With headroom to restore first, the page waits for the next step.
+            if !fits {
+                return;
+            }
+            room.take(hot.page.bytes);
+            // Room that the draft's own demotions make is not there before they are done.
+            match self.draft.demote.is_empty() {
+                true => self.draft.add(|d| &mut d.promote, hot),
+                false => self.draft.add(|d| &mut d.then_promote, hot),
+            }
+        }
+    }
+
+    /// Takes the coldest fast pages until they hold `need` bytes, or a batch where the headroom lacks
+    /// more than that. `None`, with the heaps unchanged, if there are not enough that pay and fit
+    /// into the slow tier's room.
+    fn make_room_for(
+        &mut self,
+        hot: Candidate,
+        need: u64,
+        slow_room: Room,
+    ) -> Option<Vec<Candidate>> {
+        let need = need.min(self.settings.batch_bytes);
+        let mut victims: Vec<Candidate> = Vec::new();
+        let mut bytes = 0;
+        while bytes < need {
+            // Restoring headroom is owed to nobody in particular: each victim must be a page that the
+            // hot page would be exchanged with.
+            let cold = self.pages.coldest_fast(self.now).filter(|&cold| {
+                slow_room.fits(bytes + cold.page.bytes)
+                    && self.judge().knows_cold(cold)
+                    && self.pays(hot, &[cold])
+            });
+            let Some(cold) = cold else {
+                self.spare(victims);
+                return None;
+            };
+            self.pages.heap.take_coldest_fast(self.now);
+            bytes += cold.page.bytes;
+            victims.push(cold);
+        }
+        // Each is colder than the hot page; those that change places with it may not be, together.
+        let mut exchanged = 0;
+        let rivals: Vec<Candidate> = victims
+            .iter()
+            .copied()
+            .take_while(|cold| {
+                let is_rival = exchanged < hot.page.bytes;
+                exchanged += cold.page.bytes;
+                is_rival
+            })
+            .collect();
+        if !self.pays(hot, &rivals) {
+            let are_smaller = rivals.iter().any(|cold| cold.page.bytes < hot.page.bytes);
+            match are_smaller && !self.evidence.stats.counts_accesses() {
+                true => self.rest(victims),
+                false => self.spare(victims),
+            }
+            return None;
+        }
+        Some(victims)
+    }
+
+    /// Puts back fast pages that were taken for an exchange that does not pay. One more was looked at, or the hot page.
+    fn spare(&mut self, victims: Vec<Candidate>) {
+        let looked = victims.len() + 1;
+        self.mover.throttle.looked_in_vain(self.now, looked);
+        self.put_victims_back(victims);
+    }
+
+    /// Puts back small fast pages that would cost more together than a huge page gains, and leaves them alone for a
+    /// while. A source that tests pages finds a page used or not, whatever its size: small pages come before huge
+    /// ones as the coldest, and would otherwise keep every huge page behind them from being exchanged.
+    fn rest(&mut self, victims: Vec<Candidate>) {
+        let looked = victims.len() + 1;
+        self.mover.throttle.looked_in_vain(self.now, looked);
+        let until = Some(self.now + self.settings.cooldown);
+        for cold in victims {
+            self.pages.put_back(cold, Placement::Fast, until);
+        }
+    }
+
+    fn put_victims_back(&mut self, victims: Vec<Candidate>) {
+        for cold in victims {
+            self.pages.put_back(cold, Placement::Fast, None);
+        }
+    }
+
+    fn judge(&self) -> Judge<'_> {
+        Judge {
+            now: self.now,
+            pages: self.pages,
+            evidence: self.evidence,
+            tiers: &self.mover.tiers,
+            costs: &self.mover.totals.costs,
+            settings: self.settings,
+        }
+    }
+
+    /// Whether promoting `hot` at the price of demoting `cold` is significant and pays back.
+    fn pays(&self, hot: Candidate, cold: &[Candidate]) -> bool {
+        self.judge().verdict(hot, cold).pays()
+    }
+
+    /// Draws whether a page that is about to be promoted takes part in the trial that measures the bias between
+    /// tiers. Returns whether it is held back for the trial: then it is put back, to be left alone meanwhile.
+    fn stays(&mut self, hot: Candidate) -> bool {
+        let stats = &self.evidence.stats;
+        let can_tell = stats.counts_accesses() && self.settings.cooldown >= bias::WATCH;
+        if !can_tell || self.settings.dry_run {
+            return false;
+        }
+        let bytes = hot.page.bytes;
+        let held = self.pages.bytes().of(Tier::Fast);
+        let lot = self.evidence.bias.draw(bytes, held);
+        if lot == Lot::Go {
+            return false;
+        }
+        let expected = self.judge().expected_count(&hot) * addr::frames(bytes);
+        let stats = &self.evidence.stats;
+        if expected > stats.counts(self.now) * bias::MOST_SHARE {
+            return false;
+        }
+        let per_s = stats.counts_a_s(expected, self.now);
+        let bias = &mut self.evidence.bias;
+        let time = bias.watch(self.now, hot.id, bytes, lot, per_s);
+        let is_held = lot == Lot::Stay;
+        if is_held {
+            let until = Some(self.now + time + bias::GRACE);
+            self.pages.put_back(hot, Placement::Slow, until);
+        }
+        is_held
+    }
+}

@@ -1,0 +1,313 @@
+//! Room: how many bytes fit on a tier. The one answer for plans, pins, limits and explanations.
+//!
+//! Three bounds, of which the lowest holds:
+//! - The free bytes of a node above its high watermark: below it the kernel reclaims, and a promotion fails. On the
+//!   fast tier the headroom stays free beyond the watermark, for allocations of the guest.
+//! - The operator's limit on what the guest holds of the fast tier, with promotions under way counted as there.
+//! - A batch goes to one node, so the room of a tier is that of its node with the most.
+//!
+//! Room is signed. Where it is negative, headroom is owed: so many bytes must be demoted before any is promoted.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    addr::{NodeId, NodeSet},
+    settings::{EngineSettings, Tier},
+    tiers::Tiers,
+};
+
+/// Memory of one node, as the kernel tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeMemory {
+    /// The node.
+    pub node: NodeId,
+    /// Free bytes.
+    pub free_bytes: u64,
+    /// The high watermark in bytes, summed over the node's zones: below it the kernel reclaims.
+    pub high_watermark_bytes: u64,
+}
+
+impl NodeMemory {
+    /// Bytes that must stay free.
+    const fn reserve_bytes(&self, headroom_bytes: u64) -> u64 {
+        self.high_watermark_bytes.saturating_add(headroom_bytes)
+    }
+
+    fn room(&self, headroom_bytes: u64) -> Room {
+        Room::between(self.free_bytes, self.reserve_bytes(headroom_bytes))
+    }
+}
+
+/// Bytes that fit; negative where bytes must be freed first. A plan takes from it what it promotes or demotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Room(i64);
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+impl Room {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const UNLIMITED: Self = Self(i64::MAX);
+
+    /// What `have` leaves above `reserve`.
+    fn between(have: u64, reserve: u64) -> Self {
+        Self(signed(have.saturating_sub(reserve)) - signed(reserve.saturating_sub(have)))
+    }
+
+    /// Bytes that fit now, without any being freed.
+    pub(crate) fn bytes(self) -> u64 {
+        u64::try_from(self.0).unwrap_or(0)
+    }
+
+    /// Bytes that must be freed before anything fits at all: the headroom that is owed.
+    pub(crate) const fn lacking(self) -> u64 {
+        if self.0 < 0 { self.0.unsigned_abs() } else { 0 }
+    }
+
+    /// Whether a page or a batch of `bytes` bytes fits.
+    pub(crate) fn fits(self, bytes: u64) -> bool {
+        self.0 >= signed(bytes)
+    }
+
+    /// Bytes that must be freed before `bytes` bytes fit.
+    pub(crate) fn must_free(self, bytes: u64) -> u64 {
+        u64::try_from(signed(bytes).saturating_sub(self.0)).unwrap_or(0)
+    }
+
+    /// `bytes` bytes are used.
+    pub(crate) fn take(&mut self, bytes: u64) {
+        self.0 = self.0.saturating_sub(signed(bytes));
+    }
+
+    /// `bytes` bytes are freed.
+    pub(crate) fn give(&mut self, bytes: u64) {
+        self.0 = self.0.saturating_add(signed(bytes));
+    }
+}
+
+/// What an operator grants of the fast tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FastBounds {
+    /// Free bytes to keep above the high watermark.
+    pub(crate) headroom_bytes: u64,
+    /// Most bytes that the guest may hold; `None` for no limit.
+    pub(crate) limit_bytes: Option<u64>,
+}
+
+impl FastBounds {
+    pub(crate) const fn of(settings: &EngineSettings) -> Self {
+        Self {
+            headroom_bytes: settings.headroom_bytes,
+            limit_bytes: settings.fast_limit_bytes,
+        }
+    }
+
+    /// Bytes by which a guest that holds `held` bytes is above the limit: they must be demoted.
+    pub(crate) fn beyond_limit(self, held: u64) -> u64 {
+        self.limit_bytes
+            .map_or(0, |limit| held.saturating_sub(limit))
+    }
+
+    /// What the limit leaves a guest that holds `held` bytes, promotions under way included.
+    pub(crate) fn below_limit(self, held: u64) -> Room {
+        self.limit_bytes
+            .map_or(Room::UNLIMITED, |limit| Room::between(limit, held))
+    }
+}
+
+/// The memory of the tiers' nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Rooms {
+    nodes: BTreeMap<NodeId, NodeMemory>,
+}
+
+impl Rooms {
+    /// The kernel tells the nodes' memory anew. A node that is not among them has no room.
+    pub(crate) fn set(&mut self, nodes: Vec<NodeMemory>) {
+        self.nodes = nodes.into_iter().map(|node| (node.node, node)).collect();
+    }
+
+    fn of<'a>(&'a self, nodes: &'a NodeSet) -> impl Iterator<Item = &'a NodeMemory> {
+        nodes.iter().filter_map(|node| self.nodes.get(&node))
+    }
+
+    /// Free bytes of the nodes, watermarks and headroom included.
+    pub(crate) fn free_bytes(&self, nodes: &NodeSet) -> u64 {
+        self.of(nodes).map(|node| node.free_bytes).sum()
+    }
+
+    /// Bytes that may be promoted now by a guest that holds `held` bytes of the fast tier.
+    pub(crate) fn fast(&self, tiers: &Tiers, bounds: FastBounds, held: u64) -> Room {
+        self.fast_node(tiers, bounds).min(bounds.below_limit(held))
+    }
+
+    /// The room of the fast node that has the most, whatever the limit.
+    pub(crate) fn fast_node(&self, tiers: &Tiers, bounds: FastBounds) -> Room {
+        let rooms = self.of(&tiers.fast).map(|n| n.room(bounds.headroom_bytes));
+        rooms.max().unwrap_or(Room::NONE)
+    }
+
+    /// The fast node that has the most room, and the bytes that must stay free there.
+    pub(crate) fn fast_reserve(
+        &self,
+        tiers: &Tiers,
+        bounds: FastBounds,
+    ) -> Option<(NodeMemory, u64)> {
+        let roomiest = self
+            .of(&tiers.fast)
+            .max_by_key(|node| node.room(bounds.headroom_bytes))?;
+        Some((*roomiest, roomiest.reserve_bytes(bounds.headroom_bytes)))
+    }
+
+    /// Bytes that may be demoted now. Beyond them the kernel would reclaim memory of the slow node, which may be the
+    /// guest's own.
+    pub(crate) fn slow(&self, tiers: &Tiers) -> Room {
+        let rooms = self.of(&tiers.slow).map(|node| node.room(0));
+        rooms.max().unwrap_or(Room::NONE).max(Room::NONE)
+    }
+
+    /// The room of all nodes of a tier together, whatever the limit: for ranges that go there in many batches.
+    pub(crate) fn all_nodes_bytes(&self, tiers: &Tiers, tier: Tier, bounds: FastBounds) -> u64 {
+        let (nodes, headroom_bytes) = match tier {
+            Tier::Fast => (&tiers.fast, bounds.headroom_bytes),
+            Tier::Slow => (&tiers.slow, 0),
+        };
+        self.of(nodes)
+            .map(|node| node.room(headroom_bytes).bytes())
+            .fold(0, u64::saturating_add)
+    }
+
+    /// The node to which a batch goes: that with the most room above its watermark.
+    pub(crate) fn target(&self, nodes: &NodeSet) -> Option<NodeId> {
+        let room = |node: &NodeId| self.nodes.get(node).map(|memory| memory.room(0));
+        nodes.iter().max_by_key(room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn tiers() -> Tiers {
+        Tiers {
+            fast: NodeSet::from_iter([NodeId(0), NodeId(1)]),
+            slow: NodeSet::from_iter([NodeId(2)]),
+            fast_latency_ns: 80.0,
+            slow_latency_ns: 250.0,
+        }
+    }
+
+    fn rooms(free_mib: [u64; 3]) -> Rooms {
+        let mut rooms = Rooms::default();
+        let node = |(node, free)| NodeMemory {
+            node: NodeId(node),
+            free_bytes: free * MIB,
+            high_watermark_bytes: 10 * MIB,
+        };
+        rooms.set((0..).zip(free_mib).map(node).collect());
+        rooms
+    }
+
+    fn bounds(limit_mib: Option<u64>) -> FastBounds {
+        FastBounds {
+            headroom_bytes: 4 * MIB,
+            limit_bytes: limit_mib.map(|mib| mib * MIB),
+        }
+    }
+
+    #[test]
+    fn fast_room_when_nodes_differ_is_that_of_the_one_with_the_most() {
+        // 20 and 34 MiB free, of which 10 of the watermark and 4 of the headroom stay.
+        let rooms = rooms([20, 34, 0]);
+        let room = rooms.fast(&tiers(), bounds(None), 0);
+        assert_eq!(room.bytes(), 20 * MIB);
+        assert!(room.fits(20 * MIB) && !room.fits(20 * MIB + 1));
+        assert_eq!(room.must_free(22 * MIB), 2 * MIB);
+        assert_eq!(
+            rooms.all_nodes_bytes(&tiers(), Tier::Fast, bounds(None)),
+            26 * MIB
+        );
+        assert_eq!(rooms.target(&tiers().fast), Some(NodeId(1)));
+        assert_eq!(rooms.free_bytes(&tiers().fast), 54 * MIB);
+    }
+
+    #[test]
+    fn fast_room_when_headroom_lacks_is_owed_first() {
+        // 9 MiB free of the 14 that must be.
+        let rooms = rooms([9, 3, 0]);
+        let room = rooms.fast(&tiers(), bounds(None), 0);
+        assert_eq!((room.bytes(), room.lacking()), (0, 5 * MIB));
+        assert!(!room.fits(1) && !room.fits(0));
+        assert_eq!(room.must_free(2 * MIB), 7 * MIB);
+        let (node, reserve) = rooms.fast_reserve(&tiers(), bounds(None)).unwrap();
+        assert_eq!(
+            (node.node, node.free_bytes, reserve),
+            (NodeId(0), 9 * MIB, 14 * MIB)
+        );
+    }
+
+    #[test]
+    fn fast_room_when_a_limit_binds_is_what_the_limit_leaves() {
+        let rooms = rooms([100, 0, 0]);
+        let room = |held: u64| rooms.fast(&tiers(), bounds(Some(64)), held * MIB);
+        assert_eq!(room(60).bytes(), 4 * MIB);
+        assert_eq!(room(70).lacking(), 6 * MIB);
+        let bounds = bounds(Some(64));
+        assert_eq!(bounds.beyond_limit(70 * MIB), 6 * MIB);
+        assert_eq!(bounds.beyond_limit(64 * MIB), 0);
+        assert_eq!(bounds.below_limit(63 * MIB).bytes(), MIB);
+        assert_eq!(room(0).bytes(), 64 * MIB, "of 86 that are free");
+    }
+
+    #[test]
+    fn slow_room_when_below_the_watermark_is_none_and_owes_nothing() {
+        for (free, expected) in [(5, 0), (10, 0), (12, 2)] {
+            let room = rooms([0, 0, free]).slow(&tiers());
+            assert_eq!((room.bytes(), room.lacking()), (expected * MIB, 0));
+        }
+    }
+
+    #[test]
+    fn room_when_nothing_is_known_of_the_nodes_is_none() {
+        let rooms = Rooms::default();
+        assert_eq!(rooms.fast(&tiers(), bounds(None), 0), Room::NONE);
+        assert_eq!(rooms.slow(&tiers()), Room::NONE);
+        assert_eq!(rooms.all_nodes_bytes(&tiers(), Tier::Slow, bounds(None)), 0);
+        assert_eq!(rooms.fast_reserve(&tiers(), bounds(None)), None);
+    }
+
+    #[test]
+    fn room_when_a_plan_takes_and_frees_is_counted_along() {
+        let mut room = rooms([15, 0, 0]).fast(&tiers(), bounds(None), 0);
+        room.take(3 * MIB);
+        assert_eq!((room.bytes(), room.lacking()), (0, 2 * MIB));
+        room.give(6 * MIB);
+        assert!(room.fits(4 * MIB) && !room.fits(5 * MIB));
+        let mut endless = Room::UNLIMITED;
+        endless.give(u64::MAX);
+        assert!(endless.fits(u64::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn room_when_what_it_asks_is_freed_leaves_the_reserve_free(
+            free_bytes in 0..1u64 << 40, high_watermark_bytes in 0..1u64 << 36,
+            headroom_bytes in 0..1u64 << 36, bytes in 0..1u64 << 36,
+        ) {
+            let node = NodeMemory { node: NodeId(0), free_bytes, high_watermark_bytes };
+            let (room, reserve) = (node.room(headroom_bytes), node.reserve_bytes(headroom_bytes));
+            prop_assert!(room.bytes() == 0 || free_bytes - room.bytes() == reserve);
+            prop_assert!(room.bytes() == 0 || room.lacking() == 0);
+            prop_assert_eq!(room.lacking(), reserve.saturating_sub(free_bytes));
+            let freed = room.must_free(bytes);
+            prop_assert!(free_bytes + freed >= reserve + bytes);
+            prop_assert!(freed == 0 || free_bytes + freed == reserve + bytes);
+            prop_assert_eq!(room.fits(bytes), freed == 0);
+        }
+    }
+}

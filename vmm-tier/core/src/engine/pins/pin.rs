@@ -1,0 +1,157 @@
+//! What is said of pins: what is asked for, what is answered, and why not.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    addr::{Gpa, gpa_number},
+    settings::Tier,
+};
+
+/// The most pins a VM may have.
+pub const MAX_PINS: usize = 1024;
+
+/// What to do when the tier has no room for a pinned range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    /// Refuse the pin.
+    Refuse,
+    /// Make room by demoting the coldest pages that are not pinned, whatever their heat.
+    Demote,
+    /// Move as much as fits; the rest stays where it is until there is room.
+    Fill,
+}
+
+/// A range of guest memory that is to stay on a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Pin {
+    /// The first guest-physical address, a multiple of 4 KiB.
+    #[serde(with = "gpa_number")]
+    pub start: Gpa,
+    /// The length, a multiple of 4 KiB.
+    pub bytes: u64,
+    /// Where the range is to be.
+    pub tier: Tier,
+    /// What to do when it does not fit there.
+    pub when_full: WhenFull,
+}
+
+/// What a call pinned or unpinned. Bytes are those of whole pages, also where a page lies partly in a pin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PinReport {
+    /// Pins made or removed.
+    pub pins: u64,
+    /// The length of their ranges.
+    pub bytes: u64,
+    /// Present pages on the tier that the pin names, in bytes.
+    pub placed_bytes: u64,
+    /// Present pages on the other tier, in bytes: after a pin, what is going to be moved.
+    pub elsewhere_bytes: u64,
+}
+
+/// A pin and how far it is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PinStatus {
+    /// The first guest-physical address.
+    #[serde(with = "gpa_number")]
+    pub start: Gpa,
+    /// The length.
+    pub bytes: u64,
+    /// Where the range is to be.
+    pub tier: Tier,
+    /// What is done when it does not fit there.
+    pub when_full: WhenFull,
+    /// Present pages on that tier, in bytes of whole pages.
+    pub placed_bytes: u64,
+    /// Present pages on the other tier.
+    pub elsewhere_bytes: u64,
+}
+
+/// All pins together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PinsSnapshot {
+    /// Pins.
+    pub count: u64,
+    /// Bytes of ranges pinned to the fast tier.
+    pub fast_bytes: u64,
+    /// Bytes of ranges pinned to the slow tier.
+    pub slow_bytes: u64,
+    /// Present pinned pages on the tier that they are pinned to, in bytes.
+    pub placed_bytes: u64,
+    /// Present pinned pages on the other tier, in bytes.
+    pub elsewhere_bytes: u64,
+}
+
+/// Why a range can't be pinned or unpinned. Nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinError {
+    /// No map yet.
+    #[error("the guest's memory map is not known yet; try again when the state is running")]
+    NoMap,
+    /// Start or length are not whole pages, or the range is empty or ends past the address space.
+    #[error("{bytes} bytes at {start:#x} are not one or more whole pages of 4096 bytes")]
+    Unaligned {
+        /// The first guest-physical address.
+        start: u64,
+        /// The length.
+        bytes: u64,
+    },
+    /// Part of the range is not guest RAM.
+    #[error("guest address {0:#x} is not guest RAM")]
+    NotRam(u64),
+    /// Another pin has a part of the range, or of the same memory at another address.
+    #[error("the range overlaps the pin of {bytes} bytes at {start:#x}; unpin that one first")]
+    Overlaps {
+        /// Where the other begins.
+        start: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// There are as many pins as there may be.
+    #[error("there are {MAX_PINS} pins already, which is the most; unpin a range first")]
+    TooMany,
+    /// The tier can't take the range now.
+    #[error(
+        "the {tier} tier can't take the range: {need_bytes} bytes are needed, {room_bytes} are to be \
+         had; demote, unpin or raise the limit first, or pin with fill"
+    )]
+    NoRoom {
+        /// The tier.
+        tier: Tier,
+        /// Bytes that are not there yet.
+        need_bytes: u64,
+        /// Bytes that the free memory, the limit and other pins leave.
+        room_bytes: u64,
+    },
+    /// Unpinning would cut a pin in two.
+    #[error("the range would cut the pin of {bytes} bytes at {start:#x}; unpin it whole")]
+    Cut {
+        /// Where that pin begins.
+        start: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// There is no pin in the range.
+    #[error("no pin lies in the {bytes} bytes at {start:#x}")]
+    NoPin {
+        /// The first guest-physical address.
+        start: u64,
+        /// The length.
+        bytes: u64,
+    },
+}
+
+impl Pin {
+    /// The guest-physical address after the last; checked when the pin was made.
+    pub(crate) const fn end(&self) -> u64 {
+        self.start.0.saturating_add(self.bytes)
+    }
+
+    pub(crate) const fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.start.0 < end && start < self.end()
+    }
+}

@@ -1,0 +1,5 @@
+//! Views: what the engine shows. They read the engine and change nothing.
+
+pub(crate) mod explain;
+pub(crate) mod heatmap;
+pub(crate) mod snapshot;
