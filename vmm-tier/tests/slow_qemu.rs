@@ -48,6 +48,7 @@ fn obeys(agent: &mut Agent) {
 #[test]
 fn agent_when_qemu_never_answers_obeys() {
     let (qemu, server, mut agent) = started();
+    let _released = qemu.released();
     qemu.hangs.store(true, Ordering::Relaxed);
     reset(&qemu, &server, &mut agent);
     let answered = qemu.answered.load(Ordering::Relaxed);
@@ -55,12 +56,12 @@ fn agent_when_qemu_never_answers_obeys() {
     obeys(&mut agent);
 
     assert_eq!(qemu.answered.load(Ordering::Relaxed), answered);
-    qemu.hangs.store(false, Ordering::Relaxed);
 }
 
 #[test]
 fn agent_when_qemu_takes_5_s_for_each_command_obeys() {
     let (qemu, server, mut agent) = started();
+    let _released = qemu.released();
     *qemu.delay.lock().unwrap() = Duration::from_secs(5);
     reset(&qemu, &server, &mut agent);
     let answered = qemu.answered.load(Ordering::Relaxed);
@@ -69,7 +70,6 @@ fn agent_when_qemu_takes_5_s_for_each_command_obeys() {
 
     // One may have been under way.
     assert!(qemu.answered.load(Ordering::Relaxed) <= answered + 1);
-    *qemu.delay.lock().unwrap() = Duration::ZERO;
 }
 
 /// A discovery has more than ten commands: blocks and devices twice, and probes. An agent that waits for them would
@@ -77,6 +77,7 @@ fn agent_when_qemu_takes_5_s_for_each_command_obeys() {
 #[test]
 fn agent_when_qemu_is_slow_obeys_before_a_discovery_can_end() {
     let (qemu, server, mut agent) = started();
+    let _released = qemu.released();
     *qemu.delay.lock().unwrap() = Duration::from_secs(2);
     reset(&qemu, &server, &mut agent);
     let answered = qemu.answered.load(Ordering::Relaxed);
@@ -88,7 +89,6 @@ fn agent_when_qemu_is_slow_obeys_before_a_discovery_can_end() {
         meanwhile <= 3,
         "{meanwhile} commands were answered meanwhile"
     );
-    *qemu.delay.lock().unwrap() = Duration::ZERO;
 }
 
 #[test]
@@ -97,6 +97,7 @@ fn agent_when_told_to_end_before_a_slow_qemu_told_everything_ends_with_success()
     let qemu = Qemu::new();
     *qemu.delay.lock().unwrap() = Duration::from_secs(2);
     let _server = qemu.serve(&folder.path().join("qmp"));
+    let _released = qemu.released();
     let mut agent = Agent::start(folder);
     agent.wait_for(|| (qemu.asked.load(Ordering::Relaxed) > 0).then_some(()));
 
@@ -105,7 +106,6 @@ fn agent_when_told_to_end_before_a_slow_qemu_told_everything_ends_with_success()
     assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
     let answered = qemu.answered.load(Ordering::Relaxed);
     assert!(answered <= 3, "{answered} commands were answered meanwhile");
-    *qemu.delay.lock().unwrap() = Duration::ZERO;
 }
 
 #[test]
@@ -114,6 +114,7 @@ fn agent_when_told_to_end_before_qemu_answers_ends_with_success() {
     let qemu = Qemu::new();
     qemu.hangs.store(true, Ordering::Relaxed);
     let _server = qemu.serve(&folder.path().join("qmp"));
+    let _released = qemu.released();
     let mut agent = Agent::start(folder);
     agent.wait_for(|| (qemu.asked.load(Ordering::Relaxed) > 0).then_some(()));
 
@@ -121,7 +122,6 @@ fn agent_when_told_to_end_before_qemu_answers_ends_with_success() {
 
     // One that waited would end with the error that QEMU did not answer.
     assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
-    qemu.hangs.store(false, Ordering::Relaxed);
 }
 
 #[test]
@@ -158,6 +158,7 @@ fn agent_when_the_monitor_is_lost_and_the_new_one_never_greets_obeys() {
 #[test]
 fn agent_when_qemu_answers_again_follows_the_guest() {
     let (qemu, server, mut agent) = started();
+    let _released = qemu.released();
     qemu.hangs.store(true, Ordering::Relaxed);
     reset(&qemu, &server, &mut agent);
     qemu.has_dimm.store(true, Ordering::Relaxed);

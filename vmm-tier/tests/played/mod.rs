@@ -102,9 +102,24 @@ impl Qemu {
         blocks
     }
 
+    /// Answers at once from the end of the guard's life on. A server that is dropped waits for its commands.
+    pub fn released(self: &Arc<Self>) -> Released {
+        Released(Arc::clone(self))
+    }
+
     pub fn serve(self: &Arc<Self>, path: &Path) -> Server {
         let handler = Arc::clone(self);
         Server::bind(path, handler, Options::default()).unwrap()
+    }
+}
+
+/// See [`Qemu::released`].
+pub struct Released(Arc<Qemu>);
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.hangs.store(false, Ordering::Relaxed);
+        *self.0.delay.lock().unwrap() = Duration::ZERO;
     }
 }
 
