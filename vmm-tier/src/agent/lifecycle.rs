@@ -217,7 +217,12 @@ impl Agent {
     pub(super) fn end_proxy(&mut self) {
         if let Some(proxy) = self.proxy.take() {
             self.tell_all();
-            drop(proxy);
+            // The socket is gone already. To see off clients that don't read takes a second, in which the agent
+            // has other things to do.
+            let end = move || drop(proxy);
+            let ending = std::thread::Builder::new().name("proxy-end".to_owned());
+            // Without a thread it is done here.
+            let _ = ending.spawn(end);
         }
     }
 

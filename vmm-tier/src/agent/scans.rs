@@ -39,3 +39,57 @@ impl Scans {
         self.aside.take()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tier_core::{
+        addr::{BASE_PAGE, Hva},
+        pages::Span,
+    };
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn request(id: u64) -> ScanRequest {
+        let span = Span {
+            hva: Hva(16 * MIB),
+            bytes: 16 * MIB,
+            frame_bytes: BASE_PAGE,
+        };
+        ScanRequest { id, span }
+    }
+
+    fn report(id: u64) -> ScanReport {
+        ScanReport {
+            request: request(id),
+            huge: Vec::new(),
+            pages: Vec::new(),
+            cpu_time: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn guest_when_all_of_it_was_looked_up_is_seen_until_its_layout_changes() {
+        let mut scans = Scans::default();
+        scans.done(&report(1));
+        assert!(!scans.has_seen(32 * MIB));
+        scans.done(&report(2));
+        assert!(scans.has_seen(32 * MIB));
+
+        scans.start_over();
+
+        assert!(!scans.has_seen(32 * MIB));
+    }
+
+    #[test]
+    fn look_up_when_put_aside_gives_way_to_that_of_a_new_layout() {
+        let mut scans = Scans::default();
+        scans.put_aside(request(1));
+        scans.put_aside(request(2));
+        assert_eq!(scans.take(), Some(request(2)));
+        assert_eq!(scans.take(), None);
+    }
+}
