@@ -120,9 +120,21 @@ impl Client {
     /// When QEMU refuses the command, doesn't answer in time, answers with something that isn't
     /// `C::Return`, or the connection is lost.
     pub fn execute<C: Command>(&self, command: &C) -> Result<C::Return, ExecuteError> {
+        self.execute_within(command, self.options.command_timeout)
+    }
+
+    /// Sends a command and waits for its reply, no longer than `timeout`.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub fn execute_within<C: Command>(
+        &self,
+        command: &C,
+        timeout: Duration,
+    ) -> Result<C::Return, ExecuteError> {
         let arguments = serde_json::to_value(command).map_err(|error| self.bad(C::NAME, error))?;
         let arguments = Some(arguments).filter(|arguments| !arguments.is_null());
-        let value = self.execute_raw(C::NAME, arguments)?;
+        let value = self.send(C::NAME, arguments)?.wait(timeout)?;
         serde_json::from_value(value).map_err(|source| ExecuteError::UnexpectedReply {
             path: self.path.clone(),
             command: C::NAME.to_owned(),
@@ -248,6 +260,12 @@ impl Client {
     #[must_use]
     pub fn is_oob(&self) -> bool {
         self.oob
+    }
+
+    /// How long this client waits for the reply of a command, unless the caller says otherwise.
+    #[must_use]
+    pub fn command_timeout(&self) -> Duration {
+        self.options.command_timeout
     }
 
     /// The path that this client is connected to.

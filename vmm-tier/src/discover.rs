@@ -4,6 +4,10 @@
 //! The layout can change while it is being asked for (a DIMM plug emits no event), so blocks and devices
 //! are read again afterwards, and if they differ everything starts over. Never asks `info mtree -f`: it
 //! would pin unplugged memory until QEMU exits.
+//!
+//! The kernel tells page sizes in `smaps`, which walks the page tables of the whole process under its mmap
+//! lock. So `smaps` is read for mappings that were not seen before ([`KnownMappings`]); whether there are any
+//! is read from `maps`, which walks nothing.
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +20,7 @@ use std::{
 use qmp::{
     Client,
     client::ExecuteError,
-    commands::{self, QomGet, QueryMemoryDevices, QueryRamblock},
+    commands::{self, Command, HumanMonitorCommand, QomGet, QueryMemoryDevices, QueryRamblock},
     hmp::{self, Gpa2Hva, ParseGpa2HvaError, ParseRamBlocksError},
 };
 use tier_core::{
@@ -36,12 +40,17 @@ use tier_sys::{
 /// How often a layout may change under the discovery before it gives up.
 const MAX_ATTEMPTS: u32 = 5;
 
+/// What the kernel said of the mappings of one QEMU process that hold its RAM blocks. A mapping of the same
+/// address, file, offset and permissions has the same page size.
+#[derive(Debug, Default)]
+pub(crate) struct KnownMappings(Vec<MappingMemory>);
+
 /// A guest's memory map and how it was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Discovered {
     /// The QEMU process.
     pub(crate) pid: u32,
-    /// The map, of generation 1 or the one that follows the previous map's.
+    /// The map, of generation 1.
     pub(crate) map: GuestMemoryMap,
     /// Addresses that QEMU translated in the last attempt.
     pub(crate) probes: u32,
@@ -60,6 +69,17 @@ pub(crate) enum DiscoverError {
     /// QEMU did not answer a command.
     #[error(transparent)]
     Qmp(#[from] ExecuteError),
+    /// QEMU answered, but not everything within the time that a discovery may take.
+    #[error(
+        "QEMU's monitor did not answer all questions about the memory map within {} s: it is slow, \
+         hangs or is stopped", limit.as_secs()
+    )]
+    TooSlow {
+        /// The time that the discovery was given.
+        limit: Duration,
+        /// The command that was not answered.
+        source: ExecuteError,
+    },
     /// QEMU's list of RAM blocks can't be read.
     #[error("QEMU's list of RAM blocks can't be understood")]
     RamBlocks(#[from] ParseRamBlocksError),
@@ -130,53 +150,66 @@ impl From<MapError> for DiscoverError {
     }
 }
 
-/// Finds the memory map of the guest behind `client`; its generation is 1.
+/// Finds the memory map of the guest behind `client`, waiting for each command as long as the client does.
 ///
 /// # Errors
 /// See [`DiscoverError`].
 pub(crate) fn discover(client: &Client, root: &SysRoot) -> Result<Discovered, DiscoverError> {
-    find(client, root, None)
+    let monitor = Monitor {
+        client,
+        deadline: None,
+    };
+    find(&monitor, root, &mut KnownMappings::default())
 }
 
-/// Finds the map anew; its generation is that of `previous`, or the next one if the layout changed.
+/// Finds the map, waiting for QEMU no longer than `limit` in all. `known` is what earlier calls learnt of the
+/// same process.
 ///
 /// # Errors
 /// See [`DiscoverError`].
-pub(crate) fn rediscover(
+pub(crate) fn discover_within(
+    limit: Duration,
     client: &Client,
     root: &SysRoot,
-    previous: &GuestMemoryMap,
+    known: &mut KnownMappings,
 ) -> Result<Discovered, DiscoverError> {
-    find(client, root, Some(previous))
+    let deadline = Instant::now() + limit;
+    let monitor = Monitor {
+        client,
+        deadline: Some(deadline),
+    };
+    find(&monitor, root, known).map_err(|error| match error {
+        DiscoverError::Qmp(source @ ExecuteError::TimedOut { .. })
+            if Instant::now() >= deadline =>
+        {
+            DiscoverError::TooSlow { limit, source }
+        }
+        other => other,
+    })
 }
 
 fn find(
-    client: &Client,
+    monitor: &Monitor<'_>,
     root: &SysRoot,
-    previous: Option<&GuestMemoryMap>,
+    known: &mut KnownMappings,
 ) -> Result<Discovered, DiscoverError> {
     let begin = Instant::now();
-    let pid = client.peer().pid;
-    let mut layout = Layout::read(client)?;
+    let pid = monitor.client.peer().pid;
+    let mut layout = Layout::read(monitor)?;
     for attempts in 1..=MAX_ATTEMPTS {
         let inputs = layout.inputs(root, pid)?;
-        let found = map::discover(&inputs, 1, &mut Monitor(client));
+        let found = map::discover(&inputs, 1, &mut Translator(monitor));
         // A translation that fits no block is what a change between two questions looks like.
-        let again = Layout::read(client)?;
+        let again = Layout::read(monitor)?;
         if again != layout {
             tracing::debug!(pid, attempts, "the memory layout changed while it was read");
             layout = again;
             continue;
         }
         let found = found.map_err(of_probing)?;
-        let map = with_kernel_view(&found.map, root, pid)?;
-        let map = match previous {
-            Some(previous) => previous.succeeded_by(map),
-            None => map,
-        };
         return Ok(Discovered {
             pid,
-            map,
+            map: with_kernel_view(&found.map, root, pid, known)?,
             probes: found.probes,
             attempts,
             elapsed: begin.elapsed(),
@@ -184,6 +217,38 @@ fn find(
         });
     }
     Err(DiscoverError::Unsteady)
+}
+
+/// QEMU's monitor, and how long it may take for all commands together.
+struct Monitor<'a> {
+    client: &'a Client,
+    deadline: Option<Instant>,
+}
+
+impl Monitor<'_> {
+    fn execute<C: Command>(&self, command: &C) -> Result<C::Return, ExecuteError> {
+        let patience = self.client.command_timeout();
+        let left = self.deadline.map_or(patience, |deadline| {
+            patience.min(deadline.saturating_duration_since(Instant::now()))
+        });
+        if left.is_zero() {
+            // A command that nobody waits for would only keep QEMU busy.
+            return Err(ExecuteError::TimedOut {
+                path: self.client.path().to_owned(),
+                command: C::NAME.to_owned(),
+                after: left,
+            });
+        }
+        self.client.execute_within(command, left)
+    }
+
+    /// Gives a line to the human monitor.
+    fn hmp(&self, line: String) -> Result<String, ExecuteError> {
+        self.execute(&HumanMonitorCommand {
+            command_line: line,
+            cpu_index: None,
+        })
+    }
 }
 
 fn of_probing(error: ProbingError<DiscoverError>) -> DiscoverError {
@@ -202,18 +267,18 @@ struct Layout {
 }
 
 impl Layout {
-    fn read(client: &Client) -> Result<Self, DiscoverError> {
-        let blocks = match client.execute(&QueryRamblock) {
+    fn read(monitor: &Monitor<'_>) -> Result<Self, DiscoverError> {
+        let blocks = match monitor.execute(&QueryRamblock) {
             Ok(text) => text.ramblocks()?,
             // Before QEMU 6.2 only the human monitor lists the blocks.
             Err(ref error) if is_unknown_command(error) => {
-                hmp::parse_ramblocks(&client.hmp("info ramblock")?)?
+                hmp::parse_ramblocks(&monitor.hmp("info ramblock".to_owned())?)?
             }
             Err(error) => return Err(error.into()),
         };
-        let devices = match client.execute(&QueryMemoryDevices) {
+        let devices = match monitor.execute(&QueryMemoryDevices) {
             Ok(devices) => {
-                let devices = devices.iter().map(|device| memory_device(client, device));
+                let devices = devices.iter().map(|device| memory_device(monitor, device));
                 devices
                     .filter_map(Result::transpose)
                     .collect::<Result<_, _>>()?
@@ -256,14 +321,14 @@ impl Layout {
 
 /// A device that adds RAM; `None` for one without an address.
 fn memory_device(
-    client: &Client,
+    monitor: &Monitor<'_>,
     device: &commands::MemoryDevice,
 ) -> Result<Option<MemoryDevice>, DiscoverError> {
     let Some((gpa, len)) = device.range() else {
         return Ok(None);
     };
     let has_holes = match device {
-        commands::MemoryDevice::VirtioMem(device) => has_holes(client, device.id.as_deref())?,
+        commands::MemoryDevice::VirtioMem(device) => has_holes(monitor, device.id.as_deref())?,
         _ => false,
     };
     Ok(Some(MemoryDevice {
@@ -274,13 +339,13 @@ fn memory_device(
 }
 
 /// Whether a virtio-mem device has dynamic memslots.
-fn has_holes(client: &Client, id: Option<&str>) -> Result<bool, DiscoverError> {
+fn has_holes(monitor: &Monitor<'_>, id: Option<&str>) -> Result<bool, DiscoverError> {
     // Without an id it can't be asked for; looking for holes that are not there costs a little time.
     let Some(id) = id else {
         return Ok(true);
     };
     let path = format!("/machine/peripheral/{id}");
-    match client.execute(&QomGet::new(path, "dynamic-memslots")) {
+    match monitor.execute(&QomGet::new(path, "dynamic-memslots")) {
         Ok(value) => Ok(value.as_bool().unwrap_or(true)),
         // Before QEMU 8.2 there is no such property.
         Err(error) if error.refusal().is_some() => Ok(false),
@@ -306,13 +371,13 @@ fn of_proc(pid: u32, error: SysRootError) -> DiscoverError {
 }
 
 /// Translates addresses through the human monitor.
-struct Monitor<'a>(&'a Client);
+struct Translator<'a>(&'a Monitor<'a>);
 
-impl GpaProbe for Monitor<'_> {
+impl GpaProbe for Translator<'_> {
     type Error = DiscoverError;
 
     fn gpa_to_hva(&mut self, gpa: Gpa) -> Result<Probe, DiscoverError> {
-        let answer = self.0.hmp(&format!("gpa2hva {:#x}", gpa.0))?;
+        let answer = self.0.hmp(format!("gpa2hva {:#x}", gpa.0))?;
         Ok(match hmp::parse_gpa2hva(&answer)? {
             Gpa2Hva::Mapped { hva, region } => Probe::Mapped {
                 hva: Hva(hva),
@@ -329,13 +394,17 @@ fn with_kernel_view(
     map: &GuestMemoryMap,
     root: &SysRoot,
     pid: u32,
+    known: &mut KnownMappings,
 ) -> Result<GuestMemoryMap, DiscoverError> {
     let blocks = map.blocks();
-    let wanted = |mapping: &Mapping| blocks.iter().any(|block| mapping.contains(block.hva));
-    let memory = smaps::read(root, pid, wanted).map_err(|error| of_proc(pid, error))?;
+    known
+        .update(root, pid, |mapping| {
+            blocks.iter().any(|block| mapping.contains(block.hva))
+        })
+        .map_err(|error| of_proc(pid, error))?;
     let seen = blocks
         .iter()
-        .map(|block| match kernel_view(block, &memory) {
+        .map(|block| match kernel_view(block, &known.0) {
             Err(Disagreement::NotMapped) => {
                 let comm = process::stat(root, pid)
                     .map(|stat| stat.comm)
@@ -363,6 +432,30 @@ fn with_kernel_view(
         blocks,
         map.ranges().to_vec(),
     )?)
+}
+
+impl KnownMappings {
+    /// Forgets the mappings that are gone or changed, and learns of those that are `wanted` and new.
+    fn update(
+        &mut self,
+        root: &SysRoot,
+        pid: u32,
+        wanted: impl Fn(&Mapping) -> bool,
+    ) -> Result<(), SysRootError> {
+        let now = maps::read(root, pid, &wanted)?;
+        self.0.retain(|known| now.contains(&known.mapping));
+        if now.iter().all(|mapping| self.has(mapping)) {
+            return Ok(());
+        }
+        let is_new = |mapping: &Mapping| wanted(mapping) && !self.has(mapping);
+        let new = smaps::read(root, pid, is_new)?;
+        self.0.extend(new);
+        Ok(())
+    }
+
+    fn has(&self, mapping: &Mapping) -> bool {
+        self.0.iter().any(|known| known.mapping == *mapping)
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

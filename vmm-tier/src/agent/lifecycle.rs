@@ -13,15 +13,20 @@ use std::{
 };
 
 use qmp::{
-    commands::{MigrationStatus, QueryMigrate, QueryStatus, RunState},
+    client::ExecuteError,
+    commands::{MigrationInfo, MigrationStatus, RunState, StatusInfo},
     event::EventKind,
 };
 use tier_core::engine::{Event, Order};
 
-use super::{Agent, MAP_CHECK, control::Control, start};
+use super::{
+    Agent,
+    control::Control,
+    monitor::{Answer, Connected, Job, Kind, Layout},
+};
 use crate::{
     causes::with_causes,
-    discover::{self, Discovered},
+    discover::{DiscoverError, Discovered},
 };
 
 /// How long the agent waits between attempts to reach a lost monitor.
@@ -29,7 +34,7 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// How often QEMU is asked about a migration: it tells of one unasked only if its manager has switched
 /// the migration capability `events` on.
 const MIGRATION_CHECK: Duration = Duration::from_secs(1);
-/// The same after QEMU could not say: a monitor that hangs must not keep the agent from everything else.
+/// The same after QEMU could not say: each question to a monitor that hangs waits there until it goes on.
 const MIGRATION_RETRY: Duration = Duration::from_secs(10);
 
 /// What is known of a migration of the guest.
@@ -69,15 +74,17 @@ impl Agent {
         tracing::debug!(vm = self.name, event = event.name, data = %event.data, "from QEMU");
         match event.kind() {
             EventKind::Stop => {
+                self.asker.overtake(Kind::Status);
                 // A migration stops the guest at its end.
                 self.migration.next_look = Instant::now();
                 self.tap_note("guest stopped");
                 self.step(Event::Guest { stopped: true });
             }
             EventKind::Resume => {
+                self.asker.overtake(Kind::Status);
                 // A guest that arrived by migration has its devices' memory only now.
                 self.migration.next_look = Instant::now();
-                self.next_map_check = Instant::now();
+                self.discovery.want();
                 self.tap_note("guest runs");
                 self.step(Event::Guest { stopped: false });
             }
@@ -85,15 +92,35 @@ impl Agent {
                 tracing::info!(vm = self.name, guest, reason, "the guest shuts down");
             }
             EventKind::Migration { status } => {
+                self.asker.overtake(Kind::Migration);
                 self.migration.next_look = Instant::now() + MIGRATION_CHECK;
                 self.on_migration(Some(MigrationStatus::from(status.as_str())));
             }
             // Firmware and virtio-mem lay memory out anew.
             EventKind::Reset { .. }
             | EventKind::DeviceDeleted { .. }
-            | EventKind::MemoryDeviceSizeChange { .. } => self.next_map_check = Instant::now(),
+            | EventKind::MemoryDeviceSizeChange { .. } => self.discovery.want(),
             _ => {}
         }
+        self.look_at_qemu(Instant::now());
+    }
+
+    /// Takes what QEMU answered, and asks what has become due meanwhile.
+    pub(super) fn on_answer(&mut self, answer: Answer) {
+        let kind = answer.kind();
+        let is_true = self.asker.take(&answer);
+        match answer {
+            // It is asked for before the agent runs.
+            Answer::Begun(_) => {}
+            Answer::Connected(connected) => self.on_connected(connected),
+            Answer::Layout(layout) => self.on_layout(layout),
+            // What the lost monitor said, or that it said nothing, counts no more.
+            Answer::Status(_) | Answer::Migration(_) if self.monitor.is_none() => {}
+            Answer::Status(_) | Answer::Migration(_) if !is_true => self.ask_again(kind),
+            Answer::Status(status) => self.on_status(status),
+            Answer::Migration(migration) => self.on_migration_answer(migration),
+        }
+        self.look_at_qemu(Instant::now());
     }
 
     pub(super) fn on_monitor_lost(&mut self) {
@@ -110,47 +137,68 @@ impl Agent {
         self.step(Event::Monitor { attached: false });
     }
 
-    /// Does what is due about QEMU, one thing at a time: each may wait for a monitor that hangs.
+    /// Asks QEMU what is due, unless it is being asked already.
     pub(super) fn look_at_qemu(&mut self, now: Instant) {
         let Some(monitor) = &mut self.monitor else {
             if now >= self.next_reconnect {
-                self.reconnect();
+                self.asker.ask(Job::Connect);
             }
             return;
         };
-        let events_lost = monitor.client.events_lost();
+        let client = Arc::clone(&monitor.client);
+        let events_lost = client.events_lost();
         if std::mem::replace(&mut monitor.events_lost, events_lost) != events_lost {
             tracing::debug!(vm = self.name, events_lost, "events were missed");
-            self.ask_qemu();
-        } else if self.next_status_look.is_some_and(|at| now >= at) {
-            self.ask_status();
-        } else if now >= self.migration.next_look {
-            self.look_at_migration();
-        } else if now >= self.next_map_check {
-            self.refresh_map();
+            self.ask_again(Kind::Status);
+            self.ask_again(Kind::Migration);
+            self.discovery.want();
+        }
+        if self.next_status_look.is_some_and(|at| now >= at)
+            && self.asker.ask(Job::Status(Arc::clone(&client)))
+        {
+            self.next_status_look = None;
+        }
+        if now >= self.migration.next_look && self.asker.ask(Job::Migration(Arc::clone(&client))) {
+            self.migration.next_look = now + MIGRATION_CHECK;
+        }
+        if self.discovery.is_due(now) && self.asker.ask(Job::Layout(client)) {
+            self.discovery.begin();
+            self.take_over();
+            self.saved.try_again(&self.wishes);
         }
     }
 
-    fn reconnect(&mut self) {
-        let connected = (self.connect)();
-        // Counted from the end: an attempt may take longer than the pause between two.
+    /// Asks anew what may have changed, also if the question is under way.
+    fn ask_again(&mut self, kind: Kind) {
+        let now = Instant::now();
+        self.asker.overtake(kind);
+        match kind {
+            Kind::Status => self.next_status_look = Some(now),
+            Kind::Migration => self.migration.next_look = now,
+            Kind::Layout => self.discovery.want(),
+            Kind::Connect => {}
+        }
+    }
+
+    fn on_connected(&mut self, connected: anyhow::Result<Connected>) {
         self.next_reconnect = Instant::now() + RECONNECT;
         match connected {
-            Ok(monitor) if monitor.client.peer().pid == self.pid => {
+            Ok(connected) if connected.monitor.client.peer().pid == self.pid => {
                 tracing::info!(vm = self.name, "QEMU's monitor is back");
                 self.tap_note("monitor back");
-                self.monitor = Some(monitor);
+                self.monitor = Some(connected.monitor);
                 // Before anything moves: meanwhile the guest may have stopped, or begun to migrate.
-                self.ask_qemu();
-                self.look_at_migration();
+                self.on_status(connected.status);
+                self.on_migration_answer(connected.migration);
+                self.discovery.want();
                 self.step(Event::Monitor { attached: true });
                 if let Err(error) = self.serve_proxy() {
                     self.on_proxy_trouble(&error);
                 }
             }
             // The old guest ends, and this agent with it.
-            Ok(monitor) => {
-                let pid = monitor.client.peer().pid;
+            Ok(connected) => {
+                let pid = connected.monitor.client.peer().pid;
                 tracing::debug!(vm = self.name, pid, "another QEMU serves the socket now");
             }
             Err(error) => tracing::debug!(vm = self.name, "not yet: {error:#}"),
@@ -169,7 +217,12 @@ impl Agent {
     pub(super) fn end_proxy(&mut self) {
         if let Some(proxy) = self.proxy.take() {
             self.tell_all();
-            drop(proxy);
+            // The socket is gone already. To see off clients that don't read takes a second, in which the agent
+            // has other things to do.
+            let end = move || drop(proxy);
+            let ending = std::thread::Builder::new().name("proxy-end".to_owned());
+            // Without a thread it is done here.
+            let _ = ending.spawn(end);
         }
     }
 
@@ -189,18 +242,9 @@ impl Agent {
         self.herald.tell(sockets.map(Control::events).collect());
     }
 
-    /// Asks for everything that events would have told.
-    pub(super) fn ask_qemu(&mut self) {
-        self.ask_status();
-        self.migration.next_look = Instant::now();
-        self.next_map_check = self.next_map_check.min(Instant::now());
-    }
-
-    /// Asks whether the guest runs; again later, if QEMU does not say.
-    fn ask_status(&mut self) {
-        self.next_status_look = None;
-        let Some(monitor) = &self.monitor else { return };
-        match monitor.client.execute(&QueryStatus {}) {
+    /// Takes note of whether the guest runs; asks again later, if QEMU does not say.
+    pub(super) fn on_status(&mut self, answer: Result<StatusInfo, ExecuteError>) {
+        match answer {
             Ok(status) => {
                 if status.status == RunState::Inmigrate {
                     tracing::info!(
@@ -212,7 +256,6 @@ impl Agent {
                 self.step(Event::Guest { stopped });
             }
             Err(error) => {
-                // Counted from the end, as for the map.
                 self.next_status_look = Some(Instant::now() + MIGRATION_RETRY);
                 let error = with_causes(&error);
                 tracing::debug!(vm = self.name, "no word on whether the guest runs: {error}");
@@ -220,18 +263,11 @@ impl Agent {
         }
     }
 
-    fn look_at_migration(&mut self) {
-        let Some(monitor) = &self.monitor else { return };
-        let found = monitor.client.execute(&QueryMigrate {});
-        // Counted from the end, as for the map.
-        let now = Instant::now();
-        match found {
-            Ok(info) => {
-                self.migration.next_look = now + MIGRATION_CHECK;
-                self.on_migration(info.status);
-            }
+    pub(super) fn on_migration_answer(&mut self, answer: Result<MigrationInfo, ExecuteError>) {
+        match answer {
+            Ok(info) => self.on_migration(info.status),
             Err(error) => {
-                self.migration.next_look = now + MIGRATION_RETRY;
+                self.migration.next_look = Instant::now() + MIGRATION_RETRY;
                 let error = with_causes(&error);
                 tracing::debug!(vm = self.name, "no word on migrations: {error}");
             }
@@ -259,8 +295,8 @@ impl Agent {
                 if self.migration.status == Some(MigrationStatus::Completed) {
                     self.step(Event::Guest { stopped: true });
                 }
-                self.ask_status();
-                self.next_map_check = Instant::now();
+                self.ask_again(Kind::Status);
+                self.discovery.want();
                 self.apply_pause();
             }
             _ => {}
@@ -281,21 +317,17 @@ impl Agent {
         }
     }
 
-    fn refresh_map(&mut self) {
-        self.take_over();
-        self.saved.try_again(&self.wishes);
-        self.next_map_check = Instant::now() + MAP_CHECK;
-        let Some(monitor) = &self.monitor else { return };
-        let Some(old) = self.engine.map() else { return };
-        // CPUs come and go without an event too.
-        if let Some(tids) = start::vcpus(&monitor.client) {
+    fn on_layout(&mut self, layout: Layout) {
+        let Layout { found, vcpus, took } = layout;
+        self.discovery.end(Instant::now(), took, found.is_ok());
+        if let Some(tids) = vcpus {
             self.sources.set_vcpus(tids);
         }
-        let found = discover::rediscover(&monitor.client, &self.root, old);
-        // Counted from the end: a monitor that hangs must not keep the agent from everything else.
-        self.next_map_check = Instant::now() + MAP_CHECK;
+        let Some(old) = self.engine.map() else { return };
         let map = match found {
-            Ok(Discovered { map, .. }) => map,
+            Ok(Discovered { map, .. }) => old.succeeded_by(map),
+            // The receiver of events tells of the loss, too.
+            Err(DiscoverError::Qmp(ExecuteError::Closed { .. })) => return,
             // The monitor of a QEMU that ends says anything.
             Err(error) => {
                 let error = with_causes(&error);
@@ -325,6 +357,7 @@ impl Agent {
                     mib,
                     "the guest's layout changed"
                 );
+                self.scans.start_over();
                 self.sources.set_map(&map);
                 self.tap_note("memory map changed");
                 self.pin_anew();

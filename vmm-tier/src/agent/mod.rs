@@ -2,19 +2,28 @@
 //!
 //! ```text
 //!  QMP events ─┐
-//!  samples ────┤            ┌─► worker (look-ups, moves)
+//!  answers ────┤            ┌─► asker (questions to QEMU)
+//!  samples ────┤            ├─► worker (look-ups, moves)
 //!  reports ────┼─► Agent ───┤
 //!  commands ───┤ (VmEngine) ├─► sources (ranges to watch)
-//!  ticks ──────┘            └─► replies
+//!  signals ────┤            └─► replies
+//!  ticks ──────┘
 //! ```
+//!
+//! The agent's thread never waits for QEMU, and reads nothing of `/proc` whose length hangs on the guest: that
+//! is for the [asker](monitor) and the [worker].
 
 mod complaint;
 mod control;
+mod discovery_pace;
 mod herald;
 mod lifecycle;
+mod monitor;
 mod quiet;
 mod reports;
 mod saved;
+mod scans;
+mod signals;
 mod sources;
 mod start;
 mod tap;
@@ -24,10 +33,6 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -37,6 +42,7 @@ use crossbeam::{
 };
 use tier_core::{
     engine::{self, Action, Event, NodeMemory, Refusal, VmEngine, VmState},
+    map::GuestMemoryMap,
     sample::SourceKind,
     settings::EngineSettings,
     time::Time,
@@ -53,10 +59,13 @@ pub(crate) use tap::Tap;
 use self::{
     complaint::Complaint,
     control::{Control, Request},
+    discovery_pace::DiscoveryPace,
     herald::Herald,
     lifecycle::Migration,
+    monitor::{Answer, Asker, Monitor},
     quiet::Quiet,
     saved::{Saved, Wishes},
+    scans::Scans,
     sources::Sources,
     worker::{Done, Job, Worker},
 };
@@ -64,26 +73,25 @@ use crate::{causes::with_causes, source::thread::Report};
 
 /// How often the agent looks around when nothing happens.
 const TICK: Duration = Duration::from_millis(100);
-/// How often the guest's layout is checked: plugging a DIMM emits no event.
-const MAP_CHECK: Duration = Duration::from_secs(10);
+/// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a message.
+const REST_TICK: Duration = Duration::from_secs(1);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
 
-/// The connection to QEMU's monitor.
-struct Monitor {
-    client: Arc<qmp::Client>,
-    events: Receiver<qmp::Event>,
-    /// Events lost of which note was taken.
-    events_lost: u64,
-}
+/// Why an agent without its asker can't go on.
+const ASKER_ENDED: &str =
+    "the thread that asks QEMU ended: start the agent again, and report what it printed";
 
 /// What the agent waits for. `None` where the other end is gone.
 enum News {
     Qemu(Option<qmp::Event>),
+    Answer(Option<Answer>),
     Source(SourceKind, Report),
     Worker(Option<Done>),
     Control(Option<Request>),
     Proxy(Option<Request>),
+    /// A signal says that the agent is to end.
+    Told,
     /// Time passed.
     None,
 }
@@ -97,8 +105,9 @@ struct Agent {
     started: Instant,
     engine: VmEngine,
     monitor: Option<Monitor>,
-    connect: Box<dyn Fn() -> anyhow::Result<Monitor>>,
+    asker: Asker,
     worker: Worker,
+    scans: Scans,
     sources: Sources,
     source_trouble: BTreeMap<SourceKind, Complaint>,
     blind: Complaint,
@@ -107,9 +116,12 @@ struct Agent {
     proxy: Option<Control>,
     proxy_path: Option<PathBuf>,
     proxy_trouble: Complaint,
-    terminate: Arc<AtomicBool>,
-    next_map_check: Instant,
-    /// When QEMU is asked again whether the guest runs, if it could not say.
+    /// Signals that tell the agent to end.
+    told: Receiver<()>,
+    /// When the agent last looked around.
+    ticked: Option<Instant>,
+    discovery: DiscoveryPace,
+    /// When QEMU is asked whether the guest runs, if its events don't say.
     next_status_look: Option<Instant>,
     next_nodes_read: Instant,
     next_reconnect: Instant,
@@ -131,11 +143,13 @@ struct Agent {
 impl Agent {
     /// Runs until the guest ends or the agent is told to; either is a success.
     fn run(mut self) -> anyhow::Result<ExitCode> {
-        let mut next_tick = Instant::now();
         loop {
-            match self.wait_for_news(self.wait(next_tick)) {
+            match self.wait_for_news(self.wait()) {
+                News::Told => return self.end(End::Told),
                 News::Qemu(Some(event)) => self.on_qemu_event(&event),
                 News::Qemu(None) => self.on_monitor_lost(),
+                News::Answer(Some(answer)) => self.on_answer(answer),
+                News::Answer(None) => anyhow::bail!(ASKER_ENDED),
                 News::Source(kind, report) => self.on_source(kind, report),
                 News::Worker(Some(done)) => self.on_done(done),
                 News::Worker(None) => anyhow::bail!(
@@ -149,9 +163,10 @@ impl Agent {
                 News::Proxy(None) => self.end_proxy(),
                 News::None => self.on_idle(),
             }
-            if Instant::now() >= next_tick {
-                next_tick = Instant::now() + TICK;
-                if let Some(end) = self.on_tick() {
+            let now = Instant::now();
+            if self.tick_is_due_in(now).is_zero() {
+                self.ticked = Some(now);
+                if let Some(end) = self.on_tick(now) {
                     return self.end(end);
                 }
             }
@@ -166,7 +181,9 @@ impl Agent {
         let asked = self.control.as_ref().map_or(&no_request, Control::requests);
         let asked_by_proxy = self.proxy.as_ref().map_or(&no_request, Control::requests);
         select! {
+            recv(self.told) -> _ => News::Told,
             recv(events) -> event => News::Qemu(event.ok()),
+            recv(self.asker.answers()) -> answer => News::Answer(answer.ok()),
             recv(self.sources.reports()) -> report => {
                 report.map_or(News::None, |(kind, report)| News::Source(kind, report))
             }
@@ -179,10 +196,29 @@ impl Agent {
 
     /// How long nothing needs to be done if nothing happens: until the next tick, or until moves that
     /// wait for their rate may go on.
-    fn wait(&self, next_tick: Instant) -> Duration {
-        let wait = next_tick.saturating_duration_since(Instant::now());
+    fn wait(&self) -> Duration {
+        let wait = self.tick_is_due_in(Instant::now());
         let moves = self.engine.wakes_at().map(|at| at.since(Self::now()));
         moves.map_or(wait, |moves| wait.min(moves))
+    }
+
+    /// How long it is until the agent looks around.
+    fn tick_is_due_in(&self, now: Instant) -> Duration {
+        let every = if self.rests() { REST_TICK } else { TICK };
+        self.ticked.map_or(Duration::ZERO, |ticked| {
+            (ticked + every).saturating_duration_since(now)
+        })
+    }
+
+    /// Whether nothing can be moved and nothing is heard: then the agent looks around less often, and looks no
+    /// pages up. What lies where must be known once in any case.
+    fn rests(&self) -> bool {
+        let is_idle = matches!(
+            self.engine.state(),
+            VmState::Paused | VmState::GuestStopped | VmState::Blind
+        );
+        let guest_bytes = self.engine.map().map_or(0, GuestMemoryMap::total_bytes);
+        is_idle && self.tap.is_none() && self.scans.has_seen(guest_bytes)
     }
 
     fn on_idle(&mut self) {
@@ -221,10 +257,15 @@ impl Agent {
     fn go_on(&mut self, before: VmState, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Scan(request) => self.worker.submit(Job::Scan(request)),
+                Action::Scan(request) => self.scans.put_aside(request),
                 Action::Move(batch) => self.worker.submit(Job::Move(batch)),
-                Action::RefreshMap => self.next_map_check = Instant::now(),
+                Action::RefreshMap => self.discovery.want(),
             }
+        }
+        if !self.rests()
+            && let Some(request) = self.scans.take()
+        {
+            self.worker.submit(Job::Scan(request));
         }
         let after = self.engine.state();
         if before != after {
@@ -238,28 +279,22 @@ impl Agent {
     }
 
     /// Returns why the agent ends, if it does.
-    fn on_tick(&mut self) -> Option<End> {
-        if self.terminate.load(Ordering::Relaxed) {
-            return Some(End::Told);
-        }
+    fn on_tick(&mut self, now: Instant) -> Option<End> {
         if self.guest_has_ended() {
             return Some(End::GuestGone);
         }
-        self.look_at_qemu(Instant::now());
-        if Instant::now() >= self.next_nodes_read {
-            self.read_nodes();
+        self.look_at_qemu(now);
+        if now >= self.next_nodes_read {
+            self.read_nodes(now);
         }
-        self.look_at_sources();
+        self.look_at_sources(now);
         self.step(Event::Tick);
-        self.herald
-            .tell_failures(Instant::now(), self.refusal.now.as_deref());
+        self.herald.tell_failures(now, self.refusal.now.as_deref());
         if let Some(tap) = &mut self.tap {
             return tap.tick().then_some(End::Heard);
         }
         let at_work = self.engine.state() != VmState::Running;
-        let quiet = self
-            .quiet
-            .look(at_work, self.engine.moved_bytes(), Instant::now());
+        let quiet = self.quiet.look(at_work, self.engine.moved_bytes(), now);
         if let Some(quiet) = quiet {
             tracing::debug!(vm = self.name, quiet, "sampling");
             self.sources.set_quiet(quiet);
@@ -267,8 +302,8 @@ impl Agent {
         None
     }
 
-    fn read_nodes(&mut self) {
-        self.next_nodes_read = Instant::now() + NODES_CHECK;
+    fn read_nodes(&mut self, now: Instant) {
+        self.next_nodes_read = now + NODES_CHECK;
         let tiers = self.engine.tiers();
         let nodes: Vec<_> = tiers.fast.iter().chain(tiers.slow.iter()).collect();
         let marks = match zoneinfo::read(&self.root) {

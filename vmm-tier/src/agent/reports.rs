@@ -1,11 +1,16 @@
 //! What the agent makes of its worker's reports: look-ups and moves.
 
+use std::time::Instant;
+
 use tier_core::engine::Event;
 
 use super::{Agent, worker::Done};
 
 impl Agent {
     pub(super) fn on_done(&mut self, done: Done) {
+        if let Done::Scanned(report) | Done::NotScanned(report, _) = &done {
+            self.scans.done(report);
+        }
         match done {
             Done::Scanned(report) => {
                 self.look_up_trouble.end();
@@ -19,7 +24,7 @@ impl Agent {
             }
             Done::Moved(report) => {
                 self.refusal.end();
-                self.read_nodes();
+                self.read_nodes(Instant::now());
                 self.tell_sources_of(&report);
                 self.step(Event::Moved(report));
             }

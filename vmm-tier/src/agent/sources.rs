@@ -16,7 +16,6 @@ use tier_core::{
     moves::{MoveReport, Outcome},
     pace::WATCHED_AGGREGATIONS,
     sample::{SampleAccount, SampleBatch, Sight, SourceKind},
-    time::Time,
 };
 use tier_sys::{process, sysroot::SysRoot};
 
@@ -152,13 +151,15 @@ impl Sources {
     /// What is due now, if anything is.
     fn look<'a>(
         &mut self,
-        now: Time,
+        tick: Instant,
         stats: impl Iterator<Item = (SourceKind, &'a SourceStats)>,
     ) -> Vec<Step> {
-        if Instant::now() < self.next_look {
+        if tick < self.next_look {
             return Vec::new();
         }
-        self.next_look = Instant::now() + LOOK;
+        // Counted from the tick: an agent at rest has one in this time.
+        self.next_look = tick + LOOK;
+        let now = process::now();
         let runs = self.runs && self.is_busy();
         self.ladder.set_guest_runs(now, runs);
         self.ladder.look(now, stats)
@@ -263,8 +264,8 @@ impl Agent {
     }
 
     /// Looks at what the sources deliver, when that is due.
-    pub(super) fn look_at_sources(&mut self) {
-        let steps = self.sources.look(Self::now(), self.engine.sources());
+    pub(super) fn look_at_sources(&mut self, tick: Instant) {
+        let steps = self.sources.look(tick, self.engine.sources());
         self.climb(steps);
     }
 

@@ -1,17 +1,9 @@
 //! From settings to a running agent.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
+use crossbeam::{channel::Receiver, select};
 use tier_core::{
     addr::{NodeId, NodeSet},
     engine::{Action, Order, VmEngine},
@@ -21,20 +13,24 @@ use tier_core::{
 };
 use tier_sys::{
     damon::{Damon, DamonSettings},
-    process::{self, ProcessHandle},
+    process,
     sysroot::SysRoot,
     topology::Topology,
 };
 
 use super::{
-    Agent, MAP_CHECK, Monitor,
+    ASKER_ENDED, Agent,
     complaint::Complaint,
     control::Control,
+    discovery_pace::DiscoveryPace,
     engine_settings,
     herald::Herald,
     lifecycle::Migration,
+    monitor::{Answer, Asker, Begun, Job, Socket},
     quiet::Quiet,
     saved::{Saved, Wishes},
+    scans::Scans,
+    signals,
     sources::Sources,
     tap::Tap,
     worker::Worker,
@@ -42,13 +38,9 @@ use super::{
 use crate::{
     causes::with_causes,
     config::{DamonChoice, Settings},
-    discover::{self, Discovered},
     host::node_facts,
     source::{Candidate, Opener, Setup},
 };
-
-/// How long the agent waits for QEMU's monitor: while it does, nothing else is done.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// `vmm-tier run`.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -70,29 +62,35 @@ fn start(
     tap: impl FnOnce(&str) -> anyhow::Result<Option<Box<dyn Tap>>>,
 ) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
-    let terminate = Arc::new(AtomicBool::new(false));
-    for signal in process::ending_signals(&root) {
-        signal_hook::flag::register(signal, Arc::clone(&terminate))
-            .context("signals can't be caught")?;
-    }
+    let told = signals::ending(&root).context("signals can't be caught")?;
     let tiers = tiers(settings, &root)?;
-    let oob = settings.proxy.is_some();
-    let greeting_timeout = qmp::client::Options::default().greeting_timeout;
-    let monitor = connect(&settings.qmp, greeting_timeout, oob)?;
-    let pid = monitor.client.peer().pid;
-    let process = ProcessHandle::open(pid)
-        .with_context(|| format!("QEMU's process {pid} can't be watched"))?;
-    let Discovered { map, .. } = discover::discover(&monitor.client, &root)
-        .with_context(|| format!("the memory map of QEMU {pid} can't be read"))?;
-    if terminate.load(Ordering::Relaxed) {
+    let socket = Socket {
+        path: settings.qmp.clone(),
+        oob: settings.proxy.is_some(),
+    };
+    let mut asker =
+        Asker::start(socket, root.clone()).context("the thread that asks QEMU can't be started")?;
+    let Some(begun) = begin(&mut asker, &told)? else {
         return Ok(ExitCode::SUCCESS);
-    }
-    let given_name = settings.name.clone().or_else(|| vm_name(&monitor.client));
+    };
+    let Begun {
+        connected,
+        process,
+        map,
+        map_took,
+        name: given_name,
+        is_kvm,
+        vcpus,
+    } = begun;
+    let mapped = Instant::now();
+    let pid = connected.monitor.client.peer().pid;
+    let given_name = settings.name.clone().or(given_name);
     let is_named = given_name.is_some();
     let name = given_name.unwrap_or_else(|| format!("qemu-{pid}"));
     let map = Arc::new(map);
     let tap = tap(&name)?;
-    let sources = sources(settings, &root, &monitor.client, &map)?;
+    let guest = Guest { pid, vcpus, is_kvm };
+    let sources = sources(settings, &root, guest, &map)?;
     let (engine, actions) = engine(settings, tiers, &map, &name)?;
     let base = engine.settings().clone();
     let control = settings
@@ -106,17 +104,18 @@ fn start(
         Some(_) => (Saved::nowhere(&root, &name, pid), Wishes::default()),
     };
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
-    let qmp_path = settings.qmp.clone();
+    let now = Instant::now();
     let mut agent = Agent {
         name,
         root,
         pid,
         process,
-        started: Instant::now(),
+        started: now,
         engine,
-        monitor: Some(monitor),
-        connect: Box::new(move || connect(&qmp_path, PATIENCE, oob)),
+        monitor: Some(connected.monitor),
+        asker,
         worker,
+        scans: Scans::default(),
         sources,
         source_trouble: BTreeMap::new(),
         blind: Complaint::default(),
@@ -124,16 +123,17 @@ fn start(
         proxy: None,
         proxy_path: settings.proxy.clone(),
         proxy_trouble: Complaint::default(),
-        terminate,
-        next_map_check: Instant::now() + MAP_CHECK,
+        told,
+        ticked: None,
+        discovery: DiscoveryPace::new(mapped, map_took),
         next_status_look: None,
-        next_nodes_read: Instant::now(),
-        next_reconnect: Instant::now(),
+        next_nodes_read: now,
+        next_reconnect: now,
         refusal: Complaint::default(),
         look_up_trouble: Complaint::default(),
         map_trouble: Complaint::default(),
-        quiet: Quiet::new(Instant::now()),
-        migration: Migration::new(Instant::now()),
+        quiet: Quiet::new(now),
+        migration: Migration::new(now),
         herald,
         base,
         wishes,
@@ -145,10 +145,25 @@ fn start(
     let state = agent.engine.state();
     agent.go_on(state, actions);
     agent.restore();
-    agent.ask_qemu();
-    // It was read a moment ago.
-    agent.next_map_check = Instant::now() + MAP_CHECK;
+    agent.on_status(connected.status);
+    agent.on_migration_answer(connected.migration);
     agent.run()
+}
+
+/// Waits for what the asker needs from QEMU to begin; `None` if the agent is told to end before.
+fn begin(asker: &mut Asker, told: &Receiver<()>) -> anyhow::Result<Option<Begun>> {
+    asker.ask(Job::Begin);
+    let answer = select! {
+        recv(told) -> _ => return Ok(None),
+        recv(asker.answers()) -> answer => answer.context(ASKER_ENDED)?,
+    };
+    asker.take(&answer);
+    // Only one question was asked.
+    let Answer::Begun(begun) = answer else {
+        anyhow::bail!(ASKER_ENDED)
+    };
+    let begun = (*begun)?;
+    Ok(told.is_empty().then_some(begun))
 }
 
 /// The tiers that the operator named, or those the kernel ranks.
@@ -175,29 +190,6 @@ fn tiers_or_all(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
     })
 }
 
-/// Connects to QEMU's monitor, with out-of-band commands for other clients if `oob` is set.
-fn connect(path: &Path, greeting_timeout: Duration, oob: bool) -> anyhow::Result<Monitor> {
-    let options = qmp::client::Options {
-        connect_timeout: PATIENCE,
-        greeting_timeout,
-        command_timeout: PATIENCE,
-        oob,
-        ..qmp::client::Options::default()
-    };
-    let (client, events) = qmp::Client::connect(path, &options)?;
-    Ok(Monitor {
-        client: Arc::new(client),
-        events,
-        events_lost: 0,
-    })
-}
-
-/// What QEMU calls the guest, if it was given a name.
-fn vm_name(client: &qmp::Client) -> Option<String> {
-    let reply = client.execute(&qmp::commands::QueryName {}).ok()?;
-    reply.name
-}
-
 /// An engine with the guest's map, and what it asks for.
 fn engine(
     settings: &Settings,
@@ -222,10 +214,18 @@ fn engine(
     Ok((engine, reply.actions))
 }
 
+/// The guest, as far as its sources must know it.
+struct Guest {
+    pid: u32,
+    /// The threads of its CPUs.
+    vcpus: Vec<u32>,
+    is_kvm: bool,
+}
+
 fn sources(
     settings: &Settings,
     root: &SysRoot,
-    client: &qmp::Client,
+    guest: Guest,
     map: &Arc<GuestMemoryMap>,
 ) -> anyhow::Result<Sources> {
     match Damon::open(root, &settings.run_dir).and_then(|damon| damon.reclaim_orphans()) {
@@ -248,14 +248,12 @@ fn sources(
         max_regions,
         quiet_factor,
     } = settings.damon;
-    // A QEMU without KVM support does not know the command.
-    let kvm = client.execute(&qmp::commands::QueryKvm {});
     let setup = Setup {
         root: root.clone(),
         run_dir: settings.run_dir.clone(),
-        pid: client.peer().pid,
-        vcpus: vcpus(client).unwrap_or_default(),
-        is_kvm: kvm.is_ok_and(|kvm| kvm.enabled),
+        pid: guest.pid,
+        vcpus: guest.vcpus,
+        is_kvm: guest.is_kvm,
         damon: DamonSettings {
             sampling,
             aggregation,
@@ -303,14 +301,4 @@ fn open_all(
         Candidate { kind, open }
     });
     Ok(candidates.collect())
-}
-
-/// The threads of the guest's CPUs.
-pub(super) fn vcpus(client: &qmp::Client) -> Option<Vec<u32>> {
-    let cpus = client.execute(&qmp::commands::QueryCpusFast {}).ok()?;
-    Some(
-        cpus.iter()
-            .filter_map(|cpu| u32::try_from(cpu.thread_id).ok())
-            .collect(),
-    )
 }

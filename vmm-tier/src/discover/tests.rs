@@ -229,7 +229,11 @@ fn discover_when_a_virtio_mem_device_is_there_asks_whether_it_has_memslots() {
         };
 
         let ((layout, found), _) = play(player, |client| {
-            let layout = Layout::read(client).unwrap();
+            let monitor = Monitor {
+                client,
+                deadline: None,
+            };
+            let layout = Layout::read(&monitor).unwrap();
             (layout, discover(client, &SysRoot::real()).unwrap())
         });
 
@@ -306,7 +310,7 @@ fn discover_when_the_process_does_not_map_the_ram_says_so() {
 }
 
 #[test]
-fn rediscover_when_the_layout_changed_counts_the_generation_up() {
+fn map_when_the_layout_changed_counts_the_generation_up() {
     let (_buffer, base) = buffer();
     // Two readings a discovery: plain twice, plain twice, then with the DIMM.
     let layouts = vec![plain(), plain(), plain(), plain(), with_dimm()];
@@ -320,8 +324,8 @@ fn rediscover_when_the_layout_changed_counts_the_generation_up() {
         },
         |client| {
             let first = discover(client, &root).unwrap().map;
-            let second = rediscover(client, &root, &first).unwrap().map;
-            let third = rediscover(client, &root, &second).unwrap().map;
+            let second = first.succeeded_by(discover(client, &root).unwrap().map);
+            let third = second.succeeded_by(discover(client, &root).unwrap().map);
             [first, second, third].map(|map| map.generation())
         },
     );
@@ -396,4 +400,78 @@ fn page_size_when_qemu_and_the_kernel_disagree_is_an_error() {
 #[test]
 fn block_when_no_mapping_holds_it_is_another_process_memory() {
     assert_eq!(kernel_view(&block(4096), &[]), Err(Disagreement::NotMapped));
+}
+
+/// A folder tree in which this process maps one piece of memory of 64 MiB at `base`, as `permissions` say.
+fn proc_tree(base: u64, permissions: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let process = folder.path().join(format!("proc/{}", std::process::id()));
+    std::fs::create_dir_all(&process).unwrap();
+    write_maps(&folder, base, permissions);
+    let line = std::fs::read_to_string(process.join("maps")).unwrap();
+    let smaps = format!("{line}KernelPageSize:        4 kB\nRss: 0 kB\nVmFlags: rd wr\n");
+    std::fs::write(process.join("smaps"), smaps).unwrap();
+    folder
+}
+
+fn write_maps(folder: &tempfile::TempDir, base: u64, permissions: &str) {
+    let maps = folder
+        .path()
+        .join(format!("proc/{}/maps", std::process::id()));
+    let line = format!(
+        "{base:x}-{:x} {permissions} 00000000 00:00 0 \n",
+        base + 64 * MIB
+    );
+    std::fs::write(maps, line).unwrap();
+}
+
+#[test]
+fn smaps_when_the_mappings_are_the_same_is_read_once() {
+    let base = 0x7f00_0000_0000;
+    let folder = proc_tree(base, "rw-p");
+    let root = SysRoot::at(folder.path());
+    let player = Player {
+        layouts: vec![plain()],
+        is_old: false,
+        base,
+    };
+    let mut known = KnownMappings::default();
+
+    let (results, _) = play(player, |client| {
+        let mut find = || discover_within(Duration::from_secs(60), client, &root, &mut known);
+        let first = find();
+        // Whoever reads it from now on gets an error.
+        let smaps = format!("proc/{}/smaps", std::process::id());
+        std::fs::remove_file(folder.path().join(smaps)).unwrap();
+        let same = find();
+        write_maps(&folder, base, "rw-s");
+        [first, same, find()]
+    });
+
+    let [first, same, changed] = results;
+    assert!(first.unwrap().map.same_layout(&same.unwrap().map));
+    assert!(
+        matches!(changed, Err(DiscoverError::Gone { .. })),
+        "a mapping that differs must be looked at: {changed:?}"
+    );
+}
+
+#[test]
+fn discovery_when_its_time_is_up_says_so_and_asks_no_more() {
+    let player = Player {
+        layouts: vec![plain()],
+        is_old: false,
+        base: 0x7f00_0000_0000,
+    };
+    let root = SysRoot::at(std::path::Path::new("/nonexistent"));
+
+    let (result, log) = play(player, |client| {
+        discover_within(Duration::ZERO, client, &root, &mut KnownMappings::default())
+    });
+
+    assert!(
+        matches!(result, Err(DiscoverError::TooSlow { .. })),
+        "{result:?}"
+    );
+    assert_eq!(log, ["qmp_capabilities"]);
 }

@@ -24,6 +24,8 @@ pub struct Mapping {
     pub permissions: String,
     /// Offset in the mapped file, in bytes.
     pub offset: u64,
+    /// The device of the mapped file, major and minor number; 0 and 0 for anonymous memory.
+    pub device: (u32, u32),
     /// The mapped file's inode; 0 for anonymous memory.
     pub inode: u64,
     /// The path or name; empty for anonymous memory.
@@ -52,7 +54,9 @@ pub fn parse_line(line: &str) -> Option<Mapping> {
     let (start, end) = (hex(start)?, hex(end)?);
     let permissions = word();
     let offset = hex(word())?;
-    let _device = word().split_once(':')?;
+    let (major, minor) = word().split_once(':')?;
+    let number = |text: &str| u32::from_str_radix(text, 16).ok();
+    let device = (number(major)?, number(minor)?);
     let inode = word().parse().ok()?;
     if start >= end || permissions.len() != 4 {
         return None;
@@ -62,6 +66,7 @@ pub fn parse_line(line: &str) -> Option<Mapping> {
         end: Hva(end),
         permissions: permissions.to_owned(),
         offset,
+        device,
         inode,
         name: rest.trim().to_owned(),
     })
@@ -136,6 +141,7 @@ mod tests {
 
         assert_eq!(mapping.name, "/memfd:my ram (deleted)");
         assert_eq!((mapping.offset, mapping.inode), (0x1000, 1050));
+        assert_eq!(mapping.device, (0, 1));
         assert!(
             mapping.contains(Hva(0x7f00_e800_0000)) && !mapping.contains(Hva(0x7f01_0100_0000))
         );

@@ -3,12 +3,13 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
 use std::{
+    ffi::OsString,
     io::Read as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -23,7 +24,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_vmm-tier");
+/// The program that is tested. Benches compare it with another build, which this variable names.
+fn program() -> OsString {
+    std::env::var_os("VMM_TIER_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm-tier").into())
+}
 pub const MIB: u64 = 1 << 20;
 /// No test waits for long; this only ends one that would wait for ever.
 pub const FOR_EVER: Duration = Duration::from_secs(60);
@@ -57,6 +61,11 @@ const COMMANDS: &[CommandSpec] = &[
 pub struct Qemu {
     pub ram: Vec<u8>,
     pub hangs: AtomicBool,
+    /// How long each command takes.
+    pub delay: Mutex<Duration>,
+    /// Commands that came, and those of them that were answered.
+    pub asked: AtomicU64,
+    pub answered: AtomicU64,
     /// What `query-status` tells.
     pub status: Mutex<&'static str>,
     /// What `query-migrate` tells.
@@ -70,6 +79,9 @@ impl Qemu {
         Arc::new(Self {
             ram: vec![1_u8; 40 << 20],
             hangs: AtomicBool::new(false),
+            delay: Mutex::new(Duration::ZERO),
+            asked: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             status: Mutex::new("running"),
             migration: Mutex::new(None),
             has_dimm: AtomicBool::new(false),
@@ -90,9 +102,24 @@ impl Qemu {
         blocks
     }
 
+    /// Answers at once from the end of the guard's life on. A server that is dropped waits for its commands.
+    pub fn released(self: &Arc<Self>) -> Released {
+        Released(Arc::clone(self))
+    }
+
     pub fn serve(self: &Arc<Self>, path: &Path) -> Server {
         let handler = Arc::clone(self);
         Server::bind(path, handler, Options::default()).unwrap()
+    }
+}
+
+/// See [`Qemu::released`].
+pub struct Released(Arc<Qemu>);
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.hangs.store(false, Ordering::Relaxed);
+        *self.0.delay.lock().unwrap() = Duration::ZERO;
     }
 }
 
@@ -102,11 +129,20 @@ impl Handler for Qemu {
     }
 
     fn handle(&self, name: &str, arguments: Map<String, Value>) -> Result<Value, QmpError> {
-        while self.hangs.load(Ordering::Relaxed) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let begin = Instant::now();
+        while self.hangs.load(Ordering::Relaxed) || begin.elapsed() < *self.delay.lock().unwrap() {
             thread::sleep(Duration::from_millis(10));
         }
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        Ok(self.answer(name, &arguments))
+    }
+}
+
+impl Qemu {
+    fn answer(&self, name: &str, arguments: &Map<String, Value>) -> Value {
         let blocks = self.blocks();
-        Ok(match name {
+        match name {
             "query-status" => {
                 let status = *self.status.lock().unwrap();
                 json!({"status": status, "running": status == "running"})
@@ -148,7 +184,7 @@ impl Handler for Qemu {
                     None => json!(format!("No memory is mapped at address {gpa:#x}\n")),
                 }
             }
-        })
+        }
     }
 }
 
@@ -173,7 +209,7 @@ impl Agent {
     /// Starts with its log written to `log`.
     pub fn start_with_log(folder: TempDir, log: impl Into<Stdio>) -> Self {
         let qmp = folder.path().join("qmp");
-        let program = Command::new(PROGRAM);
+        let program = Command::new(program());
         Self::run(program, &qmp, Arc::new(folder), "", log.into())
     }
 
@@ -181,13 +217,14 @@ impl Agent {
     pub fn start_without_hup(folder: TempDir) -> Self {
         let qmp = folder.path().join("qmp");
         let mut shell = Command::new("sh");
-        shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh", PROGRAM]);
+        shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+        shell.arg(program());
         Self::run(shell, &qmp, Arc::new(folder), "", Stdio::piped())
     }
 
     /// Starts beside the QEMU that serves `qmp`, with its own files in `folder`.
     pub fn start_beside(qmp: &Path, folder: Arc<TempDir>, more: &str) -> Self {
-        Self::run(Command::new(PROGRAM), qmp, folder, more, Stdio::piped())
+        Self::run(Command::new(program()), qmp, folder, more, Stdio::piped())
     }
 
     fn run(mut command: Command, qmp: &Path, folder: Arc<TempDir>, more: &str, log: Stdio) -> Self {

@@ -25,7 +25,7 @@ pub(super) use self::order::Order;
 
 /// Requests that may wait for the agent.
 const QUEUE: usize = 64;
-/// How long a client waits for the agent: a map refresh may take a monitor's time-out.
+/// How long a client waits for the agent, which answers between two events: a guard against an agent that hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a client gets.

@@ -1,0 +1,158 @@
+//! How soon an agent obeys beside a QEMU that is slow or says nothing, and what it costs beside a guest that rests.
+//!
+//! QEMU is played. Each figure of the first table is of an agent of its own, which is just asking QEMU for the guest's
+//! layout. `VMM_TIER_PROGRAM` names another build to measure.
+
+#[path = "../tests/played/mod.rs"]
+mod played;
+
+use std::{
+    env, fs,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use played::{Agent, Qemu, event};
+use qmp::{Client, client};
+use serde_json::json;
+use tier_sys::process::ProcessHandle;
+
+/// How long a slow QEMU takes for each command.
+const SLOW: Duration = Duration::from_secs(2);
+/// A reply that takes longer is given up.
+const GIVEN_UP: Duration = Duration::from_secs(120);
+/// How long CPU time is measured, and how long an agent is left alone before.
+const MEASURED: Duration = Duration::from_secs(20);
+const WARM_UP: Duration = Duration::from_secs(6);
+
+#[derive(Clone, Copy)]
+enum Manner {
+    Prompt,
+    Slow,
+    Mute,
+}
+
+impl Manner {
+    fn apply(self, qemu: &Qemu) {
+        match self {
+            Self::Prompt => {}
+            Self::Slow => *qemu.delay.lock().expect("no panic") = SLOW,
+            Self::Mute => qemu.hangs.store(true, Ordering::Relaxed),
+        }
+    }
+}
+
+fn main() {
+    let mut filters = env::args().skip(1).filter(|word| !word.starts_with('-'));
+    if !filters.all(|filter| "owner-latency".contains(&filter)) {
+        return;
+    }
+    println!(
+        "{:<28} {:>14} {:>14} {:>14} {:>14}",
+        "QEMU", "query-tier", "tier-pause", "SIGTERM", "at the start"
+    );
+    let manners = [
+        (Manner::Prompt, "answers at once"),
+        (Manner::Slow, "takes 2 s for each command"),
+        (Manner::Mute, "never answers"),
+    ];
+    for (manner, name) in manners {
+        let times = [
+            command(manner, "query-tier"),
+            command(manner, "tier-pause"),
+            signal(manner),
+            signal_at_start(manner),
+        ];
+        let [query, pause, signal, start] =
+            times.map(|time| format!("{:.1} ms", time.as_secs_f64() * 1e3));
+        println!("{name:<28} {query:>14} {pause:>14} {signal:>14} {start:>14}");
+    }
+    println!("\n{:<28} {:>14}", "agent beside a guest", "of one core");
+    for (name, order) in [("paused", Some("tier-pause")), ("without a source", None)] {
+        println!("{name:<28} {:>12.3} %", cpu(order) * 100.0);
+    }
+}
+
+/// An agent that asks `qemu` for the layout, once QEMU has its manner.
+fn asking(manner: Manner) -> (Arc<Qemu>, qmp::Server, Agent, Client) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let qemu = Qemu::new();
+    let server = qemu.serve(&folder.path().join("qmp"));
+    let mut agent = Agent::start(folder);
+    agent.ask_until(|reply| reply["tiers"][0]["bytes"] != 0);
+    let options = client::Options {
+        command_timeout: GIVEN_UP,
+        ..client::Options::default()
+    };
+    let (client, _) = Client::connect(agent.control(), &options).expect("a control socket");
+    // Its own pace may keep it from asking for the layout in the first second.
+    thread::sleep(Duration::from_secs(2));
+    manner.apply(&qemu);
+    let asked = qemu.asked.load(Ordering::Relaxed);
+    let reset = json!({"guest": true, "reason": "guest-reset"});
+    server.broadcast(&event("RESET", reset));
+    agent.wait_for(|| (qemu.asked.load(Ordering::Relaxed) > asked).then_some(()));
+    (qemu, server, agent, client)
+}
+
+fn command(manner: Manner, name: &str) -> Duration {
+    let (qemu, _server, _agent, client) = asking(manner);
+    let _released = qemu.released();
+    let begin = Instant::now();
+    // An agent that is too late says that it is busy.
+    let _ = client.execute_raw(name, None);
+    begin.elapsed()
+}
+
+fn signal(manner: Manner) -> Duration {
+    let (qemu, _server, agent, client) = asking(manner);
+    let _released = qemu.released();
+    drop(client);
+    until_ended(&agent)
+}
+
+fn signal_at_start(manner: Manner) -> Duration {
+    let folder = tempfile::tempdir().expect("a folder");
+    let qemu = Qemu::new();
+    manner.apply(&qemu);
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let _released = qemu.released();
+    let mut agent = Agent::start(folder);
+    agent.wait_for(|| (qemu.asked.load(Ordering::Relaxed) > 0).then_some(()));
+    until_ended(&agent)
+}
+
+fn until_ended(agent: &Agent) -> Duration {
+    let process = ProcessHandle::open(agent.pid()).expect("a running agent");
+    let begin = Instant::now();
+    agent.terminate();
+    let _ = process.wait_for_exit(GIVEN_UP);
+    begin.elapsed()
+}
+
+/// The share of a core that an agent takes after `order`.
+fn cpu(order: Option<&str>) -> f64 {
+    let folder = tempfile::tempdir().expect("a folder");
+    let qemu = Qemu::new();
+    let _server = qemu.serve(&folder.path().join("qmp"));
+    let mut agent = Agent::start(folder);
+    agent.ask_until(|reply| reply["tiers"][0]["bytes"] != 0);
+    if let Some(order) = order {
+        agent.ask(order, None);
+    }
+    thread::sleep(WARM_UP);
+    let (before, begin) = (cpu_time(agent.pid()), Instant::now());
+    thread::sleep(MEASURED);
+    (cpu_time(agent.pid()) - before).as_secs_f64() / begin.elapsed().as_secs_f64()
+}
+
+/// CPU time of all threads of a process, to the nanosecond (`schedstat` of each).
+fn cpu_time(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a running agent");
+    let time = threads.flatten().filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(time.sum())
+}

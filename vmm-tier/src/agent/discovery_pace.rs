@@ -1,0 +1,132 @@
+//! The pace of discoveries: when the guest's layout may be looked up again.
+//!
+//! A guest resets itself, and QEMU tells so, as often as the guest likes. So a wish for a discovery is granted
+//! at once only if the last one was long enough ago.
+
+use std::time::{Duration, Instant};
+
+/// How often the layout is looked up when nobody asks for it: plugging a DIMM emits no event.
+pub(super) const REGULAR: Duration = Duration::from_secs(10);
+/// The least time between the end of a discovery and the next: the firmware of a guest that resets itself takes
+/// about as long to lay its memory out.
+const APART: Duration = Duration::from_secs(1);
+/// For each second that a discovery took, so many seconds pass until the next: discoveries take 3 % of the time,
+/// and so at most 3 % of a CPU here and of QEMU's main loop.
+const REST: u32 = 32;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct DiscoveryPace {
+    /// Something happened that may have changed the layout.
+    is_wanted: bool,
+    regular_at: Instant,
+    not_before: Instant,
+}
+
+impl DiscoveryPace {
+    /// The layout was looked up a moment ago, which took `took`.
+    pub(super) fn new(now: Instant, took: Duration) -> Self {
+        let mut pace = Self {
+            is_wanted: false,
+            regular_at: now,
+            not_before: now,
+        };
+        pace.end(now, took, true);
+        pace
+    }
+
+    /// The layout may have changed.
+    pub(super) const fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// Whether a discovery is due.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.not_before && (self.is_wanted || now >= self.regular_at)
+    }
+
+    /// A discovery begins: what is wanted from now on is for the next.
+    pub(super) const fn begin(&mut self) {
+        self.is_wanted = false;
+    }
+
+    /// A discovery has ended after `took`. One that failed may have waited for QEMU most of that time: it is
+    /// tried again after the regular time at the latest.
+    pub(super) fn end(&mut self, now: Instant, took: Duration, succeeded: bool) {
+        let rest = (took * REST).max(APART);
+        let rest = if succeeded { rest } else { rest.min(REGULAR) };
+        self.not_before = now + rest;
+        self.regular_at = now + REGULAR;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many discoveries of `took` each run in `time` if the guest resets itself every millisecond, and how
+    /// long they take together.
+    fn storm(time: Duration, took: Duration, succeeds: bool) -> (u32, Duration) {
+        let start = Instant::now();
+        let mut pace = DiscoveryPace::new(start, Duration::ZERO);
+        let (mut now, mut runs) = (start, 0);
+        while now < start + time {
+            pace.want();
+            if pace.is_due(now) {
+                pace.begin();
+                now += took;
+                pace.end(now, took, succeeds);
+                runs += 1;
+            }
+            now += Duration::from_millis(1);
+        }
+        (runs, took * runs)
+    }
+
+    #[test]
+    fn discoveries_when_the_guest_resets_itself_all_the_time_take_a_bounded_share() {
+        let minute = Duration::from_secs(60);
+        for (took_ms, at_most) in [(1, 60), (5, 60), (30, 59), (200, 10), (2000, 1)] {
+            let (runs, time) = storm(minute, Duration::from_millis(took_ms), true);
+            assert!(runs <= at_most, "{took_ms} ms: {runs} runs");
+            assert!(
+                time <= minute / REST + Duration::from_millis(took_ms),
+                "{took_ms} ms: {time:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn discoveries_when_qemu_does_not_answer_are_tried_again_after_the_regular_time() {
+        // The limit of 2 s and the rest of 10 s make 12 s.
+        let (runs, _) = storm(Duration::from_secs(120), Duration::from_secs(2), false);
+        assert_eq!(runs, 10);
+    }
+
+    #[test]
+    fn discovery_when_wanted_after_a_rest_is_due_at_once() {
+        let start = Instant::now();
+        let mut pace = DiscoveryPace::new(start, Duration::from_millis(5));
+        assert!(!pace.is_due(start + APART), "nobody wants it");
+
+        pace.want();
+
+        assert!(!pace.is_due(start + APART / 2));
+        assert!(pace.is_due(start + APART));
+        pace.begin();
+        pace.want();
+        pace.end(start + APART, Duration::from_millis(5), true);
+        assert!(
+            pace.is_due(start + 2 * APART),
+            "what happened during a discovery calls for another"
+        );
+    }
+
+    #[test]
+    fn discovery_when_nobody_wants_it_is_due_at_the_regular_time() {
+        let start = Instant::now();
+        let pace = DiscoveryPace::new(start, Duration::from_millis(5));
+        assert!(!pace.is_due(start + REGULAR / 2));
+        assert!(pace.is_due(start + REGULAR));
+    }
+}
