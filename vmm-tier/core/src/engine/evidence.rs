@@ -66,8 +66,9 @@ impl Evidence {
         self.settled
     }
 
-    /// Whether a source watched long enough for moves. Each count of a source that counts accesses says something, and
-    /// is weighed by its expected heat; a source that tests pages must first find its regions and its pace.
+    /// Whether a source watched long enough for moves. Each count of a source that counts accesses says
+    /// something, and is weighed by its expected heat; a source that tests pages must first find its
+    /// regions and its pace.
     pub(super) fn is_warm(&self, settings: &EngineSettings) -> bool {
         let warm_up = match self.stats.counts_accesses() {
             true => settings.warm_up / 4,
@@ -182,9 +183,9 @@ impl Evidence {
         let Some(half_life) = self.half_life.tick(now) else {
             return;
         };
-        // A shorter memory begins with what it would hold of a steady page, had it been in force before. Else pages
-        // that were hot long ago would outweigh for many half-lives pages that are hot now. A longer memory begins
-        // with what is known.
+        // A shorter memory begins with what it would hold of a steady page, had it been in force before.
+        // Else pages that were hot long ago would outweigh for many half-lives pages that are hot now. A
+        // longer memory begins with what is known.
         let kept = half_life.div_duration_f64(old);
         if kept < 1.0 {
             pages.heap.scale(now, kept);
@@ -194,14 +195,16 @@ impl Evidence {
         self.stats.set_half_life(half_life, now);
     }
 
-    /// The decayed count that a page is expected to have on average, given its own count and those of all pages.
+    /// The decayed count that a page is expected to have on average, given its own count and those of
+    /// all pages.
     pub(super) fn expected_count(&self, page: &Candidate, now: Time) -> f64 {
         let scale = self.stats.plain_counts(now) * addr::frames(page.page.bytes);
         let counts = page.count * scale;
         self.expected_heat.of(page.page.bytes, counts) / scale
     }
 
-    /// How differently the source sees the tiers; `None` for a source that tests pages, which sees them alike.
+    /// How differently the source sees the tiers; `None` for a source that tests pages, which sees them
+    /// alike.
     pub(super) fn tier_bias(&self) -> Option<TierBias> {
         self.stats.counts_accesses().then(|| self.bias.report())
     }

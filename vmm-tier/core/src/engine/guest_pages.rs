@@ -249,8 +249,8 @@ impl GuestPages {
         self.pins.replace(id, bytes, old, new);
     }
 
-    /// Takes the guest's memory map, new or changed. Returns whether the layout is another: then all placements are
-    /// looked up again. Heat and placement of pages that stay are kept.
+    /// Takes the guest's memory map, new or changed. Returns whether the layout is another: then all
+    /// placements are looked up again. Heat and placement of pages that stay are kept.
     pub(super) fn set_map(
         &mut self,
         now: Time,

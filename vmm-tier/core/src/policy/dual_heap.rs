@@ -48,8 +48,8 @@ impl DualHeaps {
         Self::with_heat(host, setup, StoreChoice::Exact, 0).0
     }
 
-    /// The same with heat in this store of at most so many bytes. Where there is none such, the engine has no
-    /// map and moves nothing.
+    /// The same with heat in this store of at most so many bytes. Where there is none such, the engine
+    /// has no map and moves nothing.
     pub(super) fn with_heat(
         host: &Host,
         setup: &PolicySetup,
@@ -192,8 +192,8 @@ struct Stretch {
     page_bytes: u64,
 }
 
-/// Where the guest's pages stand in the engine's address space: packed, so that a trace with pages all over has
-/// a map too.
+/// Where the guest's pages stand in the engine's address space: packed, so that a trace with pages all
+/// over has a map too.
 #[derive(Debug)]
 struct Places {
     /// By rising page.

@@ -3,9 +3,9 @@
 //! Sources count different things: sampling intervals in which a page was used, or one access in so
 //! many. Heats are kept in the counts of the source that is believed (the *main* one). Another's counts
 //! are brought to them by the ratio of what both count a second in all, as both watch the same guest;
-//! never by more than 1, for a count that was blown up would look more certain than it is, and less where
-//! its addresses are less exact, for then it gives cold pages the heat of their neighbours. When another
-//! source becomes the main one, all heats are brought to its counts by the same ratio.
+//! never by more than 1, for a count that was blown up would look more certain than it is, and less
+//! where its addresses are less exact, for then it gives cold pages the heat of their neighbours. When
+//! another source becomes the main one, all heats are brought to its counts by the same ratio.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,11 +23,11 @@ const NEWEST: f64 = 0.2;
 pub struct SourceStats {
     /// What became of its records since the start.
     pub account: SampleAccount,
-    /// Share of the guest that a batch speaks for, 0 to 1, of late. A source that samples accesses wherever
-    /// they fall speaks for all of it.
+    /// Share of the guest that a batch speaks for, 0 to 1, of late. A source that samples accesses
+    /// wherever they fall speaks for all of it.
     pub coverage: f64,
-    /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log₂ n) for ranges of n such pages, of
-    /// late, weighted by accesses.
+    /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log₂ n) for ranges of n such pages,
+    /// of late, weighted by accesses.
     pub precision: f64,
     /// How old what it says is when it is heard, of late: half of the time observed, and the delay.
     pub staleness: Duration,

@@ -8,8 +8,9 @@ use crate::{quota::TokenBucket, settings::EngineSettings, time::Time};
 const FIRST_REST: Duration = Duration::from_millis(100);
 /// The longest rest: a host that refuses every move is asked again this often.
 const LONGEST_REST: Duration = Duration::from_secs(10);
-/// The rest for each page that was looked at for an exchange that does not pay: a hundred times what the look takes.
-/// Without it, a guest that lacks headroom and whose pages are all alike would be searched at every event.
+/// The rest for each page that was looked at for an exchange that does not pay: a hundred times what the
+/// look takes. Without it, a guest that lacks headroom and whose pages are all alike would be searched
+/// at every event.
 const REST_A_LOOK: Duration = Duration::from_micros(200);
 
 /// When the next batch may go and how large it may be.
@@ -185,8 +186,8 @@ mod tests {
         let half = Time(0) + Duration::from_micros(31_250);
         assert_eq!(throttle.budget(Time(half.0 - 1000)), None);
         assert_eq!(throttle.budget(half), Some(2 * MIB));
-        // 30 MiB beyond the 2 MiB that there are, at 64 MiB/s; a quarter second later 14 MiB are left, and
-        // at 7 MiB/s they take two seconds more.
+        // 30 MiB beyond the 2 MiB that there are, at 64 MiB/s; a quarter second later 14 MiB are left,
+        // and at 7 MiB/s they take two seconds more.
         throttle.take(half, 32 * MIB);
         let later = half + Duration::from_millis(250);
         throttle.set_rate(later, 7 * MIB, 4 * MIB);
