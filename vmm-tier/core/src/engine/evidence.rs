@@ -229,3 +229,66 @@ impl Evidence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::Hva,
+        sample::{AccessKind, AccessSample, SampleAccount, SampleAddress},
+    };
+
+    fn batch(tests: u32, settled: bool) -> SampleBatch {
+        SampleBatch {
+            source: SourceKind::Ibs,
+            end: Time(0),
+            span: Duration::from_millis(600),
+            tests,
+            period: 1,
+            settled,
+            map_generation: 1,
+            samples: vec![AccessSample {
+                address: SampleAddress::Host(Hva(0)),
+                len: 1,
+                weight: 1.0,
+                kind: AccessKind::Load,
+            }],
+            account: SampleAccount::default(),
+        }
+    }
+
+    #[test]
+    fn batch_when_refused_or_outside_the_guest_is_accounted_for() {
+        let half_life = Duration::from_secs(10);
+        let mut pages = GuestPages::new(half_life);
+        let mut evidence = Evidence::new(half_life, Time(0));
+        evidence.refuse(&batch(0, true), DropReason::StaleMap);
+        evidence.take(Time(0), &batch(0, true), half_life, &mut pages);
+        let total = evidence.sources.total();
+        assert_eq!((total.arrived, total.accepted), (2, 0));
+        assert_eq!(total.dropped[&DropReason::StaleMap], 1);
+        assert_eq!(total.dropped[&DropReason::NotGuestRam], 1);
+        assert_eq!(evidence.check(), Ok(()));
+    }
+
+    #[test]
+    fn warm_up_when_accesses_are_counted_takes_a_quarter() {
+        let settings = EngineSettings::default();
+        assert_eq!(settings.warm_up, Duration::from_secs(2));
+        let half_life = settings.half_life;
+        for (tests, batches) in [(0, 1), (20, 4)] {
+            let mut pages = GuestPages::new(half_life);
+            let mut evidence = Evidence::new(half_life, Time(0));
+            evidence.believe(Some(SourceKind::Ibs));
+            evidence.take(Time(0), &batch(tests, false), half_life, &mut pages);
+            assert!(!evidence.is_settled() && !evidence.is_warm(&settings));
+            let mut taken = 0;
+            while !evidence.is_warm(&settings) {
+                evidence.take(Time(0), &batch(tests, true), half_life, &mut pages);
+                taken += 1;
+            }
+            assert_eq!(taken, batches);
+            assert!(evidence.is_settled());
+        }
+    }
+}
