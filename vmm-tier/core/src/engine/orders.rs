@@ -25,7 +25,7 @@ pub enum Order {
     Pause(bool),
     /// Set the most bytes of the fast tier that the VM may hold. This ends a drain.
     Limit(Option<u64>),
-    /// Leave the fast tier down to so many bytes, coldest pages first, whatever it costs. The limit
+    /// Leave the fast tier down to this many bytes, coldest pages first, whatever it costs. The limit
     /// stays there when that is reached. Pages pinned to the fast tier are not drained.
     Drain(u64),
     /// Change the policy. Every page keeps its count; a new rate starts without a burst.

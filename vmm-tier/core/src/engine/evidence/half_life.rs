@@ -1,4 +1,4 @@
-//! The half-life in force: the one that predicts best.
+//! The half-life in force: of six, the half-life that predicts the next counts best.
 //!
 //! A long half-life knows steady pages better, from more samples; a short half-life follows a change
 //! sooner. A sample of pages is watched with six half-lives in parallel, and four times a second each

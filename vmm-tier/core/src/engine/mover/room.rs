@@ -7,7 +7,7 @@
 //!   there.
 //! - A batch goes to one node, so the room of a tier is that of its node with the most.
 //!
-//! Room is signed. Where it is negative, headroom is owed: so many bytes must be demoted before any is
+//! Room is signed. Where it is negative, headroom is owed: that many bytes must be demoted before any is
 //! promoted.
 
 use std::collections::BTreeMap;
@@ -126,7 +126,7 @@ pub(crate) struct Rooms {
 }
 
 impl Rooms {
-    /// The kernel tells the nodes' memory anew. A node that is not among them has no room.
+    /// Takes the nodes' memory as the kernel has it now. A node that is not among them has no room.
     pub(crate) fn set(&mut self, nodes: Vec<NodeMemory>) {
         self.nodes = nodes.into_iter().map(|node| (node.node, node)).collect();
     }

@@ -62,7 +62,7 @@ impl Throttle {
     /// The bytes that a batch may have now, or `None` if it is too early for one.
     ///
     /// Waits until half a batch has gathered: each kernel call has a price for the whole host (it
-    /// drains every CPU's page lists), so many calls of few pages cost more than they move.
+    /// drains every CPU's page lists), so a large number of small calls costs more than it moves.
     pub(super) fn budget(&mut self, now: Time) -> Option<u64> {
         self.wakes_at = None;
         if now < self.rest_until {
@@ -111,7 +111,7 @@ impl Throttle {
         }
     }
 
-    /// Takes note that so many pages were looked at for an exchange that does not pay.
+    /// Takes note that `pages` pages were looked at for an exchange that does not pay.
     pub(super) fn looked_in_vain(&mut self, now: Time, pages: usize) {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         self.looks_at = now + REST_A_LOOK.saturating_mul(pages);

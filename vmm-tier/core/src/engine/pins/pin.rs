@@ -1,4 +1,4 @@
-//! What is said of pins: what is asked for, what is answered, and why not.
+//! The pin as an operator orders it, its status, and why a range can't be pinned.
 
 use serde::{Deserialize, Serialize};
 
