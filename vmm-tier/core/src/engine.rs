@@ -1,9 +1,9 @@
 //! The engine: all state of one VM, entered by two doors.
 //!
 //! [`VmEngine::step`] takes what happened (samples, the kernel's answers, the guest's life) and
-//! [`VmEngine::order`] what is wanted (a map, pins, a policy, a limit), which may be refused. Both return what is to be
-//! done. The engine never waits, reads no clock and talks to nobody, so the same events and orders always give the same
-//! actions.
+//! [`VmEngine::order`] what is wanted (a map, pins, a policy, a limit), which may be refused. Both
+//! return what is to be done. The engine never waits, reads no clock and talks to nobody, so the same
+//! events and orders always give the same actions.
 //!
 //! ```text
 //!   samples ─► evidence ─► guest pages ◄─ look-ups         orders ─► plan
@@ -11,7 +11,8 @@
 //!                 └─► exchange ◄┘──────────► mover ◄─────────┘──► actions
 //!                                              └─► journal ─────► notices
 //!
-//!   Starting ──all pages looked up, source warm──► Running ◄──► Paused | GuestStopped | Blind | Detached
+//!   Starting ──all pages looked up, source warm──► Running
+//!   Running ◄──► Paused | GuestStopped | Blind | Detached
 //! ```
 
 mod evidence;

@@ -321,8 +321,9 @@ fn map_when_it_grows_keeps_what_was_known() {
 
 #[test]
 fn huge_page_when_it_would_displace_small_ones_pays_for_all_of_them() {
-    // 170 ns gained an access at 290 accesses a second (ln 301 a look, 50 looks a second): 0.05 ms a second,
-    // against 0.27 ms for the huge page and one small page, and 3.1 ms with all 512 that it displaces.
+    // 170 ns gained an access at 290 accesses a second (ln 301 a look, 50 looks a second): 0.05 ms a
+    // second, against 0.27 ms for the huge page and one small page, and 3.1 ms with all 512 that it
+    // displaces.
     for (horizon_ms, moved) in [(10_000, 0), (100_000, 2 * HUGE_PAGE)] {
         let mut kernel = gups(2 * 512, 512);
         kernel.huge = vec![512];
@@ -343,8 +344,8 @@ fn huge_page_when_it_would_displace_small_ones_pays_for_all_of_them() {
 
 #[test]
 fn huge_page_when_small_ones_come_before_a_colder_huge_one_changes_places_with_that() {
-    // A small page is found used at every twentieth look: 2.6 accesses a second, 1313 for 512 of them. The hot huge
-    // page makes 290 (ln 301 a look, 50 looks a second), the cold one 35 (ln 2 a look).
+    // A small page is found used at every twentieth look: 2.6 accesses a second, 1313 for 512 of them.
+    // The hot huge page makes 290 (ln 301 a look, 50 looks a second), the cold one 35 (ln 2 a look).
     let mut kernel = gups(3 * 512, 2 * 512);
     kernel.huge = vec![512, 2 * 512];
     let mut lab = Lab::new(

@@ -18,8 +18,8 @@ const HOT: u64 = 2_048;
 /// Spans until other pages are hot: pages are promoted all the time.
 const PHASE: u64 = 20;
 
-/// Plays a guest nine tenths of whose accesses go to hot pages, and a source that reports one in `bias` of those to the
-/// slow tier. Returns the share of accesses that DRAM served in the last half phase.
+/// Plays a guest nine tenths of whose accesses go to hot pages, and a source that reports one in `bias`
+/// of those to the slow tier. Returns the share of accesses that DRAM served in the last half phase.
 fn play(lab: &mut Lab, bias: u64, spans: u64) -> f64 {
     let mut random = Random::new(5);
     let (mut hits, mut all) = (0, 0);
@@ -61,7 +61,8 @@ fn slow_memory_when_it_is_sampled_less_has_its_bias_measured_and_shown() {
     let ratio = found.fast_to_slow.unwrap();
     assert!((2.5..6.5).contains(&ratio), "{found:?}");
     assert!(found.significant, "{found:?}");
-    // The hit ratio is that of the records, of which more went to DRAM than of the accesses: 0.97 where 0.9 were served.
+    // The hit ratio is that of the records, of which more went to DRAM than of the accesses: 0.97 where
+    // 0.9 were served.
     let hit_ratio = snapshot.hit_ratio.unwrap();
     let of_records = 1.0 / (1.0 + (1.0 / served - 1.0) / 4.0);
     assert!(

@@ -157,7 +157,8 @@ fn slow_page_when_an_exchange_pays_waits_only_for_its_turn() {
 
 #[test]
 fn slow_page_when_headroom_lacks_names_the_bytes_that_go_first() {
-    // The guest holds all 512 frames of the fast node, of which 16 must stay free. Only four pages there are cold.
+    // The guest holds all 512 frames of the fast node, of which 16 must stay free. Only four pages there
+    // are cold.
     let mut lab = Lab::new(gups(2048, 512), settings());
     for _ in 0..40 {
         lab.observe(|frame| match frame {

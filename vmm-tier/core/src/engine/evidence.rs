@@ -66,8 +66,9 @@ impl Evidence {
         self.settled
     }
 
-    /// Whether a source watched long enough for moves. Each count of a source that counts accesses says something, and
-    /// is weighed by its expected heat; a source that tests pages must first find its regions and its pace.
+    /// Whether a source watched long enough for moves. Each count of a source that counts accesses says
+    /// something, and is weighed by its expected heat; a source that tests pages must first find its
+    /// regions and its pace.
     pub(super) fn is_warm(&self, settings: &EngineSettings) -> bool {
         let warm_up = match self.stats.counts_accesses() {
             true => settings.warm_up / 4,
@@ -182,9 +183,9 @@ impl Evidence {
         let Some(half_life) = self.half_life.tick(now) else {
             return;
         };
-        // A shorter memory begins with what it would hold of a steady page, had it been in force before. Else pages
-        // that were hot long ago would outweigh for many half-lives pages that are hot now. A longer memory begins
-        // with what is known.
+        // A shorter memory begins with what it would hold of a steady page, had it been in force before.
+        // Else pages that were hot long ago would outweigh for many half-lives pages that are hot now. A
+        // longer memory begins with what is known.
         let kept = half_life.div_duration_f64(old);
         if kept < 1.0 {
             pages.heap.scale(now, kept);
@@ -194,14 +195,16 @@ impl Evidence {
         self.stats.set_half_life(half_life, now);
     }
 
-    /// The decayed count that a page is expected to have on average, given its own count and those of all pages.
+    /// The decayed count that a page is expected to have on average, given its own count and those of
+    /// all pages.
     pub(super) fn expected_count(&self, page: &Candidate, now: Time) -> f64 {
         let scale = self.stats.plain_counts(now) * addr::frames(page.page.bytes);
         let counts = page.count * scale;
         self.expected_heat.of(page.page.bytes, counts) / scale
     }
 
-    /// How differently the source sees the tiers; `None` for a source that tests pages, which sees them alike.
+    /// How differently the source sees the tiers; `None` for a source that tests pages, which sees them
+    /// alike.
     pub(super) fn tier_bias(&self) -> Option<TierBias> {
         self.stats.counts_accesses().then(|| self.bias.report())
     }
@@ -223,6 +226,69 @@ impl Evidence {
                 Err("the spread of heats is no distribution".to_owned())
             }
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::Hva,
+        sample::{AccessKind, AccessSample, SampleAccount, SampleAddress},
+    };
+
+    fn batch(tests: u32, settled: bool) -> SampleBatch {
+        SampleBatch {
+            source: SourceKind::Ibs,
+            end: Time(0),
+            span: Duration::from_millis(600),
+            tests,
+            period: 1,
+            settled,
+            map_generation: 1,
+            samples: vec![AccessSample {
+                address: SampleAddress::Host(Hva(0)),
+                len: 1,
+                weight: 1.0,
+                kind: AccessKind::Load,
+            }],
+            account: SampleAccount::default(),
+        }
+    }
+
+    #[test]
+    fn batch_when_refused_or_outside_the_guest_is_accounted_for() {
+        let half_life = Duration::from_secs(10);
+        let mut pages = GuestPages::new(half_life);
+        let mut evidence = Evidence::new(half_life, Time(0));
+        evidence.refuse(&batch(0, true), DropReason::StaleMap);
+        evidence.take(Time(0), &batch(0, true), half_life, &mut pages);
+        let total = evidence.sources.total();
+        assert_eq!((total.arrived, total.accepted), (2, 0));
+        assert_eq!(total.dropped[&DropReason::StaleMap], 1);
+        assert_eq!(total.dropped[&DropReason::NotGuestRam], 1);
+        assert_eq!(evidence.check(), Ok(()));
+    }
+
+    #[test]
+    fn warm_up_when_accesses_are_counted_takes_a_quarter() {
+        let settings = EngineSettings::default();
+        assert_eq!(settings.warm_up, Duration::from_secs(2));
+        let half_life = settings.half_life;
+        for (tests, batches) in [(0, 1), (20, 4)] {
+            let mut pages = GuestPages::new(half_life);
+            let mut evidence = Evidence::new(half_life, Time(0));
+            evidence.believe(Some(SourceKind::Ibs));
+            evidence.take(Time(0), &batch(tests, false), half_life, &mut pages);
+            assert!(!evidence.is_settled() && !evidence.is_warm(&settings));
+            let mut taken = 0;
+            while !evidence.is_warm(&settings) {
+                evidence.take(Time(0), &batch(tests, true), half_life, &mut pages);
+                taken += 1;
+            }
+            assert_eq!(taken, batches);
+            assert!(evidence.is_settled());
         }
     }
 }

@@ -1,13 +1,14 @@
-//! The exchange: whether a slow page is worth the fast pages that it displaces. Plans and explanations share the answer.
+//! The exchange: whether a slow page is worth the fast pages that it displaces. Plans and explanations
+//! share the answer.
 //!
 //! ```text
-//! units     counts: observed accesses (or positive tests), decayed; rates: accesses a second; costs: nanoseconds
-//! problem   a page's count is noisy, and the hottest of many pages by count is mostly a page that had luck
-//! certain?  a source that counts accesses: the page's expected heat, given the counts of all pages, must be
-//!           LEAST_TIMES that of the hottest page it displaces, and the two counts LEAST_DEVIATIONS apart;
-//!           a source that tests pages: the shares of positive tests must differ by more than chance brings about
-//! pays?     (slow latency − fast latency) · difference of rates · horizon ≥ measured cost of all the moves
-//! room      with room to spare, the page is compared with a page that nobody uses, and only one move is paid
+//! units     counts: observed accesses (or positive tests), decayed; rates: accesses a second; costs: ns
+//! problem   counts are noisy: the hottest of many pages by count is mostly a page that had luck
+//! certain?  counting source: the page's expected heat, given the counts of all pages, is LEAST_TIMES
+//!           that of the hottest page it displaces, and the two counts lie LEAST_DEVIATIONS apart;
+//!           testing source: the shares of positive tests differ by more than chance brings about
+//! pays?     (slow latency − fast latency) · difference of rates · horizon ≥ cost of all the moves
+//! room      with room to spare, the rival is a page that nobody uses, and only one move is paid
 //! ```
 
 mod pay_back;
@@ -21,22 +22,25 @@ use super::{
 };
 use crate::{dual_heap::Placement, settings::EngineSettings, tiers::Tiers, time::Time};
 
-/// Least ratio of a page's expected heat to that of the hottest page it displaces, for a source that counts accesses.
-/// Expected heats are right on average, but not for each page: with a lower ratio, pages near the border change places
-/// to and fro. On Zipf with DRAM for 25 % of the pages, 2 moves 50 % more bytes than 3, and 4 moves 20 % fewer, with
-/// equal hits (±0.1 %). Where the pattern changes, a lower ratio is faster.
+/// Least ratio of a page's expected heat to that of the hottest page it displaces, for a source that
+/// counts accesses. Expected heats are right on average, but not for each page: with a lower ratio,
+/// pages near the border change places to and fro. On Zipf with DRAM for 25 % of the pages, 2 moves 50 %
+/// more bytes than 3, and 4 moves 20 % fewer, with equal hits (±0.1 %). Where the pattern changes, a
+/// lower ratio is faster.
 pub(super) const LEAST_TIMES: f64 = 3.0;
-/// Least distance of the two pages' counts in standard deviations: one more sampled access does not justify a move.
-/// Where the pattern changes, 2 moves 33 % fewer bytes and settles 1 to 2 s later; 3 takes three times as long.
+/// Least distance of the two pages' counts in standard deviations: one more sampled access does not
+/// justify a move. Where the pattern changes, 2 moves 33 % fewer bytes and settles 1 to 2 s later; 3
+/// takes three times as long.
 pub(super) const LEAST_DEVIATIONS: f64 = 1.5;
 
 /// How certain it is that a page is hotter than those it displaces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Certainty {
-    /// For a source that tests pages: standard deviations by which the page lies above the hottest of them.
+    /// For a source that tests pages: standard deviations by which the page lies above the hottest of
+    /// them.
     Tests { z: f64, least_z: f64 },
-    /// For a source that counts accesses: the ratio of expected heats, given the counts of all pages, and the standard
-    /// deviations between the pages' own counts.
+    /// For a source that counts accesses: the ratio of expected heats, given the counts of all pages,
+    /// and the standard deviations between the pages' own counts.
     Counts { times: f64, z: f64 },
 }
 
@@ -78,8 +82,8 @@ pub(super) struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Judges promoting `hot` at the price of demoting all of `cold`. Without `cold` there is room, and `hot` is
-    /// compared with a page that nobody uses.
+    /// Judges promoting `hot` at the price of demoting all of `cold`. Without `cold` there is room, and
+    /// `hot` is compared with a page that nobody uses.
     pub(super) fn verdict(&self, hot: Candidate, cold: &[Candidate]) -> Verdict {
         let stats = &self.evidence.stats;
         let terms = PayBack {
@@ -136,14 +140,14 @@ impl Judge<'_> {
         significance::of_counts(hot.accesses(), most, plain)
     }
 
-    /// Whether the page's count says that it is cold: "never sampled" does only where the source watches most of the
-    /// guest.
+    /// Whether the page's count says that it is cold: "never sampled" does only where the source watches
+    /// most of the guest.
     pub(super) fn knows_cold(&self, cold: Candidate) -> bool {
         cold.count > 0.0 || self.evidence.stats.coverage() >= 0.5
     }
 
-    /// The z that an exchange needs: what the operator asks for, and more than the extremes of as many equally hot
-    /// pages reach by chance.
+    /// The z that an exchange needs: what the operator asks for, and more than the extremes of as many
+    /// equally hot pages reach by chance.
     fn least_z(&self) -> f64 {
         let pages = |placement| u64::from(self.pages.heap.len(placement));
         let (slow, fast) = (pages(Placement::Slow), pages(Placement::Fast));

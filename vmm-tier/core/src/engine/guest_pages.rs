@@ -248,8 +248,8 @@ impl GuestPages {
         self.pins.replace(id, bytes, old, new);
     }
 
-    /// Takes the guest's memory map, new or changed. Returns whether the layout is another: then all placements are
-    /// looked up again. Heat and placement of pages that stay are kept.
+    /// Takes the guest's memory map, new or changed. Returns whether the layout is another: then all
+    /// placements are looked up again. Heat and placement of pages that stay are kept.
     pub(super) fn set_map(
         &mut self,
         now: Time,
@@ -566,4 +566,145 @@ fn range_end(start: Gpa, bytes: u64) -> Result<u64, PinError> {
             start: start.0,
             bytes,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::NodeSet,
+        engine::WhenFull,
+        map::{BlockIndex, MapRange, RamBlock},
+        settings::{EngineSettings, Tier},
+    };
+
+    const GPA: u64 = 1 << 20;
+    const HVA: u64 = 0x7f00_0000_0000;
+
+    fn tiers() -> Tiers {
+        Tiers {
+            fast: NodeSet::from_iter([NodeId(0)]),
+            slow: NodeSet::from_iter([NodeId(1)]),
+            fast_latency_ns: 80.0,
+            slow_latency_ns: 250.0,
+        }
+    }
+
+    fn map(generation: u64, frames: u64) -> Arc<GuestMemoryMap> {
+        let len = frames * BASE_PAGE;
+        let block = RamBlock {
+            name: "ram0".to_owned(),
+            hva: Hva(HVA),
+            used: len,
+            total: len,
+            page_size: BASE_PAGE,
+            backing: None,
+        };
+        let range = MapRange {
+            gpa: Gpa(GPA),
+            len,
+            block: BlockIndex(0),
+            offset: 0,
+            hva: Hva(HVA),
+        };
+        Arc::new(GuestMemoryMap::new(generation, vec![block], vec![range]).unwrap())
+    }
+
+    fn set_map(pages: &mut GuestPages, map: Arc<GuestMemoryMap>) -> bool {
+        let EngineSettings {
+            half_life, heat, ..
+        } = EngineSettings::default();
+        pages.set_map(Time(0), map, half_life, heat).unwrap()
+    }
+
+    /// Looks up all pages: each lies on the node that `node_of` says. Returns the pages that moved.
+    fn look(pages: &mut GuestPages, node_of: impl Fn(u64) -> Option<u16>) -> usize {
+        let request = pages.scanner.next(Time(0)).unwrap();
+        let frames = request.span.bytes / BASE_PAGE;
+        let page = |n| Page {
+            hva: Hva(HVA + n * BASE_PAGE),
+            bytes: BASE_PAGE,
+        };
+        let report = ScanReport {
+            request,
+            huge: Vec::new(),
+            pages: (0..frames)
+                .map(|n| (page(n), node_of(n).map(NodeId)))
+                .collect(),
+            cpu_time: Duration::ZERO,
+        };
+        let mut moved = 0;
+        pages.take_scan(Time(0), &report, &tiers(), 0.5, &mut |_| moved += 1);
+        assert_eq!(pages.check(), Ok(()));
+        moved
+    }
+
+    fn pages() -> GuestPages {
+        let mut pages = GuestPages::new(Duration::from_secs(10));
+        assert!(set_map(&mut pages, map(1, 64)));
+        // 16 fast, 32 slow, 8 absent, 8 on a node of neither tier.
+        let node = |n| match n {
+            0..16 => Some(0),
+            16..48 => Some(1),
+            48..56 => None,
+            _ => Some(2),
+        };
+        assert_eq!(look(&mut pages, node), 48);
+        pages
+    }
+
+    #[test]
+    fn pages_when_looked_up_are_counted_by_tier_and_left_over() {
+        let pages = pages();
+        assert_eq!(pages.bytes().of(Tier::Fast), 16 * BASE_PAGE);
+        assert_eq!(pages.bytes().of(Tier::Slow), 32 * BASE_PAGE);
+        let left = pages.scanner.last_round;
+        assert_eq!(
+            (left.absent_bytes, left.elsewhere_bytes),
+            (8 * BASE_PAGE, 8 * BASE_PAGE)
+        );
+        assert!(pages.scanner.has_seen_all());
+    }
+
+    #[test]
+    fn map_when_it_changes_keeps_placement_and_heat_of_pages_that_stay() {
+        let mut pages = pages();
+        let page = PageId(20);
+        pages.heap.set_count(page, 5.0, Time(0));
+        assert!(!set_map(&mut pages, map(1, 64)), "the same layout");
+        assert!(set_map(&mut pages, map(2, 32)));
+        assert_eq!(pages.check(), Ok(()));
+        assert_eq!(pages.bytes().of(Tier::Slow), 16 * BASE_PAGE);
+        assert_eq!(pages.heap.placement(page), Placement::Slow);
+        assert!((pages.heap.count(page, Time(0)) - 5.0).abs() < 1e-6);
+        assert!(!pages.scanner.has_seen_all(), "all is looked up again");
+    }
+
+    #[test]
+    fn pinned_page_when_on_the_wrong_tier_is_taken_until_it_is_settled() {
+        let mut pages = pages();
+        let pin = Pin {
+            start: Gpa(GPA + 40 * BASE_PAGE),
+            bytes: 10 * BASE_PAGE,
+            tier: Tier::Fast,
+            when_full: WhenFull::Fill,
+        };
+        assert_eq!(pages.check_range(&pin), Ok(()));
+        assert_eq!(pages.placed_bytes(Time(0), &pin), 0);
+        let made = pages.pin(Time(0), pin);
+        // Two of the ten are absent.
+        assert_eq!(
+            (made.placed_bytes, made.elsewhere_bytes),
+            (0, 8 * BASE_PAGE)
+        );
+        let taken = pages.take_misplaced(Time(0), Way::UpAsFits).unwrap();
+        assert_eq!(taken.id, PageId(40));
+        assert!(pages.take_misplaced(Time(0), Way::Down).is_none());
+        pages.settle((taken.id, taken.page), Placement::Fast, None);
+        assert_eq!(pages.placed_bytes(Time(0), &pin), BASE_PAGE);
+        assert_eq!(pages.pins().fast_bytes(), BASE_PAGE);
+        assert_eq!(pages.check(), Ok(()));
+        assert_eq!(pages.unpin(Time(0), pin.start, pin.bytes).unwrap().pins, 1);
+        assert_eq!(pages.check(), Ok(()));
+    }
 }

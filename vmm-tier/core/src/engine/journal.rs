@@ -1,4 +1,5 @@
-//! The journal: what happened that somebody may want to hear of, kept until the agent asks, and the last moves of pages.
+//! The journal: what happened that somebody may want to hear of, kept until the agent asks, and the last
+//! moves of pages.
 
 pub(crate) mod history;
 
@@ -13,8 +14,8 @@ use crate::{
     time::Time,
 };
 
-/// Changes of state and drain that wait to be taken at most, and failed moves at most. They are counted apart, so that
-/// a host that refuses every move does not crowd out the rest.
+/// Changes of state and drain that wait to be taken at most, and failed moves at most. They are counted
+/// apart, so that a host that refuses every move does not crowd out the rest.
 const MOST_WAITING: usize = 64;
 
 /// Something worth an event.

@@ -260,8 +260,8 @@ impl Mover {
         })
     }
 
-    /// Settles every page of a finished batch and begins what waited for it, if tiering `runs`. A page that the
-    /// report does not name counts as busy. `None` if the batch is not under way.
+    /// Settles every page of a finished batch and begins what waited for it, if tiering `runs`. A page
+    /// that the report does not name counts as busy. `None` if the batch is not under way.
     pub(super) fn take_report(
         &mut self,
         now: Time,
@@ -341,8 +341,8 @@ impl Mover {
         }
     }
 
-    /// The waiting pages that fit into `freed` bytes and may still be promoted: the limit may have been lowered, or a
-    /// page pinned. The others wait for another exchange.
+    /// The waiting pages that fit into `freed` bytes and may still be promoted: the limit may have been
+    /// lowered, or a page pinned. The others wait for another exchange.
     fn admit(
         &self,
         waiting: Vec<MovingPage>,

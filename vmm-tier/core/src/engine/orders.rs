@@ -18,30 +18,32 @@ use crate::{addr::Gpa, map::GuestMemoryMap, settings::EngineSettings};
 /// What the engine is told to do, and may refuse.
 #[derive(Clone, Debug)]
 pub enum Order {
-    /// Take the guest's memory map, new or changed. Unless the layout is the same as before, all placements are
-    /// looked up again; heat of pages that stay is kept.
+    /// Take the guest's memory map, new or changed. Unless the layout is the same as before, all
+    /// placements are looked up again; heat of pages that stay is kept.
     Map(Arc<GuestMemoryMap>),
     /// Pause or resume tiering.
     Pause(bool),
     /// Set the most bytes of the fast tier that the VM may hold. This ends a drain.
     Limit(Option<u64>),
-    /// Leave the fast tier down to so many bytes, coldest pages first, whatever it costs. The limit stays there when
-    /// that is reached. Pages pinned to the fast tier are not drained.
+    /// Leave the fast tier down to this many bytes, coldest pages first, whatever it costs. The limit
+    /// stays there when that is reached. Pages pinned to the fast tier are not drained.
     Drain(u64),
     /// Change the policy. Every page keeps its count; a new rate starts without a burst.
     Policy(PolicyChange),
-    /// Pin a range to a tier: its pages are not moved for their heat any more. Pages on the other tier are moved to
-    /// this tier before any page that is not pinned, within rate and headroom. Pages that become present later follow
-    /// when they are seen. Pins outlive a change of the map.
+    /// Pin a range to a tier: its pages are not moved for their heat any more. Pages on the other tier
+    /// are moved to this tier before any page that is not pinned, within rate and headroom. Pages that
+    /// become present later follow when they are seen. Pins outlive a change of the map.
     ///
-    /// Whether the tier has room is a matter of now. With [`WhenFull::Refuse`](super::WhenFull::Refuse) and
-    /// [`WhenFull::Demote`](super::WhenFull::Demote) the whole range must fit, absent pages too, but no room is set
-    /// aside for it.
+    /// Whether the tier has room is a matter of now. With [`WhenFull::Refuse`](super::WhenFull::Refuse)
+    /// and [`WhenFull::Demote`](super::WhenFull::Demote) the whole range must fit, absent pages too, but
+    /// no room is set aside for it.
     Pin(Pin),
-    /// Set pins that were set before, as if they had never gone. Room was asked for then, and pages in their place
-    /// must not leave because the rest lacks room now. [`Reply::refused`] names the pins that can't be set.
+    /// Set pins that were set before, as if they had never gone. Room was asked for then, and pages in
+    /// their place must not leave because the rest lacks room now. [`Reply::refused`] names the pins
+    /// that can't be set.
     PinAgain(Vec<Pin>),
-    /// Remove the pins that lie wholly in a range. Their pages stay where they are and take part in exchanges again.
+    /// Remove the pins that lie wholly in a range. Their pages stay where they are and take part in
+    /// exchanges again.
     Unpin {
         /// The first guest-physical address.
         start: Gpa,
@@ -52,7 +54,8 @@ pub enum Order {
     UnpinAll,
 }
 
-/// What an order did, and what is to be done for it. Parts that an order has nothing to do with are empty.
+/// What an order did, and what is to be done for it. Parts that an order has nothing to do with are
+/// empty.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reply {
     /// What was pinned or unpinned.

@@ -2,8 +2,8 @@
 //!
 //! A pin names guest-physical addresses. Which pages those are changes: with the map, and with huge
 //! pages that the kernel makes and splits. [`Pins`] keeps the *pieces* (runs of page ids) that every pin
-//! stands for now, and how many bytes of them lie where. A page that lies only partly in a pin belongs to
-//! it whole; a page that two pins share belongs to the lower one.
+//! stands for now, and how many bytes of them lie where. A page that lies only partly in a pin belongs
+//! to it whole; a page that two pins share belongs to the lower one.
 
 pub(super) mod pin;
 
@@ -247,8 +247,8 @@ impl Pins {
         fast.map(|entry| entry.placed_bytes).sum()
     }
 
-    /// The next misplaced page of this way; the search goes on where the last ended. `first` finds the first of some
-    /// ids whose page is on the wrong tier and may be taken.
+    /// The next misplaced page of this way; the search goes on where the last ended. `first` finds the
+    /// first of some ids whose page is on the wrong tier and may be taken.
     pub(super) fn next_misplaced(
         &mut self,
         now: Time,

@@ -1,4 +1,5 @@
-//! Sums over all observed accesses: how they fell on the tiers, and what a page's count says of its rate.
+//! Sums over all observed accesses: how they fell on the tiers, and what a page's count says of its
+//! rate.
 
 use std::time::Duration;
 
@@ -97,8 +98,8 @@ impl AccessStats {
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
     }
 
-    /// Accesses that a count stands for: those of the source's period, and those of the records that are missing, which
-    /// would have counted too. The counts stay what they are, so less is certain.
+    /// Accesses that a count stands for: those of the source's period, and those of the records that are
+    /// missing, which would have counted too. The counts stay what they are, so less is certain.
     fn accesses_a_count(&self) -> f64 {
         match self.arrived > 0.0 {
             true => self.period * (1.0 + self.missing / self.arrived),
@@ -108,8 +109,8 @@ impl AccessStats {
 
     /// Accesses a second for a page of `bytes` bytes with this decayed count.
     ///
-    /// A source that counts accesses counts them for each 4 KiB, so a page has those of all its frames, each
-    /// standing for as many accesses as the source's period says.
+    /// A source that counts accesses counts them for each 4 KiB, so a page has those of all its frames,
+    /// each standing for as many accesses as the source's period says.
     ///
     /// A source that tests pages finds a page as a whole used or not, whatever its size and however
     /// often. For accesses that come at random (Poisson) with λ a look, a share p = 1 − e^(−λ) of n
@@ -142,7 +143,8 @@ impl AccessStats {
         if seconds > 0.0 { count / seconds } else { 0.0 }
     }
 
-    /// How many standard deviations one page's decayed count lies above another's, for a source that tests pages.
+    /// How many standard deviations one page's decayed count lies above another's, for a source that
+    /// tests pages.
     pub(crate) fn share_significance(&self, hot: f64, cold: f64, now: Time) -> f64 {
         significance::of_shares(hot, cold, self.looks / self.decay.boost(now))
     }

@@ -1,14 +1,15 @@
-//! The bias between tiers: how much more often the source reports an access to the fast tier than one to the slow tier.
+//! The bias between tiers: how much more often the source reports an access to the fast tier than an
+//! access to the slow tier.
 //!
-//! Hardware that samples accesses does not see all memory alike: earlier systems found their samples more than five
-//! times as dense in DRAM. A hot page of the slow tier then looks colder than a lukewarm one in DRAM, and stays where it is.
+//! Hardware that samples accesses does not see all memory alike: earlier systems found samples over five
+//! times as dense in DRAM. A hot page of the slow tier then looks colder than a lukewarm page in DRAM,
+//! and stays where it is.
 //!
 //! # The experiment
-//! Promotions are a randomised trial. Of the slow pages that are about to be promoted some, drawn by lot, are *held
-//! back* for two seconds at most, and as many of the others, drawn by the same lot, are watched for as long after they
-//! have moved. Both were chosen for the same reason, at the same time, so whatever else happens to the one group happens to
-//! the other: pages that were chosen because they had luck (the winner's curse), a guest that changes its pace or its
-//! pattern, records that are lost. All that differs is the tier, hence
+//! Promotions are a randomised trial. A random sample of the pages due for promotion is *held back* for
+//! up to 2 s. An equal sample is promoted and watched for as long after the move. Both groups were
+//! chosen for the same reason at the same time. Luck (the winner's curse), changes of the guest's pace
+//! or pattern, and lost records therefore affect both alike. Only the tier differs, hence
 //!
 //! ```text
 //!            records of the moved pages / what was expected of them      Yₘ / Eₘ
@@ -16,24 +17,27 @@
 //!            records of the held pages  / what was expected of them      Yₕ / Eₕ
 //! ```
 //!
-//! What is expected of a page is its rate as the engine estimates it at the draw, times the time watched. It need not be
-//! right, as it is estimated alike for both: it makes pages of different heat comparable (the ratio estimator of
-//! sampling theory: Cochran, "Sampling techniques", 1977, chapter 6). For Poisson counts it is the maximum of the
-//! likelihood. How certain the ratio is, is in [`estimate`].
+//! A page's expected records are its rate, as the engine estimates it at the draw, times the time
+//! watched. The estimate need not be right, as it is made alike for both groups: it makes pages of
+//! different heat comparable (the ratio estimator of sampling theory: Cochran, "Sampling techniques",
+//! 1977, chapter 6). For Poisson counts it is the maximum of the likelihood. [`estimate`] says how
+//! certain the ratio is.
 //!
 //! # Where it errs
-//! - It speaks of pages that are hot enough to be promoted. A source whose bias depends on how hot a page is, or that
-//!   sees stores otherwise than loads, has one number here.
-//! - Pages whose move fails leave the trial, as do those that the kernel moves. Were these the hottest of the moved (a
-//!   page in use is busy more often), the bias would be underestimated, by the share of failures at most.
-//! - The first records after a move belong to a batch that began before it, and are not counted. If a page is used less
-//!   in its first moments on a node (its TLB entries are gone), that is within two seconds.
+//! - It measures pages that are hot enough to be promoted. A source whose bias depends on a page's heat,
+//!   or that sees stores and loads differently, gets one number.
+//! - Pages whose move fails leave the trial, as do pages that the kernel moves. If these are the hottest
+//!   of the moved pages (a page in use is busy more often), the bias is underestimated, by the share of
+//!   failures at most.
+//! - The first records after a move belong to a batch that began before it, and are not counted. If a
+//!   page is used less in its first moments on a node (its TLB entries are gone), that is within 2 s.
 //!
 //! # What is done about it
-//! The bias is shown, and counts are not corrected for it: a count of few records that is multiplied is as uncertain as
-//! before, and pages near the border would go to and fro. The experiment sees records as they came, and no count.
+//! The bias is shown, and counts are not corrected for it: a count of few records that is multiplied is
+//! as uncertain as before, and pages near the border would go to and fro.
 //!
-//! A source that tests pages reads page tables, which are written alike for all memory: nothing is measured there.
+//! A source that tests pages reads page tables, which are written alike for all memory: nothing is
+//! measured there.
 
 mod estimate;
 mod watched;
@@ -52,21 +56,23 @@ use crate::{
 use estimate::Estimate;
 use watched::{Watch, Watched};
 
-/// How long a page is held back or watched at most: longer than batches are late, shorter than it matters.
+/// How long a page is held back or watched at most: longer than batches are late, and short enough to
+/// cost few hits.
 pub(crate) const WATCH: Duration = Duration::from_secs(2);
-/// What is held back is free when its time is over, or, if no batch came to tell that, this much later. Were it free
-/// before its last batch has ended, the hottest would leave the trial by being promoted.
+/// A page that is held back is free when its time is over, or this much later if no batch came to end
+/// the time. Were it free before its last batch has ended, the hottest pages would leave the trial by
+/// being promoted.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
-/// A page of which so many records are expected sooner is held back or watched no longer: what it has shown by then is
-/// as certain as what was expected of it.
+/// A page is held back or watched until this many records of it are expected: what it has shown by then
+/// is as certain as what was expected of it.
 const ENOUGH_OF_ONE: f64 = 2.0;
-/// Held back and watched are one in so many promotions each.
+/// One promotion in this many is held back, and as many are watched.
 const ONE_IN: u64 = 8;
-/// What is held back at a time, of the bytes in the fast tier, is at most one part in so many: hits that are lost to the
-/// experiment while it goes on are fewer than that.
+/// The bytes held back at a time are at most this part of the bytes in the fast tier, so the experiment
+/// costs fewer hits than that.
 const HELD_ONE_IN: u64 = 64;
-/// A page that is expected to have more than this share of all accesses is worth too much to be held back, and would
-/// weigh too much if it were watched.
+/// A page that is expected to have more than this share of all accesses takes no part: it is worth too
+/// much to be held back, and would weigh too much if it were watched.
 pub(crate) const MOST_SHARE: f64 = 1e-3;
 /// Pages under watch, at most.
 const MOST_WATCHED: usize = 1024;
@@ -77,7 +83,8 @@ const MOST_WAIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct TierBias {
-    /// Records of an access to the fast tier for each of one to the slow tier; `null` while that is not known.
+    /// Records of an access to the fast tier for each of one to the slow tier; `null` while that is not
+    /// known.
     pub fast_to_slow: Option<f64>,
     /// The standard deviation of its logarithm: 0.1 is a tenth.
     pub deviation: Option<f64>,
@@ -103,7 +110,7 @@ pub(crate) enum Lot {
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Bias {
-    /// Whose bias it is.
+    /// The source that has this bias.
     source: Option<SourceKind>,
     watched: Watched,
     estimate: Estimate,
@@ -151,7 +158,8 @@ impl Bias {
         }
     }
 
-    /// The batch ends: takes in what pages whose time is over have shown. Returns those of them that were held back.
+    /// The batch ends: takes in what pages whose time is over have shown. Returns those of them that
+    /// were held back.
     pub(crate) fn end(&mut self, now: Time) -> Vec<PageId> {
         let mut free = Vec::new();
         if self.watched.is_empty() {
@@ -184,8 +192,8 @@ impl Bias {
         free
     }
 
-    /// Draws the lot of a page of so many bytes that is about to be promoted, while `fast_bytes` bytes are in the fast
-    /// tier. [`Self::watch`] must follow if it takes part.
+    /// Draws the lot of a page of so many bytes that is about to be promoted, while `fast_bytes` bytes
+    /// are in the fast tier. [`Self::watch`] must follow if it takes part.
     pub(crate) fn draw(&mut self, page_bytes: u64, fast_bytes: u64) -> Lot {
         let has_room = self.watched.len() < MOST_WATCHED
             && self.watched.held_bytes() + page_bytes <= fast_bytes / HELD_ONE_IN;
@@ -199,8 +207,8 @@ impl Bias {
         }
     }
 
-    /// Watches a page from now on, or from when it has [moved](Self::settled), of which so many records a second
-    /// are expected. Returns for how long.
+    /// Watches a page from now on, or from when it has [moved](Self::settled), of which so many records
+    /// a second are expected. Returns for how long.
     pub(crate) fn watch(
         &mut self,
         now: Time,

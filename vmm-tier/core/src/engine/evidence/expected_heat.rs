@@ -1,7 +1,7 @@
 //! The heat that a page's count makes expected, given how heats are spread over the guest's pages.
 //!
-//! For a source that counts accesses. The spread is learned from a few pages each second ([`Population`]); pages of
-//! different sizes are different populations.
+//! For a source that counts accesses. The spread is learned from a few pages each second
+//! ([`Population`]); pages of different sizes are different populations.
 
 mod population;
 
@@ -13,8 +13,9 @@ use crate::{addr, dual_heap::Placement, engine::guest_pages::GuestPages, random,
 
 /// How often pages are looked at. Heats change within half-lives, which are some seconds.
 const EVERY: Duration = Duration::from_secs(1);
-/// Pages are also looked at whenever the counts of all pages together have changed by this factor: at the start, and
-/// when the guest works harder or rests. Earlier looks then say nothing of what a count means now.
+/// Pages are also looked at whenever the counts of all pages together have changed by this factor: at
+/// the start, and when the guest works harder or rests. Earlier looks then say nothing of what a count
+/// means now.
 const CHANGED: f64 = 1.2;
 /// Pages looked at each time: at 100 ns each (a cache miss or two) 0.02 % of a CPU. Five such samples
 /// count together, so a heat that one page in 10 000 has is seen.
@@ -32,7 +33,8 @@ pub(crate) struct ExpectedHeat {
 }
 
 impl ExpectedHeat {
-    /// The counts that a page of this size and with this many plain counts is expected to have on average.
+    /// The counts that a page of this size and with this many plain counts is expected to have on
+    /// average.
     pub(super) fn of(&self, page_bytes: u64, counts: f64) -> f64 {
         self.by_page_bytes
             .get(&page_bytes)

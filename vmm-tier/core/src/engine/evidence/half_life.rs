@@ -1,10 +1,10 @@
-//! The half-life in force: the one that predicts best.
+//! The half-life in force: of six, the half-life that predicts the next counts best.
 //!
-//! A long half-life knows steady pages better, from more samples; a short half-life follows a change sooner. A sample
-//! of pages is watched with six half-lives in parallel, and four times a second each predicts the next counts. The
-//! half-life with the least squared error of late is used for all heats, as smoothing constants of forecasts are chosen
-//! (Brown, "Statistical forecasting for inventory control", 1959). Under forward decay a change of the half-life
-//! touches no page.
+//! A long half-life knows steady pages better, from more samples; a short half-life follows a change
+//! sooner. A sample of pages is watched with six half-lives in parallel, and four times a second each
+//! predicts the next counts. The half-life with the least squared error of late is used for all heats,
+//! as smoothing constants of forecasts are chosen (Brown, "Statistical forecasting for inventory
+//! control", 1959). Under forward decay a change of the half-life touches no page.
 //!
 //! For a source that counts accesses. The half-life that an operator sets is the middle of the range.
 
@@ -22,7 +22,8 @@ const FACTORS: [f64; 6] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
 const AS_SET: usize = 3;
 /// How often counts are predicted.
 const EVERY: Duration = Duration::from_millis(250);
-/// Pages watched at most: errors of so many differ by a few percent between half-lives, and by chance by less.
+/// Pages watched at most: errors of so many differ by a few percent between half-lives, and by chance by
+/// less.
 const MOST_WATCHED: usize = 4096;
 /// Errors of so long ago weigh half.
 const ERRORS_HALF_LIFE: Duration = Duration::from_millis(1500);
@@ -30,8 +31,8 @@ const ERRORS_HALF_LIFE: Duration = Duration::from_millis(1500);
 const BETTER: f64 = 0.99;
 /// A page whose count in the longest memory is below this is no longer watched.
 const FORGOTTEN: f64 = 0.05;
-/// Added to a predicted count where errors are weighed by it, as the variance of a count is its mean: a page
-/// with hardly a count would weigh too much.
+/// Added to a predicted count where errors are weighed by it, as the variance of a count is its mean: a
+/// page with hardly a count would weigh too much.
 const LEAST_VARIANCE: f64 = 0.1;
 
 #[derive(Clone, Copy, Debug, Default)]

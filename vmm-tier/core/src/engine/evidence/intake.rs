@@ -1,7 +1,7 @@
 //! Intake: the samples of a batch, on their way to the heaps.
 //!
-//! A source that samples accesses delivers millions of them, each on one page. Samples of the same weight reach the
-//! heaps together, so that their cache misses overlap. Ranges of pages come one by one.
+//! A source that samples accesses delivers millions of them, each on one page. Samples of the same
+//! weight reach the heaps together, so that their cache misses overlap. Ranges of pages come one by one.
 
 use super::{bias::Bias, half_life::HalfLife};
 use crate::{
@@ -16,7 +16,8 @@ use crate::{
 /// Placements looked up out of turn because of one batch of samples, at most.
 const URGENT_PER_BATCH: usize = 16;
 
-/// Weights that are told apart in a batch: a source that samples accesses has one for each size of pages.
+/// Weights that are told apart in a batch: a source that samples accesses has one for each size of
+/// pages.
 const MOST_WEIGHTS: usize = 8;
 
 /// What the samples of a batch have in common.
@@ -139,7 +140,8 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Brings a sample of a range of pages to the heaps. Returns the bytes of the guest that it speaks for.
+    /// Brings a sample of a range of pages to the heaps. Returns the bytes of the guest that it speaks
+    /// for.
     fn feed_range(&mut self, hva: Hva, len: u64, weight: f32) -> u64 {
         let mut runs = Vec::new();
         let covered = self.pages.index.for_runs(hva, len, |run| runs.push(run));

@@ -1,11 +1,11 @@
-//! What each source delivers: its account, how good it is, and the scale of its counts.
+//! The sources: what each delivers, how good it is, and the scale of its counts.
 //!
-//! Sources count different things: sampling intervals in which a page was used, or one access in so
-//! many. Heats are kept in the counts of the source that is believed (the *main* one). Another's counts
-//! are brought to them by the ratio of what both count a second in all, as both watch the same guest;
-//! never by more than 1, for a count that was blown up would look more certain than it is, and less where
-//! its addresses are less exact, for then it gives cold pages the heat of their neighbours. When another
-//! source becomes the main one, all heats are brought to its counts by the same ratio.
+//! Sources count different things: sampling intervals in which a page was used, or one access in N.
+//! Heats are kept in the counts of the believed (*main*) source. Counts of another source are brought to
+//! them by the ratio of both sources' counts a second in all, as both watch the same guest. The ratio is
+//! at most 1, for a count that is multiplied would look more certain than it is. It is lower where the
+//! source's addresses are less exact, for then cold pages get the heat of their neighbours. When another
+//! source becomes the main source, all heats are brought to its counts by the same ratio.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,11 +23,11 @@ const NEWEST: f64 = 0.2;
 pub struct SourceStats {
     /// What became of its records since the start.
     pub account: SampleAccount,
-    /// Share of the guest that a batch speaks for, 0 to 1, of late. A source that samples accesses wherever
-    /// they fall speaks for all of it.
+    /// Share of the guest that a batch speaks for, 0 to 1, of late. A source that samples accesses
+    /// wherever they fall speaks for all of it.
     pub coverage: f64,
-    /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log₂ n) for ranges of n such pages, of
-    /// late, weighted by accesses.
+    /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log₂ n) for ranges of n such pages,
+    /// of late, weighted by accesses.
     pub precision: f64,
     /// How old what it says is when it is heard, of late: half of the time observed, and the delay.
     pub staleness: Duration,
@@ -43,7 +43,7 @@ struct Feed {
     batches: u64,
 }
 
-/// The sources that have delivered, and the one that is believed.
+/// The sources that have delivered, and the believed source.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sources {
     feeds: BTreeMap<SourceKind, Feed>,

@@ -16,8 +16,8 @@ pub(crate) struct PayBack {
 impl PayBack {
     /// What the guest gains within the horizon if the pages change places.
     ///
-    /// Rates are accesses (not samples) a second. With a source that reports one access in N, the rate is that of
-    /// its samples times N.
+    /// Rates are accesses (not samples) a second. With a source that reports one access in N, the rate
+    /// is that of its samples times N.
     pub(crate) fn gain_ns(&self, hot_per_s: f64, cold_per_s: f64) -> f64 {
         (self.slow_latency_ns - self.fast_latency_ns) * (hot_per_s - cold_per_s) * self.horizon_s
     }

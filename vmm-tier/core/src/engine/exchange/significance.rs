@@ -33,23 +33,24 @@
 //!
 //! Against b = 0 this needs a ≥ 1.9 for z = 2 and a ≥ 3.6 for z = 3.
 
-/// Plain counts behind one decayed count: 1 to 2. `decayed_s` is the time counted, itself decayed like a count
-/// (H / ln 2 · (1 − 2^(−t/H)), in seconds).
+/// Plain counts behind one decayed count: 1 to 2. `decayed_s` is the time counted, itself decayed like a
+/// count (H / ln 2 · (1 − 2^(−t/H)), in seconds).
 pub(crate) fn plain_counts(decayed_s: f64, half_life_s: f64) -> f64 {
     let rest = 1.0 - decayed_s * std::f64::consts::LN_2 / half_life_s;
     2.0 / (1.0 + rest.clamp(0.0, 1.0))
 }
 
-/// Standard deviations by which the decayed count `hot` lies above the decayed count `cold`; negative if it lies
-/// below. N = plain · C is the number of [plain counts](plain_counts) behind each. Counts below 0 are taken as 0.
+/// Standard deviations by which the decayed count `hot` lies above the decayed count `cold`; negative if
+/// it lies below. N = plain · C is the number of [plain counts](plain_counts) behind each. Counts below
+/// 0 are taken as 0.
 pub(crate) fn of_counts(hot: f64, cold: f64, plain: f64) -> f64 {
     let root = |count: f64| (plain * count.max(0.0) + 0.375).sqrt();
     std::f64::consts::SQRT_2 * (root(hot) - root(cold))
 }
 
-/// The z for a source that tests pages and finds each used or not. `tests` is the decayed count of a page that was
-/// found used at every test. Counts are then binomial. Near the top they vary far less than Poisson counts do, so
-/// two pages that are used almost always can still be told apart.
+/// The z for a source that tests pages and finds each used or not. `tests` is the decayed count of a
+/// page that was found used at every test. Counts are then binomial. Near the top they vary far less
+/// than Poisson counts do, so two pages that are used almost always can still be told apart.
 ///
 /// By the argument above the share C / T has the variance p(1 − p) / 2T, that of 2T plain tests. The
 /// arcsine stabilises it: asin √p̂ has the variance 1 / 8T, with p̂ = (2C + 3/8) / (2T + 3/4)
@@ -72,8 +73,8 @@ pub(crate) fn of_shares(hot: f64, cold: f64, tests: f64) -> f64 {
 /// all pages are equally hot. An exchange below it is noise, however great the two counts.
 ///
 /// The extremes of n normal values lie about √(2 ln n) standard deviations out; the difference of two
-/// such pages is measured in units of √2. This is exact enough for large counts. For skewed small counts it is an
-/// upper bound on the cold side, which cannot fall below zero.
+/// such pages is measured in units of √2. This is exact enough for large counts. For skewed small counts
+/// it is an upper bound on the cold side, which cannot fall below zero.
 pub(crate) fn by_chance(slow_pages: u64, fast_pages: u64) -> f64 {
     let extreme = |pages: u64| (2.0 * (pages.max(1) as f64).ln()).sqrt();
     (extreme(slow_pages) + extreme(fast_pages)) / std::f64::consts::SQRT_2

@@ -19,8 +19,8 @@ use crate::{
 
 /// Frames that one request covers at most (16 MiB of 4 KiB pages).
 const CHUNK_FRAMES: u64 = 4096;
-/// A round over the guest takes no less: what moves pages under the agent is slower, and small guests would
-/// be looked at many times a second.
+/// A round over the guest takes no less: what moves pages under the agent is slower, and small guests
+/// would be looked at many times a second.
 const LEAST_ROUND: Duration = Duration::from_secs(4);
 /// Chunks waiting out of turn; more are left to the regular round.
 const URGENT_MAX: usize = 256;

@@ -8,7 +8,8 @@ use crate::{
 };
 
 /// The most that a page's own work and the copy of 4 KiB (2 GB/s) are believed to cost. Where more is
-/// measured the CPU was taken away meanwhile, or is an emulated one: latencies are not stretched with it.
+/// measured the CPU was taken away meanwhile, or is an emulated one: latencies are not stretched with
+/// it.
 const MOST_PAGE_NS: f64 = 15_000.0;
 const MOST_FRAME_NS: f64 = 2_000.0;
 /// Frames over which a cost is averaged: a few batches. A call has a price of its own, so a batch of

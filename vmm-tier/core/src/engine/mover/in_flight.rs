@@ -25,7 +25,8 @@ pub(crate) struct BatchUnderWay {
 pub(crate) struct WaitingExchange {
     /// The id of the demotion batch.
     pub(crate) demotion: u64,
-    /// The pages that are promoted into the room that it makes, hottest first. They are in flight already.
+    /// The pages that are promoted into the room that it makes, hottest first. They are in flight
+    /// already.
     pub(crate) promote: Vec<MovingPage>,
 }
 

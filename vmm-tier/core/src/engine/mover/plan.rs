@@ -1,8 +1,8 @@
 //! The plan of the next step: pairs of the slow tier's hottest and the fast tier's coldest pages.
 //!
-//! Orders come first: the limit, then pins. One exchange is under way at a time. Its demotions go first; what they
-//! freed, verified by the kernel, is then promoted, page for page. Room that is free anyway is filled without a
-//! demotion.
+//! Orders come first: the limit, then pins. One exchange is under way at a time. Its demotions go first;
+//! what they freed, verified by the kernel, is then promoted, page for page. Room that is free anyway is
+//! filled without a demotion.
 
 use super::{
     Mover, Stall,
@@ -106,7 +106,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Drafts moves of pinned pages to their tier. Returns whether a page waits for room on the fast tier.
+    /// Drafts moves of pinned pages to their tier. Returns whether a page waits for room on the fast
+    /// tier.
     fn draft_pins(&mut self) -> bool {
         if self.pages.pins().is_empty() {
             return false;
@@ -192,7 +193,8 @@ impl Planner<'_> {
         }
         let mut slow_room = self.slow_room();
         while self.draft.bytes < self.budget {
-            // Looked at and not taken before it pays: most looks find nothing, and must cost the heaps nothing.
+            // Looked at and not taken before it pays: most looks find nothing, and must cost the heaps
+            // nothing.
             let Some(hot) = self.pages.hottest_slow(self.now) else {
                 return;
             };
@@ -281,16 +283,18 @@ impl Planner<'_> {
         Some(victims)
     }
 
-    /// Puts back fast pages that were taken for an exchange that does not pay. One more was looked at, or the hot page.
+    /// Puts back fast pages that were taken for an exchange that does not pay. One more was looked at,
+    /// or the hot page.
     fn spare(&mut self, victims: Vec<Candidate>) {
         let looked = victims.len() + 1;
         self.mover.throttle.looked_in_vain(self.now, looked);
         self.put_victims_back(victims);
     }
 
-    /// Puts back small fast pages that would cost more together than a huge page gains, and leaves them alone for a
-    /// while. A source that tests pages finds a page used or not, whatever its size: small pages come before huge
-    /// ones as the coldest, and would otherwise keep every huge page behind them from being exchanged.
+    /// Puts back small fast pages that would cost more together than a huge page gains, and leaves them
+    /// alone for a while. A source that tests pages finds a page used or not, whatever its size: small
+    /// pages come before huge ones as the coldest, and would otherwise keep every huge page behind them
+    /// from being exchanged.
     fn rest(&mut self, victims: Vec<Candidate>) {
         let looked = victims.len() + 1;
         self.mover.throttle.looked_in_vain(self.now, looked);
@@ -322,8 +326,9 @@ impl Planner<'_> {
         self.judge().verdict(hot, cold).pays()
     }
 
-    /// Draws whether a page that is about to be promoted takes part in the trial that measures the bias between
-    /// tiers. Returns whether it is held back for the trial: then it is put back, to be left alone meanwhile.
+    /// Draws whether a page that is about to be promoted takes part in the trial that measures the bias
+    /// between tiers. Returns whether it is held back for the trial: then it is put back, to be left
+    /// alone meanwhile.
     fn stays(&mut self, hot: Candidate) -> bool {
         let stats = &self.evidence.stats;
         let can_tell = stats.counts_accesses() && self.settings.cooldown >= bias::WATCH;

@@ -1,12 +1,14 @@
 //! Room: how many bytes fit on a tier. The one answer for plans, pins, limits and explanations.
 //!
 //! Three bounds, of which the lowest holds:
-//! - The free bytes of a node above its high watermark: below it the kernel reclaims, and a promotion fails. On the
-//!   fast tier the headroom stays free beyond the watermark, for allocations of the guest.
-//! - The operator's limit on what the guest holds of the fast tier, with promotions under way counted as there.
+//! - The free bytes of a node above its high watermark: below it the kernel reclaims, and a promotion
+//!   fails. On the fast tier the headroom stays free beyond the watermark, for allocations of the guest.
+//! - The operator's limit on what the guest holds of the fast tier, with promotions under way counted as
+//!   there.
 //! - A batch goes to one node, so the room of a tier is that of its node with the most.
 //!
-//! Room is signed. Where it is negative, headroom is owed: so many bytes must be demoted before any is promoted.
+//! Room is signed. Where it is negative, headroom is owed: that many bytes must be demoted before any is
+//! promoted.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +40,8 @@ impl NodeMemory {
     }
 }
 
-/// Bytes that fit; negative where bytes must be freed first. A plan takes from it what it promotes or demotes.
+/// Bytes that fit; negative where bytes must be freed first. A plan takes from it what it promotes or
+/// demotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Room(i64);
 
@@ -123,7 +126,7 @@ pub(crate) struct Rooms {
 }
 
 impl Rooms {
-    /// The kernel tells the nodes' memory anew. A node that is not among them has no room.
+    /// Takes the nodes' memory as the kernel has it now. A node that is not among them has no room.
     pub(crate) fn set(&mut self, nodes: Vec<NodeMemory>) {
         self.nodes = nodes.into_iter().map(|node| (node.node, node)).collect();
     }
@@ -160,14 +163,15 @@ impl Rooms {
         Some((*roomiest, roomiest.reserve_bytes(bounds.headroom_bytes)))
     }
 
-    /// Bytes that may be demoted now. Beyond them the kernel would reclaim memory of the slow node, which may be the
-    /// guest's own.
+    /// Bytes that may be demoted now. Beyond them the kernel would reclaim memory of the slow node,
+    /// which may be the guest's own.
     pub(crate) fn slow(&self, tiers: &Tiers) -> Room {
         let rooms = self.of(&tiers.slow).map(|node| node.room(0));
         rooms.max().unwrap_or(Room::NONE).max(Room::NONE)
     }
 
-    /// The room of all nodes of a tier together, whatever the limit: for ranges that go there in many batches.
+    /// The room of all nodes of a tier together, whatever the limit: for ranges that go there in many
+    /// batches.
     pub(crate) fn all_nodes_bytes(&self, tiers: &Tiers, tier: Tier, bounds: FastBounds) -> u64 {
         let (nodes, headroom_bytes) = match tier {
             Tier::Fast => (&tiers.fast, bounds.headroom_bytes),

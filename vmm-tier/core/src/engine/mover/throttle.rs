@@ -8,8 +8,9 @@ use crate::{quota::TokenBucket, settings::EngineSettings, time::Time};
 const FIRST_REST: Duration = Duration::from_millis(100);
 /// The longest rest: a host that refuses every move is asked again this often.
 const LONGEST_REST: Duration = Duration::from_secs(10);
-/// The rest for each page that was looked at for an exchange that does not pay: a hundred times what the look takes.
-/// Without it, a guest that lacks headroom and whose pages are all alike would be searched at every event.
+/// The rest for each page that was looked at for an exchange that does not pay: a hundred times what the
+/// look takes. Without it, a guest that lacks headroom and whose pages are all alike would be searched
+/// at every event.
 const REST_A_LOOK: Duration = Duration::from_micros(200);
 
 /// When the next batch may go and how large it may be.
@@ -61,7 +62,7 @@ impl Throttle {
     /// The bytes that a batch may have now, or `None` if it is too early for one.
     ///
     /// Waits until half a batch has gathered: each kernel call has a price for the whole host (it
-    /// drains every CPU's page lists), so many calls of few pages cost more than they move.
+    /// drains every CPU's page lists), so a large number of small calls costs more than it moves.
     pub(super) fn budget(&mut self, now: Time) -> Option<u64> {
         self.wakes_at = None;
         if now < self.rest_until {
@@ -110,7 +111,7 @@ impl Throttle {
         }
     }
 
-    /// Takes note that so many pages were looked at for an exchange that does not pay.
+    /// Takes note that `pages` pages were looked at for an exchange that does not pay.
     pub(super) fn looked_in_vain(&mut self, now: Time, pages: usize) {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         self.looks_at = now + REST_A_LOOK.saturating_mul(pages);
@@ -185,8 +186,8 @@ mod tests {
         let half = Time(0) + Duration::from_micros(31_250);
         assert_eq!(throttle.budget(Time(half.0 - 1000)), None);
         assert_eq!(throttle.budget(half), Some(2 * MIB));
-        // 30 MiB beyond the 2 MiB that there are, at 64 MiB/s; a quarter second later 14 MiB are left, and
-        // at 7 MiB/s they take two seconds more.
+        // 30 MiB beyond the 2 MiB that there are, at 64 MiB/s; a quarter second later 14 MiB are left,
+        // and at 7 MiB/s they take two seconds more.
         throttle.take(half, 32 * MIB);
         let later = half + Duration::from_millis(250);
         throttle.set_rate(later, 7 * MIB, 4 * MIB);

@@ -1,4 +1,4 @@
-//! What is said of pins: what is asked for, what is answered, and why not.
+//! The pin as an operator orders it, its status, and why a range can't be pinned.
 
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +37,8 @@ pub struct Pin {
     pub when_full: WhenFull,
 }
 
-/// What a call pinned or unpinned. Bytes are those of whole pages, also where a page lies partly in a pin.
+/// What a call pinned or unpinned. Bytes are those of whole pages, also where a page lies partly in a
+/// pin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PinReport {

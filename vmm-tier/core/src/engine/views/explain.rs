@@ -26,7 +26,8 @@ pub enum PageCondition {
     Untracked,
     /// In its tier's heap: may be taken for an exchange.
     InHeap,
-    /// No access to it was seen, or none is remembered (with a sketch). On the fast tier it is the first to go, on the slow tier no candidate.
+    /// No access to it was seen, or none is remembered (with a sketch). On the fast tier it is the first
+    /// to go, on the slow tier no candidate.
     NeverSampled,
     /// A move of it is under way, or waits for the room that another move makes.
     InFlight,
@@ -306,8 +307,8 @@ impl Subject<'_> {
             .unwrap_or_else(turn)
     }
 
-    /// The fast node keeps less free than it must: an exchange must demote more than it promotes, and each page that
-    /// is demoted must be colder than the promoted page.
+    /// The fast node keeps less free than it must: an exchange must demote more than it promotes, and
+    /// each page that is demoted must be colder than the promoted page.
     fn headroom_lacks(&self, must_free: u64) -> Option<String> {
         let bounds = FastBounds::of(self.engine.settings());
         let mover = &self.engine.mover;

@@ -47,7 +47,8 @@ pub struct Snapshot {
     pub tiers: Vec<TierSnapshot>,
     /// Share of observed accesses that went to the fast tier, decayed; `null` before any.
     pub hit_ratio: Option<f64>,
-    /// How differently the source sees the tiers; `null` for one that tests pages, which sees them alike.
+    /// How differently the source sees the tiers; `null` for one that tests pages, which sees them
+    /// alike.
     pub tier_bias: Option<TierBias>,
     /// Bytes promoted since the start, verified.
     pub promoted_bytes: u64,

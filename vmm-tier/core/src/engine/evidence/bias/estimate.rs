@@ -1,10 +1,11 @@
-//! The estimate of the bias: how much more often the fast tier's accesses are reported, and how certain that is.
+//! The estimate of the bias: how much more often the fast tier's accesses are reported, and how certain
+//! that is.
 //!
 //! # How certain it is
-//! With R = Y / E of a group of n pages, the variance of R is estimated from the pages themselves,
-//! Σ (yᵢ − R eᵢ)² · n / (n − 1) / E²: that holds whatever the spread of the rates. It is taken as no less than that
-//! of Poisson counts, R² / Y. The logarithm of the ratio then has the variance Σ Var R / R² over both groups. Evidence loses
-//! half of its weight in [`HALF_LIFE`].
+//! With R = Y / E of a group of n pages, the variance of R is estimated from the pages themselves, Σ (yᵢ
+//! − R eᵢ)² · n / (n − 1) / E²: that holds whatever the spread of the rates. It is taken as no less than
+//! that of Poisson counts, R² / Y. The logarithm of the ratio then has the variance Σ Var R / R² over
+//! both groups. Evidence loses half of its weight in [`HALF_LIFE`].
 
 use std::time::Duration;
 
@@ -17,12 +18,13 @@ const LEAST_PAGES: f64 = 8.0;
 const LEAST_SEEN: f64 = 10.0;
 /// Once the ratio is known this well no page is held back.
 const ENOUGH: f64 = 0.1;
-/// Deviations by which the ratio must differ from 1 to be called significant. It is tested again and again: of 240
-/// guests without a bias, one came to be 3 deviations off in two minutes, none 4.
+/// Deviations by which the ratio must differ from 1 to be called significant. It is tested again and
+/// again: of 240 guests without a bias, one came to be 3 deviations off in two minutes, none 4.
 const SURE: f64 = 4.0;
 /// It stays significant down to this.
 const STILL_SURE: f64 = 2.0;
-/// A bias of less than a fifth changes no exchange (see `engine/exchange.rs`), and is never called significant.
+/// A bias of less than a fifth changes no exchange (see `engine/exchange.rs`), and is never called
+/// significant.
 const LEAST_BIAS: f64 = 1.2;
 /// Upper bound on the bias.
 const MOST_BIAS: f64 = 64.0;

@@ -51,7 +51,8 @@ struct Guest {
 }
 
 impl Guest {
-    /// What is found after so many rounds of half a second, in each of which 64 of 1024 fresh slow pages are promoted.
+    /// What is found after so many rounds of half a second, in each of which 64 of 1024 fresh slow pages
+    /// are promoted.
     fn play(&self, seed: u64, rounds: u64) -> Bias {
         let (mut random, mut bias) = (Random::new(seed), Bias::default());
         bias.random = Random::new(seed ^ 0x5555);
@@ -161,7 +162,8 @@ fn estimate_when_few_pages_have_most_accesses_is_right() {
 
 #[test]
 fn estimate_when_the_guest_changes_is_right() {
-    // It swings between a fifth and nine fifths of its pace within ten seconds, and what is hot goes cold.
+    // It swings between a fifth and nine fifths of its pace within ten seconds, and what is hot goes
+    // cold.
     let pace = |seconds: f64| 1.0 + 0.8 * (seconds * 0.628).sin();
     assert_fair(&errors(two_kinds, pace, true));
 }

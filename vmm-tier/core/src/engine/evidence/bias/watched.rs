@@ -1,4 +1,5 @@
-//! The pages of the trial: which they are, how many bytes are held back, and a filter that tells them from others.
+//! The pages of the trial: which they are, how many bytes are held back, and a filter that tells them
+//! from others.
 
 use std::{
     collections::HashMap,
@@ -26,7 +27,8 @@ pub(super) struct Watch {
     pub(super) seen: f64,
 }
 
-/// Which pages may be watched: a bit for each of 4096 classes of pages, so that other samples cost next to nothing.
+/// Which pages may be watched: a bit for each of 4096 classes of pages, so that other samples cost next
+/// to nothing.
 #[derive(Debug)]
 struct Filter([u64; 64]);
 
@@ -120,7 +122,8 @@ impl Watched {
         self.filter.add(page.0);
     }
 
-    /// Its bit of the filter stays, as it may be another's too. It costs a look, until [`Self::refilter`].
+    /// Its bit of the filter stays, as it may be another's too. It costs a look, until
+    /// [`Self::refilter`].
     pub(super) fn remove(&mut self, page: PageId) -> Option<Watch> {
         if self.pages.is_empty() {
             return None;

@@ -1,16 +1,18 @@
-//! The population of pages: how heats are spread over them, and what a page's count then says of its heat.
+//! The population of pages: how heats are spread over them, and what a page's count then says of its
+//! heat.
 //!
-//! The hottest of many pages by count is mostly a page that had luck: were all pages equally hot, it would be no
-//! hotter than the others. Each page's count is therefore judged by the spread of heats over all pages, which is
-//! estimated from the counts of a sample of pages: *empirical Bayes* (Robbins, "An empirical Bayes approach to statistics",
-//! Berkeley Symposium 1956). The spread is estimated without a shape in mind, as weights of a grid of heats that
-//! make the sample most likely (Kiefer and Wolfowitz, Annals of Mathematical Statistics 27, 1956), by expectation
-//! maximisation. A page's expected heat then is the mean over the grid, each heat weighted by how well it explains
-//! the count. It is not misled by choosing the extremes: where all pages are alike it is nearly the same for all.
+//! The hottest of many pages by count is mostly a page that had luck: were all pages equally hot, it
+//! would be no hotter than the others. Each page's count is therefore judged by the spread of heats over
+//! all pages, which is estimated from the counts of a sample of pages: *empirical Bayes* (Robbins, "An
+//! empirical Bayes approach to statistics", Berkeley Symposium 1956). The spread is estimated without a
+//! shape in mind, as weights of a grid of heats that make the sample most likely (Kiefer and Wolfowitz,
+//! Annals of Mathematical Statistics 27, 1956), by expectation maximisation. A page's expected heat then
+//! is the mean over the grid, each heat weighted by how well it explains the count. It is not misled by
+//! choosing the extremes: where all pages are alike it is nearly the same for all.
 //!
 //! Counts here are plain counts, whose variance is their mean
-//! ([`plain_counts`](crate::engine::exchange::significance::plain_counts)); a heat is the count that a page has on
-//! average.
+//! ([`plain_counts`](crate::engine::exchange::significance::plain_counts)); a heat is the count that a
+//! page has on average.
 
 /// The grid: heats from 0.02 counts on, each 1.3 times the one before, to 140 000. Counts that tell two
 /// neighbours apart are above 100, where the estimate is the count itself.
@@ -18,8 +20,8 @@ const GRID: usize = 61;
 const FIRST: f64 = 0.02;
 const RATIO: f64 = 1.3;
 
-/// Counts are binned by their root, four bins to one: the root of a plain count varies by 1/2, so a bin is half a
-/// standard deviation.
+/// Counts are binned by their root, four bins to one: the root of a plain count varies by 1/2, so a bin
+/// is half a standard deviation.
 const BINS_PER_ROOT: f64 = 4.0;
 const BINS: usize = 2048;
 
@@ -27,8 +29,8 @@ const BINS: usize = 2048;
 const KEPT: f64 = 0.8;
 /// Rounds of expectation maximisation for each new sample; it goes on where the last ended.
 const ROUNDS: usize = 40;
-/// How often a heat that no page of the sample had is taken to occur: on one page in ten guests like this, over
-/// all such heats.
+/// How often a heat that no page of the sample had is taken to occur: on one page in ten guests like
+/// this, over all such heats.
 const RARE: f64 = 0.1;
 
 /// See the [module](self).
@@ -87,8 +89,8 @@ impl Population {
         }
     }
 
-    /// Forgets the counts of earlier samples: they were others. The heats that they told of are where the next
-    /// estimate begins.
+    /// Forgets the counts of earlier samples: they were others. The heats that they told of are where
+    /// the next estimate begins.
     pub(super) fn forget_counts(&mut self) {
         self.bins.fill(0.0);
     }
@@ -98,7 +100,8 @@ impl Population {
         self.pages > 0.0
     }
 
-    /// The heat that a page with this count is expected to have, in counts. Never falls when the count rises.
+    /// The heat that a page with this count is expected to have, in counts. Never falls when the count
+    /// rises.
     pub(super) fn expected(&self, count: f64) -> f64 {
         let likelihoods = likelihoods(count.max(0.0));
         let (mut sum, mut mean) = (0.0, 0.0);
@@ -144,8 +147,8 @@ fn likelihoods(count: f64) -> [f64; GRID] {
 mod tests {
     use super::*;
 
-    /// Poisson counts of pages with these heats, from a small generator (Knuth's product method, sums of small
-    /// ones for large heats).
+    /// Poisson counts of pages with these heats, from a small generator (Knuth's product method, sums of
+    /// small ones for large heats).
     fn counts(heats: impl Iterator<Item = f64>) -> Vec<f64> {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut uniform = move || {
