@@ -611,10 +611,8 @@ mod tests {
     }
 
     fn set_map(pages: &mut GuestPages, map: Arc<GuestMemoryMap>) -> bool {
-        let EngineSettings {
-            half_life, heat, ..
-        } = EngineSettings::default();
-        pages.set_map(Time(0), map, half_life, heat).unwrap()
+        let EngineSettings { half_life, .. } = EngineSettings::default();
+        pages.set_map(Time(0), map, half_life).unwrap()
     }
 
     /// Looks up all pages: each lies on the node that `node_of` says. Returns the pages that moved.
