@@ -506,6 +506,7 @@ impl World {
         let node = |node, free_bytes| NodeMemory {
             node,
             free_bytes,
+            cached_bytes: 0,
             high_watermark_bytes: 0,
         };
         let mut nodes = Vec::new();

@@ -315,11 +315,11 @@ impl Agent {
         };
         let memory = nodes.into_iter().filter_map(|node| {
             let marks = marks.get(&node)?;
-            let (free_bytes, high_watermark_bytes) = (marks.free, marks.high);
             Some(NodeMemory {
                 node,
-                free_bytes,
-                high_watermark_bytes,
+                free_bytes: marks.free,
+                cached_bytes: marks.cached,
+                high_watermark_bytes: marks.high,
             })
         });
         let memory = memory.collect();

@@ -15,6 +15,9 @@ const MAX_ZONEINFO: u64 = 8 << 20;
 pub struct NodeMarks {
     /// Free.
     pub free: u64,
+    /// Free too, on the lists of single CPUs (`pagesets`), and not counted in `free`: up to an eighth of a zone
+    /// since Linux 6.7 (`zone_highsize`, mm/page_alloc.c).
+    pub cached: u64,
     /// Below this only the kernel's own emergency allocations are served.
     pub min: u64,
     /// Below this the kernel begins to reclaim.
@@ -63,6 +66,7 @@ pub fn parse(text: &str) -> Result<BTreeMap<NodeId, NodeMarks>, ParseError> {
         };
         let field = match key {
             Some("free") => &mut marks.free,
+            Some("count:") => &mut marks.cached,
             Some("min") => &mut marks.min,
             Some("low") => &mut marks.low,
             Some("high") => &mut marks.high,
@@ -93,12 +97,15 @@ mod tests {
         let marks = nodes[&NodeId(0)];
         assert!(marks.min < marks.low && marks.low < marks.high && marks.high < marks.free);
         assert!(marks.promo.is_some_and(|promo| promo > marks.high));
+        // What the lists of all CPUs and zones hold.
+        assert_eq!(marks.cached, (21286 + 16716) * 4096);
     }
 
     #[test]
     fn parse_when_two_nodes_and_no_promo_keeps_them_apart() {
         let text = "Node 0, zone   Normal\n  pages free     10\n        boost    0\n        min      1\n\
-                    \x20       low      2\n        high     3\n      high:  186\nNode 1, zone  Movable\n\
+                    \x20       low      2\n        high     3\n  pagesets\n    cpu: 0\n              count:    7\n\
+                    \x20             high:  186\n    cpu: 1\n              count:    8\nNode 1, zone  Movable\n\
                     \x20 pages free     20\n        min      4\n        low      5\n        high     6\n";
 
         let nodes = parse(text).unwrap();
@@ -108,6 +115,7 @@ mod tests {
             nodes[&NodeId(0)],
             NodeMarks {
                 free: kib4(10),
+                cached: kib4(7 + 8),
                 min: kib4(1),
                 low: kib4(2),
                 high: kib4(3),

@@ -191,6 +191,7 @@ impl Machine {
         let node = |node, free_bytes| NodeMemory {
             node,
             free_bytes,
+            cached_bytes: 0,
             high_watermark_bytes: 0,
         };
         // The fast node is full: whatever is promoted takes another page's place.

@@ -61,6 +61,7 @@ impl Kernel {
         let node = |node, free_bytes| NodeMemory {
             node,
             free_bytes,
+            cached_bytes: 0,
             high_watermark_bytes: 0,
         };
         Event::Nodes(vec![node(FAST, self.free()), node(SLOW, self.slow_free)])

@@ -102,6 +102,7 @@ fn nodes(host: &Host) -> Event {
     let node = |node, free_bytes| NodeMemory {
         node,
         free_bytes,
+        cached_bytes: 0,
         high_watermark_bytes: 0,
     };
     Event::Nodes(vec![node(FAST, host.fast_free()), node(SLOW, PLENTY)])

@@ -2,7 +2,9 @@
 //!
 //! Three bounds, of which the lowest holds:
 //! - The free bytes of a node above its high watermark: below it the kernel reclaims, and a promotion
-//!   fails. On the fast tier the headroom stays free beyond the watermark, for allocations of the guest.
+//!   fails. On the fast tier the headroom stays free beyond the watermark, for allocations of the guest. Pages
+//!   on the lists of single CPUs serve as headroom: the kernel gives them out first. They don't count for the
+//!   watermark.
 //! - The operator's limit on what the guest holds of the fast tier, with promotions under way counted as
 //!   there.
 //! - A batch goes to one node, so the room of a tier is that of its node with the most.
@@ -25,6 +27,8 @@ pub struct NodeMemory {
     pub node: NodeId,
     /// Free bytes.
     pub free_bytes: u64,
+    /// Bytes on the lists of single CPUs: free, but not counted as free.
+    pub cached_bytes: u64,
     /// The high watermark in bytes, summed over the node's zones: below it the kernel reclaims.
     pub high_watermark_bytes: u64,
 }
@@ -35,8 +39,15 @@ impl NodeMemory {
         self.high_watermark_bytes.saturating_add(headroom_bytes)
     }
 
+    /// Free bytes, those on the lists of single CPUs included.
+    pub(crate) const fn all_free_bytes(&self) -> u64 {
+        self.free_bytes.saturating_add(self.cached_bytes)
+    }
+
     fn room(&self, headroom_bytes: u64) -> Room {
-        Room::between(self.free_bytes, self.reserve_bytes(headroom_bytes))
+        let above_watermark = Room::between(self.free_bytes, self.high_watermark_bytes);
+        Room::between(self.all_free_bytes(), self.reserve_bytes(headroom_bytes))
+            .min(above_watermark)
     }
 }
 
@@ -137,7 +148,7 @@ impl Rooms {
 
     /// Free bytes of the nodes, watermarks and headroom included.
     pub(crate) fn free_bytes(&self, nodes: &NodeSet) -> u64 {
-        self.of(nodes).map(|node| node.free_bytes).sum()
+        self.of(nodes).map(NodeMemory::all_free_bytes).sum()
     }
 
     /// Bytes that may be promoted now by a guest that holds `held` bytes of the fast tier.
@@ -211,6 +222,7 @@ mod tests {
         let node = |(node, free)| NodeMemory {
             node: NodeId(node),
             free_bytes: free * MIB,
+            cached_bytes: 0,
             high_watermark_bytes: 10 * MIB,
         };
         rooms.set((0..).zip(free_mib).map(node).collect());
@@ -222,6 +234,24 @@ mod tests {
             headroom_bytes: 4 * MIB,
             limit_bytes: limit_mib.map(|mib| mib * MIB),
         }
+    }
+
+    #[test]
+    fn room_when_cpus_hold_free_pages_counts_them_as_headroom_and_not_for_the_watermark() {
+        // 10 MiB of the watermark and 4 of the headroom stay.
+        let room = |free, cached| {
+            let node = NodeMemory {
+                node: NodeId(0),
+                free_bytes: free * MIB,
+                cached_bytes: cached * MIB,
+                high_watermark_bytes: 10 * MIB,
+            };
+            node.room(4 * MIB).0 / MIB as i64
+        };
+        assert_eq!(room(14, 0), 0);
+        assert_eq!(room(14, 3), 3);
+        assert_eq!(room(14, 100), 4);
+        assert_eq!(room(9, 100), -1);
     }
 
     #[test]
@@ -303,7 +333,7 @@ mod tests {
             free_bytes in 0..1u64 << 40, high_watermark_bytes in 0..1u64 << 36,
             headroom_bytes in 0..1u64 << 36, bytes in 0..1u64 << 36,
         ) {
-            let node = NodeMemory { node: NodeId(0), free_bytes, high_watermark_bytes };
+            let node = NodeMemory { node: NodeId(0), free_bytes, cached_bytes: 0, high_watermark_bytes };
             let (room, reserve) = (node.room(headroom_bytes), node.reserve_bytes(headroom_bytes));
             prop_assert!(room.bytes() == 0 || free_bytes - room.bytes() == reserve);
             prop_assert!(room.bytes() == 0 || room.lacking() == 0);

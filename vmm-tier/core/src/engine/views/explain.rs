@@ -313,7 +313,7 @@ impl Subject<'_> {
         let bounds = FastBounds::of(self.engine.settings());
         let mover = &self.engine.mover;
         let (node, reserve) = mover.rooms.fast_reserve(&mover.tiers, bounds)?;
-        let free = node.free_bytes;
+        let free = node.all_free_bytes();
         (free < reserve).then(|| {
             format!(
                 "{must_free} bytes of the fast tier, all colder than it, are demoted first: node {} has {free} \
