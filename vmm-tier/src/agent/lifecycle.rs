@@ -34,7 +34,8 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// How often QEMU is asked about a migration: it tells of one unasked only if its manager has switched
 /// the migration capability `events` on.
 const MIGRATION_CHECK: Duration = Duration::from_secs(1);
-/// The same after QEMU could not say: each question to a monitor that hangs waits there until it goes on.
+/// The same after QEMU could not say: each question to a monitor that hangs waits there until it goes
+/// on.
 const MIGRATION_RETRY: Duration = Duration::from_secs(10);
 
 /// What is known of a migration of the guest.
@@ -217,8 +218,8 @@ impl Agent {
     pub(super) fn end_proxy(&mut self) {
         if let Some(proxy) = self.proxy.take() {
             self.tell_all();
-            // The socket is gone already. To see off clients that don't read takes a second, in which the agent
-            // has other things to do.
+            // The socket is gone already. To see off clients that don't read takes a second, in which
+            // the agent has other things to do.
             let end = move || drop(proxy);
             let ending = std::thread::Builder::new().name("proxy-end".to_owned());
             // Without a thread it is done here.

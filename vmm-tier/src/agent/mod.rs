@@ -10,8 +10,8 @@
 //!  ticks ──────┘
 //! ```
 //!
-//! The agent's thread never waits for QEMU, and reads nothing of `/proc` whose length hangs on the guest: that
-//! is for the [asker](monitor) and the [worker].
+//! The agent's thread never waits for QEMU, and reads nothing of `/proc` whose length hangs on the
+//! guest: that is for the [asker](monitor) and the [worker].
 
 mod complaint;
 mod control;
@@ -75,7 +75,8 @@ use crate::{causes::with_causes, source::thread::Report};
 
 /// How often the agent looks around when nothing happens.
 const TICK: Duration = Duration::from_millis(100);
-/// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a message.
+/// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a
+/// message.
 const REST_TICK: Duration = Duration::from_secs(1);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
@@ -212,8 +213,8 @@ impl Agent {
         })
     }
 
-    /// Whether nothing can be moved and nothing is heard: then the agent looks around less often, and looks no
-    /// pages up. What lies where must be known once in any case.
+    /// Whether nothing can be moved and nothing is heard: then the agent looks around less often, and
+    /// looks no pages up. What lies where must be known once in any case.
     fn rests(&self) -> bool {
         let is_idle = matches!(
             self.engine.state(),
