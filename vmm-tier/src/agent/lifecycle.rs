@@ -138,6 +138,12 @@ impl Agent {
         self.step(Event::Monitor { attached: false });
     }
 
+    /// When QEMU is to be asked about migrations, unless it is being asked or can't be.
+    pub(super) fn asks_of_migration_at(&self) -> Option<Instant> {
+        let may_ask = self.monitor.is_some() && !self.asker.is_asked(Kind::Migration);
+        may_ask.then_some(self.migration.next_look)
+    }
+
     /// Asks QEMU what is due, unless it is being asked already.
     pub(super) fn look_at_qemu(&mut self, now: Instant) {
         let Some(monitor) = &mut self.monitor else {

@@ -207,10 +207,14 @@ impl Agent {
 
     /// How long it is until the agent looks around.
     fn tick_is_due_in(&self, now: Instant) -> Duration {
+        let Some(ticked) = self.ticked else {
+            return Duration::ZERO;
+        };
         let every = if self.rests() { REST_TICK } else { TICK };
-        self.ticked.map_or(Duration::ZERO, |ticked| {
-            (ticked + every).saturating_duration_since(now)
-        })
+        // QEMU tells of a migration only when it is asked.
+        let asks_at = self.asks_of_migration_at();
+        let at = (ticked + every).min(asks_at.unwrap_or(ticked + every));
+        at.saturating_duration_since(now)
     }
 
     /// Whether nothing can be moved and nothing is heard: then the agent looks around less often, and

@@ -172,13 +172,18 @@ impl Asker {
 
     /// Asks, unless a question of that kind is under way; whether it was asked.
     pub(super) fn ask(&mut self, job: Job) -> bool {
-        if self.under_way.contains_key(&job.kind()) {
+        if self.is_asked(job.kind()) {
             return false;
         }
         self.under_way.insert(job.kind(), false);
         // The thread ends only after this sender; that it is lost is told where answers arrive.
         let _ = self.jobs.send(job);
         true
+    }
+
+    /// Whether a question of that kind is under way.
+    pub(super) fn is_asked(&self, kind: Kind) -> bool {
+        self.under_way.contains_key(&kind)
     }
 
     /// Notes that an event is newer than what the question under way may have read.
