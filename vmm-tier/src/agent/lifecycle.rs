@@ -20,7 +20,7 @@ use qmp::{
 use tier_core::engine::Event;
 
 use super::{
-    Agent,
+    Agent, TICK,
     control::Control,
     monitor::{Answer, Connected, Job, Kind, Layout},
 };
@@ -83,8 +83,9 @@ impl Agent {
             }
             EventKind::Resume => {
                 self.asker.overtake(Kind::Status);
-                // A guest that arrived by migration has its devices' memory only now.
-                self.migration.next_look = Instant::now();
+                // A guest that arrived by migration has its devices' memory only now; what follows at once is
+                // seen, too.
+                self.migration.next_look = Instant::now() + TICK;
                 self.discovery.want();
                 self.tap_note("guest runs");
                 self.step(Event::Guest { stopped: false });
