@@ -1,7 +1,8 @@
-//! How soon an agent obeys beside a QEMU that is slow or says nothing, and what it costs beside a guest that rests.
+//! How soon an agent obeys beside a QEMU that is slow or says nothing, and what it costs beside a guest
+//! that rests.
 //!
-//! QEMU is played. Each figure of the first table is of an agent of its own, which is just asking QEMU for the guest's
-//! layout. `VMM_TIER_PROGRAM` names another build to measure.
+//! QEMU is played. Each figure of the first table is of an agent of its own, which is just asking QEMU
+//! for the guest's layout. `VMM_TIER_PROGRAM` names another build to measure.
 
 #[path = "../tests/played/mod.rs"]
 mod played;

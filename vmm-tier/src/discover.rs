@@ -5,9 +5,9 @@
 //! are read again afterwards, and if they differ everything starts over. Never asks `info mtree -f`: it
 //! would pin unplugged memory until QEMU exits.
 //!
-//! The kernel tells page sizes in `smaps`, which walks the page tables of the whole process under its mmap
-//! lock. So `smaps` is read for mappings that were not seen before ([`KnownMappings`]); whether there are any
-//! is read from `maps`, which walks nothing.
+//! The kernel tells page sizes in `smaps`, which walks the page tables of the whole process under its
+//! mmap lock. So `smaps` is read for mappings that were not seen before ([`KnownMappings`]); whether
+//! there are any is read from `maps`, which walks nothing.
 
 #[cfg(test)]
 mod tests;
@@ -40,8 +40,8 @@ use tier_sys::{
 /// How often a layout may change under the discovery before it gives up.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// What the kernel said of the mappings of one QEMU process that hold its RAM blocks. A mapping of the same
-/// address, file, offset and permissions has the same page size.
+/// What the kernel said of the mappings of one QEMU process that hold its RAM blocks. A mapping of the
+/// same address, file, offset and permissions has the same page size.
 #[derive(Debug, Default)]
 pub(crate) struct KnownMappings(Vec<MappingMemory>);
 
@@ -150,7 +150,8 @@ impl From<MapError> for DiscoverError {
     }
 }
 
-/// Finds the memory map of the guest behind `client`, waiting for each command as long as the client does.
+/// Finds the memory map of the guest behind `client`, waiting for each command as long as the client
+/// does.
 ///
 /// # Errors
 /// See [`DiscoverError`].
@@ -162,8 +163,8 @@ pub(crate) fn discover(client: &Client, root: &SysRoot) -> Result<Discovered, Di
     find(&monitor, root, &mut KnownMappings::default())
 }
 
-/// Finds the map, waiting for QEMU no longer than `limit` in all. `known` is what earlier calls learnt of the
-/// same process.
+/// Finds the map, waiting for QEMU no longer than `limit` in all. `known` is what earlier calls learnt
+/// of the same process.
 ///
 /// # Errors
 /// See [`DiscoverError`].

@@ -1,7 +1,7 @@
 //! `vmm-tier run` beside a QEMU whose monitor is slow or says nothing: the agent obeys all the same.
 //!
-//! Nothing here measures time. QEMU, which is played, goes on only after the agent has done what is expected, or
-//! counts how many commands it answered until then.
+//! Nothing here measures time. QEMU, which is played, goes on only after the agent has done what is
+//! expected, or counts how many commands it answered until then.
 
 mod played;
 
@@ -26,8 +26,8 @@ fn started() -> (Arc<Qemu>, Server, Agent) {
     (qemu, server, agent)
 }
 
-/// Makes the agent ask QEMU for the layout, and waits until QEMU has a command of it: one about the layout, or
-/// about migrations, after which the layout is asked for.
+/// Makes the agent ask QEMU for the layout, and waits until QEMU has a command of it: one about the
+/// layout, or about migrations, after which the layout is asked for.
 fn reset(qemu: &Qemu, server: &Server, agent: &mut Agent) {
     let asked = qemu.asked.load(Ordering::Relaxed);
     let reset = json!({"guest": true, "reason": "guest-reset"});
@@ -72,8 +72,8 @@ fn agent_when_qemu_takes_5_s_for_each_command_obeys() {
     assert!(qemu.answered.load(Ordering::Relaxed) <= answered + 1);
 }
 
-/// A discovery has more than ten commands: blocks and devices twice, and probes. An agent that waits for them would
-/// obey only when the last was answered.
+/// A discovery has more than ten commands: blocks and devices twice, and probes. An agent that waits for
+/// them would obey only when the last was answered.
 #[test]
 fn agent_when_qemu_is_slow_obeys_before_a_discovery_can_end() {
     let (qemu, server, mut agent) = started();

@@ -1,17 +1,17 @@
 //! The pace of discoveries: when the guest's layout may be looked up again.
 //!
-//! A guest resets itself, and QEMU tells so, as often as the guest likes. So a wish for a discovery is granted
-//! at once only if the last one was long enough ago.
+//! A guest resets itself, and QEMU tells so, as often as the guest likes. So a wish for a discovery is
+//! granted at once only if the last one was long enough ago.
 
 use std::time::{Duration, Instant};
 
 /// How often the layout is looked up when nobody asks for it: plugging a DIMM emits no event.
 pub(super) const REGULAR: Duration = Duration::from_secs(10);
-/// The least time between the end of a discovery and the next: the firmware of a guest that resets itself takes
-/// about as long to lay its memory out.
+/// The least time between the end of a discovery and the next: the firmware of a guest that resets
+/// itself takes about as long to lay its memory out.
 const APART: Duration = Duration::from_secs(1);
-/// For each second that a discovery took, so many seconds pass until the next: discoveries take 3 % of the time,
-/// and so at most 3 % of a CPU here and of QEMU's main loop.
+/// For each second that a discovery took, so many seconds pass until the next: discoveries take 3 % of
+/// the time, and so at most 3 % of a CPU here and of QEMU's main loop.
 const REST: u32 = 32;
 
 /// See the [module](self).
@@ -50,8 +50,8 @@ impl DiscoveryPace {
         self.is_wanted = false;
     }
 
-    /// A discovery has ended after `took`. One that failed may have waited for QEMU most of that time: it is
-    /// tried again after the regular time at the latest.
+    /// A discovery has ended after `took`. One that failed may have waited for QEMU most of that time:
+    /// it is tried again after the regular time at the latest.
     pub(super) fn end(&mut self, now: Instant, took: Duration, succeeded: bool) {
         let rest = (took * REST).max(APART);
         let rest = if succeeded { rest } else { rest.min(REGULAR) };
@@ -64,8 +64,8 @@ impl DiscoveryPace {
 mod tests {
     use super::*;
 
-    /// How many discoveries of `took` each run in `time` if the guest resets itself every millisecond, and how
-    /// long they take together.
+    /// How many discoveries of `took` each run in `time` if the guest resets itself every millisecond,
+    /// and how long they take together.
     fn storm(time: Duration, took: Duration, succeeds: bool) -> (u32, Duration) {
         let start = Instant::now();
         let mut pace = DiscoveryPace::new(start, Duration::ZERO);

@@ -20,7 +20,7 @@ use qmp::{
 use tier_core::engine::{Event, Order};
 
 use super::{
-    Agent,
+    Agent, TICK,
     control::Control,
     monitor::{Answer, Connected, Job, Kind, Layout},
 };
@@ -34,7 +34,8 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// How often QEMU is asked about a migration: it tells of one unasked only if its manager has switched
 /// the migration capability `events` on.
 const MIGRATION_CHECK: Duration = Duration::from_secs(1);
-/// The same after QEMU could not say: each question to a monitor that hangs waits there until it goes on.
+/// The same after QEMU could not say: each question to a monitor that hangs waits there until it goes
+/// on.
 const MIGRATION_RETRY: Duration = Duration::from_secs(10);
 
 /// What is known of a migration of the guest.
@@ -82,8 +83,9 @@ impl Agent {
             }
             EventKind::Resume => {
                 self.asker.overtake(Kind::Status);
-                // A guest that arrived by migration has its devices' memory only now.
-                self.migration.next_look = Instant::now();
+                // A guest that arrived by migration has its devices' memory only now; what follows at once is
+                // seen, too.
+                self.migration.next_look = Instant::now() + TICK;
                 self.discovery.want();
                 self.tap_note("guest runs");
                 self.step(Event::Guest { stopped: false });
@@ -135,6 +137,12 @@ impl Agent {
             self.tap_note("monitor lost");
         }
         self.step(Event::Monitor { attached: false });
+    }
+
+    /// When QEMU is to be asked about migrations, unless it is being asked or can't be.
+    pub(super) fn asks_of_migration_at(&self) -> Option<Instant> {
+        let may_ask = self.monitor.is_some() && !self.asker.is_asked(Kind::Migration);
+        may_ask.then_some(self.migration.next_look)
     }
 
     /// Asks QEMU what is due, unless it is being asked already.
@@ -217,8 +225,8 @@ impl Agent {
     pub(super) fn end_proxy(&mut self) {
         if let Some(proxy) = self.proxy.take() {
             self.tell_all();
-            // The socket is gone already. To see off clients that don't read takes a second, in which the agent
-            // has other things to do.
+            // The socket is gone already. To see off clients that don't read takes a second, in which
+            // the agent has other things to do.
             let end = move || drop(proxy);
             let ending = std::thread::Builder::new().name("proxy-end".to_owned());
             // Without a thread it is done here.

@@ -10,8 +10,8 @@
 //!  ticks ──────┘
 //! ```
 //!
-//! The agent's thread never waits for QEMU, and reads nothing of `/proc` whose length hangs on the guest: that
-//! is for the [asker](monitor) and the [worker].
+//! The agent's thread never waits for QEMU, and reads nothing of `/proc` whose length hangs on the
+//! guest: that is for the [asker](monitor) and the [worker].
 
 mod complaint;
 mod control;
@@ -73,7 +73,8 @@ use crate::{causes::with_causes, source::thread::Report};
 
 /// How often the agent looks around when nothing happens.
 const TICK: Duration = Duration::from_millis(100);
-/// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a message.
+/// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a
+/// message.
 const REST_TICK: Duration = Duration::from_secs(1);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
@@ -204,14 +205,18 @@ impl Agent {
 
     /// How long it is until the agent looks around.
     fn tick_is_due_in(&self, now: Instant) -> Duration {
+        let Some(ticked) = self.ticked else {
+            return Duration::ZERO;
+        };
         let every = if self.rests() { REST_TICK } else { TICK };
-        self.ticked.map_or(Duration::ZERO, |ticked| {
-            (ticked + every).saturating_duration_since(now)
-        })
+        // QEMU tells of a migration only when it is asked.
+        let asks_at = self.asks_of_migration_at();
+        let at = (ticked + every).min(asks_at.unwrap_or(ticked + every));
+        at.saturating_duration_since(now)
     }
 
-    /// Whether nothing can be moved and nothing is heard: then the agent looks around less often, and looks no
-    /// pages up. What lies where must be known once in any case.
+    /// Whether nothing can be moved and nothing is heard: then the agent looks around less often, and
+    /// looks no pages up. What lies where must be known once in any case.
     fn rests(&self) -> bool {
         let is_idle = matches!(
             self.engine.state(),

@@ -7,8 +7,8 @@
 //!    └────────────────────── Answer ─────────────────────────┘
 //! ```
 //!
-//! The agent keeps what it wishes to know as points in time. A wish that is renewed while the same question is
-//! under way waits for that answer; so one wish of a kind waits at most, the newest.
+//! The agent keeps what it wishes to know as points in time. A wish that is renewed while the same
+//! question is under way waits for that answer; so one wish of a kind waits at most, the newest.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,8 @@ use crate::discover::{self, DiscoverError, Discovered, KnownMappings};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long QEMU may take for all commands of a discovery. A healthy QEMU takes milliseconds.
 const DISCOVERY_LIMIT: Duration = Duration::from_secs(2);
-/// The same for the first discovery. Nothing waits for it but the start, and without it there is no agent.
+/// The same for the first discovery. Nothing waits for it but the start, and without it there is no
+/// agent.
 const FIRST_DISCOVERY_LIMIT: Duration = Duration::from_secs(30);
 /// Kinds of questions. Each may be under way once, so neither channel is ever full.
 const KINDS: usize = 4;
@@ -129,8 +130,8 @@ pub(super) struct Layout {
 
 /// See the [module](self).
 ///
-/// Dropping it does not wait for the thread, which may be waiting for QEMU: it ends after the job at hand. It
-/// holds nothing but a socket.
+/// Dropping it does not wait for the thread, which may be waiting for QEMU: it ends after the job at
+/// hand. It holds nothing but a socket.
 pub(super) struct Asker {
     jobs: Sender<Job>,
     answers: Receiver<Answer>,
@@ -171,13 +172,18 @@ impl Asker {
 
     /// Asks, unless a question of that kind is under way; whether it was asked.
     pub(super) fn ask(&mut self, job: Job) -> bool {
-        if self.under_way.contains_key(&job.kind()) {
+        if self.is_asked(job.kind()) {
             return false;
         }
         self.under_way.insert(job.kind(), false);
         // The thread ends only after this sender; that it is lost is told where answers arrive.
         let _ = self.jobs.send(job);
         true
+    }
+
+    /// Whether a question of that kind is under way.
+    pub(super) fn is_asked(&self, kind: Kind) -> bool {
+        self.under_way.contains_key(&kind)
     }
 
     /// Notes that an event is newer than what the question under way may have read.

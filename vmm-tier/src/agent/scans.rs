@@ -1,7 +1,7 @@
 //! Look-ups of pages that wait, because the guest rests.
 //!
-//! The engine has one look-up under way at a time, and asks for the next when it has the answer. So the look-up that
-//! is put aside while nothing can be moved holds up all that would follow it.
+//! The engine has one look-up under way at a time, and asks for the next when it has the answer. So the
+//! look-up that is put aside while nothing can be moved holds up all that would follow it.
 
 use tier_core::engine::{ScanReport, ScanRequest};
 

@@ -4,8 +4,8 @@ use crossbeam::channel::{Receiver, bounded};
 use signal_hook::iterator::Signals;
 use tier_sys::{process, sysroot::SysRoot};
 
-/// Catches the signals that tell this process to end; each that comes is a message. Further ones while a message
-/// waits say nothing new.
+/// Catches the signals that tell this process to end; each that comes is a message. Further ones while a
+/// message waits say nothing new.
 ///
 /// # Errors
 /// If the kernel refuses a handler or a thread.

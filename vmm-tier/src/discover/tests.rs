@@ -402,7 +402,8 @@ fn block_when_no_mapping_holds_it_is_another_process_memory() {
     assert_eq!(kernel_view(&block(4096), &[]), Err(Disagreement::NotMapped));
 }
 
-/// A folder tree in which this process maps one piece of memory of 64 MiB at `base`, as `permissions` say.
+/// A folder tree in which this process maps one piece of memory of 64 MiB at `base`, as `permissions`
+/// say.
 fn proc_tree(base: u64, permissions: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let process = folder.path().join(format!("proc/{}", std::process::id()));

@@ -1,6 +1,7 @@
-//! What it costs a process to be asked for its mappings: reading `maps` beside reading `smaps`, and how long an
-//! `mmap` in that process waits meanwhile for the lock. The process is this one, with 64 GiB whose page tables are
-//! full: each 4 KiB page maps the shared page of zeros, which takes 128 MiB of tables and no memory else.
+//! What it costs a process to be asked for its mappings: reading `maps` beside reading `smaps`, and how
+//! long an `mmap` in that process waits meanwhile for the lock. The process is this one, with 64 GiB
+//! whose page tables are full: each 4 KiB page maps the shared page of zeros, which takes 128 MiB of
+//! tables and no memory else.
 
 use std::{
     env,

@@ -128,8 +128,9 @@ pub fn parse(text: &str) -> Result<Vec<MappingMemory>, ParseError> {
 }
 
 /// Reads what stands behind the mappings of a process for which `keep` is true. The kernel walks the
-/// page tables of *every* mapping for this, under the mmap lock: 70 ns a page, more than a second for 64 GiB
-/// of 4 KiB pages. Read it for mappings that are new, and [`maps`](crate::maps) to see which these are.
+/// page tables of *every* mapping for this, under the mmap lock: 70 ns a page, more than a second for 64
+/// GiB of 4 KiB pages. Read it for mappings that are new, and [`maps`](crate::maps) to see which these
+/// are.
 ///
 /// # Errors
 /// [`SysRootError`]; see [`SysRootError::is_process_gone`].

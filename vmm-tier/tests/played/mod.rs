@@ -102,7 +102,8 @@ impl Qemu {
         blocks
     }
 
-    /// Answers at once from the end of the guard's life on. A server that is dropped waits for its commands.
+    /// Answers at once from the end of the guard's life on. A server that is dropped waits for its
+    /// commands.
     pub fn released(self: &Arc<Self>) -> Released {
         Released(Arc::clone(self))
     }

@@ -25,7 +25,8 @@ pub(super) use self::order::Order;
 
 /// Requests that may wait for the agent.
 const QUEUE: usize = 64;
-/// How long a client waits for the agent, which answers between two events: a guard against an agent that hangs.
+/// How long a client waits for the agent, which answers between two events: a guard against an agent
+/// that hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a client gets.
