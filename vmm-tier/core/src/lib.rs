@@ -5,20 +5,20 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod damon_pace;
 pub mod dual_heap;
 pub mod engine;
 pub mod heat;
-pub mod ladder;
 pub mod map;
 pub mod moves;
-pub mod pace;
 pub mod pages;
-pub mod period;
 pub mod quota;
 pub mod random;
 pub mod report;
 pub mod sample;
+pub mod sampling_period;
 pub mod settings;
+pub mod source_selection;
 pub mod text;
 pub mod tiers;
 pub mod time;

@@ -172,7 +172,7 @@ impl Agent {
         if self.discovery.is_due(now) && self.asker.ask(Job::Layout(client)) {
             self.discovery.begin();
             self.take_over();
-            self.saved.try_again(&self.wishes);
+            self.saved.try_again(&self.overrides);
         }
     }
 
@@ -247,7 +247,7 @@ impl Agent {
     /// Events go to the clients of all sockets that there are.
     fn tell_all(&mut self) {
         let sockets = self.control.iter().chain(&self.proxy);
-        self.herald.tell(sockets.map(Control::events).collect());
+        self.publisher.tell(sockets.map(Control::events).collect());
     }
 
     /// Takes note of whether the guest runs; asks again later, if QEMU does not say.
@@ -313,7 +313,7 @@ impl Agent {
 
     /// Tells the engine whether anything wants moves to pause.
     pub(super) fn apply_pause(&mut self) {
-        let paused = self.wishes.paused || self.migration.under_way().is_some();
+        let paused = self.overrides.paused || self.migration.under_way().is_some();
         // Never refused.
         let _ = self.order(Order::Pause(paused));
     }

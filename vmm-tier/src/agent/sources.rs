@@ -1,4 +1,4 @@
-//! The agent's sources: a thread each, and the ladder that says which of them work and which is believed.
+//! The agent's sources: a thread each, and the selection that says which of them work and which is believed.
 
 use std::{
     collections::BTreeMap,
@@ -10,12 +10,12 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use serde_json::{Value, json};
 use tier_core::{
     addr::Hva,
+    damon_pace::WATCHED_AGGREGATIONS,
     engine::{Event, SourceStats},
-    ladder::{Health, Ladder, Rung, Step},
     map::GuestMemoryMap,
     moves::{MoveReport, Outcome},
-    pace::WATCHED_AGGREGATIONS,
     sample::{SampleAccount, SampleBatch, Sight, SourceKind},
+    source_selection::{Health, SourceSelection, SourceStatus, Step},
 };
 use tier_sys::{process, sysroot::SysRoot};
 
@@ -25,7 +25,7 @@ use crate::source::{
     thread::{QUEUE, Report, SourceThread},
 };
 
-/// How often the ladder looks at what the sources deliver.
+/// How often the selection looks at what the sources deliver.
 const LOOK: Duration = Duration::from_secs(1);
 /// Below this share of one core the guest's CPUs have nothing to do: no source can be blamed for silence.
 const IDLE: f64 = 0.01;
@@ -35,7 +35,7 @@ const IDLE: f64 = 0.01;
 pub(super) struct Sources {
     threads: BTreeMap<SourceKind, SourceThread>,
     reports: Receiver<(SourceKind, Report)>,
-    ladder: Ladder,
+    selection: SourceSelection,
     root: SysRoot,
     pid: u32,
     vcpus: Vec<u32>,
@@ -66,7 +66,7 @@ impl Sources {
         Ok(Self {
             threads,
             reports,
-            ladder: Ladder::new(kinds, slowest, at_rest, process::now()),
+            selection: SourceSelection::new(kinds, slowest, at_rest, process::now()),
             root: setup.root.clone(),
             pid: setup.pid,
             vcpus: setup.vcpus.clone(),
@@ -88,7 +88,7 @@ impl Sources {
     }
 
     pub(super) fn set_quiet(&mut self, quiet: bool) {
-        self.ladder.set_quiet(process::now(), quiet);
+        self.selection.set_quiet(process::now(), quiet);
         for thread in self.threads.values() {
             thread.set_quiet(quiet);
         }
@@ -135,11 +135,11 @@ impl Sources {
     }
 
     fn up(&mut self, kind: SourceKind, sight: Sight, label: String) -> Vec<Step> {
-        self.ladder.up(process::now(), kind, sight, label)
+        self.selection.up(process::now(), kind, sight, label)
     }
 
     fn down(&mut self, kind: SourceKind, reason: String) -> Vec<Step> {
-        self.ladder.down(process::now(), kind, reason)
+        self.selection.down(process::now(), kind, reason)
     }
 
     fn lost(&mut self, kind: SourceKind) -> Vec<Step> {
@@ -161,27 +161,27 @@ impl Sources {
         self.next_look = tick + LOOK;
         let now = process::now();
         let runs = self.runs && self.is_busy();
-        self.ladder.set_guest_runs(now, runs);
-        self.ladder.look(now, stats)
+        self.selection.set_guest_runs(now, runs);
+        self.selection.look(now, stats)
     }
 
     /// What is wrong with each source, while none is believed.
     pub(super) fn blind(&self) -> Option<String> {
-        if self.ladder.believed().is_some() {
+        if self.selection.believed().is_some() {
             return None;
         }
         let troubles: Vec<String> = self
-            .ladder
-            .rungs()
-            .filter_map(|rung| Some(format!("{}: {}", rung.kind, rung.health.reason()?)))
+            .selection
+            .statuses()
+            .filter_map(|source| Some(format!("{}: {}", source.kind, source.health.reason()?)))
             .collect();
         (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
     /// The source that is believed; where there is none the first candidate, which is not.
     pub(super) fn kind(&self) -> Option<SourceKind> {
-        let first = || self.ladder.rungs().next().map(|rung| rung.kind);
-        self.ladder.believed().or_else(first)
+        let first = || self.selection.statuses().next().map(|source| source.kind);
+        self.selection.believed().or_else(first)
     }
 
     /// The part of `query-tier` about single sources.
@@ -190,17 +190,21 @@ impl Sources {
         stats: impl Iterator<Item = (SourceKind, &'a SourceStats)>,
     ) -> Vec<Value> {
         let stats: BTreeMap<_, _> = stats.collect();
-        let rung = |rung: Rung| {
-            let stats = stats.get(&rung.kind).copied().cloned().unwrap_or_default();
+        let report = |source: SourceStatus| {
+            let stats = stats
+                .get(&source.kind)
+                .copied()
+                .cloned()
+                .unwrap_or_default();
             let mut report = json!({
-                "kind": rung.kind,
-                "health": rung.health.name(),
-                "reason": rung.health.reason(),
-                "believed": rung.believed,
-                "sees": rung.sight,
-                "label": rung.label,
-                "quality": rung.quality,
-                "accepted-per-s": rung.accepted_per_s,
+                "kind": source.kind,
+                "health": source.health.name(),
+                "reason": source.health.reason(),
+                "believed": source.believed,
+                "sees": source.sight,
+                "label": source.label,
+                "quality": source.quality,
+                "accepted-per-s": source.accepted_per_s,
                 "precision": stats.precision,
                 "coverage": stats.coverage,
                 "staleness-ms": stats.staleness.as_secs_f64() * 1e3,
@@ -208,7 +212,7 @@ impl Sources {
             add_account(&mut report, &stats.account);
             report
         };
-        self.ladder.rungs().map(rung).collect()
+        self.selection.statuses().map(report).collect()
     }
 }
 
@@ -242,7 +246,7 @@ impl Agent {
                 tracing::info!(vm = self.name, source = %kind, "{label}");
                 self.sources.up(kind, sight, label)
             }
-            Report::Label(label) => return self.sources.ladder.relabel(kind, label),
+            Report::Label(label) => return self.sources.selection.relabel(kind, label),
             Report::Down(reason) => self.sources.down(kind, reason),
             Report::Lost => {
                 tracing::error!(vm = self.name, source = %kind, "the source's thread ended");
@@ -257,8 +261,8 @@ impl Agent {
         let (Some(tap), Some(map)) = (&mut self.tap, self.engine.map()) else {
             return;
         };
-        let believed = self.sources.ladder.believed();
-        if believed == Some(batch.source) || self.sources.ladder.rungs().count() == 1 {
+        let believed = self.sources.selection.believed();
+        if believed == Some(batch.source) || self.sources.selection.statuses().count() == 1 {
             tap.batch(batch, map);
         }
     }
@@ -290,7 +294,7 @@ impl Agent {
         for step in steps {
             match step {
                 Step::Work(kind, work) => {
-                    tracing::debug!(vm = self.name, source = %kind, work, "ladder");
+                    tracing::debug!(vm = self.name, source = %kind, work, "selection");
                     if let Some(thread) = self.sources.threads.get(&kind) {
                         thread.set_work(work);
                     }
@@ -324,7 +328,7 @@ impl Agent {
             None => {}
         }
         if !ends {
-            self.herald.believed(source, before, why);
+            self.publisher.believed(source, before, why);
         }
         self.step(Event::Source(source));
     }
@@ -337,7 +341,7 @@ impl Agent {
         let news = self.source_trouble.entry(kind).or_default().is_news(reason);
         if news && !self.guest_has_ended() {
             tracing::warn!(vm = self.name, source = %kind, "{}: {reason}", health.name());
-            self.herald.source_fails(kind, reason);
+            self.publisher.source_fails(kind, reason);
         }
     }
 }

@@ -20,18 +20,18 @@ use tier_sys::{
 
 use super::{
     ASKER_ENDED, Agent,
-    complaint::Complaint,
     control::Control,
     discovery_pace::DiscoveryPace,
     engine_settings,
-    herald::Herald,
+    events::EventPublisher,
+    idle::Idle,
     lifecycle::Migration,
+    log_once::LogOnce,
     monitor::{Answer, Asker, Begun, Job, Socket},
-    quiet::Quiet,
-    saved::{Saved, Wishes},
     scans::Scans,
     signals,
     sources::Sources,
+    state_file::{Overrides, StateFile},
     tap::Tap,
     worker::Worker,
 };
@@ -98,10 +98,10 @@ fn start(
         .as_deref()
         .map(Control::serve)
         .transpose()?;
-    let herald = Herald::new(control.iter().map(Control::events).collect());
-    let (saved, wishes) = match tap {
-        None => Saved::open(&settings.run_dir, &root, &name, is_named, pid),
-        Some(_) => (Saved::nowhere(&root, &name, pid), Wishes::default()),
+    let publisher = EventPublisher::new(control.iter().map(Control::events).collect());
+    let (saved, overrides) = match tap {
+        None => StateFile::open(&settings.run_dir, &root, &name, is_named, pid),
+        Some(_) => (StateFile::nowhere(&root, &name, pid), Overrides::default()),
     };
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
     let now = Instant::now();
@@ -118,26 +118,26 @@ fn start(
         scans: Scans::default(),
         sources,
         source_trouble: BTreeMap::new(),
-        blind: Complaint::default(),
+        blind: LogOnce::default(),
         control,
         proxy: None,
         proxy_path: settings.proxy.clone(),
-        proxy_trouble: Complaint::default(),
+        proxy_trouble: LogOnce::default(),
         told,
         ticked: None,
         discovery: DiscoveryPace::new(mapped, map_took),
         next_status_look: None,
         next_nodes_read: now,
         next_reconnect: now,
-        refusal: Complaint::default(),
-        look_up_trouble: Complaint::default(),
-        map_trouble: Complaint::default(),
-        quiet: Quiet::new(now),
+        refusal: LogOnce::default(),
+        look_up_trouble: LogOnce::default(),
+        map_trouble: LogOnce::default(),
+        idle: Idle::new(now),
         migration: Migration::new(now),
-        herald,
+        publisher,
         base,
-        wishes,
-        pin_trouble: Complaint::default(),
+        overrides,
+        pin_trouble: LogOnce::default(),
         saved,
         tap,
     };

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use tier_core::{
     addr::Hva,
+    damon_pace::{Pace, PaceKeeper},
     map::GuestMemoryMap,
-    pace::{Pace, PaceKeeper},
     sample::{Sight, SourceKind},
 };
 use tier_sys::damon::{DamonSettings, source::DamonSource};

@@ -22,8 +22,8 @@ use std::{
 };
 
 use tier_core::{
+    damon_pace::{Pace, PaceKeeper},
     map::GuestMemoryMap,
-    pace::{Pace, PaceKeeper},
     sample::{Sight, SourceKind},
     time::Time,
     wire::{Decoder, MAX_FRAME, Wish},

@@ -15,8 +15,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tier_core::{
     addr::Hva,
     map::GuestMemoryMap,
-    period::PeriodGoals,
     sample::{AccessSample, DropReason, SampleAddress, Sight, SourceKind},
+    sampling_period::PeriodGoals,
 };
 use tier_sys::perf::{
     ibs::{self, IbsPmu, MAX_PERIOD, SAMPLE_FIELDS},

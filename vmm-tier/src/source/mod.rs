@@ -21,8 +21,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tier_core::{
     addr::Hva,
+    damon_pace::{Pace, PaceKeeper},
     map::GuestMemoryMap,
-    pace::{Pace, PaceKeeper},
     sample::{SampleBatch, Sight, SourceKind},
 };
 use tier_sys::{damon::DamonSettings, sysroot::SysRoot};

@@ -9,8 +9,8 @@ use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tier_core::{
     addr::Hva,
     map::GuestMemoryMap,
-    period::PeriodGoals,
     sample::{AccessKind, AccessSample, DropReason, SampleAddress, Sight, SourceKind},
+    sampling_period::PeriodGoals,
 };
 use tier_sys::{
     perf::{

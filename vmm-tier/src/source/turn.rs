@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tier_core::pace::Turns;
+use tier_core::damon_pace::Turns;
 
 /// Whether the source watches or rests, and since when.
 #[derive(Clone, Copy, Debug)]

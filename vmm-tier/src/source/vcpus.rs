@@ -14,8 +14,8 @@ use std::{
 use tier_core::{
     addr::Hva,
     map::GuestMemoryMap,
-    period::PeriodLook,
     sample::{AccessSample, DropReason, SampleBatch, Sight, SourceKind},
+    sampling_period::PeriodLook,
     time::Time,
 };
 use tier_sys::{perf::record::Sample, process};

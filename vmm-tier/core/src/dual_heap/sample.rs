@@ -173,7 +173,7 @@ impl DualHeap {
             0.0
         };
         if let Slot::Aside(index) = self.pages.get(id.0) {
-            if let Some(held) = self.aside.get_mut(index) {
+            if let Some(held) = self.side_table.get_mut(index) {
                 held.key = key;
             }
             return true;
@@ -234,13 +234,14 @@ impl DualHeap {
                 self.give_key(id, Placement::Slow, gain);
                 Placement::Slow
             }
-            Slot::Aside(index) => self
-                .aside
-                .get_mut(index)
-                .map_or(Placement::Untracked, |held| {
-                    held.key = (held.key + gain).min(f32::MAX);
-                    held.placement
-                }),
+            Slot::Aside(index) => {
+                self.side_table
+                    .get_mut(index)
+                    .map_or(Placement::Untracked, |held| {
+                        held.key = (held.key + gain).min(f32::MAX);
+                        held.placement
+                    })
+            }
         }
     }
 }

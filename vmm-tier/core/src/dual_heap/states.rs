@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::{DualHeap, PageId, Placement, aside::Held, front::Entry, word::Slot};
+use super::{DualHeap, PageId, Placement, front::Entry, side_table::Held, word::Slot};
 use crate::time::Time;
 
 /// Why a page stands aside.
@@ -196,7 +196,7 @@ impl DualHeap {
     /// number of pages that may be taken again.
     pub fn tick(&mut self, now: Time) -> u32 {
         let mut released = 0;
-        while let Some(id) = self.aside.next_ended(now, &self.pages) {
+        while let Some(id) = self.side_table.next_ended(now, &self.pages) {
             self.put_back(id);
             released += 1;
         }
@@ -225,7 +225,7 @@ impl DualHeap {
     pub fn first_pinned(&self, ids: Range<u32>, placement: Placement) -> Option<PageId> {
         let is_wanted = |slot| match slot {
             Slot::Aside(index) => self
-                .aside
+                .side_table
                 .get(index)
                 .is_some_and(|held| held.why == Why::Pinned && held.placement == placement),
             _ => false,
@@ -239,7 +239,10 @@ impl DualHeap {
     /// Whether a page stands aside as pinned exactly if its id is pinned.
     pub(super) fn check_pinned(&self, id: u32, slot: Slot) -> Result<(), String> {
         let stands_so = match slot {
-            Slot::Aside(index) => self.aside.get(index).map(|held| held.why == Why::Pinned),
+            Slot::Aside(index) => self
+                .side_table
+                .get(index)
+                .map(|held| held.why == Why::Pinned),
             _ => None,
         };
         match (self.pinned.contains(id), stands_so) {
@@ -254,7 +257,7 @@ impl DualHeap {
     /// Why a page may not be taken; `None` if it may, or is untracked.
     pub(super) fn why(&self, id: u32) -> Option<Why> {
         match self.pages.get(id) {
-            Slot::Aside(index) => self.aside.get(index).map(|held| held.why),
+            Slot::Aside(index) => self.side_table.get(index).map(|held| held.why),
             _ => None,
         }
     }
@@ -270,7 +273,7 @@ impl DualHeap {
             Slot::Fast(key) | Slot::Slow(key) => (key, None),
             Slot::Front(index) => (self.slow.remove(index, &mut self.pages).key, None),
             Slot::Aside(index) => {
-                let held = self.aside.remove(index)?;
+                let held = self.side_table.remove(index)?;
                 (held.key, Some(held.why))
             }
         };
@@ -301,7 +304,7 @@ impl DualHeap {
     /// Puts an untracked page aside.
     fn set_aside(&mut self, id: u32, placement: Placement, key: f32, why: Why) {
         self.stats.pages.add(placement, Some(why));
-        let index = self.aside.insert(Held {
+        let index = self.side_table.insert(Held {
             id,
             key,
             placement,

@@ -10,7 +10,7 @@ use tier_core::{
 use super::{Answer, order::Order};
 use crate::agent::{
     Agent,
-    saved::{LimitWish, PolicyWish, Wishes},
+    state_file::{LimitOverride, Overrides, PolicyOverride},
 };
 
 /// Who sets a limit by a command.
@@ -25,8 +25,8 @@ impl Agent {
             Order::SetPolicy(wish) => self.order_policy(wish)?,
             Order::SetLimit(bytes) => {
                 self.set_limit(bytes, OPERATOR);
-                self.wishes.limit = Some(LimitWish { bytes });
-                self.saved.save(&self.wishes);
+                self.overrides.limit = Some(LimitOverride { bytes });
+                self.saved.save(&self.overrides);
             }
             Order::Pause => self.order_pause(true),
             Order::Resume => self.order_pause(false),
@@ -45,20 +45,20 @@ impl Agent {
         Ok(self.query_tier())
     }
 
-    fn order_policy(&mut self, wish: PolicyWish) -> Result<(), QmpError> {
+    fn order_policy(&mut self, wish: PolicyOverride) -> Result<(), QmpError> {
         let wish = match wish.is_empty() {
             true => wish,
-            false => self.wishes.policy.clone().with(wish),
+            false => self.overrides.policy.clone().with(wish),
         };
         self.apply_policy(&wish)
             .map_err(|error| QmpError::generic(sentence(&error)))?;
-        self.wishes.policy = wish;
-        self.saved.save(&self.wishes);
+        self.overrides.policy = wish;
+        self.saved.save(&self.overrides);
         Ok(())
     }
 
     /// Puts the policy in force that the command line, the configuration and `wish` together make.
-    fn apply_policy(&mut self, wish: &PolicyWish) -> Result<(), String> {
+    fn apply_policy(&mut self, wish: &PolicyOverride) -> Result<(), String> {
         let wish = wish.change()?;
         let (base, now) = (&self.base, self.engine.settings());
         let half_life = wish.half_life.unwrap_or(base.half_life);
@@ -89,25 +89,25 @@ impl Agent {
             who,
             "limit of the fast tier"
         );
-        self.herald.limit(old, bytes, who);
+        self.publisher.limit(old, bytes, who);
         // Never refused.
         let _ = self.order(engine::Order::Limit(bytes));
     }
 
     /// Puts in force what commands had set before the agent was started.
     pub(in crate::agent) fn restore(&mut self) {
-        let wishes = self.wishes.clone();
+        let overrides = self.overrides.clone();
         // The pause and the pins first: a limit makes pages leave at once.
         self.apply_pause();
-        if let Err(error) = self.apply_policy(&wishes.policy) {
+        if let Err(error) = self.apply_policy(&overrides.policy) {
             tracing::warn!(
                 vm = self.name,
                 "the policy that was set before can't be: {error}"
             );
-            self.wishes.policy = PolicyWish::default();
+            self.overrides.policy = PolicyOverride::default();
         }
         self.pin_anew();
-        if let Some(LimitWish { bytes }) = wishes.limit {
+        if let Some(LimitOverride { bytes }) = overrides.limit {
             self.set_limit(bytes, "state-file");
         }
     }
@@ -115,21 +115,21 @@ impl Agent {
     /// Takes over what was set for a QEMU of the same name that ran when the agent was started, unless
     /// something was set for this one meanwhile.
     pub(in crate::agent) fn take_over(&mut self) {
-        let Some(wishes) = self.saved.take_over() else {
+        let Some(overrides) = self.saved.take_over() else {
             return;
         };
-        if self.wishes == Wishes::default() {
-            self.wishes = wishes;
+        if self.overrides == Overrides::default() {
+            self.overrides = overrides;
             self.restore();
         } else {
-            self.saved.save(&self.wishes);
+            self.saved.save(&self.overrides);
         }
     }
 
     fn order_pause(&mut self, paused: bool) {
-        self.wishes.paused = paused;
+        self.overrides.paused = paused;
         self.apply_pause();
-        self.saved.save(&self.wishes);
+        self.saved.save(&self.overrides);
     }
 
     fn order_drain(&mut self, bytes: u64) -> Answer {
@@ -139,11 +139,11 @@ impl Agent {
             to = size::human(bytes),
             "drain of the fast tier"
         );
-        self.herald.limit(old, Some(bytes), OPERATOR);
+        self.publisher.limit(old, Some(bytes), OPERATOR);
         self.order(engine::Order::Drain(bytes))
             .map_err(|error| refusal(&error))?;
-        self.wishes.limit = Some(LimitWish { bytes: Some(bytes) });
-        self.saved.save(&self.wishes);
+        self.overrides.limit = Some(LimitOverride { bytes: Some(bytes) });
+        self.saved.save(&self.overrides);
         value(self.engine.drain_progress())
     }
 }

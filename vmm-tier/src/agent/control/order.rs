@@ -10,7 +10,7 @@ use tier_core::{
 };
 
 use super::answer::sentence;
-use crate::agent::saved::PolicyWish;
+use crate::agent::state_file::PolicyOverride;
 
 /// The most cells that a heat map may have: about a megabyte of JSON.
 const MAX_CELLS: u64 = 16_384;
@@ -20,7 +20,7 @@ const MAX_CELLS: u64 = 16_384;
 pub(in crate::agent) enum Order {
     Query,
     /// With nothing set, back to what the command line and the configuration say.
-    SetPolicy(PolicyWish),
+    SetPolicy(PolicyOverride),
     SetLimit(Option<u64>),
     Pause,
     Resume,
@@ -77,7 +77,7 @@ impl Order {
             "tier-resume" => Self::Resume,
             "tier-set-limit" => Self::SetLimit(typed::<LimitArguments>(arguments)?.bytes),
             "tier-set-policy" => {
-                let wish: PolicyWish = typed(arguments)?;
+                let wish: PolicyOverride = typed(arguments)?;
                 wish.change()
                     .map_err(|error| QmpError::generic(sentence(&error)))?;
                 Self::SetPolicy(wish)

@@ -27,14 +27,14 @@ impl Agent {
             }));
         }
         // So do they count: a file with more would not be read again.
-        if self.wishes.pins.len() >= MAX_PINS {
+        if self.overrides.pins.len() >= MAX_PINS {
             return Err(refusal(&PinError::TooMany));
         }
         let reply = self.order(Order::Pin(pin));
         let report = reply.map_err(|error| refusal(&error))?.pins;
         tracing::info!(vm = self.name, ?pin, "pinned");
-        self.wishes.pins.push(pin);
-        self.saved.save(&self.wishes);
+        self.overrides.pins.push(pin);
+        self.saved.save(&self.overrides);
         value(report)
     }
 
@@ -59,8 +59,8 @@ impl Agent {
             report.bytes = report.bytes.saturating_add(pin.bytes);
         }
         tracing::info!(vm = self.name, start, bytes, pins = report.pins, "unpinned");
-        self.wishes.pins.retain(|pin| !is_in(pin));
-        self.saved.save(&self.wishes);
+        self.overrides.pins.retain(|pin| !is_in(pin));
+        self.saved.save(&self.overrides);
         value(report)
     }
 
@@ -68,7 +68,7 @@ impl Agent {
     fn waiting_pins(&self) -> Vec<Pin> {
         let pinned = self.engine.pins();
         let is_waiting = |pin: &&Pin| pinned.iter().all(|other| other.start != pin.start);
-        self.wishes
+        self.overrides
             .pins
             .iter()
             .filter(is_waiting)

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::Control;
-use crate::agent::{Agent, saved::POLICY};
+use crate::agent::{Agent, state_file::POLICY};
 
 impl Agent {
     /// What the agent does and how that goes.
@@ -47,7 +47,7 @@ impl Agent {
     /// Who wants moves to pause.
     pub(in crate::agent) fn paused_by(&self) -> Vec<&'static str> {
         let who = [
-            (self.wishes.paused, "operator"),
+            (self.overrides.paused, "operator"),
             (self.migration.under_way().is_some(), "migration"),
         ];
         let who = who.into_iter().filter(|(wants, _)| *wants);

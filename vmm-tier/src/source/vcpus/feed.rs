@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tier_core::period::{PeriodGoals, PeriodGovernor, PeriodLook};
+use tier_core::sampling_period::{PeriodGoals, PeriodGovernor, PeriodLook};
 use tier_sys::perf::{
     collect::Collected,
     record::Sample,

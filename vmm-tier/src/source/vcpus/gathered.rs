@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tier_core::{
-    period::PeriodLook,
     sample::{AccessSample, DropReason, SampleAccount},
+    sampling_period::PeriodLook,
 };
 use tier_sys::perf::collect::Collected;
 

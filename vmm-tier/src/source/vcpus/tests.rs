@@ -9,8 +9,8 @@ use std::{
 use tier_core::{
     addr::{Gpa, Hva},
     map::{Backing, BlockIndex, MapRange, RamBlock},
-    period::PeriodGoals,
     sample::{AccessKind, SampleAddress},
+    sampling_period::PeriodGoals,
 };
 use tier_sys::{damon::DamonSettings, perf::event::EventSpec, sysroot::SysRoot};
 

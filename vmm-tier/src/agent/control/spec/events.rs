@@ -6,7 +6,7 @@ use qmp::server::{
 };
 
 use super::{
-    DIRECTIONS, PAUSERS, STATES, needed, optional, picture::DRAIN_PROGRESS, sources::KINDS,
+    DIRECTIONS, PAUSERS, STATES, needed, optional, query_tier::DRAIN_PROGRESS, sources::KINDS,
 };
 
 pub(in crate::agent::control) const EVENTS: &[EventSpec] = &[

@@ -39,7 +39,7 @@ pub(super) const SOURCE: ObjectSpec = ObjectSpec {
     ],
 };
 
-pub(super) const RUNG: ObjectSpec = ObjectSpec {
+pub(super) const SOURCE_HEALTH: ObjectSpec = ObjectSpec {
     name: "TierSourceHealth",
     doc: "A source that may be believed: what it sees, how good it is, and what became of its records. \
           `samples` is `accepted` plus all `dropped`.",

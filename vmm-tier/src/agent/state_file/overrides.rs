@@ -11,19 +11,19 @@ pub(in crate::agent) const POLICY: &str = "dual-heap";
 /// What commands have set of one VM's tiering.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(in crate::agent) struct Wishes {
+pub(in crate::agent) struct Overrides {
     /// Moves pause until an operator says otherwise.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(in crate::agent) paused: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(in crate::agent) limit: Option<LimitWish>,
-    #[serde(skip_serializing_if = "PolicyWish::is_empty")]
-    pub(in crate::agent) policy: PolicyWish,
+    pub(in crate::agent) limit: Option<LimitOverride>,
+    #[serde(skip_serializing_if = "PolicyOverride::is_empty")]
+    pub(in crate::agent) policy: PolicyOverride,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(in crate::agent) pins: Vec<Pin>,
 }
 
-impl Wishes {
+impl Overrides {
     /// What is set, in the words of `query-tier`.
     pub(in crate::agent) fn what(&self) -> Vec<&'static str> {
         let set = [
@@ -52,7 +52,7 @@ impl Wishes {
 /// A limit that was set; it may have been set to none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(in crate::agent) struct LimitWish {
+pub(in crate::agent) struct LimitOverride {
     /// Most bytes of the fast tier; `null` for no limit.
     pub(in crate::agent) bytes: Option<u64>,
 }
@@ -60,7 +60,7 @@ pub(in crate::agent) struct LimitWish {
 /// What was set of the policy. The same as the arguments of `tier-set-policy`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(in crate::agent) struct PolicyWish {
+pub(in crate::agent) struct PolicyOverride {
     /// The policy's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::agent) policy: Option<String>,
@@ -75,7 +75,7 @@ pub(in crate::agent) struct PolicyWish {
     pub(in crate::agent) rate: Option<u64>,
 }
 
-impl PolicyWish {
+impl PolicyOverride {
     /// Whether nothing is set.
     pub(in crate::agent) fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -17,8 +17,8 @@ use tier_core::{
 use super::*;
 
 /// This process plays QEMU.
-fn open(folder: &TempDir, vm: &str) -> (Saved, Wishes) {
-    Saved::open(
+fn open(folder: &TempDir, vm: &str) -> (StateFile, Overrides) {
+    StateFile::open(
         folder.path(),
         &SysRoot::real(),
         vm,
@@ -27,14 +27,14 @@ fn open(folder: &TempDir, vm: &str) -> (Saved, Wishes) {
     )
 }
 
-fn wishes() -> Wishes {
-    Wishes {
+fn overrides() -> Overrides {
+    Overrides {
         paused: true,
-        limit: Some(LimitWish { bytes: None }),
-        policy: PolicyWish {
+        limit: Some(LimitOverride { bytes: None }),
+        policy: PolicyOverride {
             half_life: Some(2.5),
             rate: Some(64 << 20),
-            ..PolicyWish::default()
+            ..PolicyOverride::default()
         },
         pins: vec![Pin {
             start: Gpa(1 << 20),
@@ -46,7 +46,7 @@ fn wishes() -> Wishes {
 }
 
 fn file(folder: &TempDir, vm: &str) -> PathBuf {
-    folder.path().join("state").join(file::name_of(vm))
+    folder.path().join("state").join(document::name_of(vm))
 }
 
 fn names(folder: &TempDir) -> Vec<String> {
@@ -58,7 +58,7 @@ fn names(folder: &TempDir) -> Vec<String> {
 }
 
 /// Writes `text` as the VM's file and opens it.
-fn open_with(folder: &TempDir, text: &[u8]) -> (Saved, Wishes) {
+fn open_with(folder: &TempDir, text: &[u8]) -> (StateFile, Overrides) {
     let path = file(folder, "vm1");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, text).unwrap();
@@ -67,22 +67,22 @@ fn open_with(folder: &TempDir, text: &[u8]) -> (Saved, Wishes) {
 
 /// A file as this version writes it.
 fn written(folder: &TempDir) -> String {
-    open(folder, "vm1").0.save(&wishes());
+    open(folder, "vm1").0.save(&overrides());
     fs::read_to_string(file(folder, "vm1")).unwrap()
 }
 
 #[test]
-fn wishes_when_saved_are_restored_and_told() {
+fn overrides_when_saved_are_restored_and_told() {
     let folder = tempfile::tempdir().unwrap();
     let (mut saved, none) = open(&folder, "vm1");
-    assert_eq!(none, Wishes::default());
+    assert_eq!(none, Overrides::default());
     assert_eq!(saved.report().1, Value::Null, "nothing was restored");
-    saved.save(&wishes());
+    saved.save(&overrides());
     drop(saved);
 
     let (saved, restored) = open(&folder, "vm1");
 
-    assert_eq!(restored, wishes());
+    assert_eq!(restored, overrides());
     let (file, restored) = saved.report();
     assert_eq!(
         restored["what"],
@@ -100,11 +100,11 @@ fn wishes_when_saved_are_restored_and_told() {
 }
 
 #[test]
-fn wishes_when_all_are_taken_back_leave_no_file() {
+fn overrides_when_all_are_taken_back_leave_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let (mut saved, _) = open(&folder, "vm1");
-    saved.save(&wishes());
-    saved.save(&Wishes::default());
+    saved.save(&overrides());
+    saved.save(&Overrides::default());
     assert!(names(&folder).is_empty());
     assert_eq!(saved.report().0["written"], Value::Null);
 }
@@ -119,13 +119,13 @@ fn file_when_qemu_was_restarted_applies_by_name_and_says_so() {
     let text = document.to_string();
 
     let (saved, restored) = open_with(&folder, text.as_bytes());
-    assert_eq!(restored, wishes());
+    assert_eq!(restored, overrides());
     assert_eq!(saved.report().1["same-qemu"], false);
 
     // Without a name of its own the VM is another one.
     let root = SysRoot::real();
-    let (saved, restored) = Saved::open(folder.path(), &root, "vm1", false, std::process::id());
-    assert_eq!(restored, Wishes::default());
+    let (saved, restored) = StateFile::open(folder.path(), &root, "vm1", false, std::process::id());
+    assert_eq!(restored, Overrides::default());
     assert_eq!(saved.report().1, Value::Null);
 }
 
@@ -137,13 +137,13 @@ fn file_when_another_vm_of_the_name_runs_is_left_to_it() {
     let root = SysRoot::real();
     let other = std::os::unix::process::parent_id();
 
-    let (mut saved, restored) = Saved::open(folder.path(), &root, "vm1", true, other);
-    saved.save(&Wishes {
+    let (mut saved, restored) = StateFile::open(folder.path(), &root, "vm1", true, other);
+    saved.save(&Overrides {
         paused: true,
-        ..Wishes::default()
+        ..Overrides::default()
     });
 
-    assert_eq!(restored, Wishes::default());
+    assert_eq!(restored, Overrides::default());
     let (report, _) = saved.report();
     let error = report["error"].as_str().unwrap();
     assert!(error.contains("--name"), "{error}");
@@ -155,17 +155,17 @@ fn file_when_another_vm_of_the_name_wrote_it_first_is_left_to_it() {
     let folder = tempfile::tempdir().unwrap();
     let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     let root = SysRoot::real();
-    let (mut others, _) = Saved::open(folder.path(), &root, "vm1", true, other.id());
+    let (mut others, _) = StateFile::open(folder.path(), &root, "vm1", true, other.id());
     // Neither has a file yet.
     let (mut saved, _) = open(&folder, "vm1");
-    others.save(&wishes());
-    let paused = Wishes {
+    others.save(&overrides());
+    let paused = Overrides {
         paused: true,
-        ..Wishes::default()
+        ..Overrides::default()
     };
     let before = fs::read_to_string(file(&folder, "vm1")).unwrap();
 
-    for mine in [paused, Wishes::default()] {
+    for mine in [paused, Overrides::default()] {
         saved.save(&mine);
         assert_eq!(
             fs::read_to_string(file(&folder, "vm1")).unwrap(),
@@ -178,7 +178,7 @@ fn file_when_another_vm_of_the_name_wrote_it_first_is_left_to_it() {
     assert!(report["error"].as_str().unwrap().contains("--name"));
     other.kill().unwrap();
     other.wait().unwrap();
-    assert_eq!(saved.take_over(), Some(wishes()));
+    assert_eq!(saved.take_over(), Some(overrides()));
 }
 
 #[test]
@@ -186,15 +186,15 @@ fn file_when_its_folder_can_be_written_again_is_written_without_an_order() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("state"), "").unwrap();
     let (mut saved, _) = open(&folder, "vm1");
-    saved.save(&wishes());
-    saved.try_again(&wishes());
+    saved.save(&overrides());
+    saved.try_again(&overrides());
     assert!(saved.report().0["error"].is_string());
     fs::remove_file(folder.path().join("state")).unwrap();
 
-    saved.try_again(&wishes());
+    saved.try_again(&overrides());
 
     assert_eq!(saved.report().0["error"], Value::Null);
-    assert_eq!(open(&folder, "vm1").1, wishes());
+    assert_eq!(open(&folder, "vm1").1, overrides());
 }
 
 #[test]
@@ -202,16 +202,16 @@ fn file_when_the_other_vm_of_the_name_has_ended_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     let root = SysRoot::real();
-    let (mut others, _) = Saved::open(folder.path(), &root, "vm1", true, other.id());
-    others.save(&wishes());
+    let (mut others, _) = StateFile::open(folder.path(), &root, "vm1", true, other.id());
+    others.save(&overrides());
     let (mut saved, restored) = open(&folder, "vm1");
-    assert_eq!(restored, Wishes::default());
+    assert_eq!(restored, Overrides::default());
     assert_eq!(saved.take_over(), None, "it still runs");
 
     other.kill().unwrap();
     other.wait().unwrap();
 
-    assert_eq!(saved.take_over(), Some(wishes()));
+    assert_eq!(saved.take_over(), Some(overrides()));
     let (report, restored) = saved.report();
     assert_eq!(report["error"], Value::Null);
     assert_eq!(restored["same-qemu"], false);
@@ -225,10 +225,10 @@ fn file_when_cut_short_anywhere_is_put_aside_and_replaced_by_the_next() {
     let text = text.trim_end();
     for end in (0..text.len()).step_by(7) {
         let (mut saved, restored) = open_with(&folder, &text.as_bytes()[..end]);
-        assert_eq!(restored, Wishes::default(), "{end} bytes of it");
+        assert_eq!(restored, Overrides::default(), "{end} bytes of it");
         assert_eq!(names(&folder), ["vm1.json.damaged"], "{end} bytes of it");
-        saved.save(&wishes());
-        assert_eq!(open(&folder, "vm1").1, wishes());
+        saved.save(&overrides());
+        assert_eq!(open(&folder, "vm1").1, overrides());
     }
 }
 
@@ -254,7 +254,7 @@ fn file_when_damaged_is_put_aside_whatever_is_in_it() {
     ];
     for case in cases {
         let (_, restored) = open_with(&folder, &case);
-        assert_eq!(restored, Wishes::default());
+        assert_eq!(restored, Overrides::default());
         assert_eq!(names(&folder), ["vm1.json.damaged"]);
         let kept = fs::read(folder.path().join("state/vm1.json.damaged")).unwrap();
         assert_eq!(kept, case);
@@ -266,7 +266,7 @@ fn file_when_newer_is_put_aside_under_a_name_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let newer = br#"{"version": 2, "what": "nobody knows"}"#;
     let (saved, restored) = open_with(&folder, newer);
-    assert_eq!(restored, Wishes::default());
+    assert_eq!(restored, Overrides::default());
     assert_eq!(names(&folder), ["vm1.json.newer"]);
     assert_eq!(
         saved.report().0["error"],
@@ -281,14 +281,14 @@ fn file_when_it_can_not_be_written_is_told_and_nothing_fails() {
     // A file where the folder should be.
     fs::write(folder.path().join("state"), "").unwrap();
     let (mut saved, restored) = open(&folder, "vm1");
-    saved.save(&wishes());
-    assert_eq!(restored, Wishes::default());
+    saved.save(&overrides());
+    assert_eq!(restored, Overrides::default());
     let (report, _) = saved.report();
     let error = report["error"].as_str().unwrap();
     assert!(error.contains("run-dir"), "{error}");
 
     fs::remove_file(folder.path().join("state")).unwrap();
-    saved.save(&wishes());
+    saved.save(&overrides());
     assert_eq!(saved.report().0["error"], Value::Null, "it works again");
 }
 
@@ -299,7 +299,7 @@ fn file_when_a_half_written_one_is_left_behind_is_written_all_the_same() {
     fs::create_dir(folder.path().join("state")).unwrap();
     fs::write(folder.path().join("state").join(half), "{\"vers").unwrap();
     let (mut saved, _) = open(&folder, "vm1");
-    saved.save(&wishes());
+    saved.save(&overrides());
     assert_eq!(names(&folder), ["vm1.json"]);
 }
 
@@ -333,20 +333,20 @@ fn file_when_its_place_is_a_link_is_not_followed() {
     std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
 
     let (mut saved, restored) = open(&folder, "vm1");
-    saved.save(&Wishes::default());
-    saved.save(&wishes());
+    saved.save(&Overrides::default());
+    saved.save(&overrides());
 
-    assert_eq!(restored, Wishes::default());
+    assert_eq!(restored, Overrides::default());
     assert!(saved.report().0["error"].is_string());
     assert!(path.is_symlink(), "neither replaced nor removed");
     fs::remove_file(&path).unwrap();
-    saved.try_again(&wishes());
+    saved.try_again(&overrides());
     assert_eq!(
         saved.report().0["error"],
         Value::Null,
         "nothing is in the way"
     );
-    assert_eq!(open(&folder, "vm1").1, wishes());
+    assert_eq!(open(&folder, "vm1").1, overrides());
 }
 
 #[test]
@@ -355,8 +355,8 @@ fn guest_when_gone_takes_the_file_with_it_only_without_a_name() {
         let folder = tempfile::tempdir().unwrap();
         let root = SysRoot::real();
         let pid = std::process::id();
-        let (mut saved, _) = Saved::open(folder.path(), &root, "qemu-1", is_named, pid);
-        saved.save(&wishes());
+        let (mut saved, _) = StateFile::open(folder.path(), &root, "qemu-1", is_named, pid);
+        saved.save(&overrides());
         saved.on_guest_gone();
         assert_eq!(file(&folder, "qemu-1").exists(), is_named);
     }
@@ -370,7 +370,7 @@ fn names_of_files_when_vms_have_any_names_differ_and_stay_in_the_folder() {
         "vm1", "VM1", "vm/1", "vm%2f1", "..", ".", "../vm1", "a b", "ä", "vm1.json", "\n", "",
         &long, &longer,
     ];
-    let names: BTreeSet<String> = vms.iter().map(|vm| file::name_of(vm)).collect();
+    let names: BTreeSet<String> = vms.iter().map(|vm| document::name_of(vm)).collect();
     assert_eq!(names.len(), vms.len(), "{names:?}");
     for name in names {
         assert!(!name.contains('/') && !name.starts_with('.'), "{name}");

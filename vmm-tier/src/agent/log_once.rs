@@ -7,14 +7,14 @@ const SAY_AGAIN: Duration = Duration::from_secs(600);
 
 /// Trouble that stays or comes back: said when it is new or was long not said, not each time.
 #[derive(Default)]
-pub(super) struct Complaint {
+pub(super) struct LogOnce {
     /// The reason, while there is trouble.
     pub(super) now: Option<String>,
     /// What was said last, and when.
     said: Option<(String, Instant)>,
 }
 
-impl Complaint {
+impl LogOnce {
     /// Takes note of the reason. Returns whether it is to be said.
     pub(super) fn is_news(&mut self, reason: &str) -> bool {
         self.now = Some(reason.to_owned());

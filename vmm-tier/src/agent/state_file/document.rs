@@ -16,7 +16,7 @@ use tier_sys::{
     sysroot::{SysRoot, replace_file},
 };
 
-use super::Wishes;
+use super::Overrides;
 
 /// The version that this program writes, and the newest that it reads.
 pub(super) const VERSION: u64 = 1;
@@ -36,7 +36,7 @@ pub(super) struct Document {
     /// When it was written, in seconds since 1970.
     pub(super) written: u64,
     /// What commands have set.
-    pub(super) set: Wishes,
+    pub(super) set: Overrides,
 }
 
 /// Why a state file is of no use.

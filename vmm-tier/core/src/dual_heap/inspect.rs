@@ -69,7 +69,7 @@ impl DualHeap {
             Slot::Fast(_) | Slot::FastNever => Placement::Fast,
             Slot::Slow(_) | Slot::Front(_) | Slot::SlowNever => Placement::Slow,
             Slot::Aside(index) => self
-                .aside
+                .side_table
                 .get(index)
                 .map_or(Placement::Untracked, |held| held.placement),
         }
@@ -171,7 +171,7 @@ impl DualHeap {
         self.pages.memory_bytes()
             + self.slow.memory_bytes()
             + self.fast.memory_bytes()
-            + self.aside.memory_bytes()
+            + self.side_table.memory_bytes()
     }
 
     /// Whether every invariant holds. Looks at every page.
@@ -188,7 +188,7 @@ impl DualHeap {
         self.pages.check()?;
         self.slow.check(&self.pages)?;
         self.fast.check(&self.pages)?;
-        self.aside.check(&self.pages)?;
+        self.side_table.check(&self.pages)?;
         // A page's word says where it is. Every entry of the side table was found at its page; if there
         // are as many pages as entries, each page is in exactly one place.
         let mut aside = 0;
@@ -196,7 +196,7 @@ impl DualHeap {
             self.check_pinned(id, slot)?;
             aside += usize::from(matches!(slot, Slot::Aside(_)));
         }
-        if aside != self.aside.iter().count() {
+        if aside != self.side_table.iter().count() {
             return Err("there are entries without a page, or pages without an entry".to_owned());
         }
         let mut found = StateCounts::default();

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 const REST: Duration = Duration::from_secs(5);
 
 /// Whether the guest is at rest: nothing was moved for a while, so it is watched less closely.
-pub(super) struct Quiet {
+pub(super) struct Idle {
     moved_bytes: u64,
     since: Instant,
     now: bool,
 }
 
-impl Quiet {
+impl Idle {
     pub(super) const fn new(now: Instant) -> Self {
         Self {
             moved_bytes: 0,
@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn quiet_when_nothing_moved_for_a_while_begins_and_ends_with_a_move() {
         let start = Instant::now();
-        let mut quiet = Quiet::new(start);
+        let mut quiet = Idle::new(start);
         assert_eq!(quiet.look(true, 0, start + REST), None, "still learning");
         assert_eq!(quiet.look(false, 0, start + REST), None);
         assert_eq!(quiet.look(false, 0, start + 2 * REST), Some(true));

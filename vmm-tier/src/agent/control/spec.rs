@@ -4,8 +4,8 @@
 //! docs/qmp.md is made of it. A member that a command returns and that may be left out may be `null` too.
 
 mod events;
-mod page;
-mod picture;
+mod explain;
+mod query_tier;
 mod sources;
 
 use qmp::server::{
@@ -15,8 +15,8 @@ use qmp::server::{
 
 pub(super) use self::events::EVENTS;
 use self::{
-    page::{EXPLANATION, HEATMAP},
-    picture::{DRAIN_PROGRESS, TIER_INFO},
+    explain::{EXPLANATION, HEATMAP},
+    query_tier::{DRAIN_PROGRESS, TIER_INFO},
 };
 
 const TIERS: TypeSpec = Enum(&["fast", "slow"]);

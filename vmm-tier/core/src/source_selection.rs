@@ -1,4 +1,4 @@
-//! The ladder: which source is believed, which others work beside it, and what is wrong with the rest.
+//! The selection: which source is believed, which others work beside it, and what is wrong with the rest.
 //!
 //! Every candidate is tried by what it delivers. At the start all of them work; the first that sees the
 //! guest is believed at once, and after a trial the best is. The others then rest, but for those that
@@ -59,7 +59,7 @@ pub enum Step {
 /// A candidate as people see it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Rung {
+pub struct SourceStatus {
     /// The source.
     pub kind: SourceKind,
     /// How it does.
@@ -79,7 +79,7 @@ pub struct Rung {
 
 /// See the [module](self). Pure: told what happens, asked what to do.
 #[derive(Debug)]
-pub struct Ladder {
+pub struct SourceSelection {
     candidates: BTreeMap<SourceKind, Candidate>,
     believed: Option<SourceKind>,
     /// When a source was believed, or tried anew, last.
@@ -90,8 +90,8 @@ pub struct Ladder {
     patience: (Duration, Duration),
 }
 
-impl Ladder {
-    /// A ladder of these candidates, all of which begin to work. None of them reports less often than
+impl SourceSelection {
+    /// A selection of these candidates, all of which begin to work. None of them reports less often than
     /// every `slowest`, or every `at_rest` while [the guest is at rest](Self::set_quiet).
     #[must_use]
     pub fn new(
@@ -119,16 +119,18 @@ impl Ladder {
     }
 
     /// All candidates.
-    pub fn rungs(&self) -> impl Iterator<Item = Rung> {
-        self.candidates.iter().map(|(&kind, candidate)| Rung {
-            kind,
-            health: candidate.health.clone(),
-            sight: candidate.sight,
-            label: candidate.label.clone(),
-            believed: self.believed == Some(kind),
-            quality: candidate.quality,
-            accepted_per_s: candidate.accepted_per_s,
-        })
+    pub fn statuses(&self) -> impl Iterator<Item = SourceStatus> {
+        self.candidates
+            .iter()
+            .map(|(&kind, candidate)| SourceStatus {
+                kind,
+                health: candidate.health.clone(),
+                sight: candidate.sight,
+                label: candidate.label.clone(),
+                believed: self.believed == Some(kind),
+                quality: candidate.quality,
+                accepted_per_s: candidate.accepted_per_s,
+            })
     }
 
     /// While the guest's CPUs are stopped, or have nothing to do, no source can deliver, and none is blamed.

@@ -1,4 +1,4 @@
-//! The ladder against sources that do as they like.
+//! The selection against sources that do as they like.
 
 use proptest::prelude::*;
 
@@ -9,7 +9,7 @@ const SECOND: u64 = 1_000_000_000;
 
 struct Lab {
     now: Time,
-    ladder: Ladder,
+    selection: SourceSelection,
     stats: BTreeMap<SourceKind, SourceStats>,
     believed: Vec<Option<SourceKind>>,
     told: Vec<(SourceKind, &'static str)>,
@@ -23,7 +23,7 @@ impl Lab {
     fn new(kinds: &[SourceKind]) -> Self {
         Self {
             now: Time(0),
-            ladder: Ladder::new(
+            selection: SourceSelection::new(
                 kinds.iter().copied(),
                 Duration::from_millis(400),
                 Duration::from_secs(20),
@@ -55,7 +55,7 @@ impl Lab {
     }
 
     fn up(&mut self, kind: SourceKind, sight: Sight) {
-        let steps = self.ladder.up(self.now, kind, sight, kind.to_string());
+        let steps = self.selection.up(self.now, kind, sight, kind.to_string());
         self.take(steps);
     }
 
@@ -72,14 +72,14 @@ impl Lab {
             }
             let stats = self.stats.clone();
             let steps = self
-                .ladder
+                .selection
                 .look(self.now, stats.iter().map(|(&k, s)| (k, s)));
             self.take(steps);
         }
     }
 
     fn health(&self, kind: SourceKind) -> Health {
-        let mut rungs = self.ladder.rungs();
+        let mut rungs = self.selection.statuses();
         rungs.find(|rung| rung.kind == kind).unwrap().health
     }
 }
@@ -111,10 +111,14 @@ fn resting_source_when_the_believed_one_falls_silent_takes_over_at_once() {
     let mut lab = both();
     lab.run(10, &[DAMON, IBS]);
     lab.run(5, &[DAMON]);
-    assert_eq!(lab.ladder.believed(), Some(SourceKind::Damon));
+    assert_eq!(lab.selection.believed(), Some(SourceKind::Damon));
     assert!(matches!(lab.health(SourceKind::Ibs), Health::Silent { .. }));
     lab.run(8, &[DAMON, IBS]);
-    assert_eq!(lab.ladder.believed(), Some(SourceKind::Ibs), "it came back");
+    assert_eq!(
+        lab.selection.believed(),
+        Some(SourceKind::Ibs),
+        "it came back"
+    );
 }
 
 #[test]
@@ -130,7 +134,7 @@ fn source_when_all_it_brings_is_dropped_is_broken_with_the_likeliest_cause() {
         panic!("{:?}", lab.health(SourceKind::Ibs));
     };
     assert!(reason.contains("host-physical addresses"), "{reason}");
-    assert_eq!(lab.ladder.believed(), Some(SourceKind::Damon));
+    assert_eq!(lab.selection.believed(), Some(SourceKind::Damon));
     assert_eq!(
         lab.told.iter().filter(|told| told.1 == "broken").count(),
         1,
@@ -144,7 +148,7 @@ fn source_when_it_does_not_see_the_guest_is_never_believed() {
     let mut lab = Lab::new(&[SourceKind::Pebs]);
     lab.up(SourceKind::Pebs, Sight::HostMode);
     lab.run(20, &[(SourceKind::Pebs, 10_000, 1.0)]);
-    assert_eq!(lab.ladder.believed(), None);
+    assert_eq!(lab.selection.believed(), None);
     assert!(lab.believed.is_empty());
 }
 
@@ -152,10 +156,10 @@ fn source_when_it_does_not_see_the_guest_is_never_believed() {
 fn sources_when_the_guest_is_stopped_are_not_blamed() {
     let mut lab = both();
     lab.run(10, &[DAMON, IBS]);
-    lab.ladder.set_guest_runs(lab.now, false);
+    lab.selection.set_guest_runs(lab.now, false);
     lab.run(60, &[]);
     assert_eq!(lab.health(SourceKind::Ibs), Health::Good);
-    lab.ladder.set_guest_runs(lab.now, true);
+    lab.selection.set_guest_runs(lab.now, true);
     lab.run(4, &[]);
     assert_eq!(lab.health(SourceKind::Ibs), Health::Good, "not yet");
     lab.run(2, &[]);
@@ -167,14 +171,14 @@ fn source_when_the_guest_is_at_rest_may_look_in_turns() {
     let mut lab = Lab::new(&[SourceKind::Damon]);
     lab.up(SourceKind::Damon, Sight::Guest);
     lab.run(10, &[DAMON]);
-    lab.ladder.set_quiet(lab.now, true);
+    lab.selection.set_quiet(lab.now, true);
     for _ in 0..5 {
         lab.run(18, &[]);
         lab.run(2, &[DAMON]);
     }
     assert_eq!(lab.believed, [Some(SourceKind::Damon)]);
     lab.run(25, &[]);
-    assert_eq!(lab.ladder.believed(), None, "that is no turn");
+    assert_eq!(lab.selection.believed(), None, "that is no turn");
 }
 
 #[test]
@@ -183,7 +187,7 @@ fn last_source_when_it_goes_down_leaves_none_and_comes_back() {
     lab.up(SourceKind::Damon, Sight::Guest);
     lab.run(10, &[DAMON]);
     let steps = lab
-        .ladder
+        .selection
         .down(lab.now, SourceKind::Damon, "gone".to_owned());
     let Some(Step::Believe {
         source: None, why, ..
@@ -194,7 +198,7 @@ fn last_source_when_it_goes_down_leaves_none_and_comes_back() {
     assert_eq!(why, "damon: gone");
     lab.take(steps);
     lab.up(SourceKind::Damon, Sight::Guest);
-    assert_eq!(lab.ladder.believed(), Some(SourceKind::Damon));
+    assert_eq!(lab.selection.believed(), Some(SourceKind::Damon));
 }
 
 #[test]
@@ -226,7 +230,7 @@ fn resting_source_when_a_while_has_passed_is_tried_anew() {
         ANEW.as_secs() + 20,
         &[(SourceKind::Damon, 3000, 1.0), (SourceKind::Ibs, 20, 1.0)],
     );
-    assert_eq!(lab.ladder.believed(), Some(SourceKind::Damon));
+    assert_eq!(lab.selection.believed(), Some(SourceKind::Damon));
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -268,7 +272,7 @@ proptest! {
                 Happens::Up(kind, sight) if lab.working[&kind] => lab.up(kind, sight),
                 Happens::Up(..) => {}
                 Happens::Down(kind) if lab.working[&kind] => {
-                    let steps = lab.ladder.down(lab.now, kind, "gone".to_owned());
+                    let steps = lab.selection.down(lab.now, kind, "gone".to_owned());
                     lab.take(steps);
                 }
                 Happens::Down(_) => {}
@@ -281,13 +285,13 @@ proptest! {
                     let stats = lab.stats.entry(kind).or_default();
                     stats.account.drop_records(DropReason::NoAddress, n);
                 }
-                Happens::Runs(runs) => lab.ladder.set_guest_runs(lab.now, runs),
-                Happens::Quiet(quiet) => lab.ladder.set_quiet(lab.now, quiet),
+                Happens::Runs(runs) => lab.selection.set_guest_runs(lab.now, runs),
+                Happens::Quiet(quiet) => lab.selection.set_quiet(lab.now, quiet),
                 Happens::Looks(seconds) => lab.run(seconds, &[]),
             }
-            let believed = lab.ladder.believed();
+            let believed = lab.selection.believed();
             prop_assert_eq!(believed, lab.believed.last().copied().flatten());
-            for rung in lab.ladder.rungs() {
+            for rung in lab.selection.statuses() {
                 prop_assert_eq!(rung.believed, believed == Some(rung.kind));
                 prop_assert_eq!(rung.health == Health::Resting, !lab.working[&rung.kind]);
                 if rung.believed {

@@ -4,10 +4,10 @@
 //! another command takes it back. It is kept in a file of the run directory, named for the VM. A
 //! file that can't be understood is put aside with a warning, and is never a reason to fail.
 
-mod file;
+mod document;
+mod overrides;
 #[cfg(test)]
 mod tests;
-mod wishes;
 
 use std::{
     path::{Path, PathBuf},
@@ -17,13 +17,13 @@ use std::{
 use serde_json::{Value, json};
 use tier_sys::sysroot::SysRoot;
 
-use self::file::{Document, Identity, StateFileError, VERSION};
-pub(super) use self::wishes::{LimitWish, POLICY, PolicyWish, Wishes};
-use super::complaint::Complaint;
+use self::document::{Document, Identity, StateFileError, VERSION};
+pub(super) use self::overrides::{LimitOverride, Overrides, POLICY, PolicyOverride};
+use super::log_once::LogOnce;
 use crate::causes::with_causes;
 
 /// One VM's state file.
-pub(super) struct Saved {
+pub(super) struct StateFile {
     path: PathBuf,
     vm: String,
     /// Whether the VM has a name of its own: what belongs to a mere pid ends with the process.
@@ -33,7 +33,7 @@ pub(super) struct Saved {
     /// Another QEMU of the same name, whose file this is while it runs.
     rival: Option<Identity>,
     /// Why nothing can be written.
-    trouble: Complaint,
+    trouble: LogOnce,
     /// Set when a file stands in the way that must not be replaced.
     is_blocked: bool,
     /// Set when what is set could not be written.
@@ -51,7 +51,7 @@ struct Restored {
     same_qemu: bool,
 }
 
-impl Saved {
+impl StateFile {
     /// Finds the VM's file and what it says; nothing is set if there is none.
     pub(super) fn open(
         run_dir: &Path,
@@ -59,15 +59,15 @@ impl Saved {
         vm: &str,
         is_named: bool,
         pid: u32,
-    ) -> (Self, Wishes) {
+    ) -> (Self, Overrides) {
         let mut saved = Self {
-            path: run_dir.join("state").join(file::name_of(vm)),
+            path: run_dir.join("state").join(document::name_of(vm)),
             is_named,
             ..Self::nowhere(root, vm, pid)
         };
-        file::remove_leftovers(root, &saved.path);
-        let wishes = saved.read();
-        (saved, wishes)
+        document::remove_leftovers(root, &saved.path);
+        let overrides = saved.read();
+        (saved, overrides)
     }
 
     /// No file: for an agent that takes no commands.
@@ -79,7 +79,7 @@ impl Saved {
             qemu: Identity::of(root, pid),
             root: root.clone(),
             rival: None,
-            trouble: Complaint::default(),
+            trouble: LogOnce::default(),
             is_blocked: false,
             is_unsaved: false,
             written: None,
@@ -87,20 +87,20 @@ impl Saved {
         }
     }
 
-    fn read(&mut self) -> Wishes {
-        match file::read(&self.path, &self.vm) {
+    fn read(&mut self) -> Overrides {
+        match document::read(&self.path, &self.vm) {
             Ok(Some(document)) => self.take(document),
-            Ok(None) => Wishes::default(),
+            Ok(None) => Overrides::default(),
             Err(error) => {
                 self.put_aside(&error);
-                Wishes::default()
+                Overrides::default()
             }
         }
     }
 
     /// What the file says once the other QEMU that had it is gone: it migrated to this one, or was slow
     /// to end. `None` if there is none, or it still runs.
-    pub(super) fn take_over(&mut self) -> Option<Wishes> {
+    pub(super) fn take_over(&mut self) -> Option<Overrides> {
         self.rival.as_ref()?;
         if self.has_rival() {
             return None;
@@ -109,7 +109,7 @@ impl Saved {
         Some(self.read())
     }
 
-    fn take(&mut self, document: Document) -> Wishes {
+    fn take(&mut self, document: Document) -> Overrides {
         let Document {
             qemu, written, set, ..
         } = document;
@@ -117,14 +117,14 @@ impl Saved {
         if !same_qemu && qemu.is_alive(&self.root) {
             self.rival = Some(qemu);
             self.has_rival();
-            return Wishes::default();
+            return Overrides::default();
         }
         if !same_qemu && !self.is_named {
             tracing::debug!(
                 vm = self.vm,
                 "the state file is about a process that is gone"
             );
-            return Wishes::default();
+            return Overrides::default();
         }
         let what = set.what();
         tracing::info!(
@@ -189,32 +189,32 @@ impl Saved {
     }
 
     /// Writes down what is set now.
-    pub(super) fn save(&mut self, wishes: &Wishes) {
+    pub(super) fn save(&mut self, overrides: &Overrides) {
         // It stands in the way until it is removed.
-        self.is_blocked &= !matches!(file::read(&self.path, &self.vm), Ok(None));
+        self.is_blocked &= !matches!(document::read(&self.path, &self.vm), Ok(None));
         self.is_unsaved = self.is_blocked;
         self.look_for_rival();
         if self.is_blocked || self.has_rival() {
             return;
         }
         let written = now();
-        let done = if *wishes == Wishes::default() {
-            file::remove(&self.path)
+        let done = if *overrides == Overrides::default() {
+            document::remove(&self.path)
         } else {
-            file::write(
+            document::write(
                 &self.path,
                 &Document {
                     version: VERSION,
                     vm: self.vm.clone(),
                     qemu: self.qemu.clone(),
                     written,
-                    set: wishes.clone(),
+                    set: overrides.clone(),
                 },
             )
         };
         match done {
             Ok(()) => {
-                self.written = (*wishes != Wishes::default()).then_some(written);
+                self.written = (*overrides != Overrides::default()).then_some(written);
                 if self.trouble.end() {
                     tracing::info!(vm = self.vm, "what commands set is kept again");
                 }
@@ -228,9 +228,9 @@ impl Saved {
 
     /// Writes down what is set if that failed the last time: a folder that was full may have room, a file
     /// in the way be gone.
-    pub(super) fn try_again(&mut self, wishes: &Wishes) {
+    pub(super) fn try_again(&mut self, overrides: &Overrides) {
         if self.is_unsaved {
-            self.save(wishes);
+            self.save(overrides);
         }
     }
 
@@ -239,7 +239,7 @@ impl Saved {
         if self.rival.is_some() {
             return;
         }
-        let Ok(Some(Document { qemu, .. })) = file::read(&self.path, &self.vm) else {
+        let Ok(Some(Document { qemu, .. })) = document::read(&self.path, &self.vm) else {
             return;
         };
         if qemu != self.qemu && qemu.is_alive(&self.root) {
@@ -251,7 +251,7 @@ impl Saved {
     pub(super) fn on_guest_gone(&mut self) {
         if !self.is_named && self.written.take().is_some() {
             // Nobody looks at it any more; it is a small file in a folder that is empty after a boot.
-            let _ = file::remove(&self.path);
+            let _ = document::remove(&self.path);
         }
     }
 

@@ -14,13 +14,13 @@ pub(super) struct Held {
 
 /// Each page in it has the word `Slot::Aside(index of its entry)`.
 #[derive(Debug, Default)]
-pub(super) struct Aside {
+pub(super) struct SideTable {
     held: Vec<Option<Held>>,
     free: Vec<u32>,
     cooldowns: Cooldowns,
 }
 
-impl Aside {
+impl SideTable {
     /// Puts a page aside; the caller sets its word to `Slot::Aside` of the index returned.
     pub(super) fn insert(&mut self, held: Held) -> u32 {
         if let Why::Cooling(end) = held.why {

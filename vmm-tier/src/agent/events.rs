@@ -16,7 +16,7 @@ const FAILURES_APART: Duration = Duration::from_secs(1);
 
 /// Sends events to all clients; to nobody where nobody can connect.
 #[derive(Debug, Default)]
-pub(super) struct Herald {
+pub(super) struct EventPublisher {
     to: Vec<EventSender>,
     failures: Failures,
     /// Notices that the engine had dropped when it was asked last.
@@ -61,7 +61,7 @@ impl Failures {
     }
 }
 
-impl Herald {
+impl EventPublisher {
     pub(super) fn new(to: Vec<EventSender>) -> Self {
         Self {
             to,
@@ -245,11 +245,11 @@ mod tests {
         let path = folder.path().join("qmp");
         let server = Server::bind(&path, Arc::new(Mute), Options::default()).unwrap();
         let (_client, events) = Client::connect(&path, &client::Options::default()).unwrap();
-        let mut herald = Herald::new(vec![server.events()]);
+        let mut publisher = EventPublisher::new(vec![server.events()]);
         let start = Instant::now();
 
         for gpa in [None, Some(Gpa(1 << 20))] {
-            herald.notice(
+            publisher.notice(
                 Notice::MoveFailed {
                     gpa,
                     hva: Hva(0x7f00_0000_0000),
@@ -260,12 +260,12 @@ mod tests {
                 &[],
             );
         }
-        herald.dropped(960);
-        herald.dropped(960);
-        herald.tell_failures(start, Some("not permitted"));
-        herald.tell_failures(start + FAILURES_APART, None);
-        herald.source_fails(SourceKind::Damon, "no DAMON");
-        herald.believed(Some(SourceKind::Damon), Some(SourceKind::Ibs), "silent");
+        publisher.dropped(960);
+        publisher.dropped(960);
+        publisher.tell_failures(start, Some("not permitted"));
+        publisher.tell_failures(start + FAILURES_APART, None);
+        publisher.source_fails(SourceKind::Damon, "no DAMON");
+        publisher.believed(Some(SourceKind::Damon), Some(SourceKind::Ibs), "silent");
 
         let event = events.recv().unwrap();
         assert_eq!(event.name, "TIER_MOVE_FAILED");

@@ -13,19 +13,19 @@
 //! The agent's thread never waits for QEMU, and reads nothing of `/proc` whose length hangs on the
 //! guest: that is for the [asker](monitor) and the [worker].
 
-mod complaint;
 mod control;
 mod discovery_pace;
-mod herald;
+mod events;
+mod idle;
 mod lifecycle;
+mod log_once;
 mod monitor;
-mod quiet;
 mod reports;
-mod saved;
 mod scans;
 mod signals;
 mod sources;
 mod start;
+mod state_file;
 mod tap;
 mod worker;
 
@@ -57,16 +57,16 @@ pub(crate) use start::{record, run};
 pub(crate) use tap::Tap;
 
 use self::{
-    complaint::Complaint,
     control::{Control, Request},
     discovery_pace::DiscoveryPace,
-    herald::Herald,
+    events::EventPublisher,
+    idle::Idle,
     lifecycle::Migration,
+    log_once::LogOnce,
     monitor::{Answer, Asker, Monitor},
-    quiet::Quiet,
-    saved::{Saved, Wishes},
     scans::Scans,
     sources::Sources,
+    state_file::{Overrides, StateFile},
     worker::{Done, Job, Worker},
 };
 use crate::{causes::with_causes, source::thread::Report};
@@ -110,13 +110,13 @@ struct Agent {
     worker: Worker,
     scans: Scans,
     sources: Sources,
-    source_trouble: BTreeMap<SourceKind, Complaint>,
-    blind: Complaint,
+    source_trouble: BTreeMap<SourceKind, LogOnce>,
+    blind: LogOnce,
     control: Option<Control>,
     /// QEMU's monitor for other clients, and where it is served. It comes and goes with the monitor.
     proxy: Option<Control>,
     proxy_path: Option<PathBuf>,
-    proxy_trouble: Complaint,
+    proxy_trouble: LogOnce,
     /// Signals that tell the agent to end.
     told: Receiver<()>,
     /// When the agent last looked around.
@@ -126,18 +126,18 @@ struct Agent {
     next_status_look: Option<Instant>,
     next_nodes_read: Instant,
     next_reconnect: Instant,
-    refusal: Complaint,
-    look_up_trouble: Complaint,
-    map_trouble: Complaint,
-    quiet: Quiet,
+    refusal: LogOnce,
+    look_up_trouble: LogOnce,
+    map_trouble: LogOnce,
+    idle: Idle,
     migration: Migration,
-    herald: Herald,
+    publisher: EventPublisher,
     /// What the command line and the configuration say.
     base: EngineSettings,
     /// What commands have set above that, and where it is kept.
-    wishes: Wishes,
-    saved: Saved,
-    pin_trouble: Complaint,
+    overrides: Overrides,
+    saved: StateFile,
+    pin_trouble: LogOnce,
     tap: Option<Box<dyn Tap>>,
 }
 
@@ -278,9 +278,9 @@ impl Agent {
         }
         for notice in self.engine.take_notices() {
             let paused_by = self.paused_by();
-            self.herald.notice(notice, &paused_by);
+            self.publisher.notice(notice, &paused_by);
         }
-        self.herald.dropped(self.engine.notices_dropped());
+        self.publisher.dropped(self.engine.notices_dropped());
     }
 
     /// Returns why the agent ends, if it does.
@@ -294,12 +294,13 @@ impl Agent {
         }
         self.look_at_sources(now);
         self.step(Event::Tick);
-        self.herald.tell_failures(now, self.refusal.now.as_deref());
+        self.publisher
+            .tell_failures(now, self.refusal.now.as_deref());
         if let Some(tap) = &mut self.tap {
             return tap.tick().then_some(End::Heard);
         }
         let at_work = self.engine.state() != VmState::Running;
-        let quiet = self.quiet.look(at_work, self.engine.moved_bytes(), now);
+        let quiet = self.idle.look(at_work, self.engine.moved_bytes(), now);
         if let Some(quiet) = quiet {
             tracing::debug!(vm = self.name, quiet, "sampling");
             self.sources.set_quiet(quiet);

@@ -7,7 +7,7 @@ use qmp::server::{
 
 use super::{
     PAUSERS, STATES, TIERS, WHEN_FULL, needed, optional,
-    sources::{RUNG, SOURCE},
+    sources::{SOURCE, SOURCE_HEALTH},
 };
 
 pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
@@ -50,7 +50,7 @@ pub(super) const TIER_INFO: ObjectSpec = ObjectSpec {
             Object(&SOURCE),
             "the source that is believed; where none is, the first that may be",
         ),
-        needed("sources", Array(&Object(&RUNG)), "all that may be"),
+        needed("sources", Array(&Object(&SOURCE_HEALTH)), "all that may be"),
         needed("tiers", Array(&Object(&TIER)), "fastest first"),
         optional(
             "hit-ratio",

@@ -5,7 +5,7 @@ use qmp::server::{
     TypeSpec::{Array, Enum, Number, Object, String, Uint},
 };
 
-use super::{DIRECTIONS, needed, optional, picture::PIN_STATUS};
+use super::{DIRECTIONS, needed, optional, query_tier::PIN_STATUS};
 
 pub(super) const EXPLANATION: ObjectSpec = ObjectSpec {
     name: "TierExplanation",

@@ -26,27 +26,27 @@ use serde::Serialize;
 
 use crate::{heat::Decay, time::Time};
 
-mod aside;
 mod cooldowns;
 mod fast;
 mod front;
-mod look;
+mod inspect;
 mod pages;
 mod pinned_ids;
 mod sample;
+mod side_table;
 mod slow;
 mod states;
 mod word;
 
-pub use look::{HeapStats, PageState};
+pub use inspect::{HeapStats, PageState};
 pub use sample::Touched;
 pub use states::StateCounts;
 
-use aside::Aside;
 use fast::FastHeap;
 use front::Entry;
 use pages::Pages;
 use pinned_ids::PinnedIds;
+use side_table::SideTable;
 use slow::SlowHeap;
 use word::{MAX_PAGES, Slot};
 
@@ -78,7 +78,7 @@ pub struct DualHeap {
     pages: Pages,
     slow: SlowHeap,
     fast: FastHeap,
-    aside: Aside,
+    side_table: SideTable,
     decay: Decay,
     /// The boost of the time last sampled at: batches share one time and `exp2` is not free.
     boost: (Time, f64),
@@ -114,7 +114,7 @@ impl DualHeap {
             pages: Pages::new(pages),
             slow: SlowHeap::new(pages),
             fast: FastHeap::new(pages),
-            aside: Aside::default(),
+            side_table: SideTable::default(),
             decay,
             boost: (Time(0), 1.0),
             cursor: 0,
@@ -189,7 +189,7 @@ impl DualHeap {
             Slot::Untracked | Slot::FastNever | Slot::SlowNever => 0.0,
             Slot::Fast(key) | Slot::Slow(key) => key,
             Slot::Front(index) => self.slow.key(index),
-            Slot::Aside(index) => self.aside.get(index).map_or(0.0, |held| held.key),
+            Slot::Aside(index) => self.side_table.get(index).map_or(0.0, |held| held.key),
         }
     }
 
@@ -215,7 +215,7 @@ impl DualHeap {
         self.pages.rescale(change);
         self.slow.rescale(&mut self.pages, change);
         self.fast.rescale(change);
-        self.aside.rescale(change);
+        self.side_table.rescale(change);
         self.boost = (now, self.decay.boost(now));
     }
 }
