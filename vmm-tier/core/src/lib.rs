@@ -14,7 +14,6 @@ pub mod moves;
 pub mod pages;
 pub mod quota;
 pub mod random;
-pub mod report;
 pub mod sample;
 pub mod sampling_period;
 pub mod settings;
