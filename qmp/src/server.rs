@@ -7,9 +7,9 @@
 mod bind;
 mod connection;
 mod dispatch;
-mod flight;
 mod hub;
 mod peer;
+mod pending;
 mod queue;
 mod reference;
 mod relay;

@@ -191,7 +191,7 @@ impl<'a> Session<'a> {
             call => call,
         };
         // Replies come in order: first those of commands that were sent on.
-        if !oob && self.hub.relay.is_some() && !self.peer.flight(false).wait_idle() {
+        if !oob && self.hub.relay.is_some() && !self.peer.pending(false).wait_idle() {
             return false;
         }
         let mut negotiated = None;

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use super::{
     Options,
     dispatch::Reply,
-    flight::Flight,
+    pending::Pending,
     queue::{Next, Queue},
 };
 use crate::{QmpError, codec::encode_crlf, fds};
@@ -36,8 +36,8 @@ pub(super) struct Peer {
     stream: UnixStream,
     queue: Queue,
     /// Commands that were sent on: in band, and out of band.
-    in_band: Flight,
-    out_of_band: Flight,
+    in_band: Pending,
+    out_of_band: Pending,
     negotiated: AtomicBool,
     oob: AtomicBool,
     retired: AtomicBool,
@@ -55,8 +55,8 @@ impl Peer {
             number,
             stream,
             queue: Queue::new(options.queue_messages, options.queue_bytes),
-            in_band: Flight::default(),
-            out_of_band: Flight::default(),
+            in_band: Pending::default(),
+            out_of_band: Pending::default(),
             negotiated: AtomicBool::new(false),
             oob: AtomicBool::new(false),
             retired: AtomicBool::new(false),
@@ -144,7 +144,7 @@ impl Peer {
         self.queue.wait_half_free()
     }
 
-    pub(super) fn flight(&self, oob: bool) -> &Flight {
+    pub(super) fn pending(&self, oob: bool) -> &Pending {
         if oob {
             &self.out_of_band
         } else {
@@ -213,7 +213,7 @@ impl Back {
         oob: bool,
         most: usize,
     ) -> Option<Self> {
-        let began = peer.flight(oob).begin(most);
+        let began = peer.pending(oob).begin(most);
         let peer = Arc::clone(peer);
         began.then_some(Self { peer, id, oob })
     }
@@ -234,6 +234,6 @@ impl Back {
 
 impl Drop for Back {
     fn drop(&mut self) {
-        self.peer.flight(self.oob).end();
+        self.peer.pending(self.oob).end();
     }
 }

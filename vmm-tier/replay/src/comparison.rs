@@ -12,6 +12,7 @@ mod charts;
 mod curve;
 mod error;
 mod fast;
+mod few_samples;
 mod input;
 mod lockstep;
 mod markdown;
@@ -25,7 +26,6 @@ mod survey;
 #[cfg(any(feature = "charts", test))]
 mod svg;
 mod text;
-mod thin;
 
 #[cfg(test)]
 mod tests;

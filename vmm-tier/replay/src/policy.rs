@@ -6,7 +6,6 @@
 //! there.
 
 pub mod dual_heap;
-pub mod fixed;
 pub mod hemem;
 pub mod kernel;
 mod lists;
@@ -17,6 +16,7 @@ pub mod oracle;
 mod parts;
 pub mod random;
 pub mod sds;
+pub mod static_placement;
 pub mod tpp;
 
 use std::time::Duration;
@@ -97,7 +97,9 @@ pub const ALL: &[(&str, Maker)] = &[
     ("nomad", |h, s| Box::new(nomad::Nomad::new(h, s))),
     ("lru", |h, s| Box::new(lru::Lru::new(h, s))),
     ("random", |h, s| Box::new(random::RandomExchange::new(h, s))),
-    ("static", |h, s| Box::new(fixed::Static::new(h, s))),
+    ("static", |h, s| {
+        Box::new(static_placement::Static::new(h, s))
+    }),
 ];
 
 /// No policy has this name.

@@ -51,7 +51,7 @@ pub(crate) enum Report {
 }
 
 /// What the thread is told.
-enum Order {
+enum SourceOrder {
     Map(Arc<GuestMemoryMap>),
     Quiet(bool),
     Vcpus(Vec<u32>),
@@ -62,7 +62,7 @@ enum Order {
 /// The thread. Dropping it closes the source.
 #[derive(Debug)]
 pub(crate) struct SourceThread {
-    orders: Option<Sender<Order>>,
+    orders: Option<Sender<SourceOrder>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -102,30 +102,30 @@ impl SourceThread {
 
     /// Watches the ranges of `map` from now on.
     pub(crate) fn set_map(&self, map: Arc<GuestMemoryMap>) {
-        self.order(Order::Map(map));
+        self.order(SourceOrder::Map(map));
     }
 
     /// Samples less often while nothing is to be done, or as often as set.
     pub(crate) fn set_quiet(&self, quiet: bool) {
-        self.order(Order::Quiet(quiet));
+        self.order(SourceOrder::Quiet(quiet));
     }
 
     /// The guest's CPUs run in these threads now.
     pub(crate) fn set_vcpus(&self, tids: Vec<u32>) {
-        self.order(Order::Vcpus(tids));
+        self.order(SourceOrder::Vcpus(tids));
     }
 
     /// These pages were moved: host-virtual start and bytes.
     pub(crate) fn moved(&self, pages: Vec<(Hva, u64)>) {
-        self.order(Order::Moved(pages));
+        self.order(SourceOrder::Moved(pages));
     }
 
     /// Opens the source, or closes it.
     pub(crate) fn set_work(&self, work: bool) {
-        self.order(Order::Work(work));
+        self.order(SourceOrder::Work(work));
     }
 
-    fn order(&self, order: Order) {
+    fn order(&self, order: SourceOrder) {
         if let Some(orders) = &self.orders {
             // It fails only when the thread is lost, which is told.
             let _ = orders.send(order);
@@ -166,7 +166,7 @@ struct Sampler {
     map: Arc<GuestMemoryMap>,
     quiet: bool,
     work: bool,
-    orders: Receiver<Order>,
+    orders: Receiver<SourceOrder>,
     out: Sender<(SourceKind, Report)>,
     /// Accounts of batches that found the channel full; sent with the next batch.
     unsent: SampleAccount,
@@ -204,13 +204,13 @@ impl Sampler {
     }
 
     /// Keeps what a source that is opened later must know.
-    fn note(&mut self, order: &Order) {
+    fn note(&mut self, order: &SourceOrder) {
         match order {
-            Order::Map(map) => self.map = Arc::clone(map),
-            Order::Quiet(quiet) => self.quiet = *quiet,
-            Order::Vcpus(tids) => self.setup.vcpus.clone_from(tids),
-            Order::Work(work) => self.work = *work,
-            Order::Moved(_) => {}
+            SourceOrder::Map(map) => self.map = Arc::clone(map),
+            SourceOrder::Quiet(quiet) => self.quiet = *quiet,
+            SourceOrder::Vcpus(tids) => self.setup.vcpus.clone_from(tids),
+            SourceOrder::Work(work) => self.work = *work,
+            SourceOrder::Moved(_) => {}
         }
     }
 
@@ -244,12 +244,12 @@ impl Sampler {
                 Ok(order) => {
                     self.note(&order);
                     match order {
-                        Order::Map(map) => source.set_map(&map)?,
-                        Order::Quiet(quiet) => source.set_quiet(quiet)?,
-                        Order::Vcpus(tids) => source.set_vcpus(&tids)?,
-                        Order::Moved(pages) => source.moved(&pages),
-                        Order::Work(true) => {}
-                        Order::Work(false) => return Ok(End::Rest),
+                        SourceOrder::Map(map) => source.set_map(&map)?,
+                        SourceOrder::Quiet(quiet) => source.set_quiet(quiet)?,
+                        SourceOrder::Vcpus(tids) => source.set_vcpus(&tids)?,
+                        SourceOrder::Moved(pages) => source.moved(&pages),
+                        SourceOrder::Work(true) => {}
+                        SourceOrder::Work(false) => return Ok(End::Rest),
                     }
                     continue;
                 }

@@ -23,7 +23,7 @@ use self::{
     expected_heat::ExpectedHeat,
     half_life::HalfLife,
     intake::{Intake, Terms},
-    sources::Sources,
+    sources::SourceAccounts,
 };
 use super::guest_pages::{Candidate, GuestPages};
 use crate::{
@@ -37,7 +37,7 @@ use crate::{
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Evidence {
-    pub(super) sources: Sources,
+    pub(super) sources: SourceAccounts,
     pub(super) stats: AccessStats,
     pub(super) bias: Bias,
     expected_heat: ExpectedHeat,
@@ -51,7 +51,7 @@ pub(super) struct Evidence {
 impl Evidence {
     pub(super) fn new(half_life: Duration, now: Time) -> Self {
         Self {
-            sources: Sources::default(),
+            sources: SourceAccounts::default(),
             stats: AccessStats::new(half_life, now),
             bias: Bias::default(),
             expected_heat: ExpectedHeat::default(),

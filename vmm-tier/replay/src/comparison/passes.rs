@@ -9,13 +9,13 @@ use tier_core::time::Time;
 use super::{
     args::Stretch,
     error::InputError,
+    few_samples,
     input::{AnyAccesses, Facts, Input, Opened},
     lockstep,
     progress::Progress,
     report::{Run, Trace},
     results::runs,
     settings::{Choice, Settings},
-    thin,
 };
 use crate::{
     machine::{
@@ -246,8 +246,8 @@ impl<'a> Play<'a> {
             true => account.records,
             false => account.sampled,
         };
-        let thin = thin::note(&trace, samples, most, settings.setup.half_life);
-        trace.notes.extend(thin);
+        let few = few_samples::note(&trace, samples, most, settings.setup.half_life);
+        trace.notes.extend(few);
         trace
     }
 }

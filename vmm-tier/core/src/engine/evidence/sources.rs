@@ -45,7 +45,7 @@ struct Feed {
 
 /// The sources that have delivered, and the believed source.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sources {
+pub(crate) struct SourceAccounts {
     feeds: BTreeMap<SourceKind, Feed>,
     pub(crate) main: Option<SourceKind>,
     /// The source in whose counts heats are kept.
@@ -61,7 +61,7 @@ pub(crate) struct Scale {
     pub(crate) heats: Option<f64>,
 }
 
-impl Sources {
+impl SourceAccounts {
     pub(crate) fn account(&mut self, source: SourceKind) -> &mut SampleAccount {
         &mut self.feeds.entry(source).or_default().stats.account
     }
@@ -209,15 +209,15 @@ mod tests {
         }
     }
 
-    fn scale(sources: &mut Sources, source: SourceKind, weight: f32) -> Scale {
+    fn scale(sources: &mut SourceAccounts, source: SourceKind, weight: f32) -> Scale {
         sources.scale(&batch(source, weight, 1), HALF_LIFE)
     }
 
     #[test]
     fn counts_when_another_source_counts_more_are_scaled_down() {
-        let mut sources = Sources {
+        let mut sources = SourceAccounts {
             main: Some(SourceKind::Damon),
-            ..Sources::default()
+            ..SourceAccounts::default()
         };
         let plain = Scale {
             counts: 1.0,
@@ -230,9 +230,9 @@ mod tests {
 
     #[test]
     fn counts_when_another_source_counts_less_are_not_blown_up() {
-        let mut sources = Sources {
+        let mut sources = SourceAccounts {
             main: Some(SourceKind::Ibs),
-            ..Sources::default()
+            ..SourceAccounts::default()
         };
         scale(&mut sources, SourceKind::Ibs, 1000.0);
         assert_eq!(scale(&mut sources, SourceKind::Guest, 10.0).counts, 1.0);
@@ -240,9 +240,9 @@ mod tests {
 
     #[test]
     fn heats_when_another_source_becomes_the_main_one_are_brought_to_its_counts_once() {
-        let mut sources = Sources {
+        let mut sources = SourceAccounts {
             main: Some(SourceKind::Damon),
-            ..Sources::default()
+            ..SourceAccounts::default()
         };
         scale(&mut sources, SourceKind::Damon, 100.0);
         sources.main = Some(SourceKind::Ibs);
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn precision_when_ranges_are_long_falls() {
-        let mut sources = Sources::default();
+        let mut sources = SourceAccounts::default();
         for (source, frames, expected) in
             [(SourceKind::Ibs, 1, 1.0), (SourceKind::Damon, 128, 0.125)]
         {

@@ -7,7 +7,7 @@ use std::{
 
 /// Counts them, and lets a thread wait for fewer or none.
 #[derive(Debug, Default)]
-pub(super) struct Flight {
+pub(super) struct Pending {
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -18,7 +18,7 @@ struct Inner {
     closed: bool,
 }
 
-impl Flight {
+impl Pending {
     /// Counts one more, waiting until there are fewer than `most`; `false` when it was closed.
     pub(super) fn begin(&self, most: usize) -> bool {
         let mut inner = self.wait_while(|inner| inner.under_way >= most.max(1));
@@ -67,26 +67,26 @@ mod tests {
 
     #[test]
     fn nobody_waits_when_it_was_closed() {
-        let flight = Flight::default();
-        assert!(flight.begin(1));
+        let pending = Pending::default();
+        assert!(pending.begin(1));
 
-        flight.close();
+        pending.close();
 
-        assert!(!flight.begin(1) && !flight.wait_idle());
+        assert!(!pending.begin(1) && !pending.wait_idle());
     }
 
     #[test]
     fn waiting_one_begins_when_another_ends() {
-        let flight = Flight::default();
-        assert!(flight.begin(1));
+        let pending = Pending::default();
+        assert!(pending.begin(1));
 
         std::thread::scope(|scope| {
-            let second = scope.spawn(|| flight.begin(1));
-            flight.end();
+            let second = scope.spawn(|| pending.begin(1));
+            pending.end();
             assert!(second.join().is_ok_and(|began| began));
         });
-        flight.end();
+        pending.end();
 
-        assert!(flight.wait_idle());
+        assert!(pending.wait_idle());
     }
 }
