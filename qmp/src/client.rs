@@ -21,12 +21,12 @@ use serde_json::Value;
 use self::reader::{Pending, Shared};
 pub(crate) use self::request::Sink;
 pub use self::{
-    connect::Greeting,
     error::{Closed, ConnectError, ExecuteError},
     peer::PeerCredentials,
     reconnect::{Reconnecting, Resync},
     request::{InFlight, Request},
 };
+pub use crate::message::Greeting;
 use crate::{
     QmpError,
     codec::Limits,

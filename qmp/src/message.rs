@@ -1,8 +1,23 @@
 //! What a server sends: greeting, reply, event.
 
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::{ErrorClass, QmpError, client::Greeting, event::Event};
+use crate::{
+    ErrorClass, QmpError,
+    commands::{Capability, VersionInfo},
+    event::Event,
+};
+
+/// What a server says first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// The server's version.
+    pub version: VersionInfo,
+    /// What it offers.
+    #[serde(default)]
+    pub capabilities: Vec<Capability>,
+}
 
 /// A message from a server, sorted.
 #[derive(Debug)]
@@ -18,6 +33,27 @@ pub(crate) enum FromServer {
 pub(crate) struct Reply {
     pub(crate) id: Option<Value>,
     pub(crate) result: Result<Value, QmpError>,
+}
+
+impl Serialize for Reply {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Wire<'a> {
+            #[serde(rename = "return", skip_serializing_if = "Option::is_none")]
+            value: Option<&'a Value>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            error: Option<&'a QmpError>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            id: Option<&'a Value>,
+        }
+
+        let id = self.id.as_ref();
+        let (value, error) = match &self.result {
+            Ok(value) => (Some(value), None),
+            Err(error) => (None, Some(error)),
+        };
+        Wire { value, error, id }.serialize(serializer)
+    }
 }
 
 impl FromServer {

@@ -14,7 +14,6 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with},
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     Client, Closed, ConnectError, Options, PeerCredentials, Writer,
@@ -22,25 +21,15 @@ use super::{
 };
 use crate::{
     codec::{Decoder, encode_line},
-    commands::{Capability, Command as _, QmpCapabilities, VersionInfo},
+    commands::{Capability, Command as _, QmpCapabilities},
     event::Event,
-    message::FromServer,
+    message::{FromServer, Greeting},
 };
 
 /// How often a full backlog is tried again.
 const RETRY: Duration = Duration::from_millis(10);
 /// How many of a stranger's first bytes are shown.
 const SHOWN: usize = 48;
-
-/// What a server says first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Greeting {
-    /// The server's version.
-    pub version: VersionInfo,
-    /// What it offers.
-    #[serde(default)]
-    pub capabilities: Vec<Capability>,
-}
 
 pub(super) fn connect(
     path: &Path,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
-use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -12,7 +11,7 @@ use super::{
     relay::Call,
     schema,
 };
-use crate::{ErrorClass, QmpError, codec::DecodeError, commands::VersionInfo};
+use crate::{ErrorClass, QmpError, codec::DecodeError, commands::VersionInfo, message::Reply};
 
 const NEGOTIATE: CommandSpec = CommandSpec {
     name: "qmp_capabilities",
@@ -90,34 +89,6 @@ pub(super) struct Request {
 impl Request {
     pub(super) fn is_oob(&self) -> bool {
         self.oob
-    }
-}
-
-/// A reply on the wire.
-#[derive(Debug)]
-pub(super) struct Reply {
-    result: Result<Value, QmpError>,
-    id: Option<Value>,
-}
-
-impl Serialize for Reply {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Wire<'a> {
-            #[serde(rename = "return", skip_serializing_if = "Option::is_none")]
-            value: Option<&'a Value>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            error: Option<&'a QmpError>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            id: Option<&'a Value>,
-        }
-
-        let id = self.id.as_ref();
-        let (value, error) = match &self.result {
-            Ok(value) => (Some(value), None),
-            Err(error) => (None, Some(error)),
-        };
-        Wire { value, error, id }.serialize(serializer)
     }
 }
 
@@ -291,12 +262,6 @@ impl Request {
             oob: false,
             call: Err(QmpError::generic(desc)),
         }
-    }
-}
-
-impl Reply {
-    pub(super) fn new(result: Result<Value, QmpError>, id: Option<Value>) -> Self {
-        Self { result, id }
     }
 }
 

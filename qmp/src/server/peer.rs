@@ -16,11 +16,10 @@ use tracing::{debug, warn};
 
 use super::{
     Options,
-    dispatch::Reply,
     pending::Pending,
     queue::{Next, Queue},
 };
-use crate::{QmpError, codec::encode_crlf, fds};
+use crate::{QmpError, codec::encode_crlf, fds, message::Reply};
 
 /// What a server counts beside its clients.
 #[derive(Debug, Default)]
@@ -225,7 +224,10 @@ impl Back {
 
     /// Sends the reply without waiting.
     pub(crate) fn reply(mut self, result: Result<Value, QmpError>) {
-        let reply = Reply::new(result, self.id.take());
+        let reply = Reply {
+            result,
+            id: self.id.take(),
+        };
         if let Some(line) = self.peer.encode(&reply) {
             self.peer.offer(line);
         }
