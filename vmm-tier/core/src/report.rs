@@ -149,7 +149,7 @@ impl<K, V: Reported> Reported for BTreeMap<K, V> {
     const SHAPE: Shape = Shape::Map(&V::SHAPE);
 }
 
-/// Defines a struct and describes its figures; see the [module](crate::report).
+/// Defines a struct and describes its figures; see the [module](mod@crate::report).
 ///
 /// `= "Name"` behind the struct's name is the name of its type in the schema. Behind a field's type, `: gauge`
 /// and `: counter` make a metric of it. `#[serde(flatten)]` puts the figures of the object that a field holds in
@@ -212,7 +212,7 @@ macro_rules! report {
     (@inline flatten) => { true };
 }
 
-/// Defines an enumeration by the words that users read and write; see the [module](crate::report).
+/// Defines an enumeration by the words that users read and write; see the [module](mod@crate::report).
 ///
 /// ```
 /// use tier_core::report::{Reported, Shape};
