@@ -1,14 +1,15 @@
 //! Reports: what users read, each figure defined once.
 //!
 //! [`report!`](crate::report!) defines a struct together with the description of its figures: a field's
-//! documentation is the help text that users read, its type is the value's shape, and `: gauge` or `: counter`
-//! behind it makes it a metric. From this description come the types of `query-tier` in the control socket's
-//! schema, docs/qmp.md, docs/metrics.md and the OpenMetrics text. [`words!`](crate::words!) does the same
-//! for enumerations: the words that users read stand at the variants.
+//! documentation is the help text that users read, and its type is the value's shape. From this description come
+//! the types of the control socket's schema and docs/qmp.md. [`words!`](crate::words!) does the same for
+//! enumerations: the words that users read stand at the variants.
 //!
 //! Units stand in names: `-bytes`, `-s`, `-ms`, `-ns`, `-per-s`, `-pages`. A counter counts since the agent's start.
 
 use std::{borrow::Cow, collections::BTreeMap};
+
+use crate::addr::{Gpa, Hva, NodeId, NodeSet};
 
 /// What a value looks like.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,15 +32,6 @@ pub enum Shape {
     Object(&'static Object),
 }
 
-/// How a figure changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// It goes up and down.
-    Gauge,
-    /// It only grows from the agent's start on.
-    Counter,
-}
-
 /// A figure of a report.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figure {
@@ -51,8 +43,6 @@ pub struct Figure {
     pub shape: Shape,
     /// Whether it may be `null`.
     pub optional: bool,
-    /// Whether it is a metric, and which.
-    pub kind: Option<Kind>,
     /// Whether the figures of the object that it holds stand in its place.
     pub is_inline: bool,
 }
@@ -131,7 +121,7 @@ macro_rules! reported {
 
 reported! {
     Bool: bool;
-    Uint: u8, u16, u32, u64, usize;
+    Uint: u8, u16, u32, u64, usize, Gpa, Hva, NodeId;
     Number: f32, f64;
     Text: String, &str, Cow<'_, str>;
 }
@@ -139,6 +129,10 @@ reported! {
 impl<T: Reported> Reported for Option<T> {
     const SHAPE: Shape = T::SHAPE;
     const OPTIONAL: bool = true;
+}
+
+impl Reported for NodeSet {
+    const SHAPE: Shape = <Vec<NodeId>>::SHAPE;
 }
 
 impl<T: Reported> Reported for Vec<T> {
@@ -151,19 +145,18 @@ impl<K, V: Reported> Reported for BTreeMap<K, V> {
 
 /// Defines a struct and describes its figures; see the [module](mod@crate::report).
 ///
-/// `= "Name"` behind the struct's name is the name of its type in the schema. Behind a field's type, `: gauge`
-/// and `: counter` make a metric of it. `#[serde(flatten)]` puts the figures of the object that a field holds in
-/// the field's place.
+/// `= "Name"` behind the struct's name is the name of its type in the schema. `#[serde(flatten)]` puts the figures of the object that a field holds in
+/// the field's place. `#[serde(with = "module")]` is handed on.
 ///
 /// ```
-/// use tier_core::report::{Kind, Reported, Shape};
+/// use tier_core::report::{Reported, Shape};
 ///
 /// tier_core::report! {
 ///     /// What a source has delivered.
 ///     #[derive(Clone, Debug)]
 ///     pub struct Delivered = "TierDelivered" {
 ///         /// Records that arrived.
-///         pub samples: u64: counter,
+///         pub samples: u64,
 ///         /// Why none arrives; absent while some do.
 ///         pub down: Option<String>,
 ///     }
@@ -171,7 +164,7 @@ impl<K, V: Reported> Reported for BTreeMap<K, V> {
 ///
 /// let Shape::Object(object) = Delivered::SHAPE else { unreachable!() };
 /// let figures = object.figures();
-/// assert_eq!((figures[0].help(), figures[0].kind), ("Records that arrived".to_owned(), Some(Kind::Counter)));
+/// assert_eq!(figures[0].help(), "Records that arrived");
 /// assert!(figures[1].optional);
 /// let delivered = Delivered { samples: 7, down: None };
 /// assert_eq!(serde_json::to_string(&delivered).unwrap(), r#"{"samples":7,"down":null}"#);
@@ -179,15 +172,15 @@ impl<K, V: Reported> Reported for BTreeMap<K, V> {
 #[macro_export]
 macro_rules! report {
     ($(#[doc = $doc:literal])+ $(#[derive($($derive:tt)*)])? $visibility:vis struct $name:ident = $type_name:literal {
-        $($(#[doc = $field_doc:literal])+ $(#[serde($serde:ident)])? $field_visibility:vis $field:ident:
-            $type:ty $(: $kind:ident)?,)+
+        $($(#[doc = $field_doc:literal])+ $(#[serde($serde:ident $(= $with:literal)?)])? $field_visibility:vis $field:ident:
+            $type:ty,)+
     }) => {
         $(#[doc = $doc])+
         $(#[derive($($derive)*)])?
         #[derive(::serde::Serialize)]
         #[serde(rename_all = "kebab-case")]
         $visibility struct $name {
-            $($(#[doc = $field_doc])+ $(#[serde($serde)])? $field_visibility $field: $type,)+
+            $($(#[doc = $field_doc])+ $(#[serde($serde $(= $with)?)])? $field_visibility $field: $type,)+
         }
 
         impl $crate::report::Reported for $name {
@@ -198,18 +191,15 @@ macro_rules! report {
                         doc: concat!($($field_doc),+),
                         shape: <$type as $crate::report::Reported>::SHAPE,
                         optional: <$type as $crate::report::Reported>::OPTIONAL,
-                        kind: $crate::report!(@kind $($kind)?),
                         is_inline: $crate::report!(@inline $($serde)?),
                     },
                 )+]),
             );
         }
     };
-    (@kind) => { None };
-    (@kind gauge) => { Some($crate::report::Kind::Gauge) };
-    (@kind counter) => { Some($crate::report::Kind::Counter) };
     (@inline) => { false };
     (@inline flatten) => { true };
+    (@inline with) => { false };
 }
 
 /// Defines an enumeration by the words that users read and write; see the [module](mod@crate::report).
@@ -257,7 +247,7 @@ macro_rules! words {
 
         impl ::std::fmt::Display for $name {
             fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
-                f.write_str(self.name())
+                f.pad(self.name())
             }
         }
 
