@@ -1,11 +1,11 @@
 //! Reports: what users read, each figure defined once.
 //!
 //! [`report!`](crate::report!) defines a struct together with the description of its figures: a field's
-//! documentation is the help text that users read, and its type is the value's shape. From this description come
-//! the types of the control socket's schema and docs/qmp.md. [`words!`](crate::words!) does the same for
-//! enumerations: the words that users read stand at the variants.
+//! documentation is the help text that users read, and its type is the value's shape. From this
+//! description come the types of the control socket's schema and docs/qmp.md. [`words!`](crate::words!)
+//! does the same for enumerations: the words that users read stand at the variants.
 //!
-//! Units stand in names: `-bytes`, `-s`, `-ms`, `-ns`, `-per-s`, `-pages`. A counter counts since the agent's start.
+//! Units stand in names: `-bytes`, `-s`, `-ms`, `-ns`, `-per-s`, `-pages`.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -145,8 +145,9 @@ impl<K, V: Reported> Reported for BTreeMap<K, V> {
 
 /// Defines a struct and describes its figures; see the [module](mod@crate::report).
 ///
-/// `= "Name"` behind the struct's name is the name of its type in the schema. `#[serde(flatten)]` puts the figures of the object that a field holds in
-/// the field's place. `#[serde(with = "module")]` is handed on.
+/// `= "Name"` behind the struct's name is the name of its type in the schema. `#[serde(flatten)]` puts
+/// the figures of the object that a field holds in the field's place. `#[serde(with = "module")]` is
+/// handed on.
 ///
 /// ```
 /// use tier_core::report::{Reported, Shape};

@@ -26,7 +26,8 @@ use crate::source::{
 
 /// How often the selection looks at what the sources deliver.
 const LOOK: Duration = Duration::from_secs(1);
-/// Below this share of one core the guest's CPUs have nothing to do: no source can be blamed for silence.
+/// Below this share of one core the guest's CPUs have nothing to do: no source can be blamed for
+/// silence.
 const IDLE: f64 = 0.01;
 
 tier_core::report! {
@@ -44,8 +45,8 @@ tier_core::report! {
 }
 
 tier_core::report! {
-    /// A source that may be believed: what it sees, how good it is, and what became of its records. `samples` is
-    /// `accepted` plus all `dropped`.
+    /// A source that may be believed: what it sees, how good it is, and what became of its records.
+    /// `samples` is `accepted` plus all `dropped`.
     #[derive(Clone, Debug)]
     pub(super) struct SourceHealth = "TierSourceHealth" {
         /// What it is.
@@ -60,8 +61,8 @@ tier_core::report! {
         sees: Option<Sight>,
         /// What it is, for people.
         label: String,
-        /// 0 to 1, of its last trial; absent before a trial: the product of precision, coverage, freshness and
-        /// number of records.
+        /// 0 to 1, of its last trial; absent before a trial: the product of precision, coverage,
+        /// freshness and number of records.
         quality: Option<f64>,
         /// Records of use a second, in its last trial.
         accepted_per_s: f64,

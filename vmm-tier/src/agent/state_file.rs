@@ -145,9 +145,10 @@ impl StateFile {
             return Overrides::default();
         }
         let what = set.what();
+        let words: Vec<_> = what.iter().map(|kind| kind.name()).collect();
         tracing::info!(
             vm = self.vm,
-            ?what,
+            what = ?words,
             written_s_ago = now().saturating_sub(written),
             same_qemu,
             "restored what commands had set: {}",

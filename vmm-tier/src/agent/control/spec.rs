@@ -1,8 +1,9 @@
 //! What the control socket offers: names, arguments, returns and meanings.
 //!
-//! The server checks arguments against this, answers `query-commands` and `query-qmp-schema` from it, and
-//! docs/qmp.md is made of it. What commands return is described where its struct is defined, by
-//! [`report!`](tier_core::report!). A member that a command returns and that may be left out may be `null` too.
+//! The server checks arguments against this, answers `query-commands` and `query-qmp-schema` from it,
+//! and docs/qmp.md is made of it. What commands return is described where its struct is defined, by
+//! [`report!`](tier_core::report!). A member that a command returns and that may be left out may be
+//! `null` too.
 
 mod commands;
 mod events;

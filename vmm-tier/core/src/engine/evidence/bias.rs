@@ -78,12 +78,12 @@ const MOST_WATCHED: usize = 1024;
 const MOST_WAIT: Duration = Duration::from_secs(10);
 
 crate::report! {
-    /// How much more often the source reports an access to the fast tier than one to the slow tier, learned from
-    /// pages drawn by lot: some are promoted at once, some two seconds later.
+    /// How much more often the source reports an access to the fast tier than one to the slow tier,
+    /// learned from pages drawn by lot: some are promoted at once, some two seconds later.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct TierBias = "TierBias" {
-        /// Records of the fast tier for each record of the slow tier, for as many accesses; absent while the ratio
-        /// is not known.
+        /// Records of the fast tier for each record of the slow tier, for as many accesses; absent while
+        /// the ratio is not known.
         pub fast_to_slow: Option<f64>,
         /// The standard deviation of its logarithm: 0.1 is a tenth.
         pub deviation: Option<f64>,

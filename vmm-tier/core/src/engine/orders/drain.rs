@@ -30,8 +30,8 @@ crate::report! {
         pub done: bool,
         /// Whether the drain makes no progress.
         pub stuck: bool,
-        /// Why it makes no progress: the slow nodes have no room; more than the target is pinned; or what is left
-        /// can't be moved.
+        /// Why it makes no progress: the slow nodes have no room; more than the target is pinned; or
+        /// what is left can't be moved.
         pub stuck_because: Option<DrainStall>,
     }
 }

@@ -39,8 +39,8 @@ crate::report! {
 }
 
 crate::report! {
-    /// What was pinned, or taken back. Bytes are those of whole pages, also where a page lies only partly in a
-    /// pin.
+    /// What was pinned, or taken back. Bytes are those of whole pages, also where a page lies only
+    /// partly in a pin.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct PinReport = "TierPinReport" {
         /// Pins made or taken back.

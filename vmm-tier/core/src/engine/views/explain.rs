@@ -23,8 +23,8 @@ crate::words! {
         Untracked = "untracked",
         /// In its tier's heap: may be taken for an exchange.
         InHeap = "in-heap",
-        /// No access to it was seen, or none is remembered (with a sketch). On the fast tier it is the first
-        /// to go, on the slow tier no candidate.
+        /// No access to it was seen, or none is remembered (with a sketch). On the fast tier it is the
+        /// first to go, on the slow tier no candidate.
         NeverSampled = "never-sampled",
         /// A move of it is under way, or waits for the room that another move makes.
         InFlight = "in-flight",
@@ -81,8 +81,8 @@ crate::report! {
         pub rank: Option<u32>,
         /// How many pages of its tier may be taken; absent if it may not.
         pub heap_pages: Option<u32>,
-        /// Where it stands: a candidate for an exchange (`in-heap`), without any access seen, under way, just moved,
-        /// impossible to move, or pinned.
+        /// Where it stands: a candidate for an exchange (`in-heap`), without any access seen, under way,
+        /// just moved, impossible to move, or pinned.
         pub state: PageCondition,
         /// How long it is left alone still, in milliseconds.
         pub cooling_ms: Option<u64>,

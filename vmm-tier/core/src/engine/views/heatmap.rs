@@ -26,8 +26,8 @@ crate::report! {
 }
 
 crate::report! {
-    /// The guest's RAM cut into cells of equal size in rising guest-physical order. Holes between RAM are passed
-    /// over: a cell may reach over one.
+    /// The guest's RAM cut into cells of equal size in rising guest-physical order. Holes between RAM
+    /// are passed over: a cell may reach over one.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Heatmap = "TierHeatmap" {
         /// Rows.

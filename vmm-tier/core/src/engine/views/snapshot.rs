@@ -46,8 +46,8 @@ crate::report! {
         pub tiers: Vec<TierSnapshot>,
         /// Share of observed accesses that went to the fast tier, decayed; absent before any.
         pub hit_ratio: Option<f64>,
-        /// How differently the source sees the tiers; absent for a source that reads page tables, which sees them
-        /// alike.
+        /// How differently the source sees the tiers; absent for a source that reads page tables, which
+        /// sees them alike.
         pub tier_bias: Option<TierBias>,
         /// Promoted since the agent's start, verified.
         pub promoted_bytes: u64,

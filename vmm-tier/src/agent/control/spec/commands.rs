@@ -30,14 +30,14 @@ pub(super) fn commands() -> Vec<CommandSpec> {
         CommandSpec {
             name: "tier-set-policy",
             doc: "Changes how pages are chosen and how fast they move. What is left out stays as it is; \
-              without any argument everything goes back to what the command line and the \
-              configuration say. Kept over a restart of the agent.",
+                  without any argument everything goes back to what the command line and the \
+                  configuration say. Kept over a restart of the agent.",
             args: members(vec![
                 optional(
                     "policy",
                     of::<PolicyName>(),
                     "the policy; `dual-heap` exchanges the hottest pages of the slow tier with the \
-                 coldest of the fast tier",
+                     coldest of the fast tier",
                 ),
                 optional(
                     "half-life",
@@ -61,7 +61,7 @@ pub(super) fn commands() -> Vec<CommandSpec> {
         CommandSpec {
             name: "tier-set-limit",
             doc: "Sets the most bytes of the fast tier that the guest may hold. What is above it is \
-              demoted at once, coldest first. Ends a drain. Kept over a restart of the agent.",
+                  demoted at once, coldest first. Ends a drain. Kept over a restart of the agent.",
             args: members(vec![optional(
                 "bytes",
                 Uint,
@@ -85,9 +85,9 @@ pub(super) fn commands() -> Vec<CommandSpec> {
         CommandSpec {
             name: "tier-pin",
             doc: "Keeps a range of guest memory on one tier, whatever its heat. Its pages that lie \
-              elsewhere are moved there first of all, within rate and headroom. Kept over a restart \
-              of the agent: what is in its place then stays, what is not goes there as room allows. \
-              Where the guest has no such memory then, the pin waits.",
+                  elsewhere are moved there first of all, within rate and headroom. Kept over a restart \
+                  of the agent: what is in its place then stays, what is not goes there as room allows. \
+                  Where the guest has no such memory then, the pin waits.",
             args: members(vec![
                 needed("start", Uint, START),
                 needed("bytes", Uint, BYTES),
@@ -96,8 +96,8 @@ pub(super) fn commands() -> Vec<CommandSpec> {
                     "when-full",
                     of::<WhenFull>(),
                     "what to do when the range does not fit there: refuse the pin (also when left out); \
-                 demote the coldest pages that are not pinned; or fill what room there is, and the \
-                 rest when there is more",
+                     demote the coldest pages that are not pinned; or fill what room there is, and the \
+                     rest when there is more",
                 ),
             ]),
             returns: of::<PinReport>(),
@@ -106,7 +106,7 @@ pub(super) fn commands() -> Vec<CommandSpec> {
         CommandSpec {
             name: "tier-unpin",
             doc: "Takes back the pins that lie wholly in a range. Their pages stay where they are and \
-              take part in tiering again.",
+                  take part in tiering again.",
             args: members(vec![
                 optional("start", Uint, START),
                 optional(
@@ -121,8 +121,8 @@ pub(super) fn commands() -> Vec<CommandSpec> {
         CommandSpec {
             name: "tier-drain",
             doc: "Leaves the fast tier down to a size, coldest pages first, whatever it costs. The size \
-              stays the limit afterwards; `tier-set-limit` ends the drain. `TIER_DRAIN` tells how it \
-              comes on.",
+                  stays the limit afterwards; `tier-set-limit` ends the drain. `TIER_DRAIN` tells how it \
+                  comes on.",
             args: members(vec![optional(
                 "bytes",
                 Uint,
@@ -134,7 +134,7 @@ pub(super) fn commands() -> Vec<CommandSpec> {
         CommandSpec {
             name: "tier-explain",
             doc: "Why the page at a guest-physical address lies where it lies, and what would move it. \
-              It looks at every page: for people, not for polling.",
+                  It looks at every page: for people, not for polling.",
             args: members(vec![needed(
                 "address",
                 Uint,
