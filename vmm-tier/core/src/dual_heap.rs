@@ -55,16 +55,16 @@ use word::{MAX_PAGES, Slot};
 #[serde(transparent)]
 pub struct PageId(pub u32);
 
-/// Where a page lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Placement {
-    /// Not present, or not a page of its own.
-    Untracked,
-    /// On a node of the fast tier.
-    Fast,
-    /// On a node of the slow tier.
-    Slow,
+crate::words! {
+    /// Where a page lies.
+    pub enum Placement {
+        /// Not present, or not a page of its own.
+        Untracked = "untracked",
+        /// On a node of the fast tier.
+        Fast = "fast",
+        /// On a node of the slow tier.
+        Slow = "slow",
+    }
 }
 
 /// More pages than can be indexed.

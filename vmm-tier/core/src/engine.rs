@@ -60,7 +60,7 @@ use crate::{
     addr::Gpa,
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport},
-    sample::{DropReason, SampleBatch, SourceKind},
+    sample::{DropReason, SampleAccount, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
     time::Time,
@@ -359,6 +359,18 @@ impl VmEngine {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         views::snapshot::of(self)
+    }
+
+    /// What became of every record of every source.
+    #[must_use]
+    pub fn samples(&self) -> SampleAccount {
+        self.evidence.sources.total()
+    }
+
+    /// All pins together.
+    #[must_use]
+    pub fn pins_snapshot(&self) -> PinsSnapshot {
+        self.pages.pins().snapshot()
     }
 
     /// Explains the page at a guest-physical address. Looks at every page.

@@ -14,6 +14,7 @@ pub mod moves;
 pub mod pages;
 pub mod quota;
 pub mod random;
+pub mod report;
 pub mod sample;
 pub mod sampling_period;
 pub mod settings;

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::addr::{BASE_PAGE, Hva, NodeId};
 
 /// What a page's own work is taken to cost before it is measured (isolation, unmapping, TLB, the page
@@ -19,14 +17,14 @@ pub fn assumed_cost_ns(page_bytes: u64) -> f64 {
     ASSUMED_PAGE_NS + ASSUMED_FRAME_NS * (page_bytes / BASE_PAGE) as f64
 }
 
-/// Which way a page goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Direction {
-    /// From the slow tier to the fast tier.
-    Promote,
-    /// From the fast tier to the slow tier.
-    Demote,
+crate::words! {
+    /// Which way a page goes.
+    pub enum Direction {
+        /// From the slow tier to the fast tier.
+        Promote = "promote",
+        /// From the fast tier to the slow tier.
+        Demote = "demote",
+    }
 }
 
 /// One page (a folio: 4 KiB, a transparent huge page, or a hugetlb page), named by its first byte.
@@ -51,44 +49,31 @@ pub struct MoveBatch {
     pub pages: Vec<Page>,
 }
 
-/// What became of one page. Every page of a batch ends in exactly one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// The page lies on the target node.
-    Moved,
-    /// The kernel could not isolate or unmap it just now. Retry later.
-    Busy,
-    /// The page is pinned for the long term (VFIO, RDMA). Do not retry for a long time.
-    Pinned,
-    /// Other processes map the page and the agent lacks `CAP_SYS_NICE`. Do not retry.
-    Shared,
-    /// No page is present. Forget its placement; never touch it.
-    Absent,
-    /// The target node had no free page. Retry when it has headroom.
-    NoMemory,
-    /// A huge page was split on the way and only a part of it arrived. Look at it again.
-    Split,
-    /// The kernel reported success but the page lies elsewhere. Look at it again.
-    WrongNode,
-    /// The mapping or the process is gone. Rebuild the map.
-    Gone,
+crate::words! {
+    /// What became of one page. Every page of a batch ends in exactly one of these.
+    pub enum Outcome {
+        /// The page lies on the target node.
+        Moved = "moved",
+        /// The kernel could not isolate or unmap it just now. Retry later.
+        Busy = "busy",
+        /// The page is pinned for the long term (VFIO, RDMA). Do not retry for a long time.
+        Pinned = "pinned",
+        /// Other processes map the page and the agent lacks `CAP_SYS_NICE`. Do not retry.
+        Shared = "shared",
+        /// No page is present. Forget its placement; never touch it.
+        Absent = "absent",
+        /// The target node had no free page. Retry when it has headroom.
+        NoMemory = "no-memory",
+        /// A huge page was split on the way and only a part of it arrived. Look at it again.
+        Split = "split",
+        /// The kernel reported success but the page lies elsewhere. Look at it again.
+        WrongNode = "wrong-node",
+        /// The mapping or the process is gone. Rebuild the map.
+        Gone = "gone",
+    }
 }
 
 impl Outcome {
-    /// All classes, in the order in which tables show them.
-    pub const ALL: [Self; 9] = [
-        Self::Moved,
-        Self::Busy,
-        Self::Pinned,
-        Self::Shared,
-        Self::Absent,
-        Self::NoMemory,
-        Self::Split,
-        Self::WrongNode,
-        Self::Gone,
-    ];
-
     /// The time after which the page may be tried again; `None` if trying again is of no use until
     /// something else (a new map, a new placement) says otherwise.
     #[must_use]

@@ -1,6 +1,6 @@
 //! What a source of accesses delivers: samples, and an account of everything that arrived.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,59 +9,30 @@ use crate::{
     time::Time,
 };
 
-/// A kind of source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SourceKind {
-    /// DAMON on QEMU's address space.
-    Damon,
-    /// AMD's instruction-based sampling of the vCPU threads.
-    Ibs,
-    /// Intel's PEBS on the vCPU threads.
-    Pebs,
-    /// An agent inside the guest.
-    Guest,
-    /// A recording of another source.
-    Replay,
-}
-
-impl SourceKind {
-    /// Every kind.
-    pub const ALL: [Self; 5] = [
-        Self::Damon,
-        Self::Ibs,
-        Self::Pebs,
-        Self::Guest,
-        Self::Replay,
-    ];
-
-    /// The word that users write and read.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Damon => "damon",
-            Self::Ibs => "ibs",
-            Self::Pebs => "pebs",
-            Self::Guest => "guest",
-            Self::Replay => "replay",
-        }
+crate::words! {
+    /// A kind of source.
+    pub enum SourceKind {
+        /// DAMON on QEMU's address space.
+        Damon = "damon",
+        /// AMD's instruction-based sampling of the vCPU threads.
+        Ibs = "ibs",
+        /// Intel's PEBS on the vCPU threads.
+        Pebs = "pebs",
+        /// An agent inside the guest.
+        Guest = "guest",
+        /// A recording of another source.
+        Replay = "replay",
     }
 }
 
-impl fmt::Display for SourceKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+crate::words! {
+    /// Which accesses a source can see at all.
+    pub enum Sight {
+        /// The guest's own.
+        Guest = "guest",
+        /// Only those of QEMU and the host's kernel: device emulation, say.
+        HostMode = "host-mode",
     }
-}
-
-/// Which accesses a source can see at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sight {
-    /// The guest's own.
-    Guest,
-    /// Only those of QEMU and the host's kernel: device emulation, say.
-    HostMode,
 }
 
 /// Where an access went.
@@ -100,50 +71,51 @@ pub struct AccessSample {
     pub kind: AccessKind,
 }
 
-/// Why a record of a source did not become a sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DropReason {
-    /// The record is shorter than its own fields or its numbers contradict each other.
-    Malformed,
-    /// The record belongs to another target than this guest.
-    ForeignTarget,
-    /// The address is in none of the guest's RAM ranges.
-    NotGuestRam,
-    /// The record was made under an older memory map.
-    StaleMap,
-    /// A bounded queue on the way was full.
-    QueueFull,
-    /// The agent was paused when the record arrived.
-    Paused,
-    /// The record carries no usable address.
-    NoAddress,
-    /// The access was made in a mode that says nothing of the guest.
-    WrongMode,
-    /// The host-physical address is none of the guest's pages.
-    Unmapped,
-    /// A guest's agent broke the protocol.
-    Hostile,
-    /// A guest's agent sent more than it may.
-    RateLimited,
-    /// A guest's agent sent it again, or too late.
-    OutOfSequence,
+crate::words! {
+    /// Why a record of a source did not become a sample.
+    pub enum DropReason {
+        /// The record is shorter than its own fields or its numbers contradict each other.
+        Malformed = "malformed",
+        /// The record belongs to another target than this guest.
+        ForeignTarget = "foreign-target",
+        /// The address is in none of the guest's RAM ranges.
+        NotGuestRam = "not-guest-ram",
+        /// The record was made under an older memory map.
+        StaleMap = "stale-map",
+        /// A bounded queue on the way was full.
+        QueueFull = "queue-full",
+        /// The agent was paused when the record arrived.
+        Paused = "paused",
+        /// The record carries no usable address.
+        NoAddress = "no-address",
+        /// The access was made in a mode that says nothing of the guest.
+        WrongMode = "wrong-mode",
+        /// The host-physical address is none of the guest's pages.
+        Unmapped = "unmapped",
+        /// A guest's agent broke the protocol.
+        Hostile = "hostile",
+        /// A guest's agent sent more than it may.
+        RateLimited = "rate-limited",
+        /// A guest's agent sent it again, or too late.
+        OutOfSequence = "out-of-sequence",
+    }
 }
 
-/// An account of records: `arrived` is always `accepted` plus the sum of `dropped`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct SampleAccount {
-    /// Records that came out of the source.
-    pub arrived: u64,
-    /// Records that became samples and reached the heaps.
-    pub accepted: u64,
-    /// Records dropped, by reason.
-    pub dropped: BTreeMap<DropReason, u64>,
-    /// Records the kernel could not store because its ring was full; they never arrived.
-    pub lost: u64,
-    /// Times the kernel throttled the source.
-    pub throttled: u64,
+crate::report! {
+    /// What became of a source's records: `samples` is `accepted` plus all `dropped`.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    pub struct SampleAccount = "TierSampleAccount" {
+        /// Records that came out of the source.
+        pub samples: u64,
+        /// Records that were of use.
+        pub accepted: u64,
+        /// Records that were of none, by reason; see the guide to sources.
+        pub dropped: BTreeMap<DropReason, u64>,
+        /// Records that there was no room for; they never arrived.
+        pub lost: u64,
+        /// Times the kernel throttled the source.
+        pub throttled: u64,
+    }
 }
 
 impl SampleAccount {
@@ -152,19 +124,19 @@ impl SampleAccount {
         if n == 0 {
             return;
         }
-        self.arrived += n;
+        self.samples += n;
         *self.dropped.entry(reason).or_default() += n;
     }
 
     /// Counts `n` arrived records as accepted.
     pub fn accept(&mut self, n: u64) {
-        self.arrived += n;
+        self.samples += n;
         self.accepted += n;
     }
 
     /// Adds another account to this one.
     pub fn add(&mut self, other: &Self) {
-        self.arrived += other.arrived;
+        self.samples += other.samples;
         self.accepted += other.accepted;
         self.lost += other.lost;
         self.throttled += other.throttled;
@@ -176,7 +148,7 @@ impl SampleAccount {
     /// Whether every arrived record is accounted for.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        self.arrived == self.accepted + self.dropped.values().sum::<u64>()
+        self.samples == self.accepted + self.dropped.values().sum::<u64>()
     }
 }
 
@@ -202,7 +174,7 @@ pub struct SampleBatch {
     pub map_generation: u64,
     /// The observations.
     pub samples: Vec<AccessSample>,
-    /// What the source itself lost or dropped since its last batch. `arrived` and `accepted` of the
+    /// What the source itself lost or dropped since its last batch. `samples` and `accepted` of the
     /// records in `samples` are counted by whoever takes the batch.
     pub account: SampleAccount,
 }

@@ -2,24 +2,13 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-/// Which tier a page or node belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tier {
-    /// DRAM.
-    Fast,
-    /// CXL, PMEM, far nodes.
-    Slow,
-}
-
-impl std::fmt::Display for Tier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Fast => "fast",
-            Self::Slow => "slow",
-        })
+crate::words! {
+    /// Which tier a page or node belongs to.
+    pub enum Tier {
+        /// DRAM.
+        Fast = "fast",
+        /// CXL, PMEM, far nodes.
+        Slow = "slow",
     }
 }
 

@@ -17,12 +17,10 @@ mod health;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde::Serialize;
-
 use self::candidate::Candidate;
 pub use self::{
     candidate::{TRIAL, quality},
-    health::{Health, likely_cause},
+    health::{Health, HealthWord, likely_cause},
 };
 use crate::{
     engine::SourceStats,
@@ -57,13 +55,11 @@ pub enum Step {
 }
 
 /// A candidate as people see it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SourceStatus {
     /// The source.
     pub kind: SourceKind,
     /// How it does.
-    #[serde(flatten)]
     pub health: Health,
     /// Which accesses it sees; `null` before it was opened.
     pub sight: Option<Sight>,

@@ -130,12 +130,12 @@ fn records_when_several_sources_deliver_are_accounted_for_each() {
     let [(SourceKind::Damon, damon), (SourceKind::Guest, guest)] = sources[..] else {
         panic!("{sources:?}");
     };
-    assert_eq!((damon.account.arrived, damon.account.accepted), (64, 64));
-    assert_eq!((guest.account.arrived, guest.account.accepted), (8, 1));
+    assert_eq!((damon.account.samples, damon.account.accepted), (64, 64));
+    assert_eq!((guest.account.samples, guest.account.accepted), (8, 1));
     assert_eq!(guest.account.dropped[&DropReason::NotGuestRam], 2);
     assert_eq!(guest.account.dropped[&DropReason::Hostile], 5);
     assert!(damon.tests_pages && !guest.tests_pages);
     assert_eq!(guest.precision, 1.0);
-    assert_eq!(lab.engine.snapshot().samples.arrived, 72);
+    assert_eq!(lab.engine.samples().samples, 72);
     assert_eq!(lab.engine.check(), Ok(()));
 }

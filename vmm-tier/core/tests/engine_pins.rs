@@ -362,11 +362,11 @@ fn range_when_it_can_not_be_pinned_is_refused_with_the_reason() {
         none.to_string(),
         "no pin lies in the 4096 bytes at 0x11e000"
     );
-    let snapshot = lab.engine.snapshot().pins;
+    let snapshot = lab.engine.pins_snapshot();
     assert_eq!((snapshot.count, snapshot.slow_bytes), (3, 21 * BASE_PAGE));
     let all = try_unpin(&mut lab, 0, 2048).unwrap();
     assert_eq!((all.pins, all.bytes), (3, 21 * BASE_PAGE));
-    assert_eq!(lab.engine.snapshot().pins, PinsSnapshot::default());
+    assert_eq!(lab.engine.pins_snapshot(), PinsSnapshot::default());
 }
 
 #[test]

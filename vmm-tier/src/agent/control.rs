@@ -19,15 +19,44 @@ use qmp::{
     Client, Proxy, QmpError, proxy,
     server::{CommandSpec, EventSender, EventSpec, Handler, Options, Server},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-pub(super) use self::order::Order;
+pub(super) use self::{order::Order, query::Pauser};
 
 /// Requests that may wait for the agent.
 const QUEUE: usize = 64;
 /// How long a client waits for the agent, which answers between two events: a guard against an agent
 /// that hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+tier_core::words! {
+    /// Whose monitor a socket is.
+    enum SocketKind {
+        /// The agent's own.
+        Control = "control",
+        /// QEMU's, with the agent's commands added.
+        Proxy = "proxy",
+    }
+}
+
+tier_core::report! {
+    /// A socket that the agent serves.
+    #[derive(Clone, Debug)]
+    struct SocketReport = "TierSocket" {
+        /// The agent's own, or QEMU's monitor with the agent's commands added.
+        kind: SocketKind,
+        /// Where it is.
+        path: String,
+        /// Clients connected now.
+        clients: usize,
+        /// Clients taken since it is served.
+        accepted: u64,
+        /// Clients turned away because there were too many.
+        rejected: u64,
+        /// Clients disconnected because they did not read.
+        too_slow: u64,
+    }
+}
 
 /// What a client gets.
 type Answer = Result<Value, QmpError>;
@@ -99,19 +128,19 @@ impl Control {
     }
 
     /// The socket and its clients, for `query-tier`.
-    fn report(&self) -> Value {
+    fn report(&self) -> SocketReport {
         let (kind, path, stats) = match &self.socket {
-            Socket::Own(server) => ("control", server.path(), server.stats()),
-            Socket::Proxy(proxy) => ("proxy", proxy.path(), proxy.stats()),
+            Socket::Own(server) => (SocketKind::Control, server.path(), server.stats()),
+            Socket::Proxy(proxy) => (SocketKind::Proxy, proxy.path(), proxy.stats()),
         };
-        json!({
-            "kind": kind,
-            "path": path.display().to_string(),
-            "clients": stats.clients,
-            "accepted": stats.accepted,
-            "rejected": stats.rejected,
-            "too-slow": stats.too_slow,
-        })
+        SocketReport {
+            kind,
+            path: path.display().to_string(),
+            clients: stats.clients,
+            accepted: stats.accepted,
+            rejected: stats.rejected,
+            too_slow: stats.too_slow,
+        }
     }
 }
 
@@ -138,11 +167,11 @@ impl Commands {
 
 impl Handler for Commands {
     fn commands(&self) -> &[CommandSpec] {
-        spec::COMMANDS
+        &spec::SPEC.commands
     }
 
     fn events(&self) -> &[EventSpec] {
-        spec::EVENTS
+        &spec::SPEC.events
     }
 
     fn handle(&self, name: &str, arguments: Map<String, Value>) -> Answer {
@@ -170,6 +199,7 @@ impl Handler for Commands {
 mod tests {
     use std::thread;
 
+    use serde_json::json;
     use tier_core::{
         addr::Gpa,
         engine::{Pin, WhenFull},
@@ -261,7 +291,7 @@ mod tests {
             "tier-explain" => json!({"address": 4096}),
             _ => json!({}),
         };
-        for command in spec::COMMANDS {
+        for command in &spec::SPEC.commands {
             let arguments = object(needed(command.name));
             command.check(&arguments).unwrap();
             assert!(

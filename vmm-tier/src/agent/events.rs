@@ -11,6 +11,8 @@ use tier_core::{
     sample::SourceKind,
 };
 
+use super::control::Pauser;
+
 /// How long after one failed move the next may be told.
 const FAILURES_APART: Duration = Duration::from_secs(1);
 
@@ -83,7 +85,7 @@ impl EventPublisher {
     }
 
     /// Tells what the engine noticed; `paused_by` is who wants moves to pause now.
-    pub(super) fn notice(&mut self, notice: Notice, paused_by: &[&str]) {
+    pub(super) fn notice(&mut self, notice: Notice, paused_by: &[Pauser]) {
         match notice {
             Notice::State { from, to } => self.state(from, to, paused_by),
             Notice::Drain(progress) => self.drain(&progress),
@@ -110,10 +112,10 @@ impl EventPublisher {
         self.failures.left_out += total.saturating_sub(before);
     }
 
-    fn state(&self, from: VmState, to: VmState, paused_by: &[&str]) {
+    fn state(&self, from: VmState, to: VmState, paused_by: &[Pauser]) {
         let mut data = json!({"from": from, "to": to});
         if to == VmState::Paused {
-            data["paused-by"] = paused_by.into();
+            data["paused-by"] = json!(paused_by);
         }
         self.send("TIER_STATE", data);
     }

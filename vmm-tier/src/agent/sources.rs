@@ -7,7 +7,6 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use serde_json::{Value, json};
 use tier_core::{
     addr::Hva,
     damon_pace::WATCHED_AGGREGATIONS,
@@ -15,7 +14,7 @@ use tier_core::{
     map::GuestMemoryMap,
     moves::{MoveReport, Outcome},
     sample::{SampleAccount, SampleBatch, Sight, SourceKind},
-    source_selection::{Health, SourceSelection, SourceStatus, Step},
+    source_selection::{Health, HealthWord, SourceSelection, SourceStatus, Step},
 };
 use tier_sys::{process, sysroot::SysRoot};
 
@@ -27,8 +26,57 @@ use crate::source::{
 
 /// How often the selection looks at what the sources deliver.
 const LOOK: Duration = Duration::from_secs(1);
-/// Below this share of one core the guest's CPUs have nothing to do: no source can be blamed for silence.
+/// Below this share of one core the guest's CPUs have nothing to do: no source can be blamed for
+/// silence.
 const IDLE: f64 = 0.01;
+
+tier_core::report! {
+    /// A source and what became of its records. `samples` is `accepted` plus all `dropped`.
+    #[derive(Clone, Debug)]
+    pub(super) struct SourceReport = "TierSource" {
+        /// What it is; absent where no source may be believed.
+        kind: Option<SourceKind>,
+        /// What became of its records.
+        #[serde(flatten)]
+        account: SampleAccount,
+        /// Why no source is believed, if so.
+        down: Option<String>,
+    }
+}
+
+tier_core::report! {
+    /// A source that may be believed: what it sees, how good it is, and what became of its records.
+    /// `samples` is `accepted` plus all `dropped`.
+    #[derive(Clone, Debug)]
+    pub(super) struct SourceHealth = "TierSourceHealth" {
+        /// What it is.
+        kind: SourceKind,
+        /// How it does; `resting` where another serves better.
+        health: HealthWord,
+        /// What is wrong with it, if something is.
+        reason: Option<String>,
+        /// Whether pages are moved on its word.
+        believed: bool,
+        /// Which accesses; absent before it was opened.
+        sees: Option<Sight>,
+        /// What it is, for people.
+        label: String,
+        /// 0 to 1, of its last trial; absent before a trial: the product of precision, coverage,
+        /// freshness and number of records.
+        quality: Option<f64>,
+        /// Records of use a second, in its last trial.
+        accepted_per_s: f64,
+        /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log2 n) for n such pages.
+        precision: f64,
+        /// The share of the guest that it watches.
+        coverage: f64,
+        /// How old its word is when it comes, on average.
+        staleness_ms: f64,
+        /// What became of its records.
+        #[serde(flatten)]
+        account: SampleAccount,
+    }
+}
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -188,52 +236,41 @@ impl Sources {
     pub(super) fn report<'a>(
         &self,
         stats: impl Iterator<Item = (SourceKind, &'a SourceStats)>,
-    ) -> Vec<Value> {
+    ) -> Vec<SourceHealth> {
         let stats: BTreeMap<_, _> = stats.collect();
         let report = |source: SourceStatus| {
-            let stats = stats
-                .get(&source.kind)
-                .copied()
-                .cloned()
-                .unwrap_or_default();
-            let mut report = json!({
-                "kind": source.kind,
-                "health": source.health.name(),
-                "reason": source.health.reason(),
-                "believed": source.believed,
-                "sees": source.sight,
-                "label": source.label,
-                "quality": source.quality,
-                "accepted-per-s": source.accepted_per_s,
-                "precision": stats.precision,
-                "coverage": stats.coverage,
-                "staleness-ms": stats.staleness.as_secs_f64() * 1e3,
-            });
-            add_account(&mut report, &stats.account);
-            report
+            let stats = stats.get(&source.kind).copied().cloned();
+            let stats = stats.unwrap_or_default();
+            SourceHealth {
+                kind: source.kind,
+                health: source.health.word(),
+                reason: source.health.reason().map(str::to_owned),
+                believed: source.believed,
+                sees: source.sight,
+                label: source.label,
+                quality: source.quality,
+                accepted_per_s: source.accepted_per_s,
+                precision: stats.precision,
+                coverage: stats.coverage,
+                staleness_ms: stats.staleness.as_secs_f64() * 1e3,
+                account: stats.account,
+            }
         };
         self.selection.statuses().map(report).collect()
     }
 }
 
-fn add_account(report: &mut Value, account: &SampleAccount) {
-    report["samples"] = account.arrived.into();
-    report["accepted"] = account.accepted.into();
-    report["dropped"] = json!(account.dropped);
-    report["lost"] = account.lost.into();
-    report["throttled"] = account.throttled.into();
-}
-
 impl Agent {
     /// The part of `query-tier` about the source that is believed.
-    pub(super) fn source_report(&self) -> Value {
+    pub(super) fn source_report(&self) -> SourceReport {
         let kind = self.sources.kind();
-        let mut report = json!({"kind": kind, "down": self.sources.blind()});
         let mut sources = self.engine.sources();
         let stats = sources.find(|(source, _)| Some(*source) == kind);
-        let account = stats.map_or_else(SampleAccount::default, |(_, stats)| stats.account.clone());
-        add_account(&mut report, &account);
-        report
+        SourceReport {
+            kind,
+            account: stats.map_or_else(SampleAccount::default, |(_, stats)| stats.account.clone()),
+            down: self.sources.blind(),
+        }
     }
 
     pub(super) fn on_source(&mut self, kind: SourceKind, report: Report) {
@@ -340,7 +377,7 @@ impl Agent {
         };
         let news = self.source_trouble.entry(kind).or_default().is_news(reason);
         if news && !self.guest_has_ended() {
-            tracing::warn!(vm = self.name, source = %kind, "{}: {reason}", health.name());
+            tracing::warn!(vm = self.name, source = %kind, "{}: {reason}", health.word());
             self.publisher.source_fails(kind, reason);
         }
     }

@@ -14,11 +14,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde_json::{Value, json};
 use tier_sys::sysroot::SysRoot;
 
 use self::document::{Document, Identity, StateFileError, VERSION};
-pub(super) use self::overrides::{LimitOverride, Overrides, POLICY, PolicyOverride};
+pub(super) use self::overrides::{
+    LimitOverride, Overrides, PolicyName, PolicyOverride, SettingKind,
+};
 use super::log_once::LogOnce;
 use crate::causes::with_causes;
 
@@ -42,13 +43,30 @@ pub(super) struct StateFile {
     restored: Option<Restored>,
 }
 
-/// What the file said at the start.
-struct Restored {
-    what: Vec<&'static str>,
-    /// When it was written, in seconds since 1970.
-    written: u64,
-    /// Whether it was about this process of QEMU, or an earlier one of the same VM.
-    same_qemu: bool,
+tier_core::report! {
+    /// What was taken over from the state file.
+    #[derive(Clone, Debug)]
+    pub(super) struct Restored = "TierRestored" {
+        /// What commands had set.
+        what: Vec<SettingKind>,
+        /// When the file was written, in seconds since 1970.
+        written: u64,
+        /// Whether the file was about this process of QEMU, or an earlier process of the VM's name.
+        same_qemu: bool,
+    }
+}
+
+tier_core::report! {
+    /// The state file.
+    #[derive(Clone, Debug)]
+    pub(super) struct StateFileReport = "TierStateFile" {
+        /// Where it is.
+        path: String,
+        /// When it was written last, in seconds since 1970; absent while commands have set nothing.
+        written: Option<u64>,
+        /// Why it can't be written, if it can't.
+        error: Option<String>,
+    }
 }
 
 impl StateFile {
@@ -127,9 +145,10 @@ impl StateFile {
             return Overrides::default();
         }
         let what = set.what();
+        let words: Vec<_> = what.iter().map(|kind| kind.name()).collect();
         tracing::info!(
             vm = self.vm,
-            ?what,
+            what = ?words,
             written_s_ago = now().saturating_sub(written),
             same_qemu,
             "restored what commands had set: {}",
@@ -255,21 +274,18 @@ impl StateFile {
         }
     }
 
-    /// The members `state-file` and `restored` of `query-tier`.
-    pub(super) fn report(&self) -> (Value, Value) {
-        let file = json!({
-            "path": self.path.display().to_string(),
-            "written": self.written,
-            "error": self.trouble.now,
-        });
-        let restored = self.restored.as_ref().map(|restored| {
-            json!({
-                "what": restored.what,
-                "written": restored.written,
-                "same-qemu": restored.same_qemu,
-            })
-        });
-        (file, restored.unwrap_or_default())
+    /// The file, for `query-tier`.
+    pub(super) fn report(&self) -> StateFileReport {
+        StateFileReport {
+            path: self.path.display().to_string(),
+            written: self.written,
+            error: self.trouble.now.clone(),
+        }
+    }
+
+    /// What the file said at the agent's start, if it said anything.
+    pub(super) const fn restored(&self) -> Option<&Restored> {
+        self.restored.as_ref()
     }
 }
 

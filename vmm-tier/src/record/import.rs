@@ -75,7 +75,7 @@ impl Import<'_> {
         let account = &end.account;
         for (count, what) in [
             (account.lost, "samples lost"),
-            (account.arrived, "dropped"),
+            (account.samples, "dropped"),
             (
                 counts.outside.max(end.outside),
                 "outside the guest's memory",

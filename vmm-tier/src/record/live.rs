@@ -174,7 +174,7 @@ impl Tap for Recorder {
         let (end, bytes) = output.finish()?;
         let (accesses, batches) = (end.accesses, end.batches);
         let mut notes = String::new();
-        for (n, what) in [(end.account.lost, "lost"), (end.account.arrived, "dropped")] {
+        for (n, what) in [(end.account.lost, "lost"), (end.account.samples, "dropped")] {
             if n > 0 {
                 notes += &format!(", {n} {what}");
             }

@@ -265,7 +265,7 @@ mod tests {
         evidence.refuse(&batch(0, true), DropReason::StaleMap);
         evidence.take(Time(0), &batch(0, true), half_life, &mut pages);
         let total = evidence.sources.total();
-        assert_eq!((total.arrived, total.accepted), (2, 0));
+        assert_eq!((total.samples, total.accepted), (2, 0));
         assert_eq!(total.dropped[&DropReason::StaleMap], 1);
         assert_eq!(total.dropped[&DropReason::NotGuestRam], 1);
         assert_eq!(evidence.check(), Ok(()));

@@ -94,7 +94,7 @@ impl Candidate {
             let before = self.begin.dropped.get(reason).copied().unwrap_or(0);
             self.last.dropped.get(reason).copied().unwrap_or(0) - before
         };
-        let arrived = self.last.arrived - self.begin.arrived;
+        let arrived = self.last.samples - self.begin.samples;
         let most = self.last.dropped.keys().max_by_key(|reason| new(reason));
         match most {
             Some(&reason) if arrived > 0 && new(&reason) > 0 => Health::Broken {

@@ -1,12 +1,29 @@
 //! How a source does, and why.
 
-use serde::Serialize;
-
 use crate::sample::DropReason;
 
-/// How a source does.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "health")]
+crate::words! {
+    /// How a source does, in one word.
+    pub enum HealthWord {
+        /// Others serve better.
+        Resting = "resting",
+        /// It is being opened.
+        Opening = "opening",
+        /// It is open, and has not been tried long enough.
+        OnTrial = "on-trial",
+        /// It delivers.
+        Good = "good",
+        /// Nothing comes, though the guest runs.
+        Silent = "silent",
+        /// Records come, and none can be used.
+        Broken = "broken",
+        /// It can't be opened, or ended.
+        Down = "down",
+    }
+}
+
+/// How a source does, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Health {
     /// Others serve better.
     Resting,
@@ -34,17 +51,17 @@ pub enum Health {
 }
 
 impl Health {
-    /// The word that clients see.
+    /// The word that users read.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
+    pub const fn word(&self) -> HealthWord {
         match self {
-            Self::Resting => "resting",
-            Self::Opening => "opening",
-            Self::OnTrial => "on-trial",
-            Self::Good => "good",
-            Self::Silent { .. } => "silent",
-            Self::Broken { .. } => "broken",
-            Self::Down { .. } => "down",
+            Self::Resting => HealthWord::Resting,
+            Self::Opening => HealthWord::Opening,
+            Self::OnTrial => HealthWord::OnTrial,
+            Self::Good => HealthWord::Good,
+            Self::Silent { .. } => HealthWord::Silent,
+            Self::Broken { .. } => HealthWord::Broken,
+            Self::Down { .. } => HealthWord::Down,
         }
     }
 

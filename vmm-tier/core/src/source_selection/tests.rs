@@ -49,7 +49,7 @@ impl Lab {
                     assert_eq!(before, self.believed.last().copied().flatten());
                     self.believed.push(source);
                 }
-                Step::Tell(kind, health) => self.told.push((kind, health.name())),
+                Step::Tell(kind, health) => self.told.push((kind, health.word().name())),
             }
         }
     }

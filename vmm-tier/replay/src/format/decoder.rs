@@ -320,7 +320,7 @@ pub(super) fn add(sum: &mut SampleAccount, account: &SampleAccount) {
         let dropped = sum.dropped.entry(reason).or_default();
         *dropped = dropped.saturating_add(n);
     }
-    sum.arrived = sum
+    sum.samples = sum
         .dropped
         .values()
         .fold(0, |sum: u64, n| sum.saturating_add(*n));

@@ -76,7 +76,7 @@ pub struct BatchEnd {
     pub period: u64,
     /// Whether the source had found its pace.
     pub settled: bool,
-    /// What the source lost and dropped. `arrived` is what was dropped: the samples say for themselves.
+    /// What the source lost and dropped. Its `samples` are those that were dropped.
     pub account: SampleAccount,
 }
 
@@ -184,11 +184,11 @@ pub(super) fn read_account(reader: &mut Reader<'_>, most: u64) -> Result<SampleA
     let throttled = reader.at_most(most, "a number of losses")?;
     let count = reader.small(REASONS.len() as u32, "the number of drop reasons")?;
     let mut dropped = BTreeMap::new();
-    let mut arrived = 0_u64;
+    let mut samples = 0_u64;
     for _ in 0..count {
         let number = reader.small(REASONS.len() as u32 - 1, "a drop reason")?;
         let n = reader.at_most(most, "a number of drops")?;
-        arrived = arrived
+        samples = samples
             .checked_add(n)
             .ok_or(WireError::OutOfBounds("a number of drops"))?;
         if dropped.insert(REASONS[number as usize], n).is_some() {
@@ -196,7 +196,7 @@ pub(super) fn read_account(reader: &mut Reader<'_>, most: u64) -> Result<SampleA
         }
     }
     Ok(SampleAccount {
-        arrived,
+        samples,
         accepted: 0,
         dropped,
         lost,

@@ -366,8 +366,8 @@ mod tests {
         assert!((4000..4080).all(|page| host.is_fast(page)));
         assert_eq!(host.ledger().promoted_bytes, 80 * 4096);
         assert_eq!(host.ledger().demoted_bytes, 80 * 4096);
-        let samples = policy.engine.snapshot().samples;
-        assert_eq!((samples.arrived, samples.accepted), (40_000, 40_000));
+        let samples = policy.engine.samples();
+        assert_eq!((samples.samples, samples.accepted), (40_000, 40_000));
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Agent {
                 return value(drawn.map_err(|error| refusal(&error))?);
             }
         }
-        Ok(self.query_tier())
+        value(self.query_tier())
     }
 
     fn order_policy(&mut self, wish: PolicyOverride) -> Result<(), QmpError> {

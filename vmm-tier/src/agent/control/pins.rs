@@ -1,9 +1,8 @@
 //! Pins: set and taken back by commands, kept, and set anew when the guest's memory changes.
 
-use serde_json::{Value, json};
 use tier_core::{
     addr::Gpa,
-    engine::{MAX_PINS, Order, Pin, PinError, PinReport, Refusal},
+    engine::{MAX_PINS, Order, Pin, PinError, PinReport, PinStatus, PinsSnapshot, Refusal},
 };
 
 use super::{
@@ -12,6 +11,20 @@ use super::{
     order::UnpinArguments,
 };
 use crate::agent::Agent;
+
+tier_core::report! {
+    /// All pins.
+    #[derive(Clone, Debug)]
+    pub(super) struct PinsReport = "TierPins" {
+        /// The pins in force together.
+        #[serde(flatten)]
+        total: PinsSnapshot,
+        /// The pins in force, by address.
+        ranges: Vec<PinStatus>,
+        /// Pins that were set and that the guest has no memory for now.
+        waiting: Vec<Pin>,
+    }
+}
 
 impl Agent {
     pub(super) fn order_pin(&mut self, pin: Pin) -> Answer {
@@ -107,8 +120,12 @@ impl Agent {
         }
     }
 
-    /// The pins one by one, for `query-tier`.
-    pub(super) fn list_pins(&self) -> (Value, Value) {
-        (json!(self.engine.pins()), json!(self.waiting_pins()))
+    /// All pins, for `query-tier`.
+    pub(super) fn pins_report(&self) -> PinsReport {
+        PinsReport {
+            total: self.engine.pins_snapshot(),
+            ranges: self.engine.pins(),
+            waiting: self.waiting_pins(),
+        }
     }
 }

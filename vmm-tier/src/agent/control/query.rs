@@ -1,54 +1,88 @@
 //! The reply to `query-tier`.
 
-use serde_json::{Map, Value};
+use tier_core::engine::Snapshot;
 
-use super::Control;
-use crate::agent::{Agent, state_file::POLICY};
+use super::{Control, SocketReport, pins::PinsReport};
+use crate::agent::{
+    Agent,
+    sources::{SourceHealth, SourceReport},
+    state_file::{PolicyName, Restored, StateFileReport},
+};
+
+tier_core::words! {
+    /// Who wants moves to pause.
+    pub(in crate::agent) enum Pauser {
+        /// An operator.
+        Operator = "operator",
+        /// A migration of the guest.
+        Migration = "migration",
+    }
+}
+
+tier_core::report! {
+    /// One VM's tiering. Sizes are in bytes.
+    #[derive(Clone, Debug)]
+    pub(in crate::agent) struct TierInfo = "TierInfo" {
+        /// The VM's name.
+        name: String,
+        /// QEMU's process.
+        pid: u32,
+        /// For how many seconds the agent runs.
+        uptime_s: u64,
+        /// Who wants moves to pause: an operator (`tier-pause`), or a migration of the guest.
+        paused_by: Vec<Pauser>,
+        /// QEMU's word for how the migration stands, while a migration is under way.
+        migration: Option<String>,
+        /// Why the kernel refuses to move or look up pages, if it does.
+        refused: Option<String>,
+        /// The policy in force.
+        policy: PolicyName,
+        /// The source that is believed; where none is, the first that may be.
+        source: SourceReport,
+        /// All sources that may be believed.
+        sources: Vec<SourceHealth>,
+        /// What the engine knows.
+        #[serde(flatten)]
+        engine: Snapshot,
+        /// What is pinned.
+        pins: PinsReport,
+        /// Where the agent is asked, and by how many.
+        sockets: Vec<SocketReport>,
+        /// What the state file said at the agent's start, if it said anything.
+        restored: Option<Restored>,
+        /// Where what commands set is kept over a restart of the agent.
+        state_file: StateFileReport,
+    }
+}
 
 impl Agent {
     /// What the agent does and how that goes.
-    pub(in crate::agent) fn query_tier(&self) -> Value {
-        let snapshot = self.engine.snapshot();
-        let refused = self
-            .refusal
-            .now
-            .as_ref()
-            .or(self.look_up_trouble.now.as_ref());
-        let migration = self.migration.under_way().map(ToString::to_string);
-        let (state_file, restored) = self.saved.report();
+    pub(super) fn query_tier(&self) -> TierInfo {
+        let refused = self.refusal.now.as_ref();
         let sockets = self.control.iter().chain(&self.proxy);
-        let sockets: Value = sockets.map(Control::report).collect();
-        let mut reply = match serde_json::to_value(&snapshot) {
-            Ok(Value::Object(members)) => members,
-            _ => Map::new(),
-        };
-        reply.remove("samples");
-        if let Some(pins) = reply.get_mut("pins").and_then(Value::as_object_mut) {
-            let (ranges, waiting) = self.list_pins();
-            pins.insert("ranges".to_owned(), ranges);
-            pins.insert("waiting".to_owned(), waiting);
+        TierInfo {
+            name: self.name.clone(),
+            pid: self.pid,
+            uptime_s: self.started.elapsed().as_secs(),
+            paused_by: self.paused_by(),
+            migration: self.migration.under_way().map(ToString::to_string),
+            refused: refused.or(self.look_up_trouble.now.as_ref()).cloned(),
+            policy: PolicyName::DualHeap,
+            source: self.source_report(),
+            sources: self.sources.report(self.engine.sources()),
+            engine: self.engine.snapshot(),
+            pins: self.pins_report(),
+            sockets: sockets.map(Control::report).collect(),
+            restored: self.saved.restored().cloned(),
+            state_file: self.saved.report(),
         }
-        let mut insert = |name: &str, value: Value| reply.insert(name.to_owned(), value);
-        insert("name", self.name.clone().into());
-        insert("pid", self.pid.into());
-        insert("uptime-s", self.started.elapsed().as_secs().into());
-        insert("paused-by", self.paused_by().into());
-        insert("migration", migration.into());
-        insert("refused", refused.cloned().into());
-        insert("policy", POLICY.into());
-        insert("source", self.source_report());
-        insert("sources", self.sources.report(self.engine.sources()).into());
-        insert("sockets", sockets);
-        insert("restored", restored);
-        insert("state-file", state_file);
-        reply.into()
     }
 
     /// Who wants moves to pause.
-    pub(in crate::agent) fn paused_by(&self) -> Vec<&'static str> {
+    pub(in crate::agent) fn paused_by(&self) -> Vec<Pauser> {
         let who = [
-            (self.overrides.paused, "operator"),
-            (self.migration.under_way().is_some(), "migration"),
+            (self.overrides.paused, Pauser::Operator),
+            (self.migration.under_way().is_some(), Pauser::Migration),
         ];
         let who = who.into_iter().filter(|(wants, _)| *wants);
         who.map(|(_, who)| who).collect()

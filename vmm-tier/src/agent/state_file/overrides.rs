@@ -5,8 +5,27 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tier_core::engine::{MAX_PINS, Pin, PolicyChange};
 
-/// The one policy that there is.
-pub(in crate::agent) const POLICY: &str = "dual-heap";
+tier_core::words! {
+    /// A policy that chooses the pages to move.
+    pub(in crate::agent) enum PolicyName {
+        /// Exchanges the hottest pages of the slow tier with the coldest of the fast tier.
+        DualHeap = "dual-heap",
+    }
+}
+
+tier_core::words! {
+    /// A kind of setting that commands make.
+    pub(in crate::agent) enum SettingKind {
+        /// `tier-pause`.
+        Paused = "paused",
+        /// `tier-set-limit`, `tier-drain`.
+        Limit = "limit",
+        /// `tier-set-policy`.
+        Policy = "policy",
+        /// `tier-pin`.
+        Pins = "pins",
+    }
+}
 
 /// What commands have set of one VM's tiering.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,13 +43,13 @@ pub(in crate::agent) struct Overrides {
 }
 
 impl Overrides {
-    /// What is set, in the words of `query-tier`.
-    pub(in crate::agent) fn what(&self) -> Vec<&'static str> {
+    /// What is set.
+    pub(in crate::agent) fn what(&self) -> Vec<SettingKind> {
         let set = [
-            (self.paused, "paused"),
-            (self.limit.is_some(), "limit"),
-            (!self.policy.is_empty(), "policy"),
-            (!self.pins.is_empty(), "pins"),
+            (self.paused, SettingKind::Paused),
+            (self.limit.is_some(), SettingKind::Limit),
+            (!self.policy.is_empty(), SettingKind::Policy),
+            (!self.pins.is_empty(), SettingKind::Pins),
         ];
         let set = set.into_iter().filter(|(is_set, _)| *is_set);
         set.map(|(_, what)| what).collect()
@@ -96,8 +115,9 @@ impl PolicyOverride {
     /// # Errors
     /// Which part is out of bounds, and the bounds.
     pub(in crate::agent) fn change(&self) -> Result<PolicyChange, String> {
-        if let Some(name) = self.policy.as_deref().filter(|&name| name != POLICY) {
-            return Err(format!("policy '{name}' is not known; there is: {POLICY}"));
+        let known = PolicyName::DualHeap;
+        if let Some(name) = self.policy.as_deref().filter(|&name| name != known.name()) {
+            return Err(format!("policy '{name}' is not known; there is: {known}"));
         }
         let seconds = |name: &str, seconds: Option<f64>| {
             let duration = |seconds| {

@@ -7,6 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tier_core::{
     addr::Gpa,
@@ -25,6 +26,11 @@ fn open(folder: &TempDir, vm: &str) -> (StateFile, Overrides) {
         true,
         std::process::id(),
     )
+}
+
+/// The members `state-file` and `restored` of `query-tier`.
+fn reported(saved: &StateFile) -> (Value, Value) {
+    (json!(saved.report()), json!(saved.restored()))
 }
 
 fn overrides() -> Overrides {
@@ -76,14 +82,14 @@ fn overrides_when_saved_are_restored_and_told() {
     let folder = tempfile::tempdir().unwrap();
     let (mut saved, none) = open(&folder, "vm1");
     assert_eq!(none, Overrides::default());
-    assert_eq!(saved.report().1, Value::Null, "nothing was restored");
+    assert_eq!(reported(&saved).1, Value::Null, "nothing was restored");
     saved.save(&overrides());
     drop(saved);
 
     let (saved, restored) = open(&folder, "vm1");
 
     assert_eq!(restored, overrides());
-    let (file, restored) = saved.report();
+    let (file, restored) = reported(&saved);
     assert_eq!(
         restored["what"],
         json!(["paused", "limit", "policy", "pins"])
@@ -106,7 +112,7 @@ fn overrides_when_all_are_taken_back_leave_no_file() {
     saved.save(&overrides());
     saved.save(&Overrides::default());
     assert!(names(&folder).is_empty());
-    assert_eq!(saved.report().0["written"], Value::Null);
+    assert_eq!(reported(&saved).0["written"], Value::Null);
 }
 
 #[test]
@@ -120,13 +126,13 @@ fn file_when_qemu_was_restarted_applies_by_name_and_says_so() {
 
     let (saved, restored) = open_with(&folder, text.as_bytes());
     assert_eq!(restored, overrides());
-    assert_eq!(saved.report().1["same-qemu"], false);
+    assert_eq!(reported(&saved).1["same-qemu"], false);
 
     // Without a name of its own the VM is another one.
     let root = SysRoot::real();
     let (saved, restored) = StateFile::open(folder.path(), &root, "vm1", false, std::process::id());
     assert_eq!(restored, Overrides::default());
-    assert_eq!(saved.report().1, Value::Null);
+    assert_eq!(reported(&saved).1, Value::Null);
 }
 
 #[test]
@@ -144,7 +150,7 @@ fn file_when_another_vm_of_the_name_runs_is_left_to_it() {
     });
 
     assert_eq!(restored, Overrides::default());
-    let (report, _) = saved.report();
+    let (report, _) = reported(&saved);
     let error = report["error"].as_str().unwrap();
     assert!(error.contains("--name"), "{error}");
     assert_eq!(fs::read_to_string(file(&folder, "vm1")).unwrap(), text);
@@ -174,7 +180,7 @@ fn file_when_another_vm_of_the_name_wrote_it_first_is_left_to_it() {
         );
     }
 
-    let (report, _) = saved.report();
+    let (report, _) = reported(&saved);
     assert!(report["error"].as_str().unwrap().contains("--name"));
     other.kill().unwrap();
     other.wait().unwrap();
@@ -188,12 +194,12 @@ fn file_when_its_folder_can_be_written_again_is_written_without_an_order() {
     let (mut saved, _) = open(&folder, "vm1");
     saved.save(&overrides());
     saved.try_again(&overrides());
-    assert!(saved.report().0["error"].is_string());
+    assert!(reported(&saved).0["error"].is_string());
     fs::remove_file(folder.path().join("state")).unwrap();
 
     saved.try_again(&overrides());
 
-    assert_eq!(saved.report().0["error"], Value::Null);
+    assert_eq!(reported(&saved).0["error"], Value::Null);
     assert_eq!(open(&folder, "vm1").1, overrides());
 }
 
@@ -212,7 +218,7 @@ fn file_when_the_other_vm_of_the_name_has_ended_is_taken_over() {
     other.wait().unwrap();
 
     assert_eq!(saved.take_over(), Some(overrides()));
-    let (report, restored) = saved.report();
+    let (report, restored) = reported(&saved);
     assert_eq!(report["error"], Value::Null);
     assert_eq!(restored["same-qemu"], false);
     assert_eq!(saved.take_over(), None, "once");
@@ -269,7 +275,7 @@ fn file_when_newer_is_put_aside_under_a_name_of_its_own() {
     assert_eq!(restored, Overrides::default());
     assert_eq!(names(&folder), ["vm1.json.newer"]);
     assert_eq!(
-        saved.report().0["error"],
+        reported(&saved).0["error"],
         Value::Null,
         "the next one can be written"
     );
@@ -283,13 +289,13 @@ fn file_when_it_can_not_be_written_is_told_and_nothing_fails() {
     let (mut saved, restored) = open(&folder, "vm1");
     saved.save(&overrides());
     assert_eq!(restored, Overrides::default());
-    let (report, _) = saved.report();
+    let (report, _) = reported(&saved);
     let error = report["error"].as_str().unwrap();
     assert!(error.contains("run-dir"), "{error}");
 
     fs::remove_file(folder.path().join("state")).unwrap();
     saved.save(&overrides());
-    assert_eq!(saved.report().0["error"], Value::Null, "it works again");
+    assert_eq!(reported(&saved).0["error"], Value::Null, "it works again");
 }
 
 #[test]
@@ -337,12 +343,12 @@ fn file_when_its_place_is_a_link_is_not_followed() {
     saved.save(&overrides());
 
     assert_eq!(restored, Overrides::default());
-    assert!(saved.report().0["error"].is_string());
+    assert!(reported(&saved).0["error"].is_string());
     assert!(path.is_symlink(), "neither replaced nor removed");
     fs::remove_file(&path).unwrap();
     saved.try_again(&overrides());
     assert_eq!(
-        saved.report().0["error"],
+        reported(&saved).0["error"],
         Value::Null,
         "nothing is in the way"
     );

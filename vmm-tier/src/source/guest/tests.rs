@@ -283,7 +283,7 @@ fn agent_when_it_replays_or_repeats_is_not_heard_again() {
     rig.send_bytes(&replay);
     // The hello of a session that goes on.
     rig.send(1, 0, hello());
-    let account = rig.account_when("the replay", |account, _| account.arrived == 11);
+    let account = rig.account_when("the replay", |account, _| account.samples == 11);
     assert_eq!(dropped(&account, DropReason::OutOfSequence), 11);
     assert_eq!(rig.samples(), 10);
 
@@ -292,7 +292,7 @@ fn agent_when_it_replays_or_repeats_is_not_heard_again() {
     rig.send(1, 2, accesses(1000, 10));
     rig.send(1, 0, hello());
     rig.send(2, 1, accesses(1000, 10));
-    let account = rig.account_when("the old session", |account, _| account.arrived == 22);
+    let account = rig.account_when("the old session", |account, _| account.samples == 22);
     assert_eq!(dropped(&account, DropReason::OutOfSequence), 22);
     assert_eq!(rig.samples(), 20);
     assert_eq!(rig.host.peer.sessions, 2);
@@ -307,7 +307,7 @@ fn agent_when_frames_are_missing_counts_as_lost() {
     assert_eq!(account.lost, 5);
 
     rig.send(1, 1 << 40, accesses(1000, 10));
-    let account = rig.account_when("the leap", |account, _| account.arrived == 10);
+    let account = rig.account_when("the leap", |account, _| account.samples == 10);
     assert_eq!(dropped(&account, DropReason::Hostile), 10);
 }
 
@@ -322,10 +322,10 @@ fn agent_when_it_floods_is_limited_and_all_is_counted() {
     }
     let all = frames * each;
     let account = rig.account_when("all records", |account, samples| {
-        account.arrived + samples as u64 == all
+        account.samples + samples as u64 == all
     });
     let limited = dropped(&account, DropReason::RateLimited);
-    assert_eq!(limited, account.arrived, "{account:?}");
+    assert_eq!(limited, account.samples, "{account:?}");
     // 200 000 a second, 400 000 at once.
     let most = 400_000.0 + 200_000.0 * begin.elapsed().as_secs_f64();
     assert!((rig.samples() as f64) <= most, "{}", rig.samples());
@@ -344,7 +344,7 @@ fn agent_when_it_claims_more_time_than_passes_is_limited() {
         rig.send(1, sequence, claim);
     }
     let account = rig.account_when("all reports", |account, samples| {
-        account.arrived + samples as u64 == 20
+        account.samples + samples as u64 == 20
     });
     // Ten seconds are granted at once, and none claims more.
     assert_eq!(dropped(&account, DropReason::RateLimited), 19);
@@ -579,7 +579,7 @@ proptest! {
         }
         prop_assert!(account.is_valid());
         prop_assert_eq!(account.accepted, 0);
-        prop_assert_eq!(seen + account.arrived, sent);
+        prop_assert_eq!(seen + account.samples, sent);
     }
 }
 

@@ -138,7 +138,7 @@ fn records_when_of_all_kinds_are_samples_or_dropped_for_their_reason() {
     ]
     .map(|reason| account.dropped.get(&reason).copied());
     assert_eq!(dropped, [Some(2), Some(1), Some(1)]);
-    assert_eq!((account.lost, account.arrived, arrived), (17, 4, 7));
+    assert_eq!((account.lost, account.samples, arrived), (17, 4, 7));
     assert_eq!((look.records, look.samples), (24, 3));
     assert!(gathered.batch().is_none());
 }
@@ -189,7 +189,7 @@ proptest! {
         };
         prop_assert!(batch.account.is_valid());
         prop_assert_eq!(batch.account.accepted, 0, "counted by whoever takes the batch");
-        prop_assert_eq!(batch.samples.len() as u64 + batch.account.arrived, arrived);
+        prop_assert_eq!(batch.samples.len() as u64 + batch.account.samples, arrived);
         prop_assert!(batch.period >= 1);
         for sample in &batch.samples {
             let SampleAddress::Host(hva) = sample.address else { panic!("{sample:?}") };

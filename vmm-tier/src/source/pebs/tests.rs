@@ -53,7 +53,7 @@ fn decode_when_a_record_has_no_usable_address_says_why() {
     assert_eq!(found, [at(0x7f00_1234_5678), at(0x7f00_2000_0000)]);
     assert_eq!(batch.account.dropped[&DropReason::WrongMode], 3);
     assert_eq!(batch.account.dropped[&DropReason::NoAddress], 1);
-    assert_eq!((batch.account.arrived, batch.account.throttled), (4, 1));
+    assert_eq!((batch.account.samples, batch.account.throttled), (4, 1));
 }
 
 #[test]

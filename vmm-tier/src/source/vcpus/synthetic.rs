@@ -125,6 +125,6 @@ pub(in crate::source) fn assert_sums(
     assert!(account.is_valid(), "{account:?}");
     // The engine counts the samples in the batch.
     assert_eq!(account.accepted, 0);
-    assert_eq!(account.arrived + batch.samples.len() as u64, samples);
+    assert_eq!(account.samples + batch.samples.len() as u64, samples);
     assert_eq!((account.lost, account.throttled), (gone, throttled));
 }

@@ -44,8 +44,6 @@ mod watched;
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::{
     dual_heap::PageId,
     random::Random,
@@ -79,21 +77,23 @@ const MOST_WATCHED: usize = 1024;
 /// A page whose move has not ended after this time leaves the trial.
 const MOST_WAIT: Duration = Duration::from_secs(10);
 
-/// How differently the source sees the tiers.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct TierBias {
-    /// Records of an access to the fast tier for each of one to the slow tier; `null` while that is not
-    /// known.
-    pub fast_to_slow: Option<f64>,
-    /// The standard deviation of its logarithm: 0.1 is a tenth.
-    pub deviation: Option<f64>,
-    /// Pages that this was learned from, held back and moved, decayed.
-    pub pages: u64,
-    /// Pages that are held back now.
-    pub held: u64,
-    /// Whether it differs from 1 for certain: by 4 deviations.
-    pub significant: bool,
+crate::report! {
+    /// How much more often the source reports an access to the fast tier than one to the slow tier,
+    /// learned from pages drawn by lot: some are promoted at once, some two seconds later.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct TierBias = "TierBias" {
+        /// Records of the fast tier for each record of the slow tier, for as many accesses; absent while
+        /// the ratio is not known.
+        pub fast_to_slow: Option<f64>,
+        /// The standard deviation of its logarithm: 0.1 is a tenth.
+        pub deviation: Option<f64>,
+        /// Pages that the ratio was learned from, decayed.
+        pub pages: u64,
+        /// Pages whose promotion waits for it now.
+        pub held: u64,
+        /// Whether the ratio differs from 1 by 4 deviations; counts are not corrected for it.
+        pub significant: bool,
+    }
 }
 
 /// What becomes of a page that is about to be promoted.

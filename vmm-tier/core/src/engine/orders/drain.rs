@@ -1,39 +1,39 @@
 //! The drain: leaving the fast tier by an operator's order, and how far that has come.
 
-use serde::Serialize;
-
 use crate::engine::mover::Stall;
 
-/// Why a drain makes no progress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DrainStall {
-    /// The slow nodes have no room.
-    NoSlowRoom,
-    /// More than the target is pinned to the fast tier. Unpin to go on.
-    Pinned,
-    /// The pages that are left can't be moved: other processes share them, or the kernel refuses.
-    Unmovable,
+crate::words! {
+    /// Why a drain makes no progress.
+    pub enum DrainStall {
+        /// The slow nodes have no room.
+        NoSlowRoom = "no-slow-room",
+        /// More than the target is pinned to the fast tier. Unpin to go on.
+        Pinned = "pinned",
+        /// The pages that are left can't be moved: other processes share them, or the kernel refuses.
+        Unmovable = "unmovable",
+    }
 }
 
-/// How far a drain has come. All sizes in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct DrainProgress {
-    /// The most bytes that may be left on the fast tier.
-    pub target_bytes: u64,
-    /// Bytes there when the drain began, or when the guest was first looked at, if that was later.
-    pub start_bytes: u64,
-    /// Bytes there now.
-    pub fast_bytes: u64,
-    /// Bytes pinned to the fast tier and there: not drained.
-    pub pinned_bytes: u64,
-    /// Whether the target was reached.
-    pub done: bool,
-    /// Whether it makes no progress.
-    pub stuck: bool,
-    /// Why it makes no progress; `null` while it does.
-    pub stuck_because: Option<DrainStall>,
+crate::report! {
+    /// How far a drain has come, in bytes.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct DrainProgress = "TierDrainProgress" {
+        /// What may stay in the fast tier.
+        pub target_bytes: u64,
+        /// What was there when the drain began, or when all pages had been looked up, if that was later.
+        pub start_bytes: u64,
+        /// What is there now.
+        pub fast_bytes: u64,
+        /// What is pinned there: it is not drained.
+        pub pinned_bytes: u64,
+        /// Whether the target was reached.
+        pub done: bool,
+        /// Whether the drain makes no progress.
+        pub stuck: bool,
+        /// Why it makes no progress: the slow nodes have no room; more than the target is pinned; or
+        /// what is left can't be moved.
+        pub stuck_because: Option<DrainStall>,
+    }
 }
 
 /// What a drain's progress is judged by.

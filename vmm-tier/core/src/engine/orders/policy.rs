@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::heat::{MAX_HALF_LIFE, MIN_HALF_LIFE};
 
 /// The shortest horizon accepted: no move pays back sooner.
@@ -45,16 +43,17 @@ pub enum PolicyError {
     Rate(u64),
 }
 
-/// The policy in force.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PolicySnapshot {
-    /// Time in which the weight of an observation halves, in seconds.
-    pub half_life_s: f64,
-    /// Time over which a move must pay back, in seconds.
-    pub horizon_s: f64,
-    /// Upper bound on bytes moved a second.
-    pub rate_bytes_per_s: u64,
+crate::report! {
+    /// The policy in force.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct PolicySnapshot = "TierPolicy" {
+        /// Time in seconds in which an observation loses half of its weight.
+        pub half_life_s: f64,
+        /// Time in seconds over which a move must pay back.
+        pub horizon_s: f64,
+        /// Most bytes moved a second.
+        pub rate_bytes_per_s: u64,
+    }
 }
 
 impl PolicyChange {

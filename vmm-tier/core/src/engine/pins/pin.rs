@@ -1,6 +1,6 @@
 //! The pin as an operator orders it, its status, and why a range can't be pinned.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::{
     addr::{Gpa, gpa_number},
@@ -10,81 +10,85 @@ use crate::{
 /// The most pins a VM may have.
 pub const MAX_PINS: usize = 1024;
 
-/// What to do when the tier has no room for a pinned range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WhenFull {
-    /// Refuse the pin.
-    Refuse,
-    /// Make room by demoting the coldest pages that are not pinned, whatever their heat.
-    Demote,
-    /// Move as much as fits; the rest stays where it is until there is room.
-    Fill,
+crate::words! {
+    /// What to do when the tier has no room for a pinned range.
+    pub enum WhenFull {
+        /// Refuse the pin.
+        Refuse = "refuse",
+        /// Make room by demoting the coldest pages that are not pinned, whatever their heat.
+        Demote = "demote",
+        /// Move as much as fits; the rest stays where it is until there is room.
+        Fill = "fill",
+    }
 }
 
-/// A range of guest memory that is to stay on a tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Pin {
-    /// The first guest-physical address, a multiple of 4 KiB.
-    #[serde(with = "gpa_number")]
-    pub start: Gpa,
-    /// The length, a multiple of 4 KiB.
-    pub bytes: u64,
-    /// Where the range is to be.
-    pub tier: Tier,
-    /// What to do when it does not fit there.
-    pub when_full: WhenFull,
+crate::report! {
+    /// A pin as it was set: a range of guest memory that is to stay on a tier.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+    pub struct Pin = "TierPin" {
+        /// The first guest-physical address, a multiple of 4096.
+        #[serde(with = "gpa_number")]
+        pub start: Gpa,
+        /// The length, a multiple of 4096.
+        pub bytes: u64,
+        /// Where the range is to be.
+        pub tier: Tier,
+        /// What is done when the range does not fit there.
+        pub when_full: WhenFull,
+    }
 }
 
-/// What a call pinned or unpinned. Bytes are those of whole pages, also where a page lies partly in a
-/// pin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PinReport {
-    /// Pins made or removed.
-    pub pins: u64,
-    /// The length of their ranges.
-    pub bytes: u64,
-    /// Present pages on the tier that the pin names, in bytes.
-    pub placed_bytes: u64,
-    /// Present pages on the other tier, in bytes: after a pin, what is going to be moved.
-    pub elsewhere_bytes: u64,
+crate::report! {
+    /// What was pinned, or taken back. Bytes are those of whole pages, also where a page lies only
+    /// partly in a pin.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct PinReport = "TierPinReport" {
+        /// Pins made or taken back.
+        pub pins: u64,
+        /// The length of their ranges.
+        pub bytes: u64,
+        /// Present pages that lie on the pin's tier.
+        pub placed_bytes: u64,
+        /// Present pages that lie on the other tier; after `tier-pin`, what is going to be moved.
+        pub elsewhere_bytes: u64,
+    }
 }
 
-/// A pin and how far it is followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PinStatus {
-    /// The first guest-physical address.
-    #[serde(with = "gpa_number")]
-    pub start: Gpa,
-    /// The length.
-    pub bytes: u64,
-    /// Where the range is to be.
-    pub tier: Tier,
-    /// What is done when it does not fit there.
-    pub when_full: WhenFull,
-    /// Present pages on that tier, in bytes of whole pages.
-    pub placed_bytes: u64,
-    /// Present pages on the other tier.
-    pub elsewhere_bytes: u64,
+crate::report! {
+    /// A pin, and how far it is followed.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct PinStatus = "TierPinStatus" {
+        /// The first guest-physical address.
+        #[serde(with = "gpa_number")]
+        pub start: Gpa,
+        /// The length.
+        pub bytes: u64,
+        /// Where the range is to be.
+        pub tier: Tier,
+        /// What is done when the range does not fit there.
+        pub when_full: WhenFull,
+        /// Present pages on that tier, in bytes of whole pages.
+        pub placed_bytes: u64,
+        /// Present pages on the other tier.
+        pub elsewhere_bytes: u64,
+    }
 }
 
-/// All pins together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PinsSnapshot {
-    /// Pins.
-    pub count: u64,
-    /// Bytes of ranges pinned to the fast tier.
-    pub fast_bytes: u64,
-    /// Bytes of ranges pinned to the slow tier.
-    pub slow_bytes: u64,
-    /// Present pinned pages on the tier that they are pinned to, in bytes.
-    pub placed_bytes: u64,
-    /// Present pinned pages on the other tier, in bytes.
-    pub elsewhere_bytes: u64,
+crate::report! {
+    /// All pins together.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct PinsSnapshot = "TierPinsTotal" {
+        /// Pins in force.
+        pub count: u64,
+        /// Ranges pinned to the fast tier.
+        pub fast_bytes: u64,
+        /// Ranges pinned to the slow tier.
+        pub slow_bytes: u64,
+        /// Present pinned pages that lie where they are pinned to.
+        pub placed_bytes: u64,
+        /// Present pinned pages that lie elsewhere.
+        pub elsewhere_bytes: u64,
+    }
 }
 
 /// Why a range can't be pinned or unpinned. Nothing has changed then.

@@ -1,7 +1,5 @@
 //! The explanation of a page: why it is where it is, and what would make it move.
 
-use serde::Serialize;
-
 use crate::{
     addr::{Gpa, Hva, NodeId, gpa_number},
     dual_heap::{PageState, Placement},
@@ -18,82 +16,85 @@ use crate::{
     time::Time,
 };
 
-/// Where a page stands in the engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PageCondition {
-    /// Not present, or on a node of neither tier.
-    Untracked,
-    /// In its tier's heap: may be taken for an exchange.
-    InHeap,
-    /// No access to it was seen, or none is remembered (with a sketch). On the fast tier it is the first
-    /// to go, on the slow tier no candidate.
-    NeverSampled,
-    /// A move of it is under way, or waits for the room that another move makes.
-    InFlight,
-    /// It was moved, or a move failed, a short while ago.
-    Cooling,
-    /// It can't be moved, so it is not tried.
-    Excluded,
-    /// It stays on the tier it is pinned to, whatever its heat.
-    Pinned,
+crate::words! {
+    /// Where a page stands in the engine.
+    pub enum PageCondition {
+        /// Not present, or on a node of neither tier.
+        Untracked = "untracked",
+        /// In its tier's heap: may be taken for an exchange.
+        InHeap = "in-heap",
+        /// No access to it was seen, or none is remembered (with a sketch). On the fast tier it is the
+        /// first to go, on the slow tier no candidate.
+        NeverSampled = "never-sampled",
+        /// A move of it is under way, or waits for the room that another move makes.
+        InFlight = "in-flight",
+        /// It was moved, or a move failed, a short while ago.
+        Cooling = "cooling",
+        /// It can't be moved, so it is not tried.
+        Excluded = "excluded",
+        /// It stays on the tier it is pinned to, whatever its heat.
+        Pinned = "pinned",
+    }
 }
 
-/// A move that ended.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PastMoveNote {
-    /// Which way.
-    pub direction: Direction,
-    /// What became of it.
-    pub outcome: Outcome,
-    /// The node on which the page was found after it; `null` if it was on none.
-    pub node: Option<NodeId>,
-    /// How long ago.
-    pub seconds_ago: f64,
+crate::report! {
+    /// A move that ended.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct PastMoveNote = "TierPastMove" {
+        /// Which way.
+        pub direction: Direction,
+        /// What became of it.
+        pub outcome: Outcome,
+        /// The node on which the page was found after it.
+        pub node: Option<NodeId>,
+        /// How long ago.
+        pub seconds_ago: f64,
+    }
 }
 
-/// What is known of the page at a guest-physical address.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Explanation {
-    /// The guest-physical address.
-    #[serde(with = "gpa_number")]
-    pub gpa: Gpa,
-    /// QEMU's name of the RAM block.
-    pub block: String,
-    /// Where in the block the address lies, in bytes.
-    pub block_offset: u64,
-    /// The address in QEMU.
-    pub hva: Hva,
-    /// The page's first byte in QEMU.
-    pub page_hva: Hva,
-    /// The page's size.
-    pub page_bytes: u64,
-    /// The page's node: its tier's only one, or where its last move left it; `null` if not known.
-    pub node: Option<NodeId>,
-    /// The tier on which it lies.
-    pub placement: Placement,
-    /// Accesses (or positive tests) seen, decayed.
-    pub samples: f64,
-    /// Estimated accesses a second to the whole page.
-    pub accesses_per_s: f64,
-    /// How many pages of its tier would be taken before it; `null` if it may not be taken.
-    pub rank: Option<u32>,
-    /// How many pages of its tier may be taken; `null` if it may not.
-    pub heap_pages: Option<u32>,
-    /// Where it stands.
-    pub state: PageCondition,
-    /// How long it cools down still, in milliseconds; `null` if it does not.
-    pub cooling_ms: Option<u64>,
-    /// The pin that it belongs to.
-    pub pin: Option<PinStatus>,
-    /// Its last move, if that is remembered: the last 4096 pages' are.
-    pub last_move: Option<PastMoveNote>,
-    /// Its last move that failed, if that is remembered.
-    pub last_failure: Option<PastMoveNote>,
-    /// What would make it move, for a person.
-    pub would_move_if: String,
+crate::report! {
+    /// What is known of a page.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Explanation = "TierExplanation" {
+        /// The guest-physical address asked for.
+        #[serde(with = "gpa_number")]
+        pub gpa: Gpa,
+        /// QEMU's name of the RAM block.
+        pub block: String,
+        /// Where in the block the address lies, in bytes.
+        pub block_offset: u64,
+        /// The address in QEMU.
+        pub hva: Hva,
+        /// The page's first byte in QEMU.
+        pub page_hva: Hva,
+        /// The page's size.
+        pub page_bytes: u64,
+        /// The page's node: its tier's only node, or where its last move left it.
+        pub node: Option<NodeId>,
+        /// The tier on which it lies; `untracked` if it is not present, or on neither.
+        pub placement: Placement,
+        /// Accesses seen, decayed.
+        pub samples: f64,
+        /// Estimated accesses a second to the whole page.
+        pub accesses_per_s: f64,
+        /// How many pages of its tier would be taken before it; absent if it may not be taken.
+        pub rank: Option<u32>,
+        /// How many pages of its tier may be taken; absent if it may not.
+        pub heap_pages: Option<u32>,
+        /// Where it stands: a candidate for an exchange (`in-heap`), without any access seen, under way,
+        /// just moved, impossible to move, or pinned.
+        pub state: PageCondition,
+        /// How long it is left alone still, in milliseconds.
+        pub cooling_ms: Option<u64>,
+        /// The pin that it belongs to.
+        pub pin: Option<PinStatus>,
+        /// Its last move, if the move is remembered: the moves of the last 4096 pages are.
+        pub last_move: Option<PastMoveNote>,
+        /// Its last move that failed, if the move is remembered.
+        pub last_failure: Option<PastMoveNote>,
+        /// What would make it move, for a person.
+        pub would_move_if: String,
+    }
 }
 
 /// Why an address can't be explained.

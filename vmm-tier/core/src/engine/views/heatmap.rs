@@ -1,7 +1,5 @@
 //! The heat map: heat over guest-physical space, in as many cells as a screen has room for.
 
-use serde::Serialize;
-
 use crate::engine::VmEngine;
 use crate::{
     addr::{BASE_PAGE, Gpa, gpa_number},
@@ -13,32 +11,34 @@ use crate::{
 /// The most cells that a heat map may have.
 pub const MAX_CELLS: u64 = 65_536;
 
-/// One cell: an equal share of the guest's RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct HeatCell {
-    /// The cell's first guest-physical address.
-    #[serde(with = "gpa_number")]
-    pub gpa: Gpa,
-    /// Mean accesses a second for each 4 KiB of the cell, present or not.
-    pub rate: f32,
-    /// Share of its present bytes that lies on the fast tier; `null` if nothing is present.
-    pub fast_share: Option<f32>,
+crate::report! {
+    /// An equal share of the guest's RAM.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct HeatCell = "TierHeatCell" {
+        /// Its first guest-physical address.
+        #[serde(with = "gpa_number")]
+        pub gpa: Gpa,
+        /// Mean accesses a second for each 4 KiB of it, present or not.
+        pub rate: f32,
+        /// Share of its present bytes on the fast tier; absent if nothing is present.
+        pub fast_share: Option<f32>,
+    }
 }
 
-/// The guest's RAM cut into `rows` × `columns` cells in rising guest-physical order. Holes between RAM
-/// are passed over: a cell may reach over one.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Heatmap {
-    /// Rows.
-    pub rows: u32,
-    /// Cells in a row.
-    pub columns: u32,
-    /// Guest RAM in the map, in bytes: what the cells divide among them.
-    pub ram_bytes: u64,
-    /// All cells, row by row.
-    pub cells: Vec<HeatCell>,
+crate::report! {
+    /// The guest's RAM cut into cells of equal size in rising guest-physical order. Holes between RAM
+    /// are passed over: a cell may reach over one.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Heatmap = "TierHeatmap" {
+        /// Rows.
+        pub rows: u32,
+        /// Cells in a row.
+        pub columns: u32,
+        /// Guest RAM, which the cells divide among them.
+        pub ram_bytes: u64,
+        /// All cells, row by row.
+        pub cells: Vec<HeatCell>,
+    }
 }
 
 /// Why there is no heat map.

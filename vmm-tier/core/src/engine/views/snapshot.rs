@@ -2,83 +2,78 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use crate::engine::{DrainProgress, PolicySnapshot, TierBias, VmEngine, VmState};
+use crate::{addr::NodeSet, map::GuestMemoryMap, moves::Outcome, settings::Tier};
 
-use crate::engine::{DrainProgress, PinsSnapshot, PolicySnapshot, TierBias, VmEngine, VmState};
-use crate::{
-    addr::NodeSet, map::GuestMemoryMap, moves::Outcome, sample::SampleAccount, settings::Tier,
-};
-
-/// One tier's share of the VM.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct TierSnapshot {
-    /// 0 is the fastest.
-    pub rank: u8,
-    /// Its nodes.
-    pub nodes: NodeSet,
-    /// Bytes of the guest on it.
-    pub bytes: u64,
-    /// Most bytes the guest may hold on it; `null` for no limit.
-    pub limit_bytes: Option<u64>,
-    /// Free bytes on its nodes.
-    pub free_bytes: u64,
+crate::report! {
+    /// A tier's share of the VM.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct TierSnapshot = "Tier" {
+        /// 0 is the fastest.
+        pub rank: u8,
+        /// Its NUMA nodes.
+        pub nodes: NodeSet,
+        /// Guest memory on it.
+        pub bytes: u64,
+        /// The most that the guest may hold on it, if there is a limit.
+        pub limit_bytes: Option<u64>,
+        /// Free memory of its nodes.
+        pub free_bytes: u64,
+    }
 }
 
-/// Moves that were planned while `dry-run` was set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Planned {
-    /// Bytes that would have been promoted.
-    pub promote_bytes: u64,
-    /// Bytes that would have been demoted.
-    pub demote_bytes: u64,
+crate::report! {
+    /// Moves of a dry run.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Planned = "TierPlanned" {
+        /// Would have been promoted.
+        pub promote_bytes: u64,
+        /// Would have been demoted.
+        pub demote_bytes: u64,
+    }
 }
 
-/// The part of `query-tier` that the engine knows. All sizes in bytes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Snapshot {
-    /// What the engine is doing.
-    pub state: VmState,
-    /// What became of every record of the source.
-    pub samples: SampleAccount,
-    /// The tiers, fastest first.
-    pub tiers: Vec<TierSnapshot>,
-    /// Share of observed accesses that went to the fast tier, decayed; `null` before any.
-    pub hit_ratio: Option<f64>,
-    /// How differently the source sees the tiers; `null` for one that tests pages, which sees them
-    /// alike.
-    pub tier_bias: Option<TierBias>,
-    /// Bytes promoted since the start, verified.
-    pub promoted_bytes: u64,
-    /// Bytes demoted since the start, verified.
-    pub demoted_bytes: u64,
-    /// Pages that did not move, by class.
-    pub failed: BTreeMap<Outcome, u64>,
-    /// Bytes of present guest memory by page size in bytes.
-    pub page_sizes: BTreeMap<u64, u64>,
-    /// Guest memory that is not present.
-    pub absent_bytes: u64,
-    /// Guest memory on nodes of neither tier.
-    pub elsewhere_bytes: u64,
-    /// Pages under way.
-    pub in_flight_pages: u64,
-    /// Bytes the index and the heaps take.
-    pub engine_memory_bytes: u64,
-    /// What moving a page costs here, measured, in nanoseconds by page size in bytes.
-    pub move_cost_ns: BTreeMap<u64, u64>,
-    /// The memory map's generation.
-    pub map_generation: u64,
-    /// The policy in force.
-    #[serde(flatten)]
-    pub policy: PolicySnapshot,
-    /// What is pinned.
-    pub pins: PinsSnapshot,
-    /// How far the drain has come; `null` if none was asked for since the limit was set last.
-    pub drain: Option<DrainProgress>,
-    /// Set when the engine only plans.
-    pub dry_run: Option<Planned>,
+crate::report! {
+    /// The part of `query-tier` that the engine knows.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Snapshot = "TierEngine" {
+        /// What the agent does, in one word.
+        pub state: VmState,
+        /// The policy in force.
+        #[serde(flatten)]
+        pub policy: PolicySnapshot,
+        /// The tiers, fastest first.
+        pub tiers: Vec<TierSnapshot>,
+        /// Share of observed accesses that went to the fast tier, decayed; absent before any.
+        pub hit_ratio: Option<f64>,
+        /// How differently the source sees the tiers; absent for a source that reads page tables, which
+        /// sees them alike.
+        pub tier_bias: Option<TierBias>,
+        /// Promoted since the agent's start, verified.
+        pub promoted_bytes: u64,
+        /// Demoted since the agent's start, verified.
+        pub demoted_bytes: u64,
+        /// Pages that did not move, by class; see the operating guide.
+        pub failed: BTreeMap<Outcome, u64>,
+        /// Present guest memory, by the size of its pages in bytes.
+        pub page_sizes: BTreeMap<u64, u64>,
+        /// Guest memory that is not present.
+        pub absent_bytes: u64,
+        /// Guest memory on nodes of neither tier.
+        pub elsewhere_bytes: u64,
+        /// Pages under way.
+        pub in_flight_pages: u64,
+        /// What index and heaps take.
+        pub engine_memory_bytes: u64,
+        /// What a move costs on this host in nanoseconds, measured, by page size in bytes.
+        pub move_cost_ns: BTreeMap<u64, u64>,
+        /// Grows when the guest's layout changes.
+        pub map_generation: u64,
+        /// How far the drain has come, if a drain was asked for since the limit was set last.
+        pub drain: Option<DrainProgress>,
+        /// What would have been moved, in a dry run.
+        pub dry_run: Option<Planned>,
+    }
 }
 
 /// The picture of an engine now.
@@ -103,7 +98,7 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
     };
     Snapshot {
         state: engine.state(),
-        samples: evidence.sources.total(),
+        policy: orders.policy(),
         tiers: vec![
             tier(Tier::Fast, 0, &tiers.fast),
             tier(Tier::Slow, 1, &tiers.slow),
@@ -120,8 +115,6 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         engine_memory_bytes: engine.memory_bytes() as u64,
         move_cost_ns: mover.totals.costs.measured(),
         map_generation: engine.map().map_or(0, GuestMemoryMap::generation),
-        policy: orders.policy(),
-        pins: pages.pins().snapshot(),
         drain: engine.drain_progress(),
         dry_run: orders.settings.dry_run.then_some(mover.totals.planned),
     }

@@ -1,0 +1,161 @@
+//! The commands.
+
+use qmp::server::{
+    CommandSpec,
+    TypeSpec::{Number, Uint},
+};
+use tier_core::{
+    engine::{DrainProgress, Explanation, Heatmap, PinReport, WhenFull},
+    settings::Tier,
+};
+
+use super::{
+    needed, optional,
+    types::{members, of},
+};
+use crate::agent::{control::query::TierInfo, state_file::PolicyName};
+
+const START: &str = "the first guest-physical address, a multiple of 4096";
+const BYTES: &str = "the length in bytes, a multiple of 4096";
+
+pub(super) fn commands() -> Vec<CommandSpec> {
+    let state = of::<TierInfo>();
+    vec![
+        CommandSpec {
+            name: "query-tier",
+            doc: "What the agent does and how that goes: state, source, tiers, moves, failures.",
+            returns: state,
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "tier-set-policy",
+            doc: "Changes how pages are chosen and how fast they move. What is left out stays as it is; \
+                  without any argument everything goes back to what the command line and the \
+                  configuration say. Kept over a restart of the agent.",
+            args: members(vec![
+                optional(
+                    "policy",
+                    of::<PolicyName>(),
+                    "the policy; `dual-heap` exchanges the hottest pages of the slow tier with the \
+                     coldest of the fast tier",
+                ),
+                optional(
+                    "half-life",
+                    Number,
+                    "time in seconds in which an observation loses half of its weight",
+                ),
+                optional(
+                    "horizon",
+                    Number,
+                    "time in seconds over which a move must pay back",
+                ),
+                optional(
+                    "rate",
+                    Uint,
+                    "most bytes moved a second, promotions and demotions together",
+                ),
+            ]),
+            returns: state,
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "tier-set-limit",
+            doc: "Sets the most bytes of the fast tier that the guest may hold. What is above it is \
+                  demoted at once, coldest first. Ends a drain. Kept over a restart of the agent.",
+            args: members(vec![optional(
+                "bytes",
+                Uint,
+                "the limit; left out, there is none",
+            )]),
+            returns: state,
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "tier-pause",
+            doc: "Stops moving pages until `tier-resume`. Kept over a restart of the agent.",
+            returns: state,
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "tier-resume",
+            doc: "Moves pages again after `tier-pause`, unless something else wants moves to pause.",
+            returns: state,
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "tier-pin",
+            doc: "Keeps a range of guest memory on one tier, whatever its heat. Its pages that lie \
+                  elsewhere are moved there first of all, within rate and headroom. Kept over a restart \
+                  of the agent: what is in its place then stays, what is not goes there as room allows. \
+                  Where the guest has no such memory then, the pin waits.",
+            args: members(vec![
+                needed("start", Uint, START),
+                needed("bytes", Uint, BYTES),
+                needed("tier", of::<Tier>(), "where the range is to be"),
+                optional(
+                    "when-full",
+                    of::<WhenFull>(),
+                    "what to do when the range does not fit there: refuse the pin (also when left out); \
+                     demote the coldest pages that are not pinned; or fill what room there is, and the \
+                     rest when there is more",
+                ),
+            ]),
+            returns: of::<PinReport>(),
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "tier-unpin",
+            doc: "Takes back the pins that lie wholly in a range. Their pages stay where they are and \
+                  take part in tiering again.",
+            args: members(vec![
+                optional("start", Uint, START),
+                optional(
+                    "bytes",
+                    Uint,
+                    "the length in bytes; without `start` and `bytes` all pins are taken back",
+                ),
+            ]),
+            returns: of::<PinReport>(),
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "tier-drain",
+            doc: "Leaves the fast tier down to a size, coldest pages first, whatever it costs. The size \
+                  stays the limit afterwards; `tier-set-limit` ends the drain. `TIER_DRAIN` tells how it \
+                  comes on.",
+            args: members(vec![optional(
+                "bytes",
+                Uint,
+                "what may stay in the fast tier; left out, nothing",
+            )]),
+            returns: of::<DrainProgress>(),
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "tier-explain",
+            doc: "Why the page at a guest-physical address lies where it lies, and what would move it. \
+                  It looks at every page: for people, not for polling.",
+            args: members(vec![needed(
+                "address",
+                Uint,
+                "the guest-physical address of any byte of the page",
+            )]),
+            returns: of::<Explanation>(),
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "query-tier-heatmap",
+            doc: "Heat over the guest's memory, in guest-physical order. It looks at every page.",
+            args: members(vec![
+                optional("rows", Uint, "rows; left out, 16"),
+                optional(
+                    "columns",
+                    Uint,
+                    "cells of a row; left out, 64; there may be 16384 cells",
+                ),
+            ]),
+            returns: of::<Heatmap>(),
+            ..CommandSpec::PLAIN
+        },
+    ]
+}
