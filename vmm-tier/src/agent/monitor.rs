@@ -7,7 +7,7 @@
 //!    └────────────────────── Answer ─────────────────────────┘
 //! ```
 //!
-//! The agent keeps what it overrides to know as points in time. A wish that is renewed while the same
+//! The agent keeps what it wants to know as points in time. A wish that is renewed while the same
 //! question is under way waits for that answer; so one wish of a kind waits at most, the newest.
 
 use std::{

@@ -211,7 +211,7 @@ impl Planner<'_> {
             if fits {
                 self.pages.heap.take_hottest_slow(self.now);
                 if self.stays(hot) {
-                    self.put_victims_back(victims);
+                    self.put_victims_back(victims, None);
                     continue;
                 }
             }
@@ -254,7 +254,7 @@ impl Planner<'_> {
                     && self.pays(hot, &[cold])
             });
             let Some(cold) = cold else {
-                self.spare(victims);
+                self.spare(victims, None);
                 return None;
             };
             self.pages.heap.take_coldest_fast(self.now);
@@ -274,39 +274,27 @@ impl Planner<'_> {
             .collect();
         if !self.pays(hot, &rivals) {
             let are_smaller = rivals.iter().any(|cold| cold.page.bytes < hot.page.bytes);
-            match are_smaller && !self.evidence.stats.counts_accesses() {
-                true => self.rest(victims),
-                false => self.spare(victims),
-            }
+            // A source that tests pages finds a page used or not, whatever its size: small pages come
+            // before huge ones as the coldest. They rest, or they would keep every huge page behind them
+            // from being exchanged.
+            let rest = are_smaller && !self.evidence.stats.counts_accesses();
+            self.spare(victims, rest.then(|| self.now + self.settings.cooldown));
             return None;
         }
         Some(victims)
     }
 
     /// Puts back fast pages that were taken for an exchange that does not pay. One more was looked at,
-    /// or the hot page.
-    fn spare(&mut self, victims: Vec<Candidate>) {
+    /// or the hot page. They are left alone until `until`.
+    fn spare(&mut self, victims: Vec<Candidate>, until: Option<Time>) {
         let looked = victims.len() + 1;
         self.mover.throttle.looked_in_vain(self.now, looked);
-        self.put_victims_back(victims);
+        self.put_victims_back(victims, until);
     }
 
-    /// Puts back small fast pages that would cost more together than a huge page gains, and leaves them
-    /// alone for a while. A source that tests pages finds a page used or not, whatever its size: small
-    /// pages come before huge ones as the coldest, and would otherwise keep every huge page behind them
-    /// from being exchanged.
-    fn rest(&mut self, victims: Vec<Candidate>) {
-        let looked = victims.len() + 1;
-        self.mover.throttle.looked_in_vain(self.now, looked);
-        let until = Some(self.now + self.settings.cooldown);
+    fn put_victims_back(&mut self, victims: Vec<Candidate>, until: Option<Time>) {
         for cold in victims {
             self.pages.put_back(cold, Placement::Fast, until);
-        }
-    }
-
-    fn put_victims_back(&mut self, victims: Vec<Candidate>) {
-        for cold in victims {
-            self.pages.put_back(cold, Placement::Fast, None);
         }
     }
 

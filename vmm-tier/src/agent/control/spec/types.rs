@@ -13,7 +13,7 @@ pub(super) fn of<T: Reported>() -> TypeSpec {
 /// The members of a report.
 pub(super) fn members_of<T: Reported>() -> &'static [MemberSpec] {
     match T::SHAPE {
-        Shape::Object(object) => members(object.figures().iter().map(member).collect()),
+        Shape::Object(object) => figures_of(object),
         _ => &[],
     }
 }
@@ -40,8 +40,12 @@ fn spec_of(object: &'static Object) -> ObjectSpec {
     ObjectSpec {
         name: object.name,
         doc: String::leak(object.help()),
-        members: members(object.figures().iter().map(member).collect()),
+        members: figures_of(object),
     }
+}
+
+fn figures_of(object: &Object) -> &'static [MemberSpec] {
+    members(object.figures().iter().map(member).collect())
 }
 
 fn member(figure: &Figure) -> MemberSpec {
