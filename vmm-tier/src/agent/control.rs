@@ -3,10 +3,7 @@
 //! A connection's thread checks a command's arguments and hands the agent an [`Order`]; the agent's
 //! thread carries it out between two events.
 
-mod answer;
-mod order;
-mod pins;
-mod query;
+mod commands;
 #[cfg(test)]
 mod reference;
 mod spec;
@@ -21,7 +18,7 @@ use qmp::{
 };
 use serde_json::{Map, Value};
 
-pub(super) use self::{order::Order, query::Pauser};
+pub(super) use self::commands::{Order, query_tier::Pauser};
 
 /// Requests that may wait for the agent.
 const QUEUE: usize = 64;

@@ -13,7 +13,7 @@ use super::{
     needed, optional,
     types::{members, of},
 };
-use crate::agent::{control::query::TierInfo, state_file::PolicyName};
+use crate::agent::{control::commands::query_tier::TierInfo, state_file::PolicyName};
 
 const START: &str = "the first guest-physical address, a multiple of 4096";
 const BYTES: &str = "the length in bytes, a multiple of 4096";

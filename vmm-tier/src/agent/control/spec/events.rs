@@ -14,7 +14,7 @@ use super::{
     needed, optional,
     types::{members, members_of, of},
 };
-use crate::agent::control::query::Pauser;
+use crate::agent::control::Pauser;
 
 /// The outcomes of a page that did not move.
 fn failures() -> TypeSpec {

@@ -7,8 +7,8 @@ use tier_core::{
 
 use super::{
     Answer,
-    answer::{refusal, value},
     order::UnpinArguments,
+    reply::{refusal, value},
 };
 use crate::agent::Agent;
 

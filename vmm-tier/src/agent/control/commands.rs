@@ -1,13 +1,19 @@
-//! Carrying orders out, on the agent's thread.
+//! What the commands do, on the agent's thread.
+
+mod order;
+mod pins;
+pub(super) mod query_tier;
+mod reply;
 
 use qmp::QmpError;
-use serde::Serialize;
 use tier_core::{
     engine::{self, PolicyChange},
     text::size,
 };
 
-use super::{Answer, order::Order};
+pub(in crate::agent) use self::order::Order;
+use self::reply::{refusal, sentence, value};
+use super::Answer;
 use crate::agent::{
     Agent,
     state_file::{LimitOverride, Overrides, PolicyOverride},
@@ -146,21 +152,4 @@ impl Agent {
         self.saved.save(&self.overrides);
         value(self.engine.drain_progress())
     }
-}
-
-/// An answer in JSON.
-pub(super) fn value(answer: impl Serialize) -> Answer {
-    serde_json::to_value(answer).map_err(|error| QmpError::generic(error.to_string()))
-}
-
-/// Why an order can't be carried out.
-pub(super) fn refusal(error: &dyn std::error::Error) -> QmpError {
-    QmpError::generic(sentence(&error.to_string()))
-}
-
-/// An error's text as QEMU begins its own.
-pub(super) fn sentence(text: &str) -> String {
-    let mut chars = text.chars();
-    let first = chars.next().map(|first| first.to_ascii_uppercase());
-    first.into_iter().chain(chars).collect()
 }

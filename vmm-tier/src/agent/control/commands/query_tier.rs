@@ -2,9 +2,10 @@
 
 use tier_core::engine::Snapshot;
 
-use super::{Control, SocketReport, pins::PinsReport};
+use super::pins::PinsReport;
 use crate::agent::{
     Agent,
+    control::{Control, SocketReport},
     sources::{SourceHealth, SourceReport},
     state_file::{PolicyName, Restored, StateFileReport},
 };

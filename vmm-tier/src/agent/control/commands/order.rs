@@ -9,7 +9,7 @@ use tier_core::{
     settings::Tier,
 };
 
-use super::answer::sentence;
+use super::reply::sentence;
 use crate::agent::state_file::PolicyOverride;
 
 /// The most cells that a heat map may have: about a megabyte of JSON.
@@ -70,7 +70,10 @@ struct HeatmapArguments {
 
 impl Order {
     /// The order that a command gives. Its arguments have been checked against its specification.
-    pub(super) fn parse(name: &str, arguments: Map<String, Value>) -> Result<Self, QmpError> {
+    pub(in crate::agent::control) fn parse(
+        name: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<Self, QmpError> {
         Ok(match name {
             "query-tier" => Self::Query,
             "tier-pause" => Self::Pause,
