@@ -20,13 +20,10 @@ mod idle;
 mod lifecycle;
 mod log_once;
 mod monitor;
-mod reports;
 mod scans;
-mod signals;
 mod sources;
 mod start;
 mod state_file;
-mod tap;
 mod worker;
 
 use std::{
@@ -43,7 +40,7 @@ use crossbeam::{
 use tier_core::{
     engine::{self, Action, Event, NodeMemory, Refusal, VmEngine, VmState},
     map::GuestMemoryMap,
-    sample::SourceKind,
+    sample::{SampleBatch, SourceKind},
     settings::EngineSettings,
     time::Time,
 };
@@ -54,7 +51,6 @@ use tier_sys::{
 };
 
 pub(crate) use start::{record, run};
-pub(crate) use tap::Tap;
 
 use self::{
     control::{Control, Request},
@@ -69,7 +65,7 @@ use self::{
     state_file::{Overrides, StateFile},
     worker::{Done, Job, Worker},
 };
-use crate::{causes::with_causes, source::thread::Report};
+use crate::{log::with_causes, source::thread::Report};
 
 /// How often the agent looks around when nothing happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -308,6 +304,37 @@ impl Agent {
         None
     }
 
+    /// Takes what became of a look-up or of a batch of moves.
+    fn on_done(&mut self, done: Done) {
+        if let Done::Scanned(report) | Done::NotScanned(report, _) = &done {
+            self.scans.done(report);
+        }
+        match done {
+            Done::Scanned(report) => {
+                self.look_up_trouble.end();
+                self.step(Event::Scanned(report));
+            }
+            Done::NotScanned(report, reason) => {
+                if self.look_up_trouble.is_news(&reason) && !self.guest_has_ended() {
+                    tracing::error!(vm = self.name, "pages can't be looked up: {reason}");
+                }
+                self.step(Event::Scanned(report));
+            }
+            Done::Moved(report) => {
+                self.refusal.end();
+                self.read_nodes(Instant::now());
+                self.tell_sources_of(&report);
+                self.step(Event::Moved(report));
+            }
+            Done::Refused(report, reason) => {
+                if self.refusal.is_news(&reason) {
+                    tracing::error!(vm = self.name, "pages can't be moved: {reason}");
+                }
+                self.step(Event::Moved(report));
+            }
+        }
+    }
+
     fn read_nodes(&mut self, now: Instant) {
         self.next_nodes_read = now + NODES_CHECK;
         let tiers = self.engine.tiers();
@@ -361,6 +388,25 @@ impl Agent {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Hears what the believed source delivers; `vmm-tier record` writes it down. With a tap the agent moves
+/// nothing, samples an idle guest as often as a busy one, and neither reads nor keeps what commands set.
+pub(crate) trait Tap {
+    /// Takes a batch that was made under `map`.
+    fn batch(&mut self, batch: &SampleBatch, map: &GuestMemoryMap);
+
+    /// Something changed that a reader of the recording should know.
+    fn note(&mut self, text: &str);
+
+    /// Called about ten times a second; returns whether enough was heard.
+    fn tick(&mut self) -> bool;
+
+    /// The agent ends. `why` is what is wrong with its sources, if none is believed.
+    ///
+    /// # Errors
+    /// If what was heard could not be kept, or nothing was.
+    fn finish(self: Box<Self>, why: Option<String>) -> anyhow::Result<()>;
 }
 
 /// Why an agent ends.

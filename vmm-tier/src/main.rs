@@ -1,12 +1,10 @@
 //! vmm-tier: memory tiering for hosts of KVM/QEMU guests.
 
 mod agent;
-mod causes;
 mod config;
 mod ctl;
 mod discover;
 mod doctor;
-mod host;
 mod log;
 mod map_cmd;
 mod record;

@@ -25,8 +25,8 @@ use super::{
     monitor::{Answer, Connected, Job, Kind, Layout},
 };
 use crate::{
-    causes::with_causes,
     discover::{DiscoverError, Discovered},
+    log::with_causes,
 };
 
 /// How long the agent waits between attempts to reach a lost monitor.

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use crossbeam::{channel::Receiver, select};
+use crossbeam::{
+    channel::{Receiver, bounded},
+    select,
+};
+use signal_hook::iterator::Signals;
 use tier_core::{
     addr::{NodeId, NodeSet},
     engine::{Action, Order, VmEngine},
@@ -19,7 +23,7 @@ use tier_sys::{
 };
 
 use super::{
-    ASKER_ENDED, Agent,
+    ASKER_ENDED, Agent, Tap,
     control::Control,
     discovery_pace::DiscoveryPace,
     engine_settings,
@@ -29,16 +33,13 @@ use super::{
     log_once::LogOnce,
     monitor::{Answer, Asker, Begun, Job, Socket},
     scans::Scans,
-    signals,
     sources::Sources,
     state_file::{Overrides, StateFile},
-    tap::Tap,
     worker::Worker,
 };
 use crate::{
-    causes::with_causes,
     config::{DamonChoice, Settings},
-    host::node_facts,
+    log::with_causes,
     source::{Candidate, Opener, Setup},
 };
 
@@ -62,7 +63,7 @@ fn start(
     tap: impl FnOnce(&str) -> anyhow::Result<Option<Box<dyn Tap>>>,
 ) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
-    let told = signals::ending(&root).context("signals can't be caught")?;
+    let told = ending_signals(&root).context("signals can't be caught")?;
     let tiers = tiers(settings, &root)?;
     let socket = Socket {
         path: settings.qmp.clone(),
@@ -150,6 +151,21 @@ fn start(
     agent.run()
 }
 
+/// Catches the signals that ask this process to end, as messages that wake the agent's thread. One
+/// message waits at most: a second says nothing new.
+fn ending_signals(root: &SysRoot) -> std::io::Result<Receiver<()>> {
+    let mut signals = Signals::new(process::ending_signals(root))?;
+    let (sender, told) = bounded(1);
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for _ in signals.forever() {
+                let _ = sender.try_send(());
+            }
+        })?;
+    Ok(told)
+}
+
 /// Waits for what the asker needs from QEMU to begin; `None` if the agent is told to end before.
 fn begin(asker: &mut Asker, told: &Receiver<()>) -> anyhow::Result<Option<Begun>> {
     asker.ask(Job::Begin);
@@ -169,7 +185,7 @@ fn begin(asker: &mut Asker, told: &Receiver<()>) -> anyhow::Result<Option<Begun>
 /// The tiers that the operator named, or those the kernel ranks.
 fn tiers(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
     let topology = Topology::read(root).context("the host's nodes can't be read")?;
-    let facts = node_facts(&topology);
+    let facts = topology.facts();
     let division = match (&settings.fast, &settings.slow) {
         (Some(fast), Some(slow)) => Division::given(&facts, fast.clone(), slow.clone())?,
         _ => Division::of(&facts)?,
@@ -180,7 +196,7 @@ fn tiers(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
 /// The same, but all nodes in both tiers on a host that has no two: what moves nothing needs none.
 fn tiers_or_all(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
     tiers(settings, root).or_else(|error| {
-        let facts = node_facts(&Topology::read(root)?);
+        let facts = Topology::read(root)?.facts();
         let nodes = facts.iter().filter(|node| node.bytes > 0);
         let nodes: NodeSet = nodes.map(|node| NodeId(node.id)).collect();
         match Division::given(&facts, nodes.clone(), nodes) {

@@ -21,7 +21,7 @@ pub(super) use self::overrides::{
     LimitOverride, Overrides, PolicyName, PolicyOverride, SettingKind,
 };
 use super::log_once::LogOnce;
-use crate::causes::with_causes;
+use crate::log::with_causes;
 
 /// One VM's state file.
 pub(super) struct StateFile {

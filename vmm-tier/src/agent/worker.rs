@@ -25,7 +25,7 @@ use tier_sys::{
     sysroot::SysRoot,
 };
 
-use crate::causes::with_causes;
+use crate::log::with_causes;
 
 /// Jobs that may wait. The engine has at most one look-up and one exchange (a demotion and a
 /// promotion) under way.
