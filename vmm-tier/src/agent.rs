@@ -11,20 +11,18 @@
 //! ```
 //!
 //! The agent's thread never waits for QEMU, and reads nothing of `/proc` whose length hangs on the
-//! guest: that is for the [asker](monitor) and the [worker].
+//! guest: that is for the [asker](qemu::asker) and the [worker](page_work::worker).
 
 mod control;
-mod discovery_pace;
 mod events;
-mod idle;
 mod lifecycle;
 mod log_once;
-mod monitor;
-mod scans;
+mod pace;
+mod page_work;
+mod qemu;
 mod sources;
 mod start;
 mod state_file;
-mod worker;
 
 use std::{
     collections::BTreeMap,
@@ -54,16 +52,20 @@ pub(crate) use start::{record, run};
 
 use self::{
     control::{Control, Request},
-    discovery_pace::DiscoveryPace,
     events::EventPublisher,
-    idle::Idle,
     lifecycle::Migration,
     log_once::LogOnce,
-    monitor::{Answer, Asker, Monitor},
-    scans::Scans,
+    pace::Idle,
+    page_work::{
+        scans::Scans,
+        worker::{Done, Job, Worker},
+    },
+    qemu::{
+        asker::{Answer, Asker, Monitor},
+        discovery_pace::DiscoveryPace,
+    },
     sources::Sources,
     state_file::{Overrides, StateFile},
-    worker::{Done, Job, Worker},
 };
 use crate::{log::with_causes, source::thread::Report};
 

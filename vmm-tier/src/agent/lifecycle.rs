@@ -22,7 +22,7 @@ use tier_core::engine::{Event, Order};
 use super::{
     Agent, TICK,
     control::Control,
-    monitor::{Answer, Connected, Job, Kind, Layout},
+    qemu::asker::{Answer, Connected, Job, Kind, Layout},
 };
 use crate::{
     discover::{DiscoverError, Discovered},

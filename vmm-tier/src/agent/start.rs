@@ -25,17 +25,18 @@ use tier_sys::{
 use super::{
     ASKER_ENDED, Agent, Tap,
     control::Control,
-    discovery_pace::DiscoveryPace,
     engine_settings,
     events::EventPublisher,
-    idle::Idle,
     lifecycle::Migration,
     log_once::LogOnce,
-    monitor::{Answer, Asker, Begun, Job, Socket},
-    scans::Scans,
+    pace::Idle,
+    page_work::{scans::Scans, worker::Worker},
+    qemu::{
+        asker::{Answer, Asker, Begun, Job, Socket},
+        discovery_pace::DiscoveryPace,
+    },
     sources::Sources,
     state_file::{Overrides, StateFile},
-    worker::Worker,
 };
 use crate::{
     config::{DamonChoice, Settings},
