@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 tier_core::words! {
     /// Whose monitor a socket is.
-    enum SocketKind {
+    pub(super) enum SocketKind {
         /// The agent's own.
         Control = "control",
         /// QEMU's, with the agent's commands added.
@@ -39,7 +39,7 @@ tier_core::words! {
 tier_core::report! {
     /// A socket that the agent serves.
     #[derive(Clone, Debug)]
-    struct SocketReport = "TierSocket" {
+    pub(super) struct SocketReport = "TierSocket" {
         /// The agent's own, or QEMU's monitor with the agent's commands added.
         kind: SocketKind,
         /// Where it is.
@@ -125,7 +125,7 @@ impl Control {
     }
 
     /// The socket and its clients, for `query-tier`.
-    fn report(&self) -> SocketReport {
+    pub(super) fn report(&self) -> SocketReport {
         let (kind, path, stats) = match &self.socket {
             Socket::Own(server) => (SocketKind::Control, server.path(), server.stats()),
             Socket::Proxy(proxy) => (SocketKind::Proxy, proxy.path(), proxy.stats()),

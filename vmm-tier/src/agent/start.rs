@@ -1,6 +1,6 @@
 //! From settings to a running agent.
 
-use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Instant};
+use std::{process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use crossbeam::{
@@ -24,19 +24,15 @@ use tier_sys::{
 
 use super::{
     ASKER_ENDED, Agent, Tap,
-    control::Control,
+    clients::Clients,
     engine_settings,
-    events::EventPublisher,
-    lifecycle::Migration,
-    log_once::LogOnce,
-    pace::Idle,
-    page_work::{scans::Scans, worker::Worker},
-    qemu::{
-        asker::{Answer, Asker, Begun, Job, Socket},
-        discovery_pace::DiscoveryPace,
-    },
+    operator_settings::OperatorSettings,
+    pace::Pace,
+    page_work::{PageWork, Worker},
+    qemu::{Answer, Asker, Begun, Connected, Job, Qemu, Socket},
     sources::Sources,
     state_file::{Overrides, StateFile},
+    vm::Vm,
 };
 use crate::{
     config::{DamonChoice, Settings},
@@ -64,7 +60,7 @@ fn start(
     tap: impl FnOnce(&str) -> anyhow::Result<Option<Box<dyn Tap>>>,
 ) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
-    let told = ending_signals(&root).context("signals can't be caught")?;
+    let signals = ending_signals(&root).context("signals can't be caught")?;
     let tiers = tiers(settings, &root)?;
     let socket = Socket {
         path: settings.qmp.clone(),
@@ -72,7 +68,7 @@ fn start(
     };
     let mut asker =
         Asker::start(socket, root.clone()).context("the thread that asks QEMU can't be started")?;
-    let Some(begun) = begin(&mut asker, &told)? else {
+    let Some(begun) = begin(&mut asker, &signals)? else {
         return Ok(ExitCode::SUCCESS);
     };
     let Begun {
@@ -94,61 +90,37 @@ fn start(
     let guest = Guest { pid, vcpus, is_kvm };
     let sources = sources(settings, &root, guest, &map)?;
     let (engine, actions) = engine(settings, tiers, &map, &name)?;
-    let base = engine.settings().clone();
-    let control = settings
-        .control
-        .as_deref()
-        .map(Control::serve)
-        .transpose()?;
-    let publisher = EventPublisher::new(control.iter().map(Control::events).collect());
-    let (saved, overrides) = match tap {
+    let clients = Clients::start(settings.control.as_deref(), settings.proxy.clone())?;
+    let (file, overrides) = match tap {
         None => StateFile::open(&settings.run_dir, &root, &name, is_named, pid),
         Some(_) => (StateFile::nowhere(&root, &name, pid), Overrides::default()),
     };
+    let settings = OperatorSettings::new(engine.settings().clone(), overrides, file);
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
-    let now = Instant::now();
+    let Connected {
+        monitor,
+        status,
+        migration,
+    } = connected;
+    let client = Arc::clone(&monitor.client);
     let mut agent = Agent {
-        name,
-        root,
-        pid,
-        process,
-        started: now,
+        vm: Vm::new(name, root, pid, process),
         engine,
-        monitor: Some(connected.monitor),
-        asker,
-        worker,
-        scans: Scans::default(),
+        qemu: Qemu::new(asker, monitor, mapped, map_took),
+        page_work: PageWork::new(worker),
         sources,
-        source_trouble: BTreeMap::new(),
-        blind: LogOnce::default(),
-        control,
-        proxy: None,
-        proxy_path: settings.proxy.clone(),
-        proxy_trouble: LogOnce::default(),
-        told,
-        ticked: None,
-        discovery: DiscoveryPace::new(mapped, map_took),
-        next_status_look: None,
-        next_nodes_read: now,
-        next_reconnect: now,
-        refusal: LogOnce::default(),
-        look_up_trouble: LogOnce::default(),
-        map_trouble: LogOnce::default(),
-        idle: Idle::new(now),
-        migration: Migration::new(now),
-        publisher,
-        base,
-        overrides,
-        pin_trouble: LogOnce::default(),
-        saved,
+        clients,
+        settings,
+        pace: Pace::new(Instant::now()),
+        signals,
         tap,
     };
-    agent.serve_proxy()?;
+    agent.clients.serve_proxy(&client)?;
     let state = agent.engine.state();
     agent.go_on(state, actions);
     agent.restore();
-    agent.on_status(connected.status);
-    agent.on_migration_answer(connected.migration);
+    agent.on_status(status);
+    agent.on_migration_answer(migration);
     agent.run()
 }
 

@@ -1,11 +1,10 @@
 //! The reply to `query-tier`.
 
-use tier_core::engine::Snapshot;
+use tier_core::engine::{Pin, PinStatus, PinsSnapshot, Snapshot};
 
-use super::pins::PinsReport;
 use crate::agent::{
     Agent,
-    control::{Control, SocketReport},
+    control::SocketReport,
     sources::{SourceHealth, SourceReport},
     state_file::{PolicyName, Restored, StateFileReport},
 };
@@ -17,6 +16,20 @@ tier_core::words! {
         Operator = "operator",
         /// A migration of the guest.
         Migration = "migration",
+    }
+}
+
+tier_core::report! {
+    /// All pins.
+    #[derive(Clone, Debug)]
+    pub(in crate::agent) struct PinsReport = "TierPins" {
+        /// The pins in force together.
+        #[serde(flatten)]
+        total: PinsSnapshot,
+        /// The pins in force, by address.
+        ranges: Vec<PinStatus>,
+        /// Pins that were set and that the guest has no memory for now.
+        waiting: Vec<Pin>,
     }
 }
 
@@ -56,36 +69,36 @@ tier_core::report! {
     }
 }
 
-impl Agent {
-    /// What the agent does and how that goes.
-    pub(super) fn query_tier(&self) -> TierInfo {
-        let refused = self.refusal.now.as_ref();
-        let sockets = self.control.iter().chain(&self.proxy);
-        TierInfo {
-            name: self.name.clone(),
-            pid: self.pid,
-            uptime_s: self.started.elapsed().as_secs(),
-            paused_by: self.paused_by(),
-            migration: self.migration.under_way().map(ToString::to_string),
-            refused: refused.or(self.look_up_trouble.now.as_ref()).cloned(),
+impl TierInfo {
+    /// What the agent does now and how that goes.
+    pub(super) fn of(agent: &Agent) -> Self {
+        let Agent {
+            vm,
+            engine,
+            settings,
+            ..
+        } = agent;
+        let ranges = engine.pins();
+        let migration = agent.qemu.migration.under_way();
+        Self {
+            name: vm.name.clone(),
+            pid: vm.pid,
+            uptime_s: agent.pace.uptime().as_secs(),
+            paused_by: agent.paused_by(),
+            migration: migration.map(ToString::to_string),
+            refused: agent.page_work.refused().cloned(),
             policy: PolicyName::DualHeap,
-            source: self.source_report(),
-            sources: self.sources.report(self.engine.sources()),
-            engine: self.engine.snapshot(),
-            pins: self.pins_report(),
-            sockets: sockets.map(Control::report).collect(),
-            restored: self.saved.restored().cloned(),
-            state_file: self.saved.report(),
+            source: agent.sources.believed_report(engine),
+            sources: agent.sources.report(engine.sources()),
+            engine: engine.snapshot(),
+            pins: PinsReport {
+                total: engine.pins_snapshot(),
+                waiting: settings.waiting_pins(&ranges),
+                ranges,
+            },
+            sockets: agent.clients.report(),
+            restored: settings.file.restored().cloned(),
+            state_file: settings.file.report(),
         }
-    }
-
-    /// Who wants moves to pause.
-    pub(in crate::agent) fn paused_by(&self) -> Vec<Pauser> {
-        let who = [
-            (self.overrides.paused, Pauser::Operator),
-            (self.migration.under_way().is_some(), Pauser::Migration),
-        ];
-        let who = who.into_iter().filter(|(wants, _)| *wants);
-        who.map(|(_, who)| who).collect()
     }
 }
