@@ -17,9 +17,7 @@ use std::{
 use tier_sys::sysroot::SysRoot;
 
 use self::document::{Document, Identity, StateFileError, VERSION};
-pub(super) use self::overrides::{
-    LimitOverride, Overrides, PolicyName, PolicyOverride, SettingKind,
-};
+pub(super) use self::overrides::{LimitOverride, Overrides, PolicyOverride, SettingKind};
 use super::log_once::LogOnce;
 use crate::log::with_causes;
 

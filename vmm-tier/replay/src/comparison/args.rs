@@ -3,7 +3,10 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Args;
-use tier_core::text::{duration, size::Size};
+use tier_core::{
+    settings::PolicyName,
+    text::{duration, size::Size},
+};
 
 use super::fast::FastSize;
 use crate::trace::Format;
@@ -23,7 +26,7 @@ pub struct ReplayArgs {
         long,
         value_name = "NAME",
         value_delimiter = ',',
-        default_value = "dual-heap"
+        default_value = PolicyName::DualHeap.name()
     )]
     pub(crate) policy: Vec<String>,
     /// DRAM for the guest: 512M, 25% or 1:4 of its memory; several give the curve

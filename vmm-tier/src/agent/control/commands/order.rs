@@ -5,15 +5,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use tier_core::{
     addr::Gpa,
-    engine::{Pin, WhenFull},
+    engine::{MAX_CELLS, Pin, WhenFull},
     settings::Tier,
 };
 
 use super::reply::sentence;
 use crate::agent::state_file::PolicyOverride;
-
-/// The most cells that a heat map may have: about a megabyte of JSON.
-const MAX_CELLS: u64 = 16_384;
 
 /// A command, its arguments checked as far as they can be without the guest.
 #[derive(Clone, Debug, PartialEq)]

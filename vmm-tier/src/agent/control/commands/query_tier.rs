@@ -1,12 +1,15 @@
 //! The reply to `query-tier`.
 
-use tier_core::engine::{Pin, PinStatus, PinsSnapshot, Snapshot};
+use tier_core::{
+    engine::{Pin, PinStatus, PinsSnapshot, Snapshot},
+    settings::PolicyName,
+};
 
 use crate::agent::{
     Agent,
     control::SocketReport,
     sources::{SourceHealth, SourceReport},
-    state_file::{PolicyName, Restored, StateFileReport},
+    state_file::{Restored, StateFileReport},
 };
 
 tier_core::words! {

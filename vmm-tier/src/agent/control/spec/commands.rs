@@ -5,15 +5,15 @@ use qmp::server::{
     TypeSpec::{Number, Uint},
 };
 use tier_core::{
-    engine::{DrainProgress, Explanation, Heatmap, PinReport, WhenFull},
-    settings::Tier,
+    engine::{DrainProgress, Explanation, Heatmap, MAX_CELLS, PinReport, WhenFull},
+    settings::{PolicyName, Tier},
 };
 
 use super::{
     needed, optional,
     types::{members, of},
 };
-use crate::agent::{control::commands::query_tier::TierInfo, state_file::PolicyName};
+use crate::agent::control::commands::query_tier::TierInfo;
 
 const START: &str = "the first guest-physical address, a multiple of 4096";
 const BYTES: &str = "the length in bytes, a multiple of 4096";
@@ -151,7 +151,9 @@ pub(super) fn commands() -> Vec<CommandSpec> {
                 optional(
                     "columns",
                     Uint,
-                    "cells of a row; left out, 64; there may be 16384 cells",
+                    String::leak(format!(
+                        "cells of a row; left out, 64; there may be {MAX_CELLS} cells"
+                    )),
                 ),
             ]),
             returns: of::<Heatmap>(),
