@@ -2,11 +2,7 @@
 
 use std::ops::Range;
 
-use super::{
-    DualHeap, PageId, Placement,
-    states::{StateCounts, Why},
-    word::Slot,
-};
+use super::{DualHeap, PageId, Placement, side_table::Why, states::StateCounts, word::Slot};
 use crate::time::Time;
 
 /// What is known of a page, for explanations.

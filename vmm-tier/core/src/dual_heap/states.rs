@@ -9,21 +9,13 @@
 
 use std::ops::Range;
 
-use super::{DualHeap, PageId, Placement, front::Entry, side_table::Held, word::Slot};
+use super::{
+    DualHeap, PageId, Placement,
+    front::Entry,
+    side_table::{Held, Why},
+    word::Slot,
+};
 use crate::time::Time;
-
-/// Why a page stands aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
-    /// A move of it is under way.
-    Flight,
-    /// It may not be taken until this time.
-    Cooling(Time),
-    /// It may not be taken until the kernel places it elsewhere.
-    Excluded,
-    /// It is never offered, whatever its heat.
-    Pinned,
-}
 
 /// Numbers of pages by tier, and by the reason why they may not be taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

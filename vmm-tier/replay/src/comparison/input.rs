@@ -15,12 +15,17 @@ use tier_core::{
     time::Time,
 };
 
-use super::{error::InputError, progress::Progress, ranges, survey::Survey};
-use crate::trace::{self, Format, Options, TraceFile, TraceInfo};
+use super::{
+    progress::Progress,
+    ranges,
+    survey::{Survey, SurveyError},
+};
+use crate::trace::{self, Format, Options, TraceError, TraceFile, TraceInfo};
 use crate::{
     format::Origin,
-    machine::{Access, Accesses, Guest},
-    workload::{self, Scale},
+    machine::{Access, Accesses, Guest, SlicerError, guest::GuestError},
+    policy::UnknownPolicy,
+    workload::{self, Scale, UnknownWorkload},
 };
 
 /// Accesses of any origin.
@@ -72,6 +77,45 @@ pub(super) struct Facts {
      'vmm-tier record --import {0} --output FILE'"
 )]
 pub struct NotAFile(String);
+
+/// Why a trace or a workload can't be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// It can't be read.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// It can't be read twice.
+    #[error(transparent)]
+    NotAFile(#[from] NotAFile),
+    /// Its memory can't be told.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+    /// Its memory is none that a guest can have.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// It can't be cut into slices.
+    #[error(transparent)]
+    Slicer(#[from] SlicerError),
+    /// No workload has this name.
+    #[error(transparent)]
+    Workload(#[from] UnknownWorkload),
+    /// No policy has this name.
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
+    /// DRAM without a page.
+    #[error(
+        "{size} of a guest of {guest_bytes} bytes is less than one of its pages ({page_bytes} bytes): \
+         give it more with --fast"
+    )]
+    NoPage {
+        /// As asked for.
+        size: String,
+        /// The guest's memory.
+        guest_bytes: u64,
+        /// The smallest page.
+        page_bytes: u64,
+    },
+}
 
 /// Accesses, and how many of them the reader has dropped so far.
 pub(super) struct Opened {
@@ -190,7 +234,9 @@ fn file_facts(
         (None, Some(end)) => Time(end.last).since(Time(end.first)),
         (None, None) => Duration::ZERO,
     };
-    let is_sampled = info.period > 1 || info.tests > 0 || matches!(info.origin, Origin::Source(_));
+    let is_sampled = info.period > 1
+        || info.tests > 0
+        || matches!(info.origin, Origin::Source(_));
     if is_sampled {
         let what = match info.tests {
             0 => format!("one for {} accesses", info.period),
