@@ -115,34 +115,6 @@ impl DualHeap {
         old
     }
 
-    /// Places each page of the run; see [`DualHeap::place`].
-    pub fn place_run(&mut self, ids: Range<u32>, placement: Placement) {
-        let ids = ids.start..ids.end.min(self.pages.len());
-        let never = match placement {
-            Placement::Fast => Slot::FastNever,
-            Placement::Slow => Slot::SlowNever,
-            Placement::Untracked => Slot::Untracked,
-        };
-        if never == Slot::Untracked || !self.pinned.is_empty() || ids.is_empty() {
-            for id in ids {
-                self.place(PageId(id), placement);
-            }
-            return;
-        }
-        // At the start the kernel places millions of pages. A new page needs only a word.
-        self.pages.reserve(ids.clone());
-        let mut others = Vec::new();
-        let mut first = ids.start;
-        while first < ids.end {
-            let (set, next) = self.pages.fill(first, ids.end, never, &mut others);
-            *self.stats.pages.at(placement) += set;
-            for id in others.drain(..) {
-                self.place(PageId(id), placement);
-            }
-            first = next;
-        }
-    }
-
     /// Ends a flight with the kernel's word for where the page lies. With `available_at` the page
     /// may not be taken before that time. Heat is kept; `Untracked` forgets the page.
     ///
