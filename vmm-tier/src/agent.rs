@@ -71,7 +71,7 @@ enum News {
     Worker(Option<Done>),
     Control(Option<Request>),
     Proxy(Option<Request>),
-    /// A signal says that the agent is to end.
+    /// A signal asks the agent to end.
     Told,
     /// Time passed.
     None,
@@ -93,7 +93,7 @@ struct Agent {
 }
 
 impl Agent {
-    /// Runs until the guest ends or the agent is told to; either is a success.
+    /// Runs until the guest ends or a signal ends the agent; either is a success.
     fn run(mut self) -> anyhow::Result<ExitCode> {
         loop {
             match self.wait_for_news(self.wait()) {
@@ -161,8 +161,8 @@ impl Agent {
         self.pace.tick_is_due_in(now, self.rests(), asks_at)
     }
 
-    /// Whether nothing can be moved and nothing is heard: then the agent looks around less often, and
-    /// looks no pages up. What lies where must be known once in any case.
+    /// Whether no page can be moved and no tap listens: then the agent looks around less often and looks
+    /// up no page. Each page's place must be known once in any case.
     fn rests(&self) -> bool {
         let is_idle = matches!(
             self.engine.state(),
@@ -317,9 +317,9 @@ impl Agent {
             demoted_bytes = snapshot.demoted_bytes,
             "{}",
             match end {
-                End::GuestGone => "the guest has ended, and so does its agent",
-                End::Told => "told to end; the guest goes on untouched",
-                End::Heard => "enough was heard; the guest goes on untouched",
+                End::GuestGone => "the guest has ended; its agent ends too",
+                End::Told => "stopped on request; guest memory stays where it is",
+                End::Heard => "the recording is complete; guest memory stays where it is",
             }
         );
         if let Some(tap) = self.tap {

@@ -114,7 +114,7 @@ impl<W: Write> Write for Log<W> {
 mod tests {
     use super::*;
 
-    /// Has room for so many bytes, then is full, as a disk is.
+    /// Has room for a number of bytes, then is full, as a disk is.
     #[derive(Debug, Default)]
     struct Disk {
         text: Vec<u8>,

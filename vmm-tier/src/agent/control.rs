@@ -46,7 +46,7 @@ tier_core::report! {
         path: String,
         /// Clients connected now.
         clients: usize,
-        /// Clients taken since it is served.
+        /// Clients accepted since the socket was opened.
         accepted: u64,
         /// Clients turned away because there were too many.
         rejected: u64,
@@ -177,7 +177,7 @@ impl Handler for Commands {
         let late = || QmpError::generic("The agent is busy: try again");
         let later = || {
             QmpError::generic(
-                "The agent is busy, and may carry this out yet: ask query-tier for the state",
+                "The agent is busy and may still carry this out: ask query-tier for the state",
             )
         };
         let gone = || QmpError::generic("The agent ends");

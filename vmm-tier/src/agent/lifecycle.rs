@@ -1,4 +1,4 @@
-//! What QEMU tells of its guest's life: stops, resets, hot-plug, migration, and monitors lost and back.
+//! The guest's life as QEMU reports it: stops, resets, hot-plug, migration, and monitors lost and back.
 //!
 //! ```text
 //!  outgoing  running ─► setup, active, device … (moves paused) ─► postmigrate (guest stopped)
@@ -54,7 +54,7 @@ impl Agent {
                 self.qemu.migration.asked(Instant::now());
                 self.on_migration(Some(MigrationStatus::from(status.as_str())));
             }
-            // Firmware and virtio-mem lay memory out anew.
+            // Firmware and virtio-mem change the layout of memory.
             EventKind::Reset { .. }
             | EventKind::DeviceDeleted { .. }
             | EventKind::MemoryDeviceSizeChange { .. } => self.qemu.discovery.want(),
@@ -87,7 +87,7 @@ impl Agent {
         if !self.vm.has_ended() {
             tracing::warn!(
                 vm = self.vm.name,
-                "QEMU's monitor was lost; nothing is moved until it is back"
+                "QEMU's monitor was lost; no page is moved until it is back"
             );
             self.tap_note("monitor lost");
         }
@@ -122,18 +122,21 @@ impl Agent {
                 let pid = connected.monitor.client.peer().pid;
                 tracing::debug!(vm = self.vm.name, pid, "another QEMU serves the socket now");
             }
-            Err(error) => tracing::debug!(vm = self.vm.name, "not yet: {error:#}"),
+            Err(error) => tracing::debug!(
+                vm = self.vm.name,
+                "QEMU's monitor can't be reached yet: {error:#}"
+            ),
         }
     }
 
-    /// Takes note of whether the guest runs; asks again later, if QEMU does not say.
+    /// Takes note of whether the guest runs; asks again later if QEMU does not say.
     pub(super) fn on_status(&mut self, answer: Result<StatusInfo, ExecuteError>) {
         match answer {
             Ok(status) => {
                 if status.status == RunState::Inmigrate {
                     tracing::info!(
                         vm = self.vm.name,
-                        "the guest is yet to arrive by migration; tiering starts when it runs"
+                        "the guest has not arrived by migration yet; tiering starts when it runs"
                     );
                 }
                 let stopped = !status.running;
@@ -144,7 +147,7 @@ impl Agent {
                 let error = with_causes(&error);
                 tracing::debug!(
                     vm = self.vm.name,
-                    "no word on whether the guest runs: {error}"
+                    "QEMU did not say whether the guest runs: {error}"
                 );
             }
         }
@@ -156,7 +159,10 @@ impl Agent {
             Err(error) => {
                 self.qemu.ask_later(Kind::Migration);
                 let error = with_causes(&error);
-                tracing::debug!(vm = self.vm.name, "no word on migrations: {error}");
+                tracing::debug!(
+                    vm = self.vm.name,
+                    "QEMU did not say whether the guest migrates: {error}"
+                );
             }
         }
     }
@@ -170,7 +176,7 @@ impl Agent {
                 tracing::info!(
                     vm = self.vm.name,
                     %status,
-                    "the guest migrates; nothing is moved until that has ended"
+                    "the guest migrates; no page is moved until the migration has ended"
                 );
                 self.apply_pause();
             }
@@ -222,7 +228,7 @@ impl Agent {
                 if self.qemu.map_trouble.is_news(&error) && !self.vm.has_ended() {
                     tracing::warn!(
                         vm = self.vm.name,
-                        "the memory map can't be read anew, the one known stays in force: {error}"
+                        "the memory map can't be read again; the known map stays in force: {error}"
                     );
                 }
                 return;
@@ -255,7 +261,7 @@ impl Agent {
                 if self.qemu.map_trouble.is_news(&error) {
                     tracing::error!(
                         vm = self.vm.name,
-                        "the guest's new layout can't be tracked, the old one stays in force: {error}"
+                        "the guest's new layout can't be tracked; the old layout stays in force: {error}"
                     );
                 }
             }

@@ -54,7 +54,7 @@ tier_core::report! {
         health: HealthWord,
         /// What is wrong with it, if something is.
         reason: Option<String>,
-        /// Whether pages are moved on its word.
+        /// Whether pages are moved by its samples.
         believed: bool,
         /// Which accesses; absent before it was opened.
         sees: Option<Sight>,
@@ -63,13 +63,13 @@ tier_core::report! {
         /// 0 to 1, of its last trial; absent before a trial: the product of precision, coverage,
         /// freshness and number of records.
         quality: Option<f64>,
-        /// Records of use a second, in its last trial.
+        /// Useful records a second, in its last trial.
         accepted_per_s: f64,
         /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log2 n) for n such pages.
         precision: f64,
         /// The share of the guest that it watches.
         coverage: f64,
-        /// How old its word is when it comes, on average.
+        /// How old its samples are on arrival, on average.
         staleness_ms: f64,
         /// What became of its records.
         #[serde(flatten)]
@@ -324,7 +324,7 @@ impl Agent {
     }
 
     fn climb(&mut self, steps: Vec<Step>) {
-        // Losing the source that is believed is told once, with what comes in its stead.
+        // The loss of the believed source is reported once, with the source that replaces it.
         let lost = steps.iter().find_map(|step| match step {
             Step::Believe { before, .. } => *before,
             _ => None,

@@ -139,7 +139,7 @@ fn ending_signals(root: &SysRoot) -> std::io::Result<Receiver<()>> {
     Ok(told)
 }
 
-/// Waits for what the asker needs from QEMU to begin; `None` if the agent is told to end before.
+/// Waits for the asker's first answer; `None` if a signal ends the agent before.
 fn begin(asker: &mut Asker, told: &Receiver<()>) -> anyhow::Result<Option<Begun>> {
     asker.ask(Job::Begin);
     let answer = select! {

@@ -167,7 +167,7 @@ impl StateFile {
             Some(Ok(aside)) => tracing::warn!(
                 vm = self.vm,
                 "{why}; it is kept as {}, and the command line and the configuration are in force: \
-                 set anew by commands what is missing",
+                 set by commands again what is missing",
                 aside.display()
             ),
             Some(Err(source)) => {

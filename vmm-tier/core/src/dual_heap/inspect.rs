@@ -16,7 +16,7 @@ pub struct PageState {
     pub in_flight: bool,
     /// It may not be taken until this time.
     pub cooldown_until: Option<Time>,
-    /// It may not be taken until it is placed anew.
+    /// It may not be taken until it is placed again.
     pub excluded: bool,
     /// It is pinned: never offered, whatever its heat.
     pub pinned: bool,

@@ -87,7 +87,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Sets the most bytes of the fast tier that the guest may hold, and tells who did.
+    /// Sets the most bytes of the fast tier that the guest may hold, and publishes who set it.
     fn set_limit(&mut self, bytes: Option<u64>, who: &str) {
         let old = self.engine.settings().fast_limit_bytes;
         let words = |bytes: Option<u64>| bytes.map_or("none".to_owned(), size::human);
@@ -111,7 +111,7 @@ impl Agent {
         if let Err(error) = self.apply_policy(&overrides.policy) {
             tracing::warn!(
                 vm = self.vm.name,
-                "the policy that was set before can't be: {error}"
+                "the policy that commands had set can't be restored: {error}"
             );
             self.settings.overrides.policy = PolicyOverride::default();
         }
@@ -223,7 +223,7 @@ impl Agent {
         let refused = reply.unwrap_or_default().refused;
         let is_refused = |pin: &&Pin| refused.iter().any(|(other, _)| other == *pin);
         for pin in waiting.iter().filter(|pin| !is_refused(pin)) {
-            tracing::info!(vm = self.vm.name, ?pin, "pinned, as it was before");
+            tracing::info!(vm = self.vm.name, ?pin, "pin restored");
         }
         match refused.first() {
             Some((pin, error)) => {
@@ -232,7 +232,7 @@ impl Agent {
                 if self.settings.pin_trouble.is_news(&why) {
                     tracing::warn!(
                         vm = self.vm.name,
-                        "a pin that was set before can't be: {why}; it is tried again, until tier-unpin"
+                        "a pin that was set can't be restored: {why}; the agent tries again until tier-unpin"
                     );
                 }
             }

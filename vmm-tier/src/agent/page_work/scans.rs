@@ -8,7 +8,7 @@ use tier_core::engine::{ScanReport, ScanRequest};
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(in crate::agent) struct Scans {
-    /// Bytes looked up since the guest's layout is as it is.
+    /// Bytes looked up since the guest's layout changed.
     seen_bytes: u64,
     aside: Option<ScanRequest>,
 }
@@ -24,7 +24,7 @@ impl Scans {
         self.seen_bytes = self.seen_bytes.saturating_add(report.request.span.bytes);
     }
 
-    /// Whether as much was looked up as a guest of so many bytes has.
+    /// Whether as much was looked up as a guest of `guest_bytes` has.
     pub(in crate::agent) const fn has_seen(&self, guest_bytes: u64) -> bool {
         self.seen_bytes >= guest_bytes
     }

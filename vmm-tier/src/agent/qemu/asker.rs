@@ -176,7 +176,7 @@ impl Asker {
             return false;
         }
         self.under_way.insert(job.kind(), false);
-        // The thread ends only after this sender; that it is lost is told where answers arrive.
+        // The thread ends only after this sender; its loss shows where answers arrive.
         let _ = self.jobs.send(job);
         true
     }

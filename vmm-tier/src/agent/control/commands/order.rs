@@ -23,7 +23,7 @@ pub(in crate::agent) enum Order {
     Resume,
     Pin(Pin),
     Unpin(UnpinArguments),
-    /// Leave the fast tier down to so many bytes.
+    /// Leave the fast tier down to this many bytes.
     Drain(u64),
     /// Why a page lies where it lies.
     Explain(Gpa),

@@ -44,26 +44,26 @@ tier_core::report! {
         name: String,
         /// QEMU's process.
         pid: u32,
-        /// For how many seconds the agent runs.
+        /// How long the agent has run, in seconds.
         uptime_s: u64,
         /// Who wants moves to pause: an operator (`tier-pause`), or a migration of the guest.
         paused_by: Vec<Pauser>,
-        /// QEMU's word for how the migration stands, while a migration is under way.
+        /// QEMU's status of the migration, while a migration is under way.
         migration: Option<String>,
         /// Why the kernel refuses to move or look up pages, if it does.
         refused: Option<String>,
         /// The policy in force.
         policy: PolicyName,
-        /// The source that is believed; where none is, the first that may be.
+        /// The believed source; without one, the first candidate.
         source: SourceReport,
-        /// All sources that may be believed.
+        /// All candidate sources.
         sources: Vec<SourceHealth>,
         /// What the engine knows.
         #[serde(flatten)]
         engine: Snapshot,
         /// What is pinned.
         pins: PinsReport,
-        /// Where the agent is asked, and by how many.
+        /// The agent's sockets and their clients.
         sockets: Vec<SocketReport>,
         /// What the state file said at the agent's start, if it said anything.
         restored: Option<Restored>,
@@ -73,7 +73,7 @@ tier_core::report! {
 }
 
 impl TierInfo {
-    /// What the agent does now and how that goes.
+    /// The agent's state at this moment.
     pub(super) fn of(agent: &Agent) -> Self {
         let Agent {
             vm,
