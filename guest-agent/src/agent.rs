@@ -24,7 +24,7 @@ use crate::{
 const POLL: Duration = Duration::from_millis(100);
 /// The hello is said again until it is answered, and signs of life are given.
 const SAY_EVERY: Duration = Duration::from_secs(1);
-/// A source that failed is tried again after so long, and sources are probed anew.
+/// A source that failed is tried again after this time, and sources are probed again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often it is looked whether memory was plugged in or out.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ const KEEP_SOURCE: Duration = Duration::from_secs(5);
 /// Batches that wait for credit.
 const MAX_WAITING: usize = 8;
 
-/// Runs until told to end. Whatever fails is tried again.
+/// Runs until a signal ends it. Whatever fails is tried again.
 pub(crate) fn run(settings: &Settings, terminate: &AtomicBool) -> anyhow::Result<()> {
     let setup = Setup::new(SysRoot::real(), &settings.run_dir, settings.max_regions);
     let mut agent = Agent {
@@ -175,7 +175,7 @@ impl Agent {
         }
     }
 
-    /// A source that watches ranges is set up anew when they change.
+    /// A source that watches ranges is set up again when they change.
     fn look_for_memory(&mut self) {
         if Instant::now() < self.next_look {
             return;

@@ -33,7 +33,7 @@ pub(crate) enum Place {
     Vsock(u32),
 }
 
-/// What `run` is told.
+/// The arguments of `run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) place: Place,

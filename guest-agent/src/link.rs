@@ -188,7 +188,7 @@ impl Link {
         }
     }
 
-    /// Whether a frame of so many bytes may be sent: what waits must not grow without bounds.
+    /// Whether a frame of `bytes` bytes may be sent: what waits must not grow without bounds.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.up && self.unsent.len() + bytes <= MAX_UNSENT
     }

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
 };
 
-/// Writes a line. One that can't be written is lost: the host is told of trouble too.
+/// Writes a line. A line that can't be written is lost: the host hears of trouble too.
 pub(crate) fn log(words: impl Display) {
     let _ = writeln!(io::stderr(), "guest-agent: {words}");
 }

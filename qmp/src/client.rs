@@ -3,6 +3,7 @@
 mod connect;
 mod error;
 mod peer;
+mod pending;
 mod reader;
 mod reconnect;
 mod request;
@@ -18,14 +19,14 @@ use std::{
 use crossbeam::channel::{self, Receiver};
 use serde_json::Value;
 
-use self::reader::{Pending, Shared};
-pub(crate) use self::request::Sink;
+pub(crate) use self::pending::Sink;
 pub use self::{
     error::{Closed, ConnectError, ExecuteError},
     peer::PeerCredentials,
     reconnect::{Reconnecting, Resync},
     request::{InFlight, Request},
 };
+use self::{pending::Pending, reader::Shared};
 pub use crate::message::Greeting;
 use crate::{
     QmpError,

@@ -11,27 +11,23 @@
 //! ```
 //!
 //! The agent's thread never waits for QEMU, and reads nothing of `/proc` whose length hangs on the
-//! guest: that is for the [asker](monitor) and the [worker].
+//! guest: that is for the [asker](qemu) and the [worker](page_work).
 
+mod clients;
 mod control;
-mod discovery_pace;
 mod events;
-mod idle;
 mod lifecycle;
 mod log_once;
-mod monitor;
-mod reports;
-mod scans;
-mod signals;
+mod operator_settings;
+mod pace;
+mod page_work;
+mod qemu;
 mod sources;
 mod start;
 mod state_file;
-mod tap;
-mod worker;
+mod vm;
 
 use std::{
-    collections::BTreeMap,
-    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -43,41 +39,25 @@ use crossbeam::{
 use tier_core::{
     engine::{self, Action, Event, NodeMemory, Refusal, VmEngine, VmState},
     map::GuestMemoryMap,
-    sample::SourceKind,
+    sample::{SampleBatch, SourceKind},
     settings::EngineSettings,
     time::Time,
 };
-use tier_sys::{
-    process::{self, ProcessHandle},
-    sysroot::SysRoot,
-    zoneinfo,
-};
+use tier_sys::{process, zoneinfo};
 
 pub(crate) use start::{record, run};
-pub(crate) use tap::Tap;
 
 use self::{
-    control::{Control, Request},
-    discovery_pace::DiscoveryPace,
-    events::EventPublisher,
-    idle::Idle,
-    lifecycle::Migration,
-    log_once::LogOnce,
-    monitor::{Answer, Asker, Monitor},
-    scans::Scans,
+    clients::Clients,
+    control::{Pauser, Request},
+    operator_settings::OperatorSettings,
+    pace::Pace,
+    page_work::{Done, PageWork},
+    qemu::{Answer, Qemu},
     sources::Sources,
-    state_file::{Overrides, StateFile},
-    worker::{Done, Job, Worker},
+    vm::Vm,
 };
-use crate::{causes::with_causes, source::thread::Report};
-
-/// How often the agent looks around when nothing happens.
-const TICK: Duration = Duration::from_millis(100);
-/// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a
-/// message.
-const REST_TICK: Duration = Duration::from_secs(1);
-/// How often the nodes' free memory is read while nothing moves.
-const NODES_CHECK: Duration = Duration::from_millis(500);
+use crate::{log::with_causes, source::thread::Report};
 
 /// Why an agent without its asker can't go on.
 const ASKER_ENDED: &str =
@@ -91,7 +71,7 @@ enum News {
     Worker(Option<Done>),
     Control(Option<Request>),
     Proxy(Option<Request>),
-    /// A signal says that the agent is to end.
+    /// A signal asks the agent to end.
     Told,
     /// Time passed.
     None,
@@ -99,50 +79,21 @@ enum News {
 
 /// See the [module](self).
 struct Agent {
-    name: String,
-    root: SysRoot,
-    pid: u32,
-    process: ProcessHandle,
-    started: Instant,
+    vm: Vm,
     engine: VmEngine,
-    monitor: Option<Monitor>,
-    asker: Asker,
-    worker: Worker,
-    scans: Scans,
+    qemu: Qemu,
+    page_work: PageWork,
     sources: Sources,
-    source_trouble: BTreeMap<SourceKind, LogOnce>,
-    blind: LogOnce,
-    control: Option<Control>,
-    /// QEMU's monitor for other clients, and where it is served. It comes and goes with the monitor.
-    proxy: Option<Control>,
-    proxy_path: Option<PathBuf>,
-    proxy_trouble: LogOnce,
-    /// Signals that tell the agent to end.
-    told: Receiver<()>,
-    /// When the agent last looked around.
-    ticked: Option<Instant>,
-    discovery: DiscoveryPace,
-    /// When QEMU is asked whether the guest runs, if its events don't say.
-    next_status_look: Option<Instant>,
-    next_nodes_read: Instant,
-    next_reconnect: Instant,
-    refusal: LogOnce,
-    look_up_trouble: LogOnce,
-    map_trouble: LogOnce,
-    idle: Idle,
-    migration: Migration,
-    publisher: EventPublisher,
-    /// What the command line and the configuration say.
-    base: EngineSettings,
-    /// What commands have set above that, and where it is kept.
-    overrides: Overrides,
-    saved: StateFile,
-    pin_trouble: LogOnce,
+    clients: Clients,
+    settings: OperatorSettings,
+    pace: Pace,
+    /// Signals that ask the agent to end.
+    signals: Receiver<()>,
     tap: Option<Box<dyn Tap>>,
 }
 
 impl Agent {
-    /// Runs until the guest ends or the agent is told to; either is a success.
+    /// Runs until the guest ends or a signal ends the agent; either is a success.
     fn run(mut self) -> anyhow::Result<ExitCode> {
         loop {
             match self.wait_for_news(self.wait()) {
@@ -160,13 +111,13 @@ impl Agent {
                 News::Control(Some(request)) | News::Proxy(Some(request)) => {
                     request.answer(|order| self.carry_out(order));
                 }
-                News::Control(None) => self.control = None,
-                News::Proxy(None) => self.end_proxy(),
+                News::Control(None) => self.clients.end_control(),
+                News::Proxy(None) => self.clients.end_proxy(),
                 News::None => self.on_idle(),
             }
             let now = Instant::now();
             if self.tick_is_due_in(now).is_zero() {
-                self.ticked = Some(now);
+                self.pace.ticked(now);
                 if let Some(end) = self.on_tick(now) {
                     return self.end(end);
                 }
@@ -178,17 +129,17 @@ impl Agent {
     /// socket or a thread is seen off would keep the others waiting.
     fn wait_for_news(&self, timeout: Duration) -> News {
         let (no_event, no_request) = (never(), never());
-        let events = self.monitor.as_ref().map_or(&no_event, |m| &m.events);
-        let asked = self.control.as_ref().map_or(&no_request, Control::requests);
-        let asked_by_proxy = self.proxy.as_ref().map_or(&no_request, Control::requests);
+        let events = self.qemu.events().unwrap_or(&no_event);
+        let asked = self.clients.requests().unwrap_or(&no_request);
+        let asked_by_proxy = self.clients.proxy_requests().unwrap_or(&no_request);
         select! {
-            recv(self.told) -> _ => News::Told,
+            recv(self.signals) -> _ => News::Told,
             recv(events) -> event => News::Qemu(event.ok()),
-            recv(self.asker.answers()) -> answer => News::Answer(answer.ok()),
+            recv(self.qemu.answers()) -> answer => News::Answer(answer.ok()),
             recv(self.sources.reports()) -> report => {
                 report.map_or(News::None, |(kind, report)| News::Source(kind, report))
             }
-            recv(self.worker.done()) -> done => News::Worker(done.ok()),
+            recv(self.page_work.done()) -> done => News::Worker(done.ok()),
             recv(asked) -> asked => News::Control(asked.ok()),
             recv(asked_by_proxy) -> asked => News::Proxy(asked.ok()),
             default(timeout) => News::None,
@@ -205,36 +156,26 @@ impl Agent {
 
     /// How long it is until the agent looks around.
     fn tick_is_due_in(&self, now: Instant) -> Duration {
-        let Some(ticked) = self.ticked else {
-            return Duration::ZERO;
-        };
-        let every = if self.rests() { REST_TICK } else { TICK };
-        // QEMU tells of a migration only when it is asked.
-        let asks_at = self.asks_of_migration_at();
-        let at = (ticked + every).min(asks_at.unwrap_or(ticked + every));
-        at.saturating_duration_since(now)
+        // QEMU sends no event about a migration unless its manager asked for them.
+        let asks_at = self.qemu.asks_of_migration_at();
+        self.pace.tick_is_due_in(now, self.rests(), asks_at)
     }
 
-    /// Whether nothing can be moved and nothing is heard: then the agent looks around less often, and
-    /// looks no pages up. What lies where must be known once in any case.
+    /// Whether no page can be moved and no tap listens: then the agent looks around less often and looks
+    /// up no page. Each page's place must be known once in any case.
     fn rests(&self) -> bool {
         let is_idle = matches!(
             self.engine.state(),
             VmState::Paused | VmState::GuestStopped | VmState::Blind
         );
         let guest_bytes = self.engine.map().map_or(0, GuestMemoryMap::total_bytes);
-        is_idle && self.tap.is_none() && self.scans.has_seen(guest_bytes)
+        is_idle && self.tap.is_none() && self.page_work.has_seen(guest_bytes)
     }
 
     fn on_idle(&mut self) {
         if self.engine.wakes_at().is_some_and(|at| at <= Self::now()) {
             self.step(Event::Tick);
         }
-    }
-
-    fn guest_has_ended(&self) -> bool {
-        // A descriptor that can't be polled says nothing of the guest.
-        self.process.wait_for_exit(Duration::ZERO).unwrap_or(false)
     }
 
     fn now() -> Time {
@@ -262,57 +203,83 @@ impl Agent {
     fn go_on(&mut self, before: VmState, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Scan(request) => self.scans.put_aside(request),
-                Action::Move(batch) => self.worker.submit(Job::Move(batch)),
-                Action::RefreshMap => self.discovery.want(),
+                Action::Scan(request) => self.page_work.put_aside(request),
+                Action::Move(batch) => self.page_work.submit_moves(batch),
+                Action::RefreshMap => self.qemu.discovery.want(),
             }
         }
-        if !self.rests()
-            && let Some(request) = self.scans.take()
-        {
-            self.worker.submit(Job::Scan(request));
+        if !self.rests() {
+            self.page_work.submit_scan();
         }
         let after = self.engine.state();
         if before != after {
-            tracing::info!(vm = self.name, "state {before:?} -> {after:?}");
+            tracing::info!(vm = self.vm.name, "state {before:?} -> {after:?}");
         }
         for notice in self.engine.take_notices() {
             let paused_by = self.paused_by();
-            self.publisher.notice(notice, &paused_by);
+            self.clients.events.notice(notice, &paused_by);
         }
-        self.publisher.dropped(self.engine.notices_dropped());
+        self.clients.events.dropped(self.engine.notices_dropped());
+    }
+
+    /// Who wants moves to pause.
+    fn paused_by(&self) -> Vec<Pauser> {
+        let who = [
+            (self.settings.overrides.paused, Pauser::Operator),
+            (self.qemu.migration.under_way().is_some(), Pauser::Migration),
+        ];
+        let who = who.into_iter().filter(|(wants, _)| *wants);
+        who.map(|(_, who)| who).collect()
     }
 
     /// Returns why the agent ends, if it does.
     fn on_tick(&mut self, now: Instant) -> Option<End> {
-        if self.guest_has_ended() {
+        if self.vm.has_ended() {
             return Some(End::GuestGone);
         }
         self.look_at_qemu(now);
-        if now >= self.next_nodes_read {
+        if self.pace.nodes_are_due(now) {
             self.read_nodes(now);
         }
         self.look_at_sources(now);
         self.step(Event::Tick);
-        self.publisher
-            .tell_failures(now, self.refusal.now.as_deref());
+        let refused = self.page_work.refuses_moves();
+        self.clients
+            .events
+            .tell_failures(now, refused.map(String::as_str));
         if let Some(tap) = &mut self.tap {
             return tap.tick().then_some(End::Heard);
         }
         let at_work = self.engine.state() != VmState::Running;
-        let quiet = self.idle.look(at_work, self.engine.moved_bytes(), now);
+        let quiet = self.pace.idle.look(at_work, self.engine.moved_bytes(), now);
         if let Some(quiet) = quiet {
-            tracing::debug!(vm = self.name, quiet, "sampling");
+            tracing::debug!(vm = self.vm.name, quiet, "sampling");
             self.sources.set_quiet(quiet);
         }
         None
     }
 
+    /// Takes what became of a look-up or of a batch of moves.
+    fn on_done(&mut self, done: Done) {
+        self.page_work.take(&done, &self.vm);
+        match done {
+            Done::Scanned(report) | Done::NotScanned(report, _) => {
+                self.step(Event::Scanned(report));
+            }
+            Done::Moved(report) => {
+                self.read_nodes(Instant::now());
+                self.sources.moved(&report);
+                self.step(Event::Moved(report));
+            }
+            Done::Refused(report, _) => self.step(Event::Moved(report)),
+        }
+    }
+
     fn read_nodes(&mut self, now: Instant) {
-        self.next_nodes_read = now + NODES_CHECK;
+        self.pace.nodes_read(now);
         let tiers = self.engine.tiers();
         let nodes: Vec<_> = tiers.fast.iter().chain(tiers.slow.iter()).collect();
-        let marks = match zoneinfo::read(&self.root) {
+        let marks = match zoneinfo::read(&self.vm.root) {
             Ok(marks) => marks,
             Err(error) => {
                 tracing::debug!("free memory can't be read: {}", with_causes(&error));
@@ -335,25 +302,24 @@ impl Agent {
     /// Leaves nothing behind and says why it ends.
     fn end(mut self, end: End) -> anyhow::Result<ExitCode> {
         if end == End::GuestGone {
-            self.saved.on_guest_gone();
+            self.settings.file.on_guest_gone();
         }
-        let vm = self.name.as_str();
+        let vm = self.vm.name.as_str();
         let snapshot = self.engine.snapshot();
         let blind = self.sources.blind();
         // The sources first: with them the agent's traces leave the kernel.
         drop(self.sources);
-        drop(self.worker);
-        drop(self.proxy);
-        drop(self.control);
+        drop(self.page_work);
+        drop(self.clients);
         tracing::info!(
             vm,
             promoted_bytes = snapshot.promoted_bytes,
             demoted_bytes = snapshot.demoted_bytes,
             "{}",
             match end {
-                End::GuestGone => "the guest has ended, and so does its agent",
-                End::Told => "told to end; the guest goes on untouched",
-                End::Heard => "enough was heard; the guest goes on untouched",
+                End::GuestGone => "the guest has ended; its agent ends too",
+                End::Told => "stopped on request; guest memory stays where it is",
+                End::Heard => "the recording is complete; guest memory stays where it is",
             }
         );
         if let Some(tap) = self.tap {
@@ -361,6 +327,25 @@ impl Agent {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Hears what the believed source delivers; `vmm-tier record` writes it down. With a tap the agent moves
+/// nothing, samples an idle guest as often as a busy one, and neither reads nor keeps what commands set.
+pub(crate) trait Tap {
+    /// Takes a batch that was made under `map`.
+    fn batch(&mut self, batch: &SampleBatch, map: &GuestMemoryMap);
+
+    /// Something changed that a reader of the recording should know.
+    fn note(&mut self, text: &str);
+
+    /// Called about ten times a second; returns whether enough was heard.
+    fn tick(&mut self) -> bool;
+
+    /// The agent ends. `why` is what is wrong with its sources, if none is believed.
+    ///
+    /// # Errors
+    /// If what was heard could not be kept, or nothing was.
+    fn finish(self: Box<Self>, why: Option<String>) -> anyhow::Result<()>;
 }
 
 /// Why an agent ends.

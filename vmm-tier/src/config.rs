@@ -7,6 +7,7 @@ mod source;
 
 use std::{
     io::Read as _,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,9 +15,8 @@ use std::{
 use serde::Deserialize;
 use tier_core::{
     addr::NodeSet,
-    engine::{MAX_RATE, MIN_RATE},
-    settings::EngineSettings,
-    text::size::Size,
+    settings::{EngineSettings, PolicyName},
+    text::size::{self, Size},
 };
 
 use self::source::{SourceConfig, cpu_budget, damon_choice, source_choice};
@@ -103,7 +103,7 @@ pub(crate) enum ConfigError {
     OutOfRange {
         key: &'static str,
         value: String,
-        must: &'static str,
+        must: String,
     },
     #[error("{what} '{value}' is not known; there is: {known}")]
     Unknown {
@@ -213,7 +213,7 @@ fn nodes(
             let error = |_| ConfigError::OutOfRange {
                 key,
                 value: text.clone(),
-                must,
+                must: must.to_owned(),
             };
             Some(text.parse::<NodeSet>().map_err(error)?)
         }
@@ -223,55 +223,91 @@ fn nodes(
         Some(set) if set.is_empty() => Err(ConfigError::OutOfRange {
             key,
             value: "empty".to_owned(),
-            must,
+            must: must.to_owned(),
         }),
         set => Ok(set),
     }
 }
 
 fn check_policy(name: Option<&str>) -> Result<(), ConfigError> {
-    match name {
-        None | Some("dual-heap") => Ok(()),
+    let known = PolicyName::DualHeap.name();
+    match name.filter(|&name| name != known) {
+        None => Ok(()),
         Some(value) => Err(ConfigError::Unknown {
             what: "policy",
             value: value.to_owned(),
-            known: "dual-heap",
+            known,
         }),
     }
 }
 
+/// A time in seconds within its bounds.
 fn seconds(
     key: &'static str,
     value: Option<f64>,
     default: Duration,
-    range: std::ops::RangeInclusive<f64>,
-    must: &'static str,
+    bounds: &RangeInclusive<Duration>,
 ) -> Result<Duration, ConfigError> {
-    match value {
-        None => Ok(default),
-        Some(value) if range.contains(&value) => Ok(Duration::from_secs_f64(value)),
-        Some(value) => Err(ConfigError::OutOfRange {
+    let Some(value) = value else {
+        return Ok(default);
+    };
+    let time = Duration::try_from_secs_f64(value).ok();
+    let (least, most) = (bounds.start().as_secs_f64(), bounds.end().as_secs_f64());
+    time.filter(|time| bounds.contains(time))
+        .ok_or_else(|| ConfigError::OutOfRange {
             key,
             value: value.to_string(),
-            must,
-        }),
-    }
+            must: format!("{least} to {most} seconds"),
+        })
 }
 
+/// A number within its bounds.
 fn number(
     key: &'static str,
     value: Option<f64>,
     default: f64,
-    range: std::ops::RangeInclusive<f64>,
-    must: &'static str,
+    bounds: &RangeInclusive<f64>,
 ) -> Result<f64, ConfigError> {
-    match value {
-        None => Ok(default),
-        Some(value) if range.contains(&value) => Ok(value),
-        Some(value) => Err(ConfigError::OutOfRange {
+    let value = value.unwrap_or(default);
+    let is_in = bounds.contains(&value);
+    is_in
+        .then_some(value)
+        .ok_or_else(|| ConfigError::OutOfRange {
             key,
             value: value.to_string(),
-            must,
+            must: format!("{} to {}", bounds.start(), bounds.end()),
+        })
+}
+
+/// A share of one CPU, which the file names in percent.
+fn percent(
+    key: &'static str,
+    value: Option<f64>,
+    default: f64,
+    bounds: &RangeInclusive<f64>,
+) -> Result<f64, ConfigError> {
+    let bounds = bounds.start() * 100.0..=bounds.end() * 100.0;
+    Ok(number(key, value, default * 100.0, &bounds)? / 100.0)
+}
+
+/// An amount of memory within its bounds.
+fn bytes(
+    key: &'static str,
+    value: Option<Size>,
+    default: u64,
+    bounds: &RangeInclusive<u64>,
+) -> Result<u64, ConfigError> {
+    match value {
+        None => Ok(default),
+        Some(Size::Bytes(bytes)) if bounds.contains(&bytes) => Ok(bytes),
+        Some(size) => Err(ConfigError::OutOfRange {
+            key,
+            value: size.to_string(),
+            must: format!(
+                "a size from {} to {}, and no share",
+                size::human(*bounds.start()),
+                size::human(*bounds.end())
+            ),
         }),
     }
 }
@@ -283,82 +319,61 @@ fn engine_settings(
     dry_run: bool,
 ) -> Result<EngineSettings, ConfigError> {
     let default = EngineSettings::default();
-    let bytes = |key, size: Option<Size>, default: u64, min: u64, must| match size {
-        None => Ok(default),
-        // The highest rate there is, and more than any batch or headroom.
-        Some(Size::Bytes(bytes)) if (min..=MAX_RATE).contains(&bytes) => Ok(bytes),
-        Some(size) => Err(ConfigError::OutOfRange {
-            key,
-            value: size.to_string(),
-            must,
-        }),
-    };
-    let day = 86_400.0;
     Ok(EngineSettings {
         half_life: seconds(
             "policy.half-life-s",
             policy.half_life_s,
             default.half_life,
-            0.1..=day,
-            "0.1 to 86400",
+            &EngineSettings::HALF_LIFE,
         )?,
         horizon: seconds(
             "policy.horizon-s",
             policy.horizon_s,
             default.horizon,
-            0.1..=day,
-            "0.1 to 86400",
+            &EngineSettings::HORIZON,
         )?,
         warm_up: seconds(
             "policy.warm-up-s",
             policy.warm_up_s,
             default.warm_up,
-            0.0..=3600.0,
-            "0 to 3600",
+            &EngineSettings::WARM_UP,
         )?,
         cooldown: seconds(
             "policy.cooldown-s",
             policy.cooldown_s,
             default.cooldown,
-            0.0..=3600.0,
-            "0 to 3600",
+            &EngineSettings::COOLDOWN,
         )?,
         min_z: number(
             "policy.min-z",
             policy.min_z,
             default.min_z,
-            0.0..=100.0,
-            "0 to 100",
+            &EngineSettings::MIN_Z,
         )?,
         rate_bytes_per_s: bytes(
             "moves.rate-per-s",
             moves.rate_per_s,
             default.rate_bytes_per_s,
-            MIN_RATE,
-            "a size from 4K to 1T, such as 256M, and no share",
+            &EngineSettings::RATE_BYTES_PER_S,
         )?,
-        // A batch must hold a huge page, or a guest of huge pages would never be tiered.
         batch_bytes: bytes(
             "moves.batch",
             moves.batch,
             default.batch_bytes,
-            2 << 20,
-            "a size from 2M to 1T, such as 4M, and no share",
+            &EngineSettings::BATCH_BYTES,
         )?,
         headroom_bytes: bytes(
             "tiers.headroom",
             headroom,
             default.headroom_bytes,
-            0,
-            "a size up to 1T, such as 16M, and no share",
+            &EngineSettings::HEADROOM_BYTES,
         )?,
-        scan_cpu_share: number(
+        scan_cpu_share: percent(
             "moves.scan-cpu-percent",
             moves.scan_cpu_percent,
-            default.scan_cpu_share * 100.0,
-            0.01..=100.0,
-            "0.01 to 100",
-        )? / 100.0,
+            default.scan_cpu_share,
+            &EngineSettings::SCAN_CPU_SHARE,
+        )?,
         // Set when the guest's size is known.
         fast_limit_bytes: None,
         dry_run,
@@ -432,6 +447,15 @@ mod tests {
             settings(RunArgs::default(), ""),
             Err(ConfigError::NoQmp)
         ));
+    }
+
+    #[test]
+    fn setting_when_at_a_bound_of_the_engine_is_taken() {
+        let text = "[policy]\nhalf-life-s = 0.001\nhorizon-s = 604800\n[moves]\nbatch = '2M'\nscan-cpu-percent = 0.01";
+        let engine = settings(args(), text).unwrap().engine;
+        assert_eq!(engine.half_life, *EngineSettings::HALF_LIFE.start());
+        assert_eq!(engine.horizon, *EngineSettings::HORIZON.end());
+        assert_eq!(engine.batch_bytes, *EngineSettings::BATCH_BYTES.start());
     }
 
     #[test]

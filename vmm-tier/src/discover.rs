@@ -475,7 +475,7 @@ fn kernel_view(block: &RamBlock, memory: &[MappingMemory]) -> Result<Backing, Di
         return Err(Disagreement::PageSize(home.kernel_page_size));
     }
     let name = home.mapping.name.as_str();
-    Ok(if home.is_hugetlb() {
+    Ok(if home.is_hugetlb {
         Backing::Hugetlb
     } else if name.is_empty() || name.starts_with('[') {
         Backing::Anonymous

@@ -19,14 +19,14 @@ use std::{path::Path, process::ExitCode};
 
 use serde::Serialize;
 use tier_core::tiers::Division;
-use tier_sys::sysroot::SysRoot;
+use tier_sys::{sysroot::SysRoot, topology::Topology};
 
 use self::{
     facts::{GuestFacts, HostFacts},
     probe::Probes,
     report::Report,
 };
-use crate::{host::node_facts, map_cmd::print};
+use crate::map_cmd::print;
 
 /// Where agents keep account of kdamonds unless they are told otherwise.
 const RUN_DIR: &str = "/run/vmm-tier";
@@ -127,7 +127,11 @@ fn examine(
     probes: &Probes,
     guest: Option<&Result<GuestFacts, String>>,
 ) -> Report {
-    let nodes = host.topology.as_ref().map(node_facts).map_err(Clone::clone);
+    let nodes = host
+        .topology
+        .as_ref()
+        .map(Topology::facts)
+        .map_err(Clone::clone);
     let division = nodes.as_ref().ok().map(|nodes| Division::of(nodes));
     let mut findings = host::findings(host, division.as_ref());
     let division = division.and_then(Result::ok);

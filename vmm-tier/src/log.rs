@@ -23,6 +23,18 @@ pub(crate) fn complain(words: impl Display) {
     let _ = writeln!(io::stderr(), "vmm-tier: {words}");
 }
 
+/// An error with its causes, in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
+
 /// Writes one line with each call, and fails at none: a line that can't be written is counted, and the next
 /// that can is written behind a line that tells how many were lost.
 ///
@@ -102,7 +114,7 @@ impl<W: Write> Write for Log<W> {
 mod tests {
     use super::*;
 
-    /// Has room for so many bytes, then is full, as a disk is.
+    /// Has room for a number of bytes, then is full, as a disk is.
     #[derive(Debug, Default)]
     struct Disk {
         text: Vec<u8>,

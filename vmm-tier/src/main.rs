@@ -1,12 +1,10 @@
 //! vmm-tier: memory tiering for hosts of KVM/QEMU guests.
 
 mod agent;
-mod causes;
 mod config;
 mod ctl;
 mod discover;
 mod doctor;
-mod host;
 mod log;
 mod map_cmd;
 mod record;
@@ -65,18 +63,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Record the accesses of a guest into a trace, or make a trace of what other programs wrote
+    /// Record a guest's accesses as a trace, or convert another program's trace
     #[command(
-        after_help = "The trace is called OUTPUT.part until it is whole. Nothing of the guest is moved."
+        after_help = "The file is called OUTPUT.part until it is complete. No page of the guest is moved."
     )]
     Record(Box<RecordArgs>),
-    /// Let policies place a recorded guest's pages again, and compare them with one that knows the
+    /// Replay a recorded guest with tiering policies, and compare them with an oracle that knows the
     /// future
     #[command(
-        after_help = "Exit status: 0 if all was replayed. With the same input the figures are the same, but for CPU time."
+        after_help = "Exit status: 0 if everything was replayed. The same input gives the same figures, except CPU time."
     )]
     Replay(Box<ReplayArgs>),
-    /// Say what works on this host, what would fight the tiering, and what to do
+    /// Check what works on this host, what would interfere with tiering, and what to do
     #[command(after_help = "Exit status: 0 only if tiering can run here.")]
     Doctor {
         /// Look at the guest behind this QMP socket too
@@ -91,7 +89,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // A wrong value is told in one line, as every other error is.
+        // A wrong value is reported in one line, as every other error is.
         Err(error) if error.kind() == ErrorKind::ValueValidation => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();

@@ -71,7 +71,7 @@ fn orders_when_given_over_the_control_socket_are_obeyed() {
 }
 
 #[test]
-fn agent_when_told_to_end_does_and_leaves_nothing_behind() {
+fn agent_when_stopped_ends_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let _server = Qemu::new().serve(&folder.path().join("qmp"));
     let mut agent = Agent::start(folder);
@@ -212,7 +212,7 @@ fn agent_when_the_monitor_hangs_from_the_start_ends_with_one_line() {
 }
 
 #[test]
-fn agent_when_told_to_end_while_the_monitor_hangs_at_the_start_leaves_nothing() {
+fn agent_when_stopped_while_the_monitor_hangs_at_the_start_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let qemu = Qemu::new();
     qemu.hangs.store(true, Ordering::Relaxed);

@@ -35,13 +35,18 @@ fn reset(qemu: &Qemu, server: &Server, agent: &mut Agent) {
     agent.wait_for(|| (qemu.asked.load(Ordering::Relaxed) > asked).then_some(()));
 }
 
+/// Waits until the agent has ended, with success.
+fn ends_with_success(agent: &mut Agent) {
+    let status = agent.ended();
+    assert_eq!(status.code(), Some(0), "{status}: {}", agent.log());
+}
+
 /// Gives the agent both commands and the signal.
 fn obeys(agent: &mut Agent) {
     assert_eq!(agent.ask("query-tier", None)["name"], "played");
     assert_eq!(agent.ask("tier-pause", None)["state"], "paused");
     agent.terminate();
-    let status = agent.ended();
-    assert_eq!(status.code(), Some(0), "{status}: {}", agent.log());
+    ends_with_success(agent);
     assert!(!agent.control().exists());
 }
 
@@ -68,7 +73,7 @@ fn agent_when_qemu_takes_5_s_for_each_command_obeys() {
 
     obeys(&mut agent);
 
-    // One may have been under way.
+    // One command may have been under way.
     assert!(qemu.answered.load(Ordering::Relaxed) <= answered + 1);
 }
 
@@ -92,7 +97,7 @@ fn agent_when_qemu_is_slow_obeys_before_a_discovery_can_end() {
 }
 
 #[test]
-fn agent_when_told_to_end_before_a_slow_qemu_told_everything_ends_with_success() {
+fn agent_when_stopped_before_a_slow_qemu_told_everything_ends_with_success() {
     let folder = tempfile::tempdir().unwrap();
     let qemu = Qemu::new();
     *qemu.delay.lock().unwrap() = Duration::from_secs(2);
@@ -103,13 +108,13 @@ fn agent_when_told_to_end_before_a_slow_qemu_told_everything_ends_with_success()
 
     agent.terminate();
 
-    assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+    ends_with_success(&mut agent);
     let answered = qemu.answered.load(Ordering::Relaxed);
     assert!(answered <= 3, "{answered} commands were answered meanwhile");
 }
 
 #[test]
-fn agent_when_told_to_end_before_qemu_answers_ends_with_success() {
+fn agent_when_stopped_before_qemu_answers_ends_with_success() {
     let folder = tempfile::tempdir().unwrap();
     let qemu = Qemu::new();
     qemu.hangs.store(true, Ordering::Relaxed);
@@ -120,12 +125,12 @@ fn agent_when_told_to_end_before_qemu_answers_ends_with_success() {
 
     agent.terminate();
 
-    // One that waited would end with the error that QEMU did not answer.
-    assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+    // An agent that waited would end with the error that QEMU did not answer.
+    ends_with_success(&mut agent);
 }
 
 #[test]
-fn agent_when_told_to_end_before_qemu_greets_ends_with_success() {
+fn agent_when_stopped_before_qemu_greets_ends_with_success() {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("qmp")).unwrap();
     let mut agent = Agent::start(folder);
@@ -133,8 +138,8 @@ fn agent_when_told_to_end_before_qemu_greets_ends_with_success() {
 
     agent.terminate();
 
-    // One that waited would end with the error that no greeting came.
-    assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+    // An agent that waited would end with the error that no greeting came.
+    ends_with_success(&mut agent);
     drop(qemu);
 }
 
@@ -151,7 +156,7 @@ fn agent_when_the_monitor_is_lost_and_the_new_one_never_greets_obeys() {
     assert_eq!(paused["paused-by"], json!(["operator"]));
     agent.terminate();
 
-    assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+    ends_with_success(&mut agent);
     drop(qemu);
 }
 

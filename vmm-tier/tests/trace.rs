@@ -338,7 +338,7 @@ fn places(accesses: &[Access]) -> Vec<(u64, u64, u32, AccessKind)> {
 }
 
 #[test]
-fn guest_when_recorded_until_told_to_end_is_a_whole_trace() {
+fn guest_when_recorded_until_stopped_is_a_whole_trace() {
     let folder = tempfile::tempdir().unwrap();
     let qemu = Qemu::new();
     let _server = qemu.serve(&folder.path().join("qmp"));

@@ -82,7 +82,7 @@ pub(super) fn connect(
 }
 
 /// Connects, waiting no longer than `timeout` for room in the backlog: a blocking `connect` would
-/// wait for ever.
+/// wait without end.
 fn open(path: &Path, timeout: Duration) -> Result<UnixStream, ConnectError> {
     let begin = Instant::now();
     let owned = || path.to_owned();

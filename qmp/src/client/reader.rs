@@ -12,7 +12,10 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, TrySendError};
 use tracing::{debug, warn};
 
-use super::{Closed, Observer, lock, request::Waiting};
+use super::{
+    Closed, Observer, lock,
+    pending::{Pending, Waiting},
+};
 use crate::{
     codec::Decoder,
     event::Event,
@@ -36,13 +39,6 @@ impl std::fmt::Debug for Shared {
             .field("pending", &*self.pending())
             .finish_non_exhaustive()
     }
-}
-
-/// Commands that wait for a reply.
-#[derive(Debug)]
-pub(super) enum Pending {
-    Open(Waiting),
-    Closed(Closed),
 }
 
 impl Shared {

@@ -1,4 +1,4 @@
-//! Connecting again after QEMU left, and knowing that everything must be asked anew.
+//! Connecting again after QEMU left, and knowing that everything must be asked again.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Connects to one socket again and again: QEMU may be restarted, and its socket made anew.
+/// Connects to one socket again and again: QEMU may be restarted, and its socket made again.
 ///
 /// It has no thread and never sleeps: [`poll`](Self::poll) tries when a try is due, and
 /// [`due_in`](Self::due_in) says how long to wait for that.
@@ -42,10 +42,10 @@ pub struct Reconnecting {
 }
 
 /// A new connection. Nothing that was known from an earlier one holds: commands under way may or
-/// may not have been carried out, events were missed, capabilities are negotiated anew, and it may
+/// may not have been carried out, events were missed, capabilities are negotiated again, and it may
 /// be another QEMU. Ask for everything again.
 #[derive(Debug)]
-#[must_use = "what was known before must be asked anew"]
+#[must_use = "what was known before must be asked again"]
 pub struct Resync {
     /// The connection.
     pub client: Client,

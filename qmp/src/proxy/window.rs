@@ -48,7 +48,7 @@ impl Window {
         })
     }
 
-    /// Waits for a place for a message of so many bytes; an empty window takes any. `None` when the
+    /// Waits for a place for a message of `bytes` bytes; an empty window takes any. `None` when the
     /// window was closed or the wait `is_given_up`.
     pub(super) fn enter(
         self: &Arc<Self>,

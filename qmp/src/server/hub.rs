@@ -164,7 +164,7 @@ fn accept(hub: &Arc<Hub>) {
             Err(error) => warn!(%error, "can't serve a client"),
         }
     }
-    // Also one that came while the server was told to end.
+    // Also a connection that came while the server was ending.
     for peer in hub.peers().values() {
         peer.retire();
     }

@@ -151,7 +151,7 @@ impl Peer {
         }
     }
 
-    /// Waits for replies under way, but not for ever: who sends them may hang.
+    /// Waits for replies under way, but not without end: who sends them may hang.
     pub(super) fn wait_for_replies(&self, timeout: Duration) {
         self.in_band.wait_idle_for(timeout);
         self.out_of_band.wait_idle_for(timeout);

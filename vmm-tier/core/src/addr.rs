@@ -12,7 +12,7 @@ pub const BASE_PAGE: u64 = 4096;
 /// The size of a transparent huge page on `x86_64`.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
-/// Frames of 4 KiB in so many bytes, at least one.
+/// Frames of 4 KiB in `bytes` bytes, at least one.
 #[must_use]
 pub fn frames(bytes: u64) -> f64 {
     (bytes / BASE_PAGE).max(1) as f64

@@ -17,7 +17,7 @@
 //! other pages is one word of 4 bytes, which holds the key. That word is all the memory they take.
 //!
 //! A page is in exactly one of these places. Heat is a count under [forward decay](crate::heat), so
-//! ageing never touches a page. The structure believes what it is told about placement
+//! ageing never touches a page. The structure believes its caller about placement
 //! ([`DualHeap::place`], [`DualHeap::settle`]) and assumes nothing.
 
 use std::time::Duration;

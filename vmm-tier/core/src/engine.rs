@@ -37,9 +37,7 @@ pub use mover::room::NodeMemory;
 pub use orders::{
     Order, Refusal, Reply,
     drain::{DrainProgress, DrainStall},
-    policy::{
-        MAX_HORIZON, MAX_RATE, MIN_HORIZON, MIN_RATE, PolicyChange, PolicyError, PolicySnapshot,
-    },
+    policy::{PolicyChange, PolicyError, PolicySnapshot},
 };
 pub use pins::pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
 pub use state::VmState;

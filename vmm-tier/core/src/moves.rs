@@ -10,8 +10,8 @@ const ASSUMED_PAGE_NS: f64 = 5_000.0;
 /// What copying 4 KiB is taken to cost before it is measured, in nanoseconds: 8 GB/s.
 const ASSUMED_FRAME_NS: f64 = 500.0;
 
-/// What moving a page of so many bytes is taken to cost before it is measured, in nanoseconds; of no bytes: what
-/// remapping a page costs.
+/// What moving a page of `page_bytes` bytes is taken to cost before it is measured, in nanoseconds; of
+/// no bytes: what remapping a page costs.
 #[must_use]
 pub fn assumed_cost_ns(page_bytes: u64) -> f64 {
     ASSUMED_PAGE_NS + ASSUMED_FRAME_NS * (page_bytes / BASE_PAGE) as f64

@@ -39,7 +39,7 @@ impl Random {
         (self.draw() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// The least of so many numbers in [0, 1], at least one.
+    /// The least of `numbers` numbers in [0, 1], at least one.
     pub fn least_of(&mut self, numbers: u32) -> f64 {
         1.0 - self.share().powf(1.0 / f64::from(numbers))
     }

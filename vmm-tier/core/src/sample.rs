@@ -107,11 +107,11 @@ crate::report! {
     pub struct SampleAccount = "TierSampleAccount" {
         /// Records that came out of the source.
         pub samples: u64,
-        /// Records that were of use.
+        /// Records that could be used.
         pub accepted: u64,
-        /// Records that were of none, by reason; see the guide to sources.
+        /// Records that could not be used, by reason; see the guide to sources.
         pub dropped: BTreeMap<DropReason, u64>,
-        /// Records that there was no room for; they never arrived.
+        /// Records lost because there was no room for them.
         pub lost: u64,
         /// Times the kernel throttled the source.
         pub throttled: u64,

@@ -1,5 +1,5 @@
-//! The period of a source that takes one event in so many: as many samples as wanted, for no more CPU time
-//! than allowed.
+//! The period of a source that samples one event in each period: as many samples as wanted, for no more
+//! CPU time than allowed.
 //!
 //! Events come as fast as the guest runs, so a period is right for a while only. Too much is mended at
 //! once and in full; too little only by steps, since a guest that idles must not find a tiny period
@@ -11,9 +11,9 @@ use std::{ops::RangeInclusive, time::Duration};
 /// Time that one judgement takes: long against the bursts of a guest, short against the ten seconds in
 /// which a hot set is to be found.
 const LOOK: Duration = Duration::from_millis(500);
-/// Up to this much above the goal is left as it is, so that noise moves nothing.
+/// Up to this much above the goal the period stays, so that noise changes nothing.
 const ABOVE: f64 = 1.1;
-/// Down to this much below the goal is left as it is.
+/// Down to this much below the goal the period stays.
 const BELOW: f64 = 0.8;
 /// Most that the period grows by at a time.
 const MOST_GROWTH: f64 = 16.0;

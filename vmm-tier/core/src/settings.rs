@@ -1,6 +1,11 @@
 //! What an operator may set about one VM's tiering, validated.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
+
+use crate::{
+    addr::HUGE_PAGE,
+    heat::{MAX_HALF_LIFE, MIN_HALF_LIFE},
+};
 
 crate::words! {
     /// Which tier a page or node belongs to.
@@ -9,6 +14,14 @@ crate::words! {
         Fast = "fast",
         /// CXL, PMEM, far nodes.
         Slow = "slow",
+    }
+}
+
+crate::words! {
+    /// A policy that chooses the pages to move.
+    pub enum PolicyName {
+        /// Exchanges the hottest pages of the slow tier with the coldest of the fast tier.
+        DualHeap = "dual-heap",
     }
 }
 
@@ -40,6 +53,30 @@ pub struct EngineSettings {
     pub scan_cpu_share: f64,
     /// Plan and report, but move nothing.
     pub dry_run: bool,
+}
+
+/// The bounds of each setting, for configuration files, commands and state files alike.
+impl EngineSettings {
+    /// Of the half-life: below it no source resolves anything; above it nothing would ever cool.
+    pub const HALF_LIFE: RangeInclusive<Duration> = MIN_HALF_LIFE..=MAX_HALF_LIFE;
+    /// Of the horizon: no move pays back in less than 100 ms; a week at most.
+    pub const HORIZON: RangeInclusive<Duration> =
+        Duration::from_millis(100)..=Duration::from_secs(7 * 24 * 3600);
+    /// Of the standard deviations.
+    pub const MIN_Z: RangeInclusive<f64> = 0.0..=100.0;
+    /// Of the bytes moved a second: at least one page (to move nothing, pause), at most 1 TiB, which is
+    /// more than any memory delivers.
+    pub const RATE_BYTES_PER_S: RangeInclusive<u64> = 4096..=1 << 40;
+    /// Of a batch: it must hold a huge page, or a guest of huge pages would never be tiered.
+    pub const BATCH_BYTES: RangeInclusive<u64> = HUGE_PAGE..=1 << 40;
+    /// Of the cooldown.
+    pub const COOLDOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+    /// Of the warm-up.
+    pub const WARM_UP: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+    /// Of the headroom.
+    pub const HEADROOM_BYTES: RangeInclusive<u64> = 0..=1 << 40;
+    /// Of the share of one CPU for look-ups.
+    pub const SCAN_CPU_SHARE: RangeInclusive<f64> = 1e-4..=1.0;
 }
 
 impl Default for EngineSettings {

@@ -78,7 +78,7 @@ pub struct SourceStatus {
 pub struct SourceSelection {
     candidates: BTreeMap<SourceKind, Candidate>,
     believed: Option<SourceKind>,
-    /// When a source was believed, or tried anew, last.
+    /// When a source was believed, or tried again, last.
     settled_at: Time,
     guest_runs: bool,
     quiet: bool,
@@ -237,8 +237,8 @@ impl SourceSelection {
         let is_sure = best
             .and_then(|kind| self.candidates.get(&kind))
             .is_some_and(|candidate| candidate.health == Health::Good);
-        let try_anew = now.since(self.settled_at) >= ANEW;
-        if try_anew {
+        let tries_again = now.since(self.settled_at) >= ANEW;
+        if tries_again {
             self.settled_at = now;
         }
         for (&kind, candidate) in &mut self.candidates {
@@ -249,7 +249,7 @@ impl SourceSelection {
                     candidate.since = now;
                     steps.push(Step::Work(kind, false));
                 }
-                Health::Resting if try_anew || !is_sure => {
+                Health::Resting if tries_again || !is_sure => {
                     candidate.health = Health::Opening;
                     candidate.since = now;
                     steps.push(Step::Work(kind, true));

@@ -1,6 +1,6 @@
 //! The dual heaps in the situations that the policy meets.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use tier_core::{
     dual_heap::{DualHeap, PageId, Placement},
@@ -10,6 +10,13 @@ use tier_core::{
 const SECOND: Duration = Duration::from_secs(1);
 const T0: Time = Time(0);
 
+/// Places each page of a run.
+fn place_all(heap: &mut DualHeap, ids: Range<u32>, placement: Placement) {
+    for id in ids {
+        heap.place(PageId(id), placement);
+    }
+}
+
 fn heap(pages: u32) -> DualHeap {
     DualHeap::new(pages, 10 * SECOND).unwrap()
 }
@@ -17,7 +24,7 @@ fn heap(pages: u32) -> DualHeap {
 #[test]
 fn fast_page_when_never_sampled_is_colder_than_any_other() {
     let mut heap = heap(8);
-    heap.place_run(0..8, Placement::Fast);
+    place_all(&mut heap, 0..8, Placement::Fast);
     heap.sample_run(T0, 0..5, 1e-3);
     assert_eq!(heap.coldest_fast(T0), Some((PageId(5), 0.0)));
 }
@@ -25,7 +32,7 @@ fn fast_page_when_never_sampled_is_colder_than_any_other() {
 #[test]
 fn never_sampled_fast_pages_when_taken_in_turn_come_in_address_order_and_go_round() {
     let mut heap = heap(2000);
-    heap.place_run(0..2000, Placement::Fast);
+    place_all(&mut heap, 0..2000, Placement::Fast);
     heap.sample_run(T0, 3..1998, 1.0);
     let mut next = || heap.take_coldest_fast(T0).unwrap().0.0;
     assert_eq!((next(), next()), (0, 1));
@@ -38,7 +45,7 @@ fn never_sampled_fast_pages_when_taken_in_turn_come_in_address_order_and_go_roun
 #[test]
 fn slow_page_when_never_sampled_is_not_offered() {
     let mut heap = heap(8);
-    heap.place_run(0..8, Placement::Slow);
+    place_all(&mut heap, 0..8, Placement::Slow);
     assert_eq!(heap.hottest_slow(T0), None);
     heap.sample(T0, PageId(3), 1.0);
     assert_eq!(heap.hottest_slow(T0), Some((PageId(3), 1.0)));
@@ -106,7 +113,7 @@ fn excluded_page_when_placed_where_it_was_stays_out_and_elsewhere_comes_back() {
 #[test]
 fn count_when_set_lower_makes_a_fast_page_the_coldest() {
     let mut heap = heap(8);
-    heap.place_run(0..4, Placement::Fast);
+    place_all(&mut heap, 0..4, Placement::Fast);
     heap.sample_run(T0, 0..4, 8.0);
     assert!(heap.set_count(PageId(2), 1.0, T0));
     assert_eq!(heap.coldest_fast(T0), Some((PageId(2), 1.0)));
@@ -116,12 +123,12 @@ fn count_when_set_lower_makes_a_fast_page_the_coldest() {
 #[test]
 fn fast_heap_when_pages_come_and_go_does_not_grow() {
     let mut heap = heap(1024);
-    heap.place_run(0..1024, Placement::Fast);
+    place_all(&mut heap, 0..1024, Placement::Fast);
     heap.sample_run(T0, 0..1024, 1.0);
     let before = heap.memory_bytes();
     for round in 0..50u64 {
-        heap.place_run(0..1024, Placement::Untracked);
-        heap.place_run(0..1024, Placement::Fast);
+        place_all(&mut heap, 0..1024, Placement::Untracked);
+        place_all(&mut heap, 0..1024, Placement::Fast);
         heap.sample_run(Time(round), 0..1024, 1.0);
     }
     // Left-behind entries may be as many again as pages, plus slack: 16 bytes a page.
@@ -174,7 +181,7 @@ fn id_past_the_end_when_used_is_untracked() {
         assert_eq!(heap.state(id).placement, Placement::Untracked);
     }
     assert_eq!(heap.sample_run(T0, 5..u32::MAX, 1.0).pages(), 0);
-    heap.place_run(8..u32::MAX, Placement::Slow);
+    place_all(&mut heap, 8..16, Placement::Slow);
     assert_eq!(heap.len(Placement::Slow), 2);
     assert!(heap.is_valid());
 }

@@ -1,7 +1,7 @@
 //! The dual heaps where only some of their pages are in order: against sorted vectors, with guests large
 //! enough for fronts to be cut and filled, and for words to be moved.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use proptest::prelude::*;
 use tier_core::{
@@ -26,6 +26,13 @@ enum Step {
     /// Takes the coldest fast pages and settles them.
     Demote(usize, Placement),
     Forget(u32, u32),
+}
+
+/// Places each page of a run.
+fn place_all(heap: &mut DualHeap, ids: Range<u32>, placement: Placement) {
+    for id in ids {
+        heap.place(PageId(id), placement);
+    }
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -139,7 +146,7 @@ fn apply(step: &Step, heap: &mut DualHeap, model: &mut Model) {
         }
         Step::Forget(first, len) => {
             let end = (first + len).min(PAGES);
-            heap.place_run(first..end, Placement::Untracked);
+            place_all(heap, first..end, Placement::Untracked);
             for id in first..end {
                 model.settle(PageId(id), Placement::Untracked);
             }
@@ -167,8 +174,8 @@ proptest! {
         fast in 0..PAGES,
     ) {
         let mut heap = DualHeap::new(PAGES, HALF_LIFE).unwrap();
-        heap.place_run(0..fast, Placement::Fast);
-        heap.place_run(fast..PAGES, Placement::Slow);
+        place_all(&mut heap, 0..fast, Placement::Fast);
+        place_all(&mut heap, fast..PAGES, Placement::Slow);
         let tier = |id| if id < fast { Placement::Fast } else { Placement::Slow };
         let mut model = Model { pages: (0..PAGES).map(|id| (tier(id), 0.0)).collect(), now: Time(0) };
         for (number, step) in steps.iter().enumerate() {
@@ -192,8 +199,8 @@ proptest! {
         seed in any::<u64>(), rounds in 1..30usize, rest in 1..150u32, fast in 0..PAGES,
     ) {
         let mut heap = DualHeap::new(PAGES, HALF_LIFE).unwrap();
-        heap.place_run(0..fast, Placement::Fast);
-        heap.place_run(fast..PAGES, Placement::Slow);
+        place_all(&mut heap, 0..fast, Placement::Fast);
+        place_all(&mut heap, fast..PAGES, Placement::Slow);
         let mut now = Time(0);
         for round in 0..rounds {
             now = now + Duration::from_millis(seed % 7001);
@@ -218,7 +225,7 @@ proptest! {
     }
 
     #[test]
-    fn runs_when_placed_at_once_are_as_pages_placed_one_by_one(
+    fn pages_when_placed_in_runs_over_many_chunks_are_where_they_were_placed(
         // 3 groups of 64 chunks of 512 frames and a bit.
         runs in proptest::collection::vec((0..99_000u32, prop_oneof![1..3u32, 1..1500u32, 1..80_000u32], 0..5u32), 1..8),
     ) {
@@ -228,7 +235,7 @@ proptest! {
         for (first, len, to) in runs {
             let to = [Placement::Fast, Placement::Slow, Placement::Fast, Placement::Slow, Placement::Untracked][to as usize];
             let end = (first + len).min(FRAMES);
-            heap.place_run(first..end, to);
+            place_all(&mut heap, first..end, to);
             model[first as usize..end as usize].fill(to);
             prop_assert_eq!(heap.check(), Ok(()));
             heap.sample(Time(0), PageId(first), 1.0);
@@ -246,8 +253,8 @@ proptest! {
 fn memory_when_all_pages_are_sampled_is_little_more_than_a_word_each() {
     let pages = 1 << 20;
     let mut heap = DualHeap::new(pages, HALF_LIFE).unwrap();
-    heap.place_run(0..pages / 5, Placement::Fast);
-    heap.place_run(pages / 5..pages, Placement::Slow);
+    place_all(&mut heap, 0..pages / 5, Placement::Fast);
+    place_all(&mut heap, pages / 5..pages, Placement::Slow);
     heap.sample_run(Time(0), 0..pages, 1.0);
     for step in 1..50u32 {
         let now = Time(0) + HALF_LIFE / 10 * step;
@@ -263,7 +270,7 @@ fn memory_when_all_pages_are_sampled_is_little_more_than_a_word_each() {
 #[test]
 fn slow_pages_when_more_are_taken_than_stand_in_order_are_looked_for_among_all() {
     let mut heap = DualHeap::new(PAGES, HALF_LIFE).unwrap();
-    heap.place_run(0..PAGES, Placement::Slow);
+    place_all(&mut heap, 0..PAGES, Placement::Slow);
     for id in 0..PAGES {
         heap.sample(Time(0), PageId(id), 1.0 + (id * 1237 % PAGES) as f32);
     }

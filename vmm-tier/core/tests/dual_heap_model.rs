@@ -110,6 +110,13 @@ enum Op {
     SetCount(u32, f64),
 }
 
+/// Places each page of a run.
+fn place_all(heap: &mut DualHeap, ids: Range<u32>, placement: Placement) {
+    for id in ids {
+        heap.place(PageId(id), placement);
+    }
+}
+
 fn id() -> impl Strategy<Value = u32> {
     // Mostly the same few pages, so that operations meet; the ends of chunks; anywhere; past the end.
     prop_oneof![8 => 0..16u32, 4 => 504..520u32, 2 => 0..PAGES, 1 => PAGES - 2..PAGES + 2]
@@ -177,7 +184,7 @@ fn apply(op: &Op, heap: &mut DualHeap, model: &mut Model) {
             }
         }
         Op::PlaceRun(run, to) => {
-            heap.place_run(run.clone(), to);
+            place_all(heap, run.clone(), to);
             run.filter(|&id| id < PAGES)
                 .for_each(|id| model.place(id, to));
         }

@@ -10,8 +10,8 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
     dual_heap::Placement,
     engine::{
-        Event, ExplainError, Explanation, HeatmapError, Order, PageCondition, Pin, VmEngine,
-        WhenFull,
+        Event, ExplainError, Explanation, HeatmapError, MAX_CELLS, Order, PageCondition, Pin,
+        VmEngine, WhenFull,
     },
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{Direction, Outcome},
@@ -375,7 +375,7 @@ fn heatmap_when_drawn_shows_where_heat_and_tiers_are() {
     // However it is cut, it is the same heat.
     let pages = (0..2048).map(|frame| explain(&lab, frame).accesses_per_s);
     let all: f64 = pages.sum();
-    for (rows, columns) in [(1, 1), (3, 5), (64, 64), (1, 65_536)] {
+    for (rows, columns) in [(1, 1), (3, 5), (64, 64), (1, MAX_CELLS as u32)] {
         let drawn = lab.engine.heatmap(lab.now, rows, columns).unwrap();
         let mut sum = 0.0;
         for (cell, next) in drawn.cells.iter().zip(&drawn.cells[1..]) {
@@ -388,7 +388,7 @@ fn heatmap_when_drawn_shows_where_heat_and_tiers_are() {
             "{rows} x {columns}: {sum}, {all}"
         );
     }
-    for (rows, columns) in [(0, 5), (5, 0), (256, 257), (u32::MAX, u32::MAX)] {
+    for (rows, columns) in [(0, 5), (5, 0), (128, 129), (u32::MAX, u32::MAX)] {
         let refused = lab.engine.heatmap(lab.now, rows, columns);
         assert_eq!(refused, Err(HeatmapError::Size { rows, columns }));
     }

@@ -104,7 +104,9 @@ proptest! {
     ) {
         // 60 half-lives of 1 s; after 62 a count may be forgotten.
         let mut heap = DualHeap::new(2, Duration::from_secs(1)).unwrap();
-        heap.place_run(0..2, placement);
+        for id in [0, 1] {
+            heap.place(PageId(id), placement);
+        }
         let (mut now, mut exact) = (Time(0), 0.0f64);
         for (ms, weight) in samples {
             now = now + Duration::from_millis(ms);

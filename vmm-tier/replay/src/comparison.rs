@@ -35,8 +35,8 @@ use std::path::Path;
 pub use self::{
     args::ReplayArgs,
     charts::PictureError,
-    error::{ComparisonError, InputError},
-    input::NotAFile,
+    error::ComparisonError,
+    input::{InputError, NotAFile},
     settings::SettingsError,
     survey::SurveyError,
 };
@@ -53,7 +53,7 @@ pub fn compare(args: &ReplayArgs) -> Result<String, ComparisonError> {
     for input in &settings.inputs {
         let outcome = passes::replay(input, &settings, &progress)
             .map_err(|error| ComparisonError::of(error, input.name()))?;
-        report.add(outcome.trace, outcome.runs, settings.target);
+        curve::add_with_needs(&mut report, outcome.trace, outcome.runs, settings.target);
     }
     progress.end();
     if let Some(path) = &args.svg {

@@ -34,7 +34,7 @@
 //! differences, and zstd 0.66.
 //!
 //! The decoder trusts nothing: it never holds more than a block, whatever a head claims, and a file that
-//! was cut, changed, or put together from others is told with the byte where that shows.
+//! was cut, changed, or put together from others gives an error that names the byte.
 
 mod block;
 pub mod columns;

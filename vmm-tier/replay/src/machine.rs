@@ -6,7 +6,7 @@
 //!                                                    one for each policy and size of DRAM
 //! ```
 //!
-//! Every access counts for the score; one in so many is what a policy sees, as sampling hardware would
+//! Every access counts for the score; a policy sees one in each period, as sampling hardware would
 //! deliver it. All simulations get the same slices, so they differ only by what their policies decide.
 
 pub mod guest;

@@ -21,7 +21,7 @@ pub mod tpp;
 
 use std::time::Duration;
 
-use tier_core::time::Time;
+use tier_core::{settings::PolicyName, time::Time};
 
 use crate::machine::{Host, Sample, Touch};
 
@@ -87,7 +87,7 @@ type Maker = fn(&Host, &PolicySetup) -> Box<dyn Policy + Send>;
 /// All policies but the oracle (which needs the future), by name, in the order in which tables show
 /// them.
 pub const ALL: &[(&str, Maker)] = &[
-    ("dual-heap", |h, s| {
+    (PolicyName::DualHeap.name(), |h, s| {
         Box::new(dual_heap::DualHeaps::new(h, s))
     }),
     ("sds", |h, s| Box::new(sds::Sds::new(h, s))),

@@ -14,7 +14,7 @@ mod output;
 use std::{fs::File, path::Path, time::Duration};
 
 use crate::{
-    format::{End, Header, Origin, TraceRange},
+    format::{End, Header, TraceRange},
     machine::{Access, Accesses},
 };
 
@@ -51,36 +51,12 @@ pub struct TraceInfo {
     pub format: Format,
     /// Its length in bytes; 0 for a pipe.
     pub bytes: u64,
-    /// Who made it.
-    pub origin: Origin,
-    /// The VM or the program; the file's name where nothing is said.
-    pub name: String,
-    /// The time of its begin in seconds since 1970; 0 if that is not known.
-    pub started: u64,
-    /// The accesses that one record stands for; 1 where every access is there.
-    pub period: u64,
-    /// How often a page was tested in a batch, for a recording of a source that tests pages; else 0.
-    pub tests: u32,
-    /// The guest's memory, empty where it is not known: addresses outside are dropped and counted.
-    pub ranges: Vec<TraceRange>,
+    /// What stands at its beginning. A text has the file's name, and every access; a recording has all
+    /// memory that its end names too, where the end can be had. Accesses outside this memory are dropped
+    /// and counted.
+    pub header: Header,
     /// Its length, losses and drops; only recordings of this program tell them.
     pub end: Option<End>,
-}
-
-impl TraceInfo {
-    fn new(format: Format, bytes: u64, header: Header) -> Self {
-        Self {
-            format,
-            bytes,
-            origin: header.origin,
-            name: header.name,
-            started: header.started,
-            period: header.period,
-            tests: header.tests,
-            ranges: header.ranges,
-            end: None,
-        }
-    }
 }
 
 /// What was passed over while a trace was read.
@@ -215,7 +191,12 @@ pub fn open(path: &Path, format: Format, options: Options) -> Result<Opened, Tra
     let header = Header::import(format.name(), &name.to_string_lossy());
     Ok(Opened {
         accesses: TraceFile(Kind::Lines(Lines::new(path, file, syntax))),
-        info: TraceInfo::new(format, bytes, header),
+        info: TraceInfo {
+            format,
+            bytes,
+            header,
+            end: None,
+        },
     })
 }
 

@@ -3,10 +3,7 @@
 //! A connection's thread checks a command's arguments and hands the agent an [`Order`]; the agent's
 //! thread carries it out between two events.
 
-mod answer;
-mod order;
-mod pins;
-mod query;
+mod commands;
 #[cfg(test)]
 mod reference;
 mod spec;
@@ -21,7 +18,7 @@ use qmp::{
 };
 use serde_json::{Map, Value};
 
-pub(super) use self::{order::Order, query::Pauser};
+pub(super) use self::commands::{Order, query_tier::Pauser};
 
 /// Requests that may wait for the agent.
 const QUEUE: usize = 64;
@@ -31,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 tier_core::words! {
     /// Whose monitor a socket is.
-    enum SocketKind {
+    pub(super) enum SocketKind {
         /// The agent's own.
         Control = "control",
         /// QEMU's, with the agent's commands added.
@@ -42,14 +39,14 @@ tier_core::words! {
 tier_core::report! {
     /// A socket that the agent serves.
     #[derive(Clone, Debug)]
-    struct SocketReport = "TierSocket" {
+    pub(super) struct SocketReport = "TierSocket" {
         /// The agent's own, or QEMU's monitor with the agent's commands added.
         kind: SocketKind,
         /// Where it is.
         path: String,
         /// Clients connected now.
         clients: usize,
-        /// Clients taken since it is served.
+        /// Clients accepted since the socket was opened.
         accepted: u64,
         /// Clients turned away because there were too many.
         rejected: u64,
@@ -128,7 +125,7 @@ impl Control {
     }
 
     /// The socket and its clients, for `query-tier`.
-    fn report(&self) -> SocketReport {
+    pub(super) fn report(&self) -> SocketReport {
         let (kind, path, stats) = match &self.socket {
             Socket::Own(server) => (SocketKind::Control, server.path(), server.stats()),
             Socket::Proxy(proxy) => (SocketKind::Proxy, proxy.path(), proxy.stats()),
@@ -180,7 +177,7 @@ impl Handler for Commands {
         let late = || QmpError::generic("The agent is busy: try again");
         let later = || {
             QmpError::generic(
-                "The agent is busy, and may carry this out yet: ask query-tier for the state",
+                "The agent is busy and may still carry this out: ask query-tier for the state",
             )
         };
         let gone = || QmpError::generic("The agent ends");

@@ -1,4 +1,4 @@
-//! What clients are told unasked: the `TIER_*` events.
+//! The `TIER_*` events that clients are sent.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tier_core::{
 
 use super::control::Pauser;
 
-/// How long after one failed move the next may be told.
+/// The least time between two events about failed moves.
 const FAILURES_APART: Duration = Duration::from_secs(1);
 
 /// Sends events to all clients; to nobody where nobody can connect.
@@ -35,7 +35,7 @@ struct Failure {
     outcome: Outcome,
 }
 
-/// Failed moves, of which at most one a second is told.
+/// Failed moves, of which at most one a second is published.
 #[derive(Debug, Default)]
 struct Failures {
     told: Option<Instant>,

@@ -8,9 +8,8 @@ use std::{
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tier_core::{
-    addr::Hva,
     damon_pace::WATCHED_AGGREGATIONS,
-    engine::{Event, SourceStats},
+    engine::{Event, SourceStats, VmEngine},
     map::GuestMemoryMap,
     moves::{MoveReport, Outcome},
     sample::{SampleAccount, SampleBatch, Sight, SourceKind},
@@ -18,7 +17,7 @@ use tier_core::{
 };
 use tier_sys::{process, sysroot::SysRoot};
 
-use super::Agent;
+use super::{Agent, log_once::LogOnce};
 use crate::source::{
     Candidate, Setup,
     thread::{QUEUE, Report, SourceThread},
@@ -55,7 +54,7 @@ tier_core::report! {
         health: HealthWord,
         /// What is wrong with it, if something is.
         reason: Option<String>,
-        /// Whether pages are moved on its word.
+        /// Whether pages are moved by its samples.
         believed: bool,
         /// Which accesses; absent before it was opened.
         sees: Option<Sight>,
@@ -64,13 +63,13 @@ tier_core::report! {
         /// 0 to 1, of its last trial; absent before a trial: the product of precision, coverage,
         /// freshness and number of records.
         quality: Option<f64>,
-        /// Records of use a second, in its last trial.
+        /// Useful records a second, in its last trial.
         accepted_per_s: f64,
         /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log2 n) for n such pages.
         precision: f64,
         /// The share of the guest that it watches.
         coverage: f64,
-        /// How old its word is when it comes, on average.
+        /// How old its samples are on arrival, on average.
         staleness_ms: f64,
         /// What became of its records.
         #[serde(flatten)]
@@ -79,7 +78,6 @@ tier_core::report! {
 }
 
 /// See the [module](self).
-#[derive(Debug)]
 pub(super) struct Sources {
     threads: BTreeMap<SourceKind, SourceThread>,
     reports: Receiver<(SourceKind, Report)>,
@@ -92,6 +90,10 @@ pub(super) struct Sources {
     next_look: Instant,
     /// CPU time of the guest's CPUs, and when it was read.
     busy: Option<(Duration, Instant)>,
+    /// What is wrong with each source.
+    trouble: BTreeMap<SourceKind, LogOnce>,
+    /// Why none is believed.
+    blindness: LogOnce,
 }
 
 impl Sources {
@@ -121,6 +123,8 @@ impl Sources {
             runs: true,
             next_look: Instant::now() + LOOK,
             busy: None,
+            trouble: BTreeMap::new(),
+            blindness: LogOnce::default(),
         })
     }
 
@@ -158,9 +162,18 @@ impl Sources {
         }
     }
 
-    pub(super) fn moved(&self, pages: &[(Hva, u64)]) {
+    /// Passes on which pages were moved.
+    pub(super) fn moved(&self, report: &MoveReport) {
+        let moved = report.results.iter();
+        let moved = moved.filter(|result| result.outcome == Outcome::Moved);
+        let pages: Vec<_> = moved
+            .map(|result| (result.page.hva, result.page.bytes))
+            .collect();
+        if pages.is_empty() {
+            return;
+        }
         for thread in self.threads.values() {
-            thread.moved(pages.to_vec());
+            thread.moved(pages.clone());
         }
     }
 
@@ -227,7 +240,7 @@ impl Sources {
     }
 
     /// The source that is believed; where there is none the first candidate, which is not.
-    pub(super) fn kind(&self) -> Option<SourceKind> {
+    fn kind(&self) -> Option<SourceKind> {
         let first = || self.selection.statuses().next().map(|source| source.kind);
         self.selection.believed().or_else(first)
     }
@@ -258,21 +271,21 @@ impl Sources {
         };
         self.selection.statuses().map(report).collect()
     }
-}
 
-impl Agent {
     /// The part of `query-tier` about the source that is believed.
-    pub(super) fn source_report(&self) -> SourceReport {
-        let kind = self.sources.kind();
-        let mut sources = self.engine.sources();
+    pub(super) fn believed_report(&self, engine: &VmEngine) -> SourceReport {
+        let kind = self.kind();
+        let mut sources = engine.sources();
         let stats = sources.find(|(source, _)| Some(*source) == kind);
         SourceReport {
             kind,
             account: stats.map_or_else(SampleAccount::default, |(_, stats)| stats.account.clone()),
-            down: self.sources.blind(),
+            down: self.blind(),
         }
     }
+}
 
+impl Agent {
     pub(super) fn on_source(&mut self, kind: SourceKind, report: Report) {
         let steps = match report {
             Report::Batch(batch) => {
@@ -280,13 +293,13 @@ impl Agent {
                 return self.step(Event::Samples(batch));
             }
             Report::Up { sight, label } => {
-                tracing::info!(vm = self.name, source = %kind, "{label}");
+                tracing::info!(vm = self.vm.name, source = %kind, "{label}");
                 self.sources.up(kind, sight, label)
             }
             Report::Label(label) => return self.sources.selection.relabel(kind, label),
             Report::Down(reason) => self.sources.down(kind, reason),
             Report::Lost => {
-                tracing::error!(vm = self.name, source = %kind, "the source's thread ended");
+                tracing::error!(vm = self.vm.name, source = %kind, "the source's thread ended");
                 self.sources.lost(kind)
             }
         };
@@ -310,20 +323,8 @@ impl Agent {
         self.climb(steps);
     }
 
-    /// Tells the sources which pages lie elsewhere now.
-    pub(super) fn tell_sources_of(&self, report: &MoveReport) {
-        let moved = report.results.iter();
-        let moved = moved.filter(|result| result.outcome == Outcome::Moved);
-        let pages: Vec<_> = moved
-            .map(|result| (result.page.hva, result.page.bytes))
-            .collect();
-        if !pages.is_empty() {
-            self.sources.moved(&pages);
-        }
-    }
-
     fn climb(&mut self, steps: Vec<Step>) {
-        // Losing the source that is believed is told once, with what comes in its stead.
+        // The loss of the believed source is reported once, with the source that replaces it.
         let lost = steps.iter().find_map(|step| match step {
             Step::Believe { before, .. } => *before,
             _ => None,
@@ -331,7 +332,7 @@ impl Agent {
         for step in steps {
             match step {
                 Step::Work(kind, work) => {
-                    tracing::debug!(vm = self.name, source = %kind, work, "selection");
+                    tracing::debug!(vm = self.vm.name, source = %kind, work, "selection");
                     if let Some(thread) = self.sources.threads.get(&kind) {
                         thread.set_work(work);
                     }
@@ -349,23 +350,23 @@ impl Agent {
 
     fn believe(&mut self, source: Option<SourceKind>, before: Option<SourceKind>, why: &str) {
         // While QEMU ends, its sources do too: no cause for alarm.
-        let ends = source.is_none() && self.guest_has_ended();
+        let ends = source.is_none() && self.vm.has_ended();
         if let (Some(tap), Some(_)) = (&mut self.tap, before) {
             let new = source.map_or("none", SourceKind::name);
             tap.note(&format!("source: {new}"));
         }
         match source {
             Some(kind) => {
-                tracing::info!(vm = self.name, source = %kind, why, "samples flow");
-                self.blind.end();
+                tracing::info!(vm = self.vm.name, source = %kind, why, "samples flow");
+                self.sources.blindness.end();
             }
-            None if self.blind.is_news(why) && !ends => {
-                tracing::warn!(vm = self.name, "blind: {why}");
+            None if self.sources.blindness.is_news(why) && !ends => {
+                tracing::warn!(vm = self.vm.name, "blind: {why}");
             }
             None => {}
         }
         if !ends {
-            self.publisher.believed(source, before, why);
+            self.clients.events.believed(source, before, why);
         }
         self.step(Event::Source(source));
     }
@@ -375,10 +376,15 @@ impl Agent {
         let Some(reason) = health.reason() else {
             return;
         };
-        let news = self.source_trouble.entry(kind).or_default().is_news(reason);
-        if news && !self.guest_has_ended() {
-            tracing::warn!(vm = self.name, source = %kind, "{}: {reason}", health.word());
-            self.publisher.source_fails(kind, reason);
+        let news = self
+            .sources
+            .trouble
+            .entry(kind)
+            .or_default()
+            .is_news(reason);
+        if news && !self.vm.has_ended() {
+            tracing::warn!(vm = self.vm.name, source = %kind, "{}: {reason}", health.word());
+            self.clients.events.source_fails(kind, reason);
         }
     }
 }

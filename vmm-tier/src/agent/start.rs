@@ -1,9 +1,13 @@
 //! From settings to a running agent.
 
-use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Instant};
+use std::{process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use crossbeam::{channel::Receiver, select};
+use crossbeam::{
+    channel::{Receiver, bounded},
+    select,
+};
+use signal_hook::iterator::Signals;
 use tier_core::{
     addr::{NodeId, NodeSet},
     engine::{Action, Order, VmEngine},
@@ -19,26 +23,20 @@ use tier_sys::{
 };
 
 use super::{
-    ASKER_ENDED, Agent,
-    control::Control,
-    discovery_pace::DiscoveryPace,
+    ASKER_ENDED, Agent, Tap,
+    clients::Clients,
     engine_settings,
-    events::EventPublisher,
-    idle::Idle,
-    lifecycle::Migration,
-    log_once::LogOnce,
-    monitor::{Answer, Asker, Begun, Job, Socket},
-    scans::Scans,
-    signals,
+    operator_settings::OperatorSettings,
+    pace::Pace,
+    page_work::{PageWork, Worker},
+    qemu::{Answer, Asker, Begun, Connected, Job, Qemu, Socket},
     sources::Sources,
     state_file::{Overrides, StateFile},
-    tap::Tap,
-    worker::Worker,
+    vm::Vm,
 };
 use crate::{
-    causes::with_causes,
     config::{DamonChoice, Settings},
-    host::node_facts,
+    log::with_causes,
     source::{Candidate, Opener, Setup},
 };
 
@@ -62,7 +60,7 @@ fn start(
     tap: impl FnOnce(&str) -> anyhow::Result<Option<Box<dyn Tap>>>,
 ) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
-    let told = signals::ending(&root).context("signals can't be caught")?;
+    let signals = ending_signals(&root).context("signals can't be caught")?;
     let tiers = tiers(settings, &root)?;
     let socket = Socket {
         path: settings.qmp.clone(),
@@ -70,7 +68,7 @@ fn start(
     };
     let mut asker =
         Asker::start(socket, root.clone()).context("the thread that asks QEMU can't be started")?;
-    let Some(begun) = begin(&mut asker, &told)? else {
+    let Some(begun) = begin(&mut asker, &signals)? else {
         return Ok(ExitCode::SUCCESS);
     };
     let Begun {
@@ -92,65 +90,56 @@ fn start(
     let guest = Guest { pid, vcpus, is_kvm };
     let sources = sources(settings, &root, guest, &map)?;
     let (engine, actions) = engine(settings, tiers, &map, &name)?;
-    let base = engine.settings().clone();
-    let control = settings
-        .control
-        .as_deref()
-        .map(Control::serve)
-        .transpose()?;
-    let publisher = EventPublisher::new(control.iter().map(Control::events).collect());
-    let (saved, overrides) = match tap {
+    let clients = Clients::start(settings.control.as_deref(), settings.proxy.clone())?;
+    let (file, overrides) = match tap {
         None => StateFile::open(&settings.run_dir, &root, &name, is_named, pid),
         Some(_) => (StateFile::nowhere(&root, &name, pid), Overrides::default()),
     };
+    let settings = OperatorSettings::new(engine.settings().clone(), overrides, file);
     let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
-    let now = Instant::now();
+    let Connected {
+        monitor,
+        status,
+        migration,
+    } = connected;
+    let client = Arc::clone(&monitor.client);
     let mut agent = Agent {
-        name,
-        root,
-        pid,
-        process,
-        started: now,
+        vm: Vm::new(name, root, pid, process),
         engine,
-        monitor: Some(connected.monitor),
-        asker,
-        worker,
-        scans: Scans::default(),
+        qemu: Qemu::new(asker, monitor, mapped, map_took),
+        page_work: PageWork::new(worker),
         sources,
-        source_trouble: BTreeMap::new(),
-        blind: LogOnce::default(),
-        control,
-        proxy: None,
-        proxy_path: settings.proxy.clone(),
-        proxy_trouble: LogOnce::default(),
-        told,
-        ticked: None,
-        discovery: DiscoveryPace::new(mapped, map_took),
-        next_status_look: None,
-        next_nodes_read: now,
-        next_reconnect: now,
-        refusal: LogOnce::default(),
-        look_up_trouble: LogOnce::default(),
-        map_trouble: LogOnce::default(),
-        idle: Idle::new(now),
-        migration: Migration::new(now),
-        publisher,
-        base,
-        overrides,
-        pin_trouble: LogOnce::default(),
-        saved,
+        clients,
+        settings,
+        pace: Pace::new(Instant::now()),
+        signals,
         tap,
     };
-    agent.serve_proxy()?;
+    agent.clients.serve_proxy(&client)?;
     let state = agent.engine.state();
     agent.go_on(state, actions);
     agent.restore();
-    agent.on_status(connected.status);
-    agent.on_migration_answer(connected.migration);
+    agent.on_status(status);
+    agent.on_migration_answer(migration);
     agent.run()
 }
 
-/// Waits for what the asker needs from QEMU to begin; `None` if the agent is told to end before.
+/// Catches the signals that ask this process to end, as messages that wake the agent's thread. One
+/// message waits at most: a second says nothing new.
+fn ending_signals(root: &SysRoot) -> std::io::Result<Receiver<()>> {
+    let mut signals = Signals::new(process::ending_signals(root))?;
+    let (sender, told) = bounded(1);
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for _ in signals.forever() {
+                let _ = sender.try_send(());
+            }
+        })?;
+    Ok(told)
+}
+
+/// Waits for the asker's first answer; `None` if a signal ends the agent before.
 fn begin(asker: &mut Asker, told: &Receiver<()>) -> anyhow::Result<Option<Begun>> {
     asker.ask(Job::Begin);
     let answer = select! {
@@ -169,7 +158,7 @@ fn begin(asker: &mut Asker, told: &Receiver<()>) -> anyhow::Result<Option<Begun>
 /// The tiers that the operator named, or those the kernel ranks.
 fn tiers(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
     let topology = Topology::read(root).context("the host's nodes can't be read")?;
-    let facts = node_facts(&topology);
+    let facts = topology.facts();
     let division = match (&settings.fast, &settings.slow) {
         (Some(fast), Some(slow)) => Division::given(&facts, fast.clone(), slow.clone())?,
         _ => Division::of(&facts)?,
@@ -180,7 +169,7 @@ fn tiers(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
 /// The same, but all nodes in both tiers on a host that has no two: what moves nothing needs none.
 fn tiers_or_all(settings: &Settings, root: &SysRoot) -> anyhow::Result<Tiers> {
     tiers(settings, root).or_else(|error| {
-        let facts = node_facts(&Topology::read(root)?);
+        let facts = Topology::read(root)?.facts();
         let nodes = facts.iter().filter(|node| node.bytes > 0);
         let nodes: NodeSet = nodes.map(|node| NodeId(node.id)).collect();
         match Division::given(&facts, nodes.clone(), nodes) {

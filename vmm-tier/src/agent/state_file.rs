@@ -17,11 +17,9 @@ use std::{
 use tier_sys::sysroot::SysRoot;
 
 use self::document::{Document, Identity, StateFileError, VERSION};
-pub(super) use self::overrides::{
-    LimitOverride, Overrides, PolicyName, PolicyOverride, SettingKind,
-};
+pub(super) use self::overrides::{LimitOverride, Overrides, PolicyOverride, SettingKind};
 use super::log_once::LogOnce;
-use crate::causes::with_causes;
+use crate::log::with_causes;
 
 /// One VM's state file.
 pub(super) struct StateFile {
@@ -169,7 +167,7 @@ impl StateFile {
             Some(Ok(aside)) => tracing::warn!(
                 vm = self.vm,
                 "{why}; it is kept as {}, and the command line and the configuration are in force: \
-                 set anew by commands what is missing",
+                 set by commands again what is missing",
                 aside.display()
             ),
             Some(Err(source)) => {

@@ -1,11 +1,18 @@
 //! The part of the configuration that is about sources.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use serde::Deserialize;
 
-use super::{ConfigError, number, seconds};
+use super::{ConfigError, percent, seconds};
 use crate::source::SourceChoice;
+
+/// Bounds of the share of one core for sampling.
+const CPU_SHARE: RangeInclusive<f64> = 1e-4..=1.0;
+/// Bounds of DAMON's sampling interval.
+const SAMPLING: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(10);
+/// Bounds of DAMON's aggregation interval.
+const AGGREGATION: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(100);
 
 /// The table `[source]`, every key optional.
 #[derive(Debug, Default, Deserialize)]
@@ -38,14 +45,7 @@ pub(super) fn source_choice(kind: Option<&str>) -> Result<SourceChoice, ConfigEr
 
 /// The share of one core that a source which can choose its period may take.
 pub(super) fn cpu_budget(source: &SourceConfig) -> Result<f64, ConfigError> {
-    let percent = number(
-        "source.cpu-percent",
-        source.cpu_percent,
-        1.0,
-        0.01..=100.0,
-        "0.01 to 100",
-    )?;
-    Ok(percent / 100.0)
+    percent("source.cpu-percent", source.cpu_percent, 0.01, &CPU_SHARE)
 }
 
 /// DAMON's intervals and regions.
@@ -54,21 +54,20 @@ pub(super) fn damon_choice(source: &SourceConfig) -> Result<DamonChoice, ConfigE
         "source.sampling-interval-ms",
         source.sampling_interval_ms.map(|ms| ms / 1000.0),
         Duration::from_millis(20),
-        1e-3..=10.0,
-        "0.001 to 10 seconds",
+        &SAMPLING,
     )?;
     let aggregation = seconds(
         "source.aggregation-interval-ms",
         source.aggregation_interval_ms.map(|ms| ms / 1000.0),
         Duration::from_millis(400),
-        1e-2..=100.0,
-        "0.01 to 100 seconds",
+        &AGGREGATION,
     )?;
     if aggregation < sampling * 4 {
         return Err(ConfigError::OutOfRange {
             key: "source.aggregation-interval-ms",
             value: format!("{} ms", aggregation.as_millis()),
-            must: "at least 4 sampling intervals long: fewer tell hot from warm badly",
+            must: "at least 4 sampling intervals long: with fewer, hot and warm regions look alike"
+                .to_owned(),
         });
     }
     let max_regions = source.max_regions.unwrap_or(2000);
@@ -76,7 +75,7 @@ pub(super) fn damon_choice(source: &SourceConfig) -> Result<DamonChoice, ConfigE
         return Err(ConfigError::OutOfRange {
             key: "source.max-regions",
             value: max_regions.to_string(),
-            must: "20 to 100000",
+            must: "20 to 100000".to_owned(),
         });
     }
     let quiet_factor = source.quiet_factor.unwrap_or(10);
@@ -84,7 +83,7 @@ pub(super) fn damon_choice(source: &SourceConfig) -> Result<DamonChoice, ConfigE
         return Err(ConfigError::OutOfRange {
             key: "source.quiet-factor",
             value: quiet_factor.to_string(),
-            must: "1 to 100",
+            must: "1 to 100".to_owned(),
         });
     }
     Ok(DamonChoice {

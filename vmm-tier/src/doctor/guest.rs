@@ -136,7 +136,7 @@ pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<F
             "policy",
             Level::Note,
             format!("the guest's memory has the policy {}", bound.join(", ")),
-            "pages go there when they are allocated anew, whatever the agent chose before",
+            "newly allocated pages go there, whatever the agent chose before",
         );
     }
     out.extend(cpuset(&guest.allowed, guest.pid, division));

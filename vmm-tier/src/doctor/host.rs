@@ -99,7 +99,7 @@ fn tiers(host: &HostFacts, division: Option<&Result<Division, TiersError>>) -> V
                 .find(|node| node.total > 0)
                 .map_or(NodeId(0), |node| node.id);
             let meaning =
-                "nothing can be moved; to see what would be, plan with the node as both tiers";
+                "nothing can be moved; --dry-run with the node as both tiers shows what would be";
             out.push(
                 Finding::new(
                     Area::Tiers,
@@ -141,7 +141,7 @@ fn divided(division: &Division) -> Finding {
     let basis = match division.basis {
         TierBasis::MemoryTiering => "by the kernel's memory tiers",
         TierBasis::Latency => "by read latency",
-        TierBasis::CpuLess => "as a node without CPUs is taken for an expander",
+        TierBasis::CpuLess => "because a node without CPUs counts as a memory expander",
         TierBasis::Given => "as named",
     };
     let latency = match division.latencies_assumed {
@@ -166,7 +166,7 @@ fn permissions(host: &HostFacts) -> Vec<Finding> {
             own.sys_admin,
             "CAP_SYS_ADMIN",
             Level::Fail,
-            "DAMON can't be set up and its event not be read",
+            "DAMON can't be set up, and its event can't be read",
         ),
         (
             own.sys_ptrace,

@@ -45,7 +45,7 @@ pub(super) fn huge_pages(knobs: &Knobs) -> Vec<Finding> {
     let area = Area::HugePages;
     let meaning = |is_on: bool| match is_on {
         true => "guests may be backed by 2 MiB pages, which are tracked and moved whole",
-        false => "guests are backed by 4 KiB pages: each is tracked and moved by itself",
+        false => "guests are backed by 4 KiB pages: each page is tracked and moved by itself",
     };
     if let Some(enabled) = &knobs.thp_enabled {
         let is_on = enabled != "never";
@@ -116,7 +116,7 @@ pub(super) fn rivals(knobs: &Knobs) -> Vec<Finding> {
                 "ksm",
                 Level::Warn,
                 "KSM is merging pages",
-                "merged pages belong to several guests and can't be moved for one",
+                "merged pages belong to several guests and can't be moved for a single guest",
             )
             .mend("echo 2 > /sys/kernel/mm/ksm/run"),
         ),

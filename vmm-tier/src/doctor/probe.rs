@@ -64,7 +64,7 @@ impl Probes {
 }
 
 fn refused(error: &dyn std::error::Error) -> Probe {
-    Probe::Refused(crate::causes::with_causes(error))
+    Probe::Refused(crate::log::with_causes(error))
 }
 
 /// Opens an event on this thread.

@@ -15,7 +15,7 @@ pub(crate) struct RecordArgs {
     /// The trace to make
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
-    /// How long to record [default: until told to end, or the guest ends]
+    /// How long to record [default: until stopped, or until the guest ends]
     #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) time: Option<Duration>,
     /// Where samples come from, as for run
@@ -41,7 +41,7 @@ pub(crate) struct RecordArgs {
         conflicts_with = "qmp"
     )]
     pub(crate) step: Duration,
-    /// Keep what is whole of a recording that was cut
+    /// Keep the intact part of a recording that was cut
     #[arg(long, conflicts_with = "qmp")]
     pub(crate) partial: bool,
 }

@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use tier_core::text::size::human;
 use tier_replay::{
-    format::{End, Header},
+    format::End,
     machine::{Access, Accesses as _},
     trace::{self, Native, Opened, Options, Output, TraceError, TraceFile},
 };
@@ -18,14 +18,10 @@ pub(super) fn run(args: &RecordArgs, file: &Path) -> anyhow::Result<ExitCode> {
         partial: args.partial,
     };
     let Opened { accesses, info } = trace::open(file, args.format, options)?;
-    let header = Header {
-        origin: info.origin.clone(),
-        name: args.name.clone().unwrap_or_else(|| info.name.clone()),
-        started: info.started,
-        period: info.period,
-        tests: info.tests,
-        ranges: info.ranges.clone(),
-    };
+    let mut header = info.header;
+    if let Some(name) = &args.name {
+        header.name.clone_from(name);
+    }
     let output = Output::reserve(&args.output)?.begin(&header)?;
     let mut progress = Progress::start();
     let import = Import {

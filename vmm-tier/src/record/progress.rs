@@ -24,7 +24,7 @@ impl Progress {
         self.started.elapsed()
     }
 
-    /// Shows so many accesses in so many bytes, and what else there is to say.
+    /// Shows the numbers of accesses and bytes, and a note.
     pub(super) fn show(&mut self, accesses: u64, bytes: u64, more: &str) {
         if self.line.is_due() {
             let (seconds, size) = (self.elapsed().as_secs(), human(bytes));

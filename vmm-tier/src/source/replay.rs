@@ -73,12 +73,12 @@ impl Replay {
         broken: Arc<Mutex<Option<String>>>,
     ) -> anyhow::Result<Self> {
         let Opened { accesses, info } = trace::open(path, Format::Auto, Options::default())?;
-        let Origin::Source(recorded) = info.origin else {
+        let Origin::Source(recorded) = info.header.origin else {
             anyhow::bail!(
                 "{} is a trace of a program ({}), not a recording of a guest by 'vmm-tier record': use it with \
                  'vmm-tier replay'",
                 path.display(),
-                info.origin.name()
+                info.header.origin.name()
             );
         };
         Ok(Self {

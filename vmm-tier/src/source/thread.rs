@@ -2,7 +2,7 @@
 //!
 //! The channel is bounded and never waited on for samples: when the agent falls behind, whole batches are
 //! dropped and counted. When the source can't be opened or ends, the thread says why, waits, and tries
-//! again. While it is told to rest it has nothing open.
+//! again. While it rests it has nothing open.
 
 use std::{
     sync::Arc,
@@ -25,7 +25,7 @@ use super::{Opener, Setup, Source};
 pub(crate) const QUEUE: usize = 16;
 /// How long the thread waits for samples before it looks for orders.
 const POLL: Duration = Duration::from_millis(100);
-/// How often a source is asked anew what it is.
+/// How often a source is asked for its label again.
 const LABEL_EVERY: Duration = Duration::from_secs(2);
 /// How long it waits after a failure; doubled each time up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
@@ -50,7 +50,7 @@ pub(crate) enum Report {
     Lost,
 }
 
-/// What the thread is told.
+/// Orders to the thread.
 enum SourceOrder {
     Map(Arc<GuestMemoryMap>),
     Quiet(bool),
@@ -127,7 +127,7 @@ impl SourceThread {
 
     fn order(&self, order: SourceOrder) {
         if let Some(orders) = &self.orders {
-            // It fails only when the thread is lost, which is told.
+            // Sending fails only when the thread is lost, which is reported.
             let _ = orders.send(order);
         }
     }
@@ -229,7 +229,7 @@ impl Sampler {
         }
     }
 
-    /// Takes what the source delivers until it is told to end or to rest, or the source fails.
+    /// Takes what the source delivers until an order ends it or lets it rest, or the source fails.
     fn serve(&mut self, source: &mut dyn Source) -> anyhow::Result<End> {
         debug_assert_eq!(source.kind(), self.kind);
         source.set_quiet(self.quiet)?;
@@ -267,7 +267,7 @@ impl Sampler {
                 labelled = Instant::now();
                 let label = source.label();
                 if label != shown {
-                    // With a full channel it is told later, if it is still true.
+                    // With a full channel it is reported later, if it is still true.
                     let report = (self.kind, Report::Label(label.clone()));
                     if self.out.try_send(report).is_ok() {
                         shown = label;

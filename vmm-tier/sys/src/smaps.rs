@@ -5,83 +5,36 @@ use crate::{
     sysroot::{ParseError, SysRoot, SysRootError, open},
 };
 
-/// A mapping and its memory. Sizes in bytes.
+/// A mapping and what backs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappingMemory {
     /// The mapping.
     pub mapping: Mapping,
-    /// The size of a page of the backing: 4 KiB also where huge pages may be mapped
+    /// The size in bytes of a page of the backing: 4 KiB also where huge pages may be mapped
     /// transparently; 2 MiB or 1 GiB for hugetlb.
     pub kernel_page_size: u64,
-    /// Resident bytes; always 0 for hugetlb.
-    pub rss: u64,
-    /// Resident bytes of hugetlb pages that several processes map.
-    pub shared_hugetlb: u64,
-    /// Resident bytes of hugetlb pages that only this process maps.
-    pub private_hugetlb: u64,
-    /// Bytes of anonymous memory under transparent huge pages.
-    pub anon_huge: u64,
-    /// Bytes of shmem mapped by whole huge pages.
-    pub shmem_huge: u64,
-    /// Bytes of file pages mapped by whole huge pages.
-    pub file_huge: u64,
-    /// Bytes locked with `mlock`.
-    pub locked: u64,
-    /// Two-letter flags: `ht` hugetlb, `hg`/`nh` madvise for and against huge pages, `mg` mergeable,
-    /// `lo` locked …
-    pub flags: Vec<String>,
+    /// Whether the backing is hugetlbfs.
+    pub is_hugetlb: bool,
 }
 
 impl MappingMemory {
-    fn new(mapping: Mapping) -> Self {
+    const fn new(mapping: Mapping) -> Self {
         Self {
             mapping,
             kernel_page_size: 0,
-            rss: 0,
-            shared_hugetlb: 0,
-            private_hugetlb: 0,
-            anon_huge: 0,
-            shmem_huge: 0,
-            file_huge: 0,
-            locked: 0,
-            flags: Vec::new(),
+            is_hugetlb: false,
         }
     }
 
-    /// Whether the mapping has this flag, such as `ht`.
-    #[must_use]
-    pub fn has_flag(&self, flag: &str) -> bool {
-        self.flags.iter().any(|own| own == flag)
-    }
-
-    /// Whether the backing is hugetlbfs.
-    #[must_use]
-    pub fn is_hugetlb(&self) -> bool {
-        self.has_flag("ht")
-    }
-
     fn set(&mut self, key: &str, value: &str) -> Option<()> {
-        let field = match key {
-            "KernelPageSize" => &mut self.kernel_page_size,
-            "Rss" => &mut self.rss,
-            "Shared_Hugetlb" => &mut self.shared_hugetlb,
-            "Private_Hugetlb" => &mut self.private_hugetlb,
-            "AnonHugePages" => &mut self.anon_huge,
-            "ShmemPmdMapped" => &mut self.shmem_huge,
-            "FilePmdMapped" => &mut self.file_huge,
-            "Locked" => &mut self.locked,
-            "VmFlags" => {
-                self.flags = value.split_ascii_whitespace().map(str::to_owned).collect();
-                return Some(());
+        match key {
+            "KernelPageSize" => {
+                let kib: u64 = value.strip_suffix("kB")?.trim().parse().ok()?;
+                self.kernel_page_size = kib.checked_mul(1024)?;
             }
-            _ => return Some(()),
-        };
-        *field = value
-            .strip_suffix("kB")?
-            .trim()
-            .parse::<u64>()
-            .ok()?
-            .checked_mul(1024)?;
+            "VmFlags" => self.is_hugetlb = value.split_ascii_whitespace().any(|flag| flag == "ht"),
+            _ => {}
+        }
         Some(())
     }
 }
@@ -158,29 +111,17 @@ mod tests {
     const TWO: &str = include_str!("../tests/data/smaps-hugetlb");
 
     #[test]
-    fn parse_when_hugetlb_counts_its_pages_as_resident() {
+    fn parse_when_there_is_hugetlb_and_thp_tells_them_apart() {
         let found = parse(TWO).unwrap();
 
-        let huge = &found[0];
-        assert!(huge.is_hugetlb());
-        assert_eq!((huge.kernel_page_size, huge.rss), (2 << 20, 0));
-        assert_eq!(huge.shared_hugetlb + huge.private_hugetlb, 8 << 20);
-    }
-
-    #[test]
-    fn parse_when_thp_is_mapped_tells_its_bytes() {
-        let found = parse(TWO).unwrap();
-
-        assert_eq!(
-            (found[1].kernel_page_size, found[1].anon_huge),
-            (4096, 4 << 20)
-        );
-        assert!(found[1].has_flag("hg") && !found[1].is_hugetlb());
+        let backing = |memory: &MappingMemory| (memory.kernel_page_size, memory.is_hugetlb);
+        let backings: Vec<_> = found.iter().map(backing).collect();
+        assert_eq!(backings, [(2 << 20, true), (4096, false)]);
     }
 
     #[test]
     fn parse_when_a_value_is_no_number_names_the_line() {
-        let text = "1000-2000 rw-p 00000000 00:00 0 \nRss:  x kB\n";
+        let text = "1000-2000 rw-p 00000000 00:00 0 \nKernelPageSize:  x kB\n";
         assert_eq!(parse(text).unwrap_err().line, 2);
     }
 
@@ -195,8 +136,11 @@ mod tests {
         })
         .unwrap();
 
-        let resident: u64 = found.iter().map(|mapping| mapping.rss).sum();
-        assert!(resident >= 1 << 20, "{resident} bytes");
-        assert!(found.iter().all(|m| m.kernel_page_size == 4096));
+        assert!(found.iter().any(|memory| memory.mapping.contains(start)));
+        assert!(
+            found
+                .iter()
+                .all(|m| m.kernel_page_size == 4096 && !m.is_hugetlb)
+        );
     }
 }

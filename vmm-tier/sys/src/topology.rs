@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tier_core::addr::{NodeId, NodeSet};
+use tier_core::{
+    addr::{NodeId, NodeSet},
+    tiers::NodeFacts,
+};
 
 use crate::{
     sysroot::{
@@ -103,6 +106,22 @@ impl Topology {
         Ok(Self {
             nodes: nodes.collect::<Result<_, SysRootError>>()?,
         })
+    }
+
+    /// What tiers are told from, of each node.
+    #[must_use]
+    pub fn facts(&self) -> Vec<NodeFacts> {
+        let facts = |node: &Node| NodeFacts {
+            id: node.id.0,
+            bytes: node.total,
+            has_cpus: node.has_cpu,
+            memory_tier: node.tier,
+            read_latency_ns: node
+                .performance()
+                .map(|p| u32::try_from(p.read_latency_ns).unwrap_or(u32::MAX))
+                .filter(|&ns| ns > 0),
+        };
+        self.nodes.iter().map(facts).collect()
     }
 
     /// The node of this number.

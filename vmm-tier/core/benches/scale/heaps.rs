@@ -1,6 +1,6 @@
 //! The heaps of a guest, and an array of words beside them: what a sample costs.
 
-use std::{fmt, hint::black_box, time::Duration};
+use std::{fmt, hint::black_box, ops::Range, time::Duration};
 
 use prefetch_index::prefetch_index;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use tier_core::{
     time::Time,
 };
 
-use crate::{BATCH, Cost, Effort, STEP, loads::Load, quartiles, seconds, size};
+use crate::{BATCH, Cost, Effort, STEP, loads::Load, seconds, size};
 
 const HALF_LIFE: Duration = Duration::from_secs(10);
 /// Exchanges after each batch: 1.6 MiB a second each way, what a guest whose pattern changes slowly is
@@ -36,7 +36,6 @@ pub(crate) struct Row {
     array_ns_per_sample: f64,
     pub(crate) array_times_least: Option<f64>,
     bytes_per_page: f64,
-    build_s: f64,
     /// What a landmark move costs: every 64 half-lives, all keys are scaled.
     landmark_move_ms: f64,
 }
@@ -45,7 +44,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<24} {:<10} {:>10} {:>7.1} ± {:<4.1} {:>7.1} {:>8.1} {:>7.2} {:>8.3} {:>9.1}",
+            "{:<24} {:<10} {:>10} {:>7.1} ± {:<4.1} {:>7.1} {:>8.1} {:>7.2} {:>9.1}",
             self.guest,
             self.load,
             self.pages,
@@ -54,7 +53,6 @@ impl fmt::Display for Row {
             self.million_samples_per_s,
             self.array_ns_per_sample,
             self.bytes_per_page,
-            self.build_s,
             self.landmark_move_ms
         )
     }
@@ -77,8 +75,8 @@ impl Guest {
             frames: 1 << shift,
             place: |heap| {
                 let frames = heap.capacity();
-                heap.place_run(0..frames / 5, Placement::Fast);
-                heap.place_run(frames / 5..frames, Placement::Slow);
+                place_all(heap, 0..frames / 5, Placement::Fast);
+                place_all(heap, frames / 5..frames, Placement::Slow);
             },
             page_of: |_, frame| PageId(frame),
         }
@@ -95,8 +93,8 @@ impl Guest {
                     heap.place(PageId(head), tier_of(head / FOLD));
                 }
                 let (middle, end) = (frames / 2, frames / 4 * 3);
-                heap.place_run(middle..middle + frames / 20, Placement::Fast);
-                heap.place_run(middle + frames / 20..end, Placement::Slow);
+                place_all(heap, middle..middle + frames / 20, Placement::Fast);
+                place_all(heap, middle + frames / 20..end, Placement::Slow);
             },
             page_of: |frames, frame| {
                 if frame < frames / 2 {
@@ -112,6 +110,12 @@ impl Guest {
         let mut heap = DualHeap::new(self.frames, HALF_LIFE).expect("a guest that can be indexed");
         (self.place)(&mut heap);
         heap
+    }
+}
+
+fn place_all(heap: &mut DualHeap, ids: Range<u32>, placement: Placement) {
+    for id in ids {
+        heap.place(PageId(id), placement);
     }
 }
 
@@ -192,9 +196,6 @@ pub(crate) fn measure(
     loads: &[Load],
     effort: &Effort,
 ) -> Vec<Row> {
-    let builds = if guest.frames > 1 << 26 { 1 } else { 3 };
-    let built = (0..builds).map(|_| seconds(|| drop(black_box(guest.build()))));
-    let build_s = quartiles(built.collect())[1];
     let mut heaps = Heaps::new(guest);
     let mut least = least.map(Heaps::new);
     let pages = heaps.tracked();
@@ -233,7 +234,6 @@ pub(crate) fn measure(
             array_ns_per_sample: array.median(),
             array_times_least: array.times_least,
             bytes_per_page: heaps.heap.memory_bytes() as f64 / f64::from(pages),
-            build_s,
             landmark_move_ms: 0.0,
         });
     }

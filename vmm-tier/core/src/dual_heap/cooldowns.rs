@@ -5,7 +5,6 @@ use std::{
     collections::{BinaryHeap, HashSet},
 };
 
-use super::states::Why;
 use crate::time::Time;
 
 /// Times and pages. An entry is out of date if its page has left the side table or has another end now.
@@ -18,19 +17,19 @@ impl Cooldowns {
         self.0.push(Reverse((end, id)));
     }
 
-    /// Takes out a page whose cooldown has ended at `now`. `why` says why a page stands aside; entries
-    /// that are out of date are dropped.
+    /// Takes out a page whose cooldown has ended at `now`. `cools_until` says until when a page cools
+    /// down, if it does; entries that are out of date are dropped.
     pub(super) fn next_ended(
         &mut self,
         now: Time,
-        why: impl Fn(u32) -> Option<Why>,
+        cools_until: impl Fn(u32) -> Option<Time>,
     ) -> Option<u32> {
         while let Some(&Reverse((end, id))) = self.0.peek() {
             if end > now {
                 return None;
             }
             self.0.pop();
-            if why(id) == Some(Why::Cooling(end)) {
+            if cools_until(id) == Some(end) {
                 return Some(id);
             }
         }

@@ -24,7 +24,7 @@ pub(super) struct FastHeap {
 }
 
 impl FastHeap {
-    /// The front of a guest with so many pages, none of which has a key.
+    /// The front of a guest with `pages` pages, none of which has a key.
     pub(super) fn new(pages: u32) -> Self {
         Self {
             entries: Vec::new(),

@@ -40,7 +40,7 @@ pub(super) struct Entry {
 pub(super) struct Room(usize);
 
 impl Room {
-    /// For a guest of so many pages.
+    /// For a guest of `pages` pages.
     pub(super) fn of(pages: u32) -> Self {
         Self(LEAST_ROOM + (ROOTS * pages.isqrt()) as usize)
     }

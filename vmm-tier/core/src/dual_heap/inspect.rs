@@ -2,11 +2,7 @@
 
 use std::ops::Range;
 
-use super::{
-    DualHeap, PageId, Placement,
-    states::{StateCounts, Why},
-    word::Slot,
-};
+use super::{DualHeap, PageId, Placement, side_table::Why, states::StateCounts, word::Slot};
 use crate::time::Time;
 
 /// What is known of a page, for explanations.
@@ -20,7 +16,7 @@ pub struct PageState {
     pub in_flight: bool,
     /// It may not be taken until this time.
     pub cooldown_until: Option<Time>,
-    /// It may not be taken until it is placed anew.
+    /// It may not be taken until it is placed again.
     pub excluded: bool,
     /// It is pinned: never offered, whatever its heat.
     pub pinned: bool,

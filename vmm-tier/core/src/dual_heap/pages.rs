@@ -156,7 +156,7 @@ impl Pages {
             if slot == Slot::Untracked {
                 return;
             }
-            self.reserve_blocks(1);
+            self.reserve_block();
             self.add_block(chunk);
         }
         let index = self.index(id);
@@ -190,51 +190,6 @@ impl Pages {
             }
             _ => {}
         }
-    }
-
-    /// Makes the untracked pages from `first` to the end of its chunk or to `end`, whichever is
-    /// nearer, `FastNever` or `SlowNever`. Pages that are tracked already are appended to `others`.
-    /// Returns how many were set, and the page at which to go on.
-    pub(super) fn fill(
-        &mut self,
-        first: u32,
-        end: u32,
-        never: Slot,
-        others: &mut Vec<u32>,
-    ) -> (u32, u32) {
-        let chunk = (first >> CHUNK_SHIFT) as usize;
-        let next = next_chunk(first).min(end);
-        let only_head = next - first == 1 && first.is_multiple_of(CHUNK as u32);
-        if !only_head && !self.is_block(self.places[chunk]) {
-            self.add_block(chunk);
-        }
-        let start = self.index(first);
-        let mut set = 0;
-        for (id, word) in (first..next).zip(&mut self.words[start..]) {
-            if *word == Slot::Untracked.word() {
-                *word = never.word();
-                set += 1;
-            } else {
-                others.push(id);
-            }
-        }
-        self.tracked += u32::from(set);
-        self.counts[chunk].tracked += set;
-        if never == Slot::FastNever && set > 0 {
-            self.cold += u32::from(set);
-            self.counts[chunk].cold += set;
-            self.cold_chunks[chunk / 64] |= 1 << (chunk % 64);
-        }
-        (u32::from(set), next)
-    }
-
-    /// Makes room for all words of these pages.
-    pub(super) fn reserve(&mut self, ids: Range<u32>) {
-        let first = (ids.start >> CHUNK_SHIFT) as usize;
-        let last = (ids.end.div_ceil(CHUNK as u32) as usize).min(self.places.len());
-        let places = self.places.get(first..last).unwrap_or_default();
-        let missing = places.iter().filter(|&&place| !self.is_block(place));
-        self.reserve_blocks(missing.count());
     }
 
     /// Gives back the memory of the chunk of `id` if nothing in it is tracked any more.

@@ -1,7 +1,20 @@
 //! The side table: pages that are in no heap because they may not be taken now.
 
-use super::{Placement, cooldowns::Cooldowns, pages::Pages, states::Why, word::Slot};
+use super::{Placement, cooldowns::Cooldowns, pages::Pages, word::Slot};
 use crate::time::Time;
+
+/// Why a page stands aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// A move of it is under way.
+    Flight,
+    /// It may not be taken until this time.
+    Cooling(Time),
+    /// It may not be taken until the kernel places it elsewhere.
+    Excluded,
+    /// It is never offered, whatever its heat.
+    Pinned,
+}
 
 /// A page that stands aside. Its key grows while it does; 0 is a page without a sample.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +70,10 @@ impl SideTable {
     pub(super) fn next_ended(&mut self, now: Time, pages: &Pages) -> Option<u32> {
         let held = &self.held;
         self.cooldowns.next_ended(now, |id| match pages.get(id) {
-            Slot::Aside(index) => Some(held.get(index as usize)?.as_ref()?.why),
+            Slot::Aside(index) => match held.get(index as usize)?.as_ref()?.why {
+                Why::Cooling(end) => Some(end),
+                _ => None,
+            },
             _ => None,
         })
     }

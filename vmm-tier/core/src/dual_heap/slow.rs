@@ -38,7 +38,7 @@ pub(super) struct SlowHeap {
 const NOBODY: Entry = Entry { key: 0.0, id: 0 };
 
 impl SlowHeap {
-    /// For a guest with so many pages, none of which has a key.
+    /// For a guest with `pages` pages, none of which has a key.
     pub(super) fn new(pages: u32) -> Self {
         Self {
             entries: Vec::new(),

@@ -9,21 +9,13 @@
 
 use std::ops::Range;
 
-use super::{DualHeap, PageId, Placement, front::Entry, side_table::Held, word::Slot};
+use super::{
+    DualHeap, PageId, Placement,
+    front::Entry,
+    side_table::{Held, Why},
+    word::Slot,
+};
 use crate::time::Time;
-
-/// Why a page stands aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
-    /// A move of it is under way.
-    Flight,
-    /// It may not be taken until this time.
-    Cooling(Time),
-    /// It may not be taken until the kernel places it elsewhere.
-    Excluded,
-    /// It is never offered, whatever its heat.
-    Pinned,
-}
 
 /// Numbers of pages by tier, and by the reason why they may not be taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,34 +113,6 @@ impl DualHeap {
             (_, Some(Why::Excluded | Why::Pinned) | None) => self.attach(page, placement, key),
         }
         old
-    }
-
-    /// Places each page of the run; see [`DualHeap::place`].
-    pub fn place_run(&mut self, ids: Range<u32>, placement: Placement) {
-        let ids = ids.start..ids.end.min(self.pages.len());
-        let never = match placement {
-            Placement::Fast => Slot::FastNever,
-            Placement::Slow => Slot::SlowNever,
-            Placement::Untracked => Slot::Untracked,
-        };
-        if never == Slot::Untracked || !self.pinned.is_empty() || ids.is_empty() {
-            for id in ids {
-                self.place(PageId(id), placement);
-            }
-            return;
-        }
-        // At the start the kernel places millions of pages. A new page needs only a word.
-        self.pages.reserve(ids.clone());
-        let mut others = Vec::new();
-        let mut first = ids.start;
-        while first < ids.end {
-            let (set, next) = self.pages.fill(first, ids.end, never, &mut others);
-            *self.stats.pages.at(placement) += set;
-            for id in others.drain(..) {
-                self.place(PageId(id), placement);
-            }
-            first = next;
-        }
     }
 
     /// Ends a flight with the kernel's word for where the page lies. With `available_at` the page

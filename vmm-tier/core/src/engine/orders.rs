@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{addr::Gpa, map::GuestMemoryMap, settings::EngineSettings};
 
-/// What the engine is told to do, and may refuse.
+/// What the engine is ordered to do, and may refuse.
 #[derive(Clone, Debug)]
 pub enum Order {
     /// Take the guest's memory map, new or changed. Unless the layout is the same as before, all

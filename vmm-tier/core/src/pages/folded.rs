@@ -11,7 +11,7 @@ pub(super) struct Folded {
 }
 
 impl Folded {
-    /// Room for so many bits in all; those that are new are clear.
+    /// Room for `bits` bits in all; new bits are clear.
     pub(super) fn grow(&mut self, bits: u32) {
         self.words.resize(bits.div_ceil(64) as usize, 0);
     }

@@ -214,7 +214,7 @@ fn equal_sources_when_they_vary_a_little_do_not_take_turns() {
 }
 
 #[test]
-fn resting_source_when_a_while_has_passed_is_tried_anew() {
+fn resting_source_when_a_while_has_passed_is_tried_again() {
     let mut lab = both();
     lab.run(20, &[DAMON, IBS]);
     lab.told.clear();

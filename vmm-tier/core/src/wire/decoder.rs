@@ -13,7 +13,7 @@ pub enum Decoded {
         bytes: usize,
     },
     /// A header that came as it was sent, but with another payload: a frame that was cut, say. What
-    /// stands behind the header's first byte is looked at anew.
+    /// stands behind the header's first byte is looked at again.
     Corrupt,
     /// A frame of a version of the protocol that is not known here. Its payload was not looked at.
     Version {
@@ -43,9 +43,9 @@ pub struct Decoder {
 enum Front {
     /// Nothing can be said before more bytes come.
     Wait,
-    /// No frame begins in the first so many bytes.
+    /// No frame begins in this many first bytes.
     Skip(usize),
-    /// A frame of so many bytes.
+    /// A frame of this many bytes.
     Take(usize, Decoded),
 }
 
@@ -74,7 +74,7 @@ impl Decoder {
     }
 
     /// Gives the frame up that was begun and not ended: its sender was cut off in it, say. What is held
-    /// behind its first byte is looked at anew.
+    /// behind its first byte is looked at again.
     pub fn give_up(&mut self, mut take: impl FnMut(Decoded)) {
         if !self.held.is_empty() {
             self.held.drain(..1);

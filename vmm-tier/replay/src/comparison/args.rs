@@ -3,7 +3,10 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Args;
-use tier_core::text::{duration, size::Size};
+use tier_core::{
+    settings::PolicyName,
+    text::{duration, size::Size},
+};
 
 use super::fast::FastSize;
 use crate::trace::Format;
@@ -15,15 +18,15 @@ pub struct ReplayArgs {
     /// lackey
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
-    /// Generated accesses, or all: see the list that an unknown name brings
+    /// Generated workloads, or all; an unknown name prints the list
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) workload: Vec<String>,
-    /// Policies, or all; the oracle always runs, for the others are measured by it
+    /// Policies, or all; the oracle always runs, as the measure of the others
     #[arg(
         long,
         value_name = "NAME",
         value_delimiter = ',',
-        default_value = "dual-heap"
+        default_value = PolicyName::DualHeap.name()
     )]
     pub(crate) policy: Vec<String>,
     /// DRAM for the guest: 512M, 25% or 1:4 of its memory; several give the curve
@@ -34,8 +37,8 @@ pub struct ReplayArgs {
         default_value = "25%"
     )]
     pub(crate) fast: Vec<FastSize>,
-    /// One access in so many is a sample, which is what policies see [default: 4093; all records of a
-    /// recording whose source sampled]
+    /// Policies see one access in N as a sample [default: 4093; every record of a recording whose
+    /// source sampled]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) period: Option<u64>,
     /// The files' format: auto, native, csv, lackey
@@ -47,7 +50,7 @@ pub struct ReplayArgs {
     /// Write tables for a document here: policies as columns
     #[arg(long, value_name = "FILE")]
     pub(crate) markdown: Option<PathBuf>,
-    /// Draw the curve of hits over DRAM here, as SVG; needs a build with the feature `charts`
+    /// Draw hit ratio over DRAM here, as SVG; needs a build with the feature `charts`
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
     /// Print no curve
@@ -59,12 +62,12 @@ pub struct ReplayArgs {
     /// Print no progress
     #[arg(long, short)]
     pub(crate) quiet: bool,
-    /// The share of accesses for which the DRAM that it takes is looked up on the curve, in percent
+    /// Hit ratio in percent for which the report names the DRAM that each policy needs
     #[arg(long, value_name = "PERCENT", default_value = "95", value_parser = percent)]
     pub(crate) target: f64,
 
-    /// Play a trace so many times slower; auto: such that it takes 120 s if it is shorter, for policies
-    /// count in seconds
+    /// Play a trace N times slower; auto stretches a shorter trace to 120 s, as policies count in
+    /// seconds
     #[arg(
         long,
         value_name = "N|auto",
@@ -82,18 +85,17 @@ pub struct ReplayArgs {
         help_heading = "Time and memory"
     )]
     pub(crate) step: Duration,
-    /// Replay what is whole of a recording that was cut
+    /// Replay the intact part of a recording that was cut
     #[arg(long, help_heading = "Time and memory")]
     pub(crate) partial: bool,
-    /// Memory for what the oracle knows of the future: short of it, it looks at epochs of more than a
-    /// second
+    /// Memory for the oracle's knowledge of the future: with less, its epochs are longer than a second
     #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = memory, help_heading = "Time and memory")]
     pub(crate) memory: u64,
     /// The guest has pages of 2 MiB
     #[arg(long, help_heading = "Time and memory")]
     pub(crate) huge: bool,
 
-    /// Accesses to DRAM are sampled so many times as often as those to slow memory
+    /// Accesses to DRAM are sampled N times as often as accesses to slow memory
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = bias, help_heading = "Sampling and policies")]
     pub(crate) bias: f64,
     /// Percentage of samples that are lost
@@ -105,7 +107,7 @@ pub struct ReplayArgs {
     /// Memory for the sketch of the policy sds [default: 4 bytes a page, from 16K to 4M]
     #[arg(long, value_name = "SIZE", value_parser = sketch_memory, help_heading = "Sampling and policies")]
     pub(crate) sketch_memory: Option<u64>,
-    /// What random numbers follow from
+    /// Seed of the random numbers
     #[arg(
         long,
         value_name = "N",

@@ -1,6 +1,6 @@
 //! The curve of hits over the size of DRAM, and the DRAM that a share of hits needs.
 
-use super::report::{Bound, Need, Report, Run};
+use super::report::{Bound, Need, Report, Run, Trace};
 
 /// A policy's hits over the sizes that were replayed.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +26,16 @@ pub(super) fn curves<'a>(report: &'a Report, trace: &'a str) -> Vec<Curve<'a>> {
         .collect()
 }
 
+/// Adds the runs of one trace, and the DRAM that each policy needs for `target` of the accesses.
+pub(super) fn add_with_needs(report: &mut Report, trace: Trace, runs: Vec<Run>, target: f64) {
+    let name = trace.trace.clone();
+    report.add(trace, runs);
+    let needs = needs(report, &name, target);
+    report.needs.extend(needs);
+}
+
 /// The DRAM that each policy needs for `target` of the accesses; nothing if only one size was replayed.
-pub(super) fn needs(report: &Report, trace: &str, target: f64) -> Vec<Need> {
+fn needs(report: &Report, trace: &str, target: f64) -> Vec<Need> {
     let curves = curves(report, trace).into_iter();
     let curves = curves.filter(|curve| curve.points.len() > 1);
     let needs = curves.filter_map(|curve| {

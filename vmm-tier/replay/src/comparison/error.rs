@@ -2,13 +2,8 @@
 
 use std::{io, path::PathBuf};
 
-use super::{charts::PictureError, input::NotAFile, settings::SettingsError, survey::SurveyError};
-use crate::{
-    machine::{SlicerError, guest::GuestError},
-    policy::UnknownPolicy,
-    trace::TraceError,
-    workload::UnknownWorkload,
-};
+use super::{charts::PictureError, input::InputError, settings::SettingsError};
+use crate::trace::TraceError;
 
 /// Why there is no comparison.
 #[derive(Debug, thiserror::Error)]
@@ -40,45 +35,6 @@ pub enum ComparisonError {
         path: PathBuf,
         /// Why.
         source: io::Error,
-    },
-}
-
-/// Why a trace or a workload can't be replayed.
-#[derive(Debug, thiserror::Error)]
-pub enum InputError {
-    /// It can't be read.
-    #[error(transparent)]
-    Trace(#[from] TraceError),
-    /// It can't be read twice.
-    #[error(transparent)]
-    NotAFile(#[from] NotAFile),
-    /// Its memory can't be told.
-    #[error(transparent)]
-    Survey(#[from] SurveyError),
-    /// Its memory is none that a guest can have.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// It can't be cut into slices.
-    #[error(transparent)]
-    Slicer(#[from] SlicerError),
-    /// No workload has this name.
-    #[error(transparent)]
-    Workload(#[from] UnknownWorkload),
-    /// No policy has this name.
-    #[error(transparent)]
-    Policy(#[from] UnknownPolicy),
-    /// DRAM without a page.
-    #[error(
-        "{size} of a guest of {guest_bytes} bytes is less than one of its pages ({page_bytes} bytes): \
-         give it more with --fast"
-    )]
-    NoPage {
-        /// As asked for.
-        size: String,
-        /// The guest's memory.
-        guest_bytes: u64,
-        /// The smallest page.
-        page_bytes: u64,
     },
 }
 

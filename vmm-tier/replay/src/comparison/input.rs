@@ -15,12 +15,17 @@ use tier_core::{
     time::Time,
 };
 
-use super::{error::InputError, progress::Progress, ranges, survey::Survey};
-use crate::trace::{self, Format, Options, TraceFile, TraceInfo};
+use super::{
+    progress::Progress,
+    ranges,
+    survey::{Survey, SurveyError},
+};
+use crate::trace::{self, Format, Options, TraceError, TraceFile, TraceInfo};
 use crate::{
     format::Origin,
-    machine::{Access, Accesses, Guest},
-    workload::{self, Scale},
+    machine::{Access, Accesses, Guest, SlicerError, guest::GuestError},
+    policy::UnknownPolicy,
+    workload::{self, Scale, UnknownWorkload},
 };
 
 /// Accesses of any origin.
@@ -72,6 +77,45 @@ pub(super) struct Facts {
      'vmm-tier record --import {0} --output FILE'"
 )]
 pub struct NotAFile(String);
+
+/// Why a trace or a workload can't be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// It can't be read.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// It can't be read twice.
+    #[error(transparent)]
+    NotAFile(#[from] NotAFile),
+    /// Its memory can't be told.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+    /// Its memory is none that a guest can have.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// It can't be cut into slices.
+    #[error(transparent)]
+    Slicer(#[from] SlicerError),
+    /// No workload has this name.
+    #[error(transparent)]
+    Workload(#[from] UnknownWorkload),
+    /// No policy has this name.
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
+    /// DRAM without a page.
+    #[error(
+        "{size} of a guest of {guest_bytes} bytes is less than one of its pages ({page_bytes} bytes): \
+         give it more with --fast"
+    )]
+    NoPage {
+        /// As asked for.
+        size: String,
+        /// The guest's memory.
+        guest_bytes: u64,
+        /// The smallest page.
+        page_bytes: u64,
+    },
+}
 
 /// Accesses, and how many of them the reader has dropped so far.
 pub(super) struct Opened {
@@ -157,7 +201,7 @@ fn file_facts(
     }
     let mut notes = Vec::new();
     // A recording that names its memory and its length need not be read for them.
-    let known = (!info.ranges.is_empty())
+    let known = (!info.header.ranges.is_empty())
         .then_some(info.end.as_ref())
         .flatten()
         // What it says of itself is not true of a part of it.
@@ -174,12 +218,12 @@ fn file_facts(
     notes.extend(doubt);
     let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
     let guest = match &survey {
-        Some(survey) if info.ranges.is_empty() => survey.guest(page_bytes)?,
+        Some(survey) if info.header.ranges.is_empty() => survey.guest(page_bytes)?,
         _ => {
             // Memory may have come while it was recorded: a trace that was cut tells of it in its midst.
             let memory = match survey {
                 Some(_) => accesses.memory(),
-                None => &info.ranges,
+                None => &info.header.ranges,
             };
             let guest = Guest::from_ranges(&ranges::in_whole_pages(memory))?;
             if huge { guest.in_huge_pages()? } else { guest }
@@ -190,15 +234,17 @@ fn file_facts(
         (None, Some(end)) => Time(end.last).since(Time(end.first)),
         (None, None) => Duration::ZERO,
     };
-    let is_sampled = info.period > 1 || info.tests > 0 || matches!(info.origin, Origin::Source(_));
+    let is_sampled = info.header.period > 1
+        || info.header.tests > 0
+        || matches!(info.header.origin, Origin::Source(_));
     if is_sampled {
-        let what = match info.tests {
-            0 => format!("one for {} accesses", info.period),
+        let what = match info.header.tests {
+            0 => format!("one for {} accesses", info.header.period),
             tests => format!("counts of {tests} looks at each page"),
         };
         notes.push(format!(
             "the trace holds what {} delivered, {what}: hits are those of its records",
-            info.origin.name()
+            info.header.origin.name()
         ));
     }
     // A trace that was cut tells of its losses in its midst.
@@ -206,11 +252,11 @@ fn file_facts(
     let end = info.end.filter(|_| is_whole).unwrap_or(so_far);
     Ok(Facts {
         guest: Arc::new(guest),
-        touched_only: info.ranges.is_empty(),
+        touched_only: info.header.ranges.is_empty(),
         duration,
         phases: end.marks.iter().map(|mark| mark.at).collect(),
         may_stretch: !is_sampled,
-        samples: is_sampled.then_some((info.period, info.tests)),
+        samples: is_sampled.then_some((info.header.period, info.header.tests)),
         account: end.account,
         outside: end.outside,
         passes: usize::from(survey.is_some()),

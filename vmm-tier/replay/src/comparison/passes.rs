@@ -8,9 +8,8 @@ use tier_core::time::Time;
 
 use super::{
     args::Stretch,
-    error::InputError,
     few_samples,
-    input::{AnyAccesses, Facts, Input, Opened},
+    input::{AnyAccesses, Facts, Input, InputError, Opened},
     lockstep,
     progress::Progress,
     report::{Run, Trace},

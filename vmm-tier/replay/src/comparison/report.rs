@@ -171,12 +171,9 @@ impl Report {
         policies
     }
 
-    /// Adds the runs of one trace, by size and policy, and what follows from them.
-    pub(crate) fn add(&mut self, trace: Trace, runs: Vec<Run>, target: f64) {
+    /// Adds the runs of one trace, by size and policy.
+    pub(crate) fn add(&mut self, trace: Trace, runs: Vec<Run>) {
         self.runs.extend(runs);
-        let name = trace.trace.clone();
         self.traces.push(trace);
-        let needs = super::curve::needs(self, &name, target);
-        self.needs.extend(needs);
     }
 }

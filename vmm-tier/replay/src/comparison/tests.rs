@@ -75,7 +75,7 @@ fn report() -> Report {
             run("oracle", mib, oracle, oracle, 2 * mib),
         ]
     });
-    report.add(trace, runs.collect(), 0.95);
+    super::curve::add_with_needs(&mut report, trace, runs.collect(), 0.95);
     report
 }
 

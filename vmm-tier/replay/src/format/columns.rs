@@ -184,7 +184,7 @@ impl Columns {
         self.event_count += 1;
     }
 
-    /// Appends the content to `out` and begins anew.
+    /// Appends the content to `out` and begins again.
     pub(super) fn take(&mut self, out: &mut Vec<u8>) {
         put(out, self.event_count as u64);
         for column in [&self.times, &self.addresses, &self.shapes, &self.events] {

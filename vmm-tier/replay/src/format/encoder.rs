@@ -7,7 +7,7 @@ use super::{
     block::{Kind, Packer},
     columns::Columns,
     decoder::add,
-    event::{BatchEnd, Mark},
+    event::{self, BatchEnd, Mark},
     header,
     ranges::{self, TraceRange},
 };
@@ -93,7 +93,7 @@ impl Encoder {
     /// # Errors
     /// If the trace is too long.
     pub fn mark(&mut self, at: Time, text: &str, out: &mut Vec<u8>) -> Result<(), TraceError> {
-        let text = header::plain(text);
+        let text = event::plain(text);
         let mark = Mark { at, text };
         if self.end.marks.len() < MAX_MARKS {
             self.end.marks.push(mark.clone());

@@ -12,7 +12,7 @@ use tier_core::{
 };
 
 use super::{
-    header::plain,
+    MAX_TEXT,
     ranges::{self, TraceRange},
 };
 
@@ -85,7 +85,7 @@ pub struct BatchEnd {
 pub struct Mark {
     /// When.
     pub at: Time,
-    /// What, in at most [`MAX_TEXT`](super::MAX_TEXT) bytes of ASCII.
+    /// What, in at most [`MAX_TEXT`] bytes of ASCII.
     pub text: String,
 }
 
@@ -99,6 +99,15 @@ pub enum Event {
     /// The guest was given memory of which the trace did not tell so far. Memory that it loses is not
     /// told of: it is no longer accessed.
     Plugged(Vec<TraceRange>),
+}
+
+/// A text as a trace has it: short, and of letters that a terminal shows as they are.
+pub(super) fn plain(text: &str) -> String {
+    let shown = |letter: char| {
+        let is_plain = letter.is_ascii_graphic() || letter == ' ';
+        if is_plain { letter } else { '?' }
+    };
+    text.chars().take(MAX_TEXT).map(shown).collect()
 }
 
 /// Nanoseconds, 584 years at most.

@@ -6,7 +6,7 @@ use tier_core::{
 };
 
 use super::{
-    FOOTER_BYTES, HEAD_BYTES, MAX_CONTENT, MAX_MARKS, MAX_TEXT, TraceError,
+    FOOTER_BYTES, HEAD_BYTES, MAX_CONTENT, MAX_MARKS, TraceError,
     event::{self, Mark},
     ranges::{self, TraceRange},
 };
@@ -73,10 +73,10 @@ impl Header {
             Origin::Source(kind) => put(out, 1 + event::source_number(*kind)),
             Origin::Import(name) => {
                 put(out, 0);
-                put_text(out, &plain(name));
+                put_text(out, &event::plain(name));
             }
         }
-        put_text(out, &plain(&self.name));
+        put_text(out, &event::plain(&self.name));
         put(out, self.started);
         put(out, self.period.max(1));
         put(out, u64::from(self.tests));
@@ -111,15 +111,6 @@ impl Header {
             ranges,
         })
     }
-}
-
-/// A text as a trace has it: short, and of letters that a terminal shows as they are.
-pub(super) fn plain(text: &str) -> String {
-    let shown = |letter: char| {
-        let is_plain = letter.is_ascii_graphic() || letter == ' ';
-        if is_plain { letter } else { '?' }
-    };
-    text.chars().take(MAX_TEXT).map(shown).collect()
 }
 
 /// What is known after the last access.

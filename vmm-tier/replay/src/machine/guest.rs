@@ -52,7 +52,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest of so many pages of one size, from `first_address` on, first touched by rising address.
+    /// A guest of `pages` pages of one size, from `first_address` on, first touched by rising address.
     /// The address is aligned down, the size brought to a power of two of at least 4 KiB.
     #[must_use]
     pub fn uniform(first_address: u64, pages: u32, page_bytes: u64) -> Self {

@@ -28,7 +28,7 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// A profile of a guest with so many pages, in epochs of this length at first, in about `bytes`
+    /// A profile of a guest with `pages` pages, in epochs of this length at first, in about `bytes`
     /// bytes and four more a page.
     #[must_use]
     pub fn new(pages: u32, epoch: Duration, bytes: usize) -> Self {

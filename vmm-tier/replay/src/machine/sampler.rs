@@ -1,11 +1,12 @@
-//! The model of sampling hardware: one access in so many becomes a record, and some records are lost.
+//! The model of sampling hardware: one access in each period becomes a record, and some records are
+//! lost.
 //!
-//! A counter runs down with each access; at zero the access is recorded and the counter is loaded anew,
-//! with the period plus or minus a random part (the jitter). Without jitter, a loop whose length divides
-//! the period would show the same page for ever; AMD's IBS therefore randomises the low bits of its
-//! counter. Records are lost one by one (a record without address, a throttled event) and in runs (a
-//! ring that was full until its reader came): the latter as in Gilbert's model of a channel with bursts
-//! (Bell System Technical Journal, 1960).
+//! A counter runs down with each access; at zero the access is recorded and the counter is loaded
+//! again, with the period plus or minus a random part (the jitter). Without jitter, a loop whose length
+//! divides the period would show the same page again and again; AMD's IBS therefore randomises the low
+//! bits of its counter. Records are lost one by one (a record without address, a throttled event) and
+//! in runs (a ring that was full until its reader came): the latter as in Gilbert's model of a channel
+//! with bursts (Bell System Technical Journal, 1960).
 
 use tier_core::{random::Random, sample::AccessKind, time::Time};
 

@@ -12,7 +12,7 @@ use tier_core::{
     map::{BlockIndex, GuestMemoryMap, LOWEST_GPA, MapRange, RamBlock},
     moves::{self, Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     sample::{AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
-    settings::{EngineSettings, Tier},
+    settings::{EngineSettings, PolicyName, Tier},
     tiers::Tiers,
     time::Time,
 };
@@ -110,7 +110,7 @@ fn nodes(host: &Host) -> Event {
 
 impl Policy for DualHeaps {
     fn name(&self) -> &'static str {
-        "dual-heap"
+        PolicyName::DualHeap.name()
     }
 
     fn step(&mut self, seen: &Seen<'_>, host: &mut Host) {

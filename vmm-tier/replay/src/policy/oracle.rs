@@ -21,10 +21,12 @@
 
 mod plan;
 mod prices;
+mod problem;
 
 use std::sync::Arc;
 
-pub use plan::{Plan, PlanKind};
+pub use plan::Plan;
+pub use problem::PlanKind;
 
 use tier_core::moves::Outcome;
 

@@ -25,7 +25,7 @@ const LONGEST: usize = 4096;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Syntax {
     Csv,
-    /// Each access takes so many nanoseconds.
+    /// Each access takes this many nanoseconds.
     Lackey(u64),
 }
 
@@ -160,7 +160,8 @@ impl Lines {
             Syntax::Lackey(step) => match lackey::line(line) {
                 LackeyLine::Access(address, kind) => {
                     let at = self.last.map_or(Some(0), |last| last.checked_add(step));
-                    let at = at.ok_or("the clock has no room for so many steps of that length")?;
+                    let at =
+                        at.ok_or("the clock has no room for that many steps of that length")?;
                     Ok(Some(Access {
                         at: Time(at),
                         address,

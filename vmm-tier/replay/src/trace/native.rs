@@ -74,12 +74,17 @@ impl Native {
         if end.as_ref().is_some_and(|end| end.accesses == 0) {
             return Err(native.no_access());
         }
-        let mut info = TraceInfo::new(Format::Native, bytes, header);
-        if let Some(end) = end {
-            info.ranges.extend_from_slice(&end.plugged);
-            info.ranges.sort_by_key(|range| range.gpa);
-            info.end = Some(end);
+        let mut header = header;
+        if let Some(end) = &end {
+            header.ranges.extend_from_slice(&end.plugged);
+            header.ranges.sort_by_key(|range| range.gpa);
         }
+        let info = TraceInfo {
+            format: Format::Native,
+            bytes,
+            header,
+            end,
+        };
         Ok((native, info))
     }
 

@@ -181,7 +181,7 @@ impl Output {
         self.write()
     }
 
-    /// The file stays as it is if the trace can't be ended.
+    /// The file stays unchanged if the trace can't be ended.
     pub const fn keep(&mut self) {
         self.part.keep = true;
     }

@@ -22,7 +22,7 @@ pub(super) struct Sweep {
 }
 
 impl Sweep {
-    /// Round over so many pages with so many accesses, but not faster than line by line.
+    /// Round over the pages with the given accesses, but not faster than line by line.
     pub(super) fn new(pages: u32, accesses: u64) -> Self {
         let end = (u64::from(pages) * u64::from(LINES)) << FRACTION;
         Self {

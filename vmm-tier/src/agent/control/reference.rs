@@ -11,7 +11,7 @@ const WRITE: &str = "VMM_TIER_WRITE_REFERENCE";
 /// What stands above this line is written by hand.
 const MARK: &str = "<!-- Below this line the page is made by a test: VMM_TIER_WRITE_REFERENCE=1 cargo test -p vmm-tier reference_when -->\n";
 
-/// The page with its part below the mark made anew.
+/// The page with its part below the mark generated again.
 fn regenerated(page: &str) -> String {
     let by_hand = page.split_once(MARK).map_or(page, |(by_hand, _)| by_hand);
     let (commands, _) = Commands::new();
@@ -35,7 +35,7 @@ fn reference_when_compared_with_the_commands_is_up_to_date() {
         .find(|(old, new)| old != new);
     assert!(
         page == fresh,
-        "docs/qmp.md is out of date, at {differs:?}; write it anew with\n  {WRITE}=1 cargo test -p \
+        "docs/qmp.md is out of date, at {differs:?}; write it again with\n  {WRITE}=1 cargo test -p \
          vmm-tier reference_when"
     );
 }

@@ -3,15 +3,10 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tier_core::engine::{MAX_PINS, Pin, PolicyChange};
-
-tier_core::words! {
-    /// A policy that chooses the pages to move.
-    pub(in crate::agent) enum PolicyName {
-        /// Exchanges the hottest pages of the slow tier with the coldest of the fast tier.
-        DualHeap = "dual-heap",
-    }
-}
+use tier_core::{
+    engine::{MAX_PINS, Pin, PolicyChange},
+    settings::PolicyName,
+};
 
 tier_core::words! {
     /// A kind of setting that commands make.

@@ -1,4 +1,4 @@
-//! The way to a guest's agent: connects or listens again by itself, never waits longer than it is told.
+//! The way to a guest's agent: connects or listens again by itself, never waits longer than its timeout.
 
 use std::{
     io,
@@ -35,7 +35,7 @@ const MAX_UNSENT: usize = 64 << 10;
 pub(super) enum Woken {
     /// Bytes can be read.
     Readable,
-    /// A connection was made: the stream begins anew.
+    /// A connection was made: the stream begins again.
     Connected,
     /// The connection is gone.
     Gone,

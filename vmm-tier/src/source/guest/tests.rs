@@ -569,7 +569,7 @@ proptest! {
             peer.take(Decoded::Frame(frame, 1000), now, &map);
             batches.extend(peer.take_batches(now, &map));
         }
-        // What was dropped last is told of after a while.
+        // The last drops are reported after a while.
         batches.extend(peer.take_batches(now + Duration::from_secs(2), &map));
         for batch in batches {
             let most = batch.tests.max(1) as f32;

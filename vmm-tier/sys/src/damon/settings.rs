@@ -1,4 +1,4 @@
-//! What a kdamond is told: how often to look, how finely, and where.
+//! The settings of a kdamond: how often to look, how finely, and where.
 
 use std::time::Duration;
 

@@ -43,7 +43,7 @@ pub struct Reread {
     pub read: u64,
     /// Base pages that were found at another frame than before, appeared or went away.
     pub changed: u64,
-    /// Whether [`InverseMap::roll`] came to the end and begins anew.
+    /// Whether [`InverseMap::roll`] came to the end and begins again.
     pub pass_done: bool,
 }
 

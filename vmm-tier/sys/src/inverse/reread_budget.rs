@@ -18,7 +18,7 @@ const URGENT: f64 = 0.05;
 const EXCESS: f64 = 0.05;
 /// Samples that one judgement takes.
 const ENOUGH: u64 = 200;
-/// Reading was in vain if less than one entry in so many was new.
+/// Reading was in vain if less than one entry in 1000 was new.
 const WORTHWHILE: u64 = 1000;
 /// How long it is not urgent after reading in vain; doubled each time up to the second.
 const WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));

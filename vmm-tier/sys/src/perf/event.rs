@@ -20,7 +20,7 @@ use crate::sysroot::SysRoot;
 /// How often an event writes a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rate {
-    /// One sample every so many events; 0 only counts and never samples.
+    /// Events for each sample; 0 only counts and never samples.
     Period(u64),
     /// So many samples a second; the kernel adapts the period.
     Frequency(u64),

@@ -1,8 +1,8 @@
 //! AMD's instruction-based sampling of operations (`ibs_op`): the event, and what its registers say.
 //!
-//! The hardware tags one operation in so many and tells what became of it. Most operations access no
-//! memory; for those that do, the physical address is the host's also while a guest runs, which makes
-//! this the one source that sees a guest's accesses exactly and from outside.
+//! The hardware tags one operation in each period and reports what became of it. Most operations access
+//! no memory; for those that do, the physical address is the host's also while a guest runs, which
+//! makes this the one source that sees a guest's accesses exactly and from outside.
 //!
 //! Registers: AMD64 Architecture Programmer's Manual, volume 2, "Instruction-Based Sampling". The raw
 //! record: `perf_ibs_handle_irq` in `arch/x86/events/amd/ibs.c`.
@@ -163,7 +163,8 @@ impl IbsPmu {
     }
 
     /// The event that samples one operation in `period` ([made valid](valid_period)). The PMU knows no
-    /// exclusion of any mode, so none is asked for: what is not the guest's is told by its address.
+    /// exclusion of any mode, so none is asked for: samples that are not the guest's are recognised by
+    /// their address.
     #[must_use]
     pub fn event(&self, period: u64, data_pages: usize) -> EventSpec {
         let bits = [self.count_ops, self.l3_miss_only];

@@ -23,7 +23,7 @@ use crate::sysroot::{SysRoot, SysRootError, read_optional, read_value, read_valu
 
 /// The PMUs of cores: of all, or of each kind on a hybrid part.
 const PMUS: [&str; 4] = ["cpu", "cpu_core", "cpu_atom", "cpu_lowpower"];
-/// Loads of at least so many cycles are sampled: more than a hit in the L3 takes (about 60), less than
+/// Loads of at least this many cycles are sampled: more than a hit in the L3 takes (about 60), less than
 /// any memory needs (190 cycles are 64 ns at 3 GHz).
 pub const LATENCY_CYCLES: u16 = 190;
 
@@ -51,7 +51,7 @@ impl fmt::Display for Access {
 /// How an event is to sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PebsSettings {
-    /// One sample in so many events.
+    /// Events for each sample.
     pub period: u64,
     /// The least latency of [`Access::Loads`], in cycles.
     pub latency_cycles: u16,
@@ -180,7 +180,7 @@ impl PebsPmu {
     fn read(root: &SysRoot, name: &str) -> Result<Self, PebsError> {
         let folder = root.sys("bus/event_source/devices").join(name);
         let pmu = || name.to_owned();
-        // Kernels before 4.14 say nothing of it; what they then refuse is told at the open.
+        // Kernels before 4.14 say nothing of it; what they then refuse shows when the event is opened.
         let max_precise = read_value_optional(&folder.join("caps/max_precise"))?.unwrap_or(2);
         if max_precise == 0 {
             return Err(PebsError::NotPrecise { pmu: pmu() });

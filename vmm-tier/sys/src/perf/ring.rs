@@ -28,7 +28,7 @@ const STEP: usize = 16 << 10;
 pub trait RingMemory {
     /// The bytes of the data area, a power of two.
     fn capacity(&self) -> usize;
-    /// Where the producer will write next; grows for ever. Everything before it can be read after
+    /// Where the producer will write next; grows without end. Everything before it can be read after
     /// this call (acquire).
     fn head(&self) -> u64;
     /// Where the consumer stands.

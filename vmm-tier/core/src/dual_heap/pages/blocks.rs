@@ -21,10 +21,10 @@ impl Pages {
         &self.words[self.chunk_range(chunk)]
     }
 
-    /// Makes room for so many more blocks. Not by doubling: words are most of the engine's memory.
-    pub(super) fn reserve_blocks(&mut self, blocks: usize) {
-        if self.words.capacity() - self.words.len() < blocks * CHUNK {
-            let more = blocks.max(self.owners.len() / 16);
+    /// Makes room for one more block. Not by doubling: words are most of the engine's memory.
+    pub(super) fn reserve_block(&mut self) {
+        if self.words.capacity() - self.words.len() < CHUNK {
+            let more = (self.owners.len() / 16).max(1);
             self.words.reserve_exact(more * CHUNK);
             self.owners.reserve_exact(more);
         }

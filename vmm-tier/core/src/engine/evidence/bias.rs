@@ -78,8 +78,8 @@ const MOST_WATCHED: usize = 1024;
 const MOST_WAIT: Duration = Duration::from_secs(10);
 
 crate::report! {
-    /// How much more often the source reports an access to the fast tier than one to the slow tier,
-    /// learned from pages drawn by lot: some are promoted at once, some two seconds later.
+    /// How much more often the source reports an access to the fast tier than an access to the slow
+    /// tier, learned from a random sample of pages: some are promoted at once, some two seconds later.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct TierBias = "TierBias" {
         /// Records of the fast tier for each record of the slow tier, for as many accesses; absent while
@@ -192,8 +192,8 @@ impl Bias {
         free
     }
 
-    /// Draws the lot of a page of so many bytes that is about to be promoted, while `fast_bytes` bytes
-    /// are in the fast tier. [`Self::watch`] must follow if it takes part.
+    /// Draws the lot of a page of `page_bytes` bytes that is about to be promoted, while `fast_bytes`
+    /// bytes are in the fast tier. [`Self::watch`] must follow if it takes part.
     pub(crate) fn draw(&mut self, page_bytes: u64, fast_bytes: u64) -> Lot {
         let has_room = self.watched.len() < MOST_WATCHED
             && self.watched.held_bytes() + page_bytes <= fast_bytes / HELD_ONE_IN;

@@ -189,7 +189,7 @@ mod tests {
 
     const HALF_LIFE: Duration = Duration::from_secs(2);
 
-    /// A batch of one second with so many counts on one page, or on a range of `frames` pages each.
+    /// A batch of one second with `weight` counts on one page, or on a range of `frames` pages each.
     fn batch(source: SourceKind, weight: f32, frames: u64) -> SampleBatch {
         SampleBatch {
             source,

@@ -124,7 +124,7 @@ impl Scanner {
             return None;
         }
         // In turns: pages that are sampled and stay absent (a coarse region speaks for them too) ask out
-        // of turn for ever, and must not keep the round from going on.
+        // of turn without end, and must not keep the round from going on.
         let turn_is_due = in_first_round || now >= self.turn_at;
         let urgent = match self.was_urgent && turn_is_due {
             true => None,

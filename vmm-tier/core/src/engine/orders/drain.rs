@@ -133,7 +133,7 @@ impl Drain {
         let way = progress.start_bytes.saturating_sub(progress.target_bytes);
         let moved = told_bytes.abs_diff(progress.fast_bytes);
         let kind = (progress.done, progress.stuck_because);
-        // Nothing more is told of a drain that is done.
+        // A drain that is done is reported once.
         let is_news = kind != told_kind || (!progress.done && moved > 0 && moved >= way / 100);
         if !is_news {
             return None;

@@ -2,25 +2,16 @@
 
 use std::time::Duration;
 
-use crate::heat::{MAX_HALF_LIFE, MIN_HALF_LIFE};
-
-/// The shortest horizon accepted: no move pays back sooner.
-pub const MIN_HORIZON: Duration = Duration::from_millis(100);
-/// The longest horizon accepted: a week.
-pub const MAX_HORIZON: Duration = Duration::from_secs(7 * 24 * 3600);
-/// The lowest rate accepted: one page a second. To move nothing, pause.
-pub const MIN_RATE: u64 = 4096;
-/// The highest rate accepted: 1 TiB a second, more than any memory delivers.
-pub const MAX_RATE: u64 = 1 << 40;
+use crate::settings::EngineSettings;
 
 /// What is to change; `None` leaves a setting unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyChange {
-    /// Time in which the weight of an observation halves: [`MIN_HALF_LIFE`]..=[`MAX_HALF_LIFE`].
+    /// Time in which the weight of an observation halves: [`EngineSettings::HALF_LIFE`].
     pub half_life: Option<Duration>,
-    /// Time over which a move must pay back: [`MIN_HORIZON`]..=[`MAX_HORIZON`].
+    /// Time over which a move must pay back: [`EngineSettings::HORIZON`].
     pub horizon: Option<Duration>,
-    /// Upper bound on bytes moved a second: [`MIN_RATE`]..=[`MAX_RATE`].
+    /// Upper bound on bytes moved a second: [`EngineSettings::RATE_BYTES_PER_S`].
     pub rate_bytes_per_s: Option<u64>,
 }
 
@@ -29,16 +20,20 @@ pub struct PolicyChange {
 pub enum PolicyError {
     /// The half-life is out of bounds.
     #[error("half-life of {} s is out of bounds: {} to {} s are allowed",
-        .0.as_secs_f64(), MIN_HALF_LIFE.as_secs_f64(), MAX_HALF_LIFE.as_secs())]
+        .0.as_secs_f64(), EngineSettings::HALF_LIFE.start().as_secs_f64(),
+        EngineSettings::HALF_LIFE.end().as_secs())]
     HalfLife(Duration),
     /// The horizon is out of bounds.
     #[error("horizon of {} s is out of bounds: {} to {} s are allowed",
-        .0.as_secs_f64(), MIN_HORIZON.as_secs_f64(), MAX_HORIZON.as_secs())]
+        .0.as_secs_f64(), EngineSettings::HORIZON.start().as_secs_f64(),
+        EngineSettings::HORIZON.end().as_secs())]
     Horizon(Duration),
     /// The rate is out of bounds.
     #[error(
-        "rate of {0} bytes/s is out of bounds: {MIN_RATE} to {MAX_RATE} are allowed; \
-        pause to move nothing"
+        "rate of {rate} bytes/s is out of bounds: {least} to {most} are allowed; pause to move nothing",
+        rate = .0,
+        least = EngineSettings::RATE_BYTES_PER_S.start(),
+        most = EngineSettings::RATE_BYTES_PER_S.end()
     )]
     Rate(u64),
 }
@@ -66,17 +61,15 @@ impl PolicyChange {
             Self {
                 half_life: Some(time),
                 ..
-            } if !(MIN_HALF_LIFE..=MAX_HALF_LIFE).contains(&time) => {
-                Err(PolicyError::HalfLife(time))
-            }
+            } if !EngineSettings::HALF_LIFE.contains(&time) => Err(PolicyError::HalfLife(time)),
             Self {
                 horizon: Some(time),
                 ..
-            } if !(MIN_HORIZON..=MAX_HORIZON).contains(&time) => Err(PolicyError::Horizon(time)),
+            } if !EngineSettings::HORIZON.contains(&time) => Err(PolicyError::Horizon(time)),
             Self {
                 rate_bytes_per_s: Some(rate),
                 ..
-            } if !(MIN_RATE..=MAX_RATE).contains(&rate) => Err(PolicyError::Rate(rate)),
+            } if !EngineSettings::RATE_BYTES_PER_S.contains(&rate) => Err(PolicyError::Rate(rate)),
             _ => Ok(()),
         }
     }

@@ -55,7 +55,7 @@ crate::report! {
 }
 
 crate::report! {
-    /// A pin, and how far it is followed.
+    /// A pin, and how many of its pages are in place.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct PinStatus = "TierPinStatus" {
         /// The first guest-physical address.

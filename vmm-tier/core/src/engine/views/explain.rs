@@ -84,7 +84,7 @@ crate::report! {
         /// Where it stands: a candidate for an exchange (`in-heap`), without any access seen, under way,
         /// just moved, impossible to move, or pinned.
         pub state: PageCondition,
-        /// How long it is left alone still, in milliseconds.
+        /// How much longer it is left alone, in milliseconds.
         pub cooling_ms: Option<u64>,
         /// The pin that it belongs to.
         pub pin: Option<PinStatus>,
@@ -92,7 +92,7 @@ crate::report! {
         pub last_move: Option<PastMoveNote>,
         /// Its last move that failed, if the move is remembered.
         pub last_failure: Option<PastMoveNote>,
-        /// What would make it move, for a person.
+        /// What would make it move, in words.
         pub would_move_if: String,
     }
 }
@@ -190,11 +190,10 @@ impl Subject<'_> {
     fn would_move_if(&self) -> String {
         let state = &self.state;
         if state.placement == Placement::Untracked {
-            return "it is present on a node of one of the tiers: now it is absent or elsewhere"
-                .to_owned();
+            return "it is present on a node of a tier: now it is absent or elsewhere".to_owned();
         }
         if state.in_flight {
-            return "nothing more: a move of it is under way".to_owned();
+            return "nothing more: its move is under way".to_owned();
         }
         if state.excluded {
             return "its placement changes: other processes map it, so it is not tried again"
@@ -206,8 +205,7 @@ impl Subject<'_> {
         }
         if let Some(end) = state.cooldown_until {
             if self.engine.evidence.bias.holds(self.page.id) {
-                return "it is no longer held back, within seconds: samples of it meanwhile measure the bias \
-                        between the tiers"
+                return "its hold of up to 2 s ends: meanwhile its samples measure the bias between the tiers"
                     .to_owned();
             }
             return format!(
@@ -406,7 +404,7 @@ impl Subject<'_> {
     }
 }
 
-const PACE: &str = "the source has found its pace: it can't tell hot from warm yet";
+const PACE: &str = "the source has settled: it can't tell hot from warm yet";
 
 fn condition(state: &PageState) -> PageCondition {
     match *state {

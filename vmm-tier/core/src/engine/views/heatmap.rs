@@ -8,8 +8,9 @@ use crate::{
     time::Time,
 };
 
-/// The most cells that a heat map may have.
-pub const MAX_CELLS: u64 = 65_536;
+/// The most cells that a heat map may have: about a megabyte of JSON, and more than a screen has room
+/// for.
+pub const MAX_CELLS: u64 = 16_384;
 
 crate::report! {
     /// An equal share of the guest's RAM.

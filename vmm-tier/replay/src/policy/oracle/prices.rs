@@ -1,6 +1,6 @@
 //! The price of DRAM in each epoch, by subgradients.
 
-use super::plan::Problem;
+use super::problem::Problem;
 
 /// Rounds of price finding. The prices then clear the demand to about a percent (tests).
 const ROUNDS: u32 = 60;

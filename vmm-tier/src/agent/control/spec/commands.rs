@@ -5,15 +5,15 @@ use qmp::server::{
     TypeSpec::{Number, Uint},
 };
 use tier_core::{
-    engine::{DrainProgress, Explanation, Heatmap, PinReport, WhenFull},
-    settings::Tier,
+    engine::{DrainProgress, Explanation, Heatmap, MAX_CELLS, PinReport, WhenFull},
+    settings::{PolicyName, Tier},
 };
 
 use super::{
     needed, optional,
     types::{members, of},
 };
-use crate::agent::{control::query::TierInfo, state_file::PolicyName};
+use crate::agent::control::commands::query_tier::TierInfo;
 
 const START: &str = "the first guest-physical address, a multiple of 4096";
 const BYTES: &str = "the length in bytes, a multiple of 4096";
@@ -23,14 +23,14 @@ pub(super) fn commands() -> Vec<CommandSpec> {
     vec![
         CommandSpec {
             name: "query-tier",
-            doc: "What the agent does and how that goes: state, source, tiers, moves, failures.",
+            doc: "The agent's state, source, tiers, moves and failures.",
             returns: state,
             ..CommandSpec::PLAIN
         },
         CommandSpec {
             name: "tier-set-policy",
-            doc: "Changes how pages are chosen and how fast they move. What is left out stays as it is; \
-                  without any argument everything goes back to what the command line and the \
+            doc: "Changes how pages are chosen and how fast they move. Settings left out do not \
+                  change; without any argument all return to what the command line and the \
                   configuration say. Kept over a restart of the agent.",
             args: members(vec![
                 optional(
@@ -78,7 +78,7 @@ pub(super) fn commands() -> Vec<CommandSpec> {
         },
         CommandSpec {
             name: "tier-resume",
-            doc: "Moves pages again after `tier-pause`, unless something else wants moves to pause.",
+            doc: "Moves pages again after `tier-pause`, unless a migration holds moves back.",
             returns: state,
             ..CommandSpec::PLAIN
         },
@@ -86,8 +86,8 @@ pub(super) fn commands() -> Vec<CommandSpec> {
             name: "tier-pin",
             doc: "Keeps a range of guest memory on one tier, whatever its heat. Its pages that lie \
                   elsewhere are moved there first of all, within rate and headroom. Kept over a restart \
-                  of the agent: what is in its place then stays, what is not goes there as room allows. \
-                  Where the guest has no such memory then, the pin waits.",
+                  of the agent: pages already there then stay, the others go there as room allows. \
+                  While the guest has no such memory, the pin waits.",
             args: members(vec![
                 needed("start", Uint, START),
                 needed("bytes", Uint, BYTES),
@@ -121,8 +121,8 @@ pub(super) fn commands() -> Vec<CommandSpec> {
         CommandSpec {
             name: "tier-drain",
             doc: "Leaves the fast tier down to a size, coldest pages first, whatever it costs. The size \
-                  stays the limit afterwards; `tier-set-limit` ends the drain. `TIER_DRAIN` tells how it \
-                  comes on.",
+                  stays the limit afterwards; `tier-set-limit` ends the drain. `TIER_DRAIN` reports \
+                  its progress.",
             args: members(vec![optional(
                 "bytes",
                 Uint,
@@ -151,7 +151,9 @@ pub(super) fn commands() -> Vec<CommandSpec> {
                 optional(
                     "columns",
                     Uint,
-                    "cells of a row; left out, 64; there may be 16384 cells",
+                    String::leak(format!(
+                        "cells of a row; left out, 64; there may be {MAX_CELLS} cells"
+                    )),
                 ),
             ]),
             returns: of::<Heatmap>(),

@@ -14,7 +14,7 @@ use super::{
     needed, optional,
     types::{members, members_of, of},
 };
-use crate::agent::control::query::Pauser;
+use crate::agent::control::Pauser;
 
 /// The outcomes of a page that did not move.
 fn failures() -> TypeSpec {
@@ -28,7 +28,7 @@ pub(super) fn events() -> Vec<EventSpec> {
     vec![
         EventSpec {
             name: "TIER_STATE",
-            doc: "The agent's state is another one.",
+            doc: "The agent's state changed.",
             data: members(vec![
                 needed("from", of::<VmState>(), "what it was"),
                 needed("to", of::<VmState>(), "what it is"),
@@ -41,7 +41,7 @@ pub(super) fn events() -> Vec<EventSpec> {
         },
         EventSpec {
             name: "TIER_LIMIT",
-            doc: "The limit of the fast tier is another one.",
+            doc: "The limit of the fast tier changed.",
             data: members(vec![
                 optional("old", Uint, "what it was, in bytes, if there was one"),
                 optional("new", Uint, "what it is, in bytes, if there is one"),
@@ -54,11 +54,11 @@ pub(super) fn events() -> Vec<EventSpec> {
         },
         EventSpec {
             name: "TIER_SOURCE",
-            doc: "Another source is believed, none is any more, or one beside it no longer delivers.",
+            doc: "Another source is believed, no source is believed any more, or a source that is not believed failed.",
             data: members(vec![
                 needed("kind", of::<SourceKind>(), "what it is"),
                 needed("up", Bool, "whether it delivers"),
-                needed("believed", Bool, "whether pages are moved on its word"),
+                needed("believed", Bool, "whether pages are moved by its samples"),
                 optional(
                     "instead-of",
                     of::<SourceKind>(),
@@ -69,7 +69,7 @@ pub(super) fn events() -> Vec<EventSpec> {
         },
         EventSpec {
             name: "TIER_MOVE_FAILED",
-            doc: "A page did not move. At most one is told a second.",
+            doc: "A page did not move. At most one such event is sent a second.",
             data: members(vec![
                 optional(
                     "gpa",
@@ -92,13 +92,13 @@ pub(super) fn events() -> Vec<EventSpec> {
                 needed(
                     "left-out",
                     Uint,
-                    "failures since the last of these events that none was sent for",
+                    "failures since the last such event for which no event was sent",
                 ),
             ]),
         },
         EventSpec {
             name: "TIER_DRAIN",
-            doc: "A drain came on by a hundredth of its way, is done, or is stuck or no longer.",
+            doc: "A drain advanced by 1 %, ended, got stuck, or goes on again.",
             data: members_of::<DrainProgress>(),
         },
     ]

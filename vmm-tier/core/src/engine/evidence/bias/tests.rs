@@ -51,8 +51,8 @@ struct Guest {
 }
 
 impl Guest {
-    /// What is found after so many rounds of half a second, in each of which 64 of 1024 fresh slow pages
-    /// are promoted.
+    /// What is found after this many rounds of half a second, in each of which 64 of 1024 fresh slow
+    /// pages are promoted.
     fn play(&self, seed: u64, rounds: u64) -> Bias {
         let (mut random, mut bias) = (Random::new(seed), Bias::default());
         bias.random = Random::new(seed ^ 0x5555);

@@ -25,7 +25,7 @@ use tier_sys::{
     sysroot::SysRoot,
 };
 
-use crate::causes::with_causes;
+use crate::log::with_causes;
 
 /// Jobs that may wait. The engine has at most one look-up and one exchange (a demotion and a
 /// promotion) under way.
@@ -33,14 +33,14 @@ const QUEUE: usize = 8;
 
 /// Something to do.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(in crate::agent) enum Job {
     Scan(ScanRequest),
     Move(MoveBatch),
 }
 
 /// What became of it.
 #[derive(Debug)]
-pub(super) enum Done {
+pub(in crate::agent) enum Done {
     Scanned(ScanReport),
     /// The kernel did not say where pages lie, and why. The report is empty.
     NotScanned(ScanReport, String),
@@ -52,7 +52,7 @@ pub(super) enum Done {
 
 /// The thread and its channels. Dropping it ends the thread after the job at hand.
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(in crate::agent) struct Worker {
     jobs: Option<Sender<Job>>,
     done: Receiver<Done>,
     ends: Arc<AtomicBool>,
@@ -61,7 +61,7 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts the thread for the process `pid`.
-    pub(super) fn start(root: &SysRoot, pid: u32) -> std::io::Result<Self> {
+    pub(in crate::agent) fn start(root: &SysRoot, pid: u32) -> std::io::Result<Self> {
         // Without it (another user's process) huge pages go unnoticed; moving will tell why.
         let pagemap = Pagemap::open(root, pid).ok();
         let (jobs, todo) = bounded(QUEUE);
@@ -96,7 +96,7 @@ impl Worker {
     }
 
     /// Hands a job over. Blocks only if the engine asks for more than it may have under way.
-    pub(super) fn submit(&self, job: Job) {
+    pub(in crate::agent) fn submit(&self, job: Job) {
         if let Some(jobs) = &self.jobs {
             // The thread ends only after this sender is gone.
             let _ = jobs.send(job);
@@ -104,7 +104,7 @@ impl Worker {
     }
 
     /// Where finished jobs arrive.
-    pub(super) const fn done(&self) -> &Receiver<Done> {
+    pub(in crate::agent) const fn done(&self) -> &Receiver<Done> {
         &self.done
     }
 }

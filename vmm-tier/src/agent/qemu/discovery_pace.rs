@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 /// How often the layout is looked up when nobody asks for it: plugging a DIMM emits no event.
-pub(super) const REGULAR: Duration = Duration::from_secs(10);
+pub(in crate::agent) const REGULAR: Duration = Duration::from_secs(10);
 /// The least time between the end of a discovery and the next: the firmware of a guest that resets
 /// itself takes about as long to lay its memory out.
 const APART: Duration = Duration::from_secs(1);
@@ -16,7 +16,7 @@ const REST: u32 = 32;
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(super) struct DiscoveryPace {
+pub(in crate::agent) struct DiscoveryPace {
     /// Something happened that may have changed the layout.
     is_wanted: bool,
     regular_at: Instant,
@@ -25,7 +25,7 @@ pub(super) struct DiscoveryPace {
 
 impl DiscoveryPace {
     /// The layout was looked up a moment ago, which took `took`.
-    pub(super) fn new(now: Instant, took: Duration) -> Self {
+    pub(in crate::agent) fn new(now: Instant, took: Duration) -> Self {
         let mut pace = Self {
             is_wanted: false,
             regular_at: now,
@@ -36,23 +36,23 @@ impl DiscoveryPace {
     }
 
     /// The layout may have changed.
-    pub(super) const fn want(&mut self) {
+    pub(in crate::agent) const fn want(&mut self) {
         self.is_wanted = true;
     }
 
     /// Whether a discovery is due.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    pub(in crate::agent) fn is_due(&self, now: Instant) -> bool {
         now >= self.not_before && (self.is_wanted || now >= self.regular_at)
     }
 
     /// A discovery begins: what is wanted from now on is for the next.
-    pub(super) const fn begin(&mut self) {
+    pub(in crate::agent) const fn begin(&mut self) {
         self.is_wanted = false;
     }
 
     /// A discovery has ended after `took`. One that failed may have waited for QEMU most of that time:
     /// it is tried again after the regular time at the latest.
-    pub(super) fn end(&mut self, now: Instant, took: Duration, succeeded: bool) {
+    pub(in crate::agent) fn end(&mut self, now: Instant, took: Duration, succeeded: bool) {
         let rest = (took * REST).max(APART);
         let rest = if succeeded { rest } else { rest.min(REGULAR) };
         self.not_before = now + rest;

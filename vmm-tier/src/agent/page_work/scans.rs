@@ -7,35 +7,35 @@ use tier_core::engine::{ScanReport, ScanRequest};
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub(super) struct Scans {
-    /// Bytes looked up since the guest's layout is as it is.
+pub(in crate::agent) struct Scans {
+    /// Bytes looked up since the guest's layout changed.
     seen_bytes: u64,
     aside: Option<ScanRequest>,
 }
 
 impl Scans {
     /// The layout changed: everything must be looked up once.
-    pub(super) const fn start_over(&mut self) {
+    pub(in crate::agent) const fn start_over(&mut self) {
         self.seen_bytes = 0;
     }
 
     /// Takes note of a look-up that was carried out.
-    pub(super) fn done(&mut self, report: &ScanReport) {
+    pub(in crate::agent) fn done(&mut self, report: &ScanReport) {
         self.seen_bytes = self.seen_bytes.saturating_add(report.request.span.bytes);
     }
 
-    /// Whether as much was looked up as a guest of so many bytes has.
-    pub(super) const fn has_seen(&self, guest_bytes: u64) -> bool {
+    /// Whether as much was looked up as a guest of `guest_bytes` has.
+    pub(in crate::agent) const fn has_seen(&self, guest_bytes: u64) -> bool {
         self.seen_bytes >= guest_bytes
     }
 
     /// Takes a look-up for later; the engine has given up one that waits already.
-    pub(super) const fn put_aside(&mut self, request: ScanRequest) {
+    pub(in crate::agent) const fn put_aside(&mut self, request: ScanRequest) {
         self.aside = Some(request);
     }
 
     /// The look-up that waits.
-    pub(super) const fn take(&mut self) -> Option<ScanRequest> {
+    pub(in crate::agent) const fn take(&mut self) -> Option<ScanRequest> {
         self.aside.take()
     }
 }

@@ -42,22 +42,22 @@ const FIRST_DISCOVERY_LIMIT: Duration = Duration::from_secs(30);
 const KINDS: usize = 4;
 
 /// The connection to QEMU's monitor.
-pub(super) struct Monitor {
-    pub(super) client: Arc<Client>,
-    pub(super) events: Receiver<qmp::Event>,
+pub(in crate::agent) struct Monitor {
+    pub(in crate::agent) client: Arc<Client>,
+    pub(in crate::agent) events: Receiver<qmp::Event>,
     /// Events lost of which note was taken.
-    pub(super) events_lost: u64,
+    pub(in crate::agent) events_lost: u64,
 }
 
 /// Where QEMU's monitor is, and how it is used.
-pub(super) struct Socket {
-    pub(super) path: PathBuf,
+pub(in crate::agent) struct Socket {
+    pub(in crate::agent) path: PathBuf,
     /// Out-of-band commands are switched on, for clients of the proxy.
-    pub(super) oob: bool,
+    pub(in crate::agent) oob: bool,
 }
 
 /// What is asked for.
-pub(super) enum Job {
+pub(in crate::agent) enum Job {
     /// A connection, and everything that is needed to start.
     Begin,
     /// A connection in place of the one that was lost.
@@ -72,7 +72,7 @@ pub(super) enum Job {
 
 /// A kind of question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(in crate::agent) enum Kind {
     Connect,
     Status,
     Migration,
@@ -80,7 +80,7 @@ pub(super) enum Kind {
 }
 
 /// What became of a job.
-pub(super) enum Answer {
+pub(in crate::agent) enum Answer {
     Begun(Box<anyhow::Result<Begun>>),
     Connected(anyhow::Result<Connected>),
     Status(Result<StatusInfo, ExecuteError>),
@@ -89,10 +89,10 @@ pub(super) enum Answer {
 }
 
 /// A new connection, and what events would have told before it was there.
-pub(super) struct Connected {
-    pub(super) monitor: Monitor,
-    pub(super) status: Result<StatusInfo, ExecuteError>,
-    pub(super) migration: Result<MigrationInfo, ExecuteError>,
+pub(in crate::agent) struct Connected {
+    pub(in crate::agent) monitor: Monitor,
+    pub(in crate::agent) status: Result<StatusInfo, ExecuteError>,
+    pub(in crate::agent) migration: Result<MigrationInfo, ExecuteError>,
 }
 
 impl Connected {
@@ -106,33 +106,33 @@ impl Connected {
 }
 
 /// What an agent must know to start.
-pub(super) struct Begun {
-    pub(super) connected: Connected,
-    pub(super) process: ProcessHandle,
-    pub(super) map: GuestMemoryMap,
+pub(in crate::agent) struct Begun {
+    pub(in crate::agent) connected: Connected,
+    pub(in crate::agent) process: ProcessHandle,
+    pub(in crate::agent) map: GuestMemoryMap,
     /// How long finding the map took.
-    pub(super) map_took: Duration,
+    pub(in crate::agent) map_took: Duration,
     /// What QEMU calls the guest, if it was given a name.
-    pub(super) name: Option<String>,
-    pub(super) is_kvm: bool,
+    pub(in crate::agent) name: Option<String>,
+    pub(in crate::agent) is_kvm: bool,
     /// The threads of the guest's CPUs.
-    pub(super) vcpus: Vec<u32>,
+    pub(in crate::agent) vcpus: Vec<u32>,
 }
 
 /// The guest's layout.
-pub(super) struct Layout {
-    pub(super) found: Result<Discovered, DiscoverError>,
+pub(in crate::agent) struct Layout {
+    pub(in crate::agent) found: Result<Discovered, DiscoverError>,
     /// The threads of the guest's CPUs, if QEMU told.
-    pub(super) vcpus: Option<Vec<u32>>,
+    pub(in crate::agent) vcpus: Option<Vec<u32>>,
     /// How long it took.
-    pub(super) took: Duration,
+    pub(in crate::agent) took: Duration,
 }
 
 /// See the [module](self).
 ///
 /// Dropping it does not wait for the thread, which may be waiting for QEMU: it ends after the job at
 /// hand. It holds nothing but a socket.
-pub(super) struct Asker {
+pub(in crate::agent) struct Asker {
     jobs: Sender<Job>,
     answers: Receiver<Answer>,
     /// Questions without an answer yet, and whether an event has overtaken what the answer will say.
@@ -141,7 +141,7 @@ pub(super) struct Asker {
 
 impl Asker {
     /// Starts the thread. It asks nothing by itself.
-    pub(super) fn start(socket: Socket, root: SysRoot) -> std::io::Result<Self> {
+    pub(in crate::agent) fn start(socket: Socket, root: SysRoot) -> std::io::Result<Self> {
         let (jobs, todo) = bounded(KINDS);
         let (results, answers) = bounded(KINDS);
         let mut thread = Thread {
@@ -166,35 +166,35 @@ impl Asker {
     }
 
     /// Where answers arrive; each must be given to [`Self::take`].
-    pub(super) const fn answers(&self) -> &Receiver<Answer> {
+    pub(in crate::agent) const fn answers(&self) -> &Receiver<Answer> {
         &self.answers
     }
 
     /// Asks, unless a question of that kind is under way; whether it was asked.
-    pub(super) fn ask(&mut self, job: Job) -> bool {
+    pub(in crate::agent) fn ask(&mut self, job: Job) -> bool {
         if self.is_asked(job.kind()) {
             return false;
         }
         self.under_way.insert(job.kind(), false);
-        // The thread ends only after this sender; that it is lost is told where answers arrive.
+        // The thread ends only after this sender; its loss shows where answers arrive.
         let _ = self.jobs.send(job);
         true
     }
 
     /// Whether a question of that kind is under way.
-    pub(super) fn is_asked(&self, kind: Kind) -> bool {
+    pub(in crate::agent) fn is_asked(&self, kind: Kind) -> bool {
         self.under_way.contains_key(&kind)
     }
 
     /// Notes that an event is newer than what the question under way may have read.
-    pub(super) fn overtake(&mut self, kind: Kind) {
+    pub(in crate::agent) fn overtake(&mut self, kind: Kind) {
         if let Some(overtaken) = self.under_way.get_mut(&kind) {
             *overtaken = true;
         }
     }
 
     /// Notes that an answer has arrived; whether it is still true.
-    pub(super) fn take(&mut self, answer: &Answer) -> bool {
+    pub(in crate::agent) fn take(&mut self, answer: &Answer) -> bool {
         self.under_way.remove(&answer.kind()) == Some(false)
     }
 }
@@ -211,7 +211,7 @@ impl Job {
 }
 
 impl Answer {
-    pub(super) const fn kind(&self) -> Kind {
+    pub(in crate::agent) const fn kind(&self) -> Kind {
         match self {
             Self::Begun(_) | Self::Connected(_) => Kind::Connect,
             Self::Status(_) => Kind::Status,

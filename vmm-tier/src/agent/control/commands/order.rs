@@ -5,15 +5,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use tier_core::{
     addr::Gpa,
-    engine::{Pin, WhenFull},
+    engine::{MAX_CELLS, Pin, WhenFull},
     settings::Tier,
 };
 
-use super::answer::sentence;
+use super::reply::sentence;
 use crate::agent::state_file::PolicyOverride;
-
-/// The most cells that a heat map may have: about a megabyte of JSON.
-const MAX_CELLS: u64 = 16_384;
 
 /// A command, its arguments checked as far as they can be without the guest.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +23,7 @@ pub(in crate::agent) enum Order {
     Resume,
     Pin(Pin),
     Unpin(UnpinArguments),
-    /// Leave the fast tier down to so many bytes.
+    /// Leave the fast tier down to this many bytes.
     Drain(u64),
     /// Why a page lies where it lies.
     Explain(Gpa),
@@ -70,7 +67,10 @@ struct HeatmapArguments {
 
 impl Order {
     /// The order that a command gives. Its arguments have been checked against its specification.
-    pub(super) fn parse(name: &str, arguments: Map<String, Value>) -> Result<Self, QmpError> {
+    pub(in crate::agent::control) fn parse(
+        name: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<Self, QmpError> {
         Ok(match name {
             "query-tier" => Self::Query,
             "tier-pause" => Self::Pause,

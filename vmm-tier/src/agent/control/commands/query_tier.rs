@@ -1,0 +1,107 @@
+//! The reply to `query-tier`.
+
+use tier_core::{
+    engine::{Pin, PinStatus, PinsSnapshot, Snapshot},
+    settings::PolicyName,
+};
+
+use crate::agent::{
+    Agent,
+    control::SocketReport,
+    sources::{SourceHealth, SourceReport},
+    state_file::{Restored, StateFileReport},
+};
+
+tier_core::words! {
+    /// Who wants moves to pause.
+    pub(in crate::agent) enum Pauser {
+        /// An operator.
+        Operator = "operator",
+        /// A migration of the guest.
+        Migration = "migration",
+    }
+}
+
+tier_core::report! {
+    /// All pins.
+    #[derive(Clone, Debug)]
+    pub(in crate::agent) struct PinsReport = "TierPins" {
+        /// The pins in force together.
+        #[serde(flatten)]
+        total: PinsSnapshot,
+        /// The pins in force, by address.
+        ranges: Vec<PinStatus>,
+        /// Pins that were set and that the guest has no memory for now.
+        waiting: Vec<Pin>,
+    }
+}
+
+tier_core::report! {
+    /// One VM's tiering. Sizes are in bytes.
+    #[derive(Clone, Debug)]
+    pub(in crate::agent) struct TierInfo = "TierInfo" {
+        /// The VM's name.
+        name: String,
+        /// QEMU's process.
+        pid: u32,
+        /// How long the agent has run, in seconds.
+        uptime_s: u64,
+        /// Who wants moves to pause: an operator (`tier-pause`), or a migration of the guest.
+        paused_by: Vec<Pauser>,
+        /// QEMU's status of the migration, while a migration is under way.
+        migration: Option<String>,
+        /// Why the kernel refuses to move or look up pages, if it does.
+        refused: Option<String>,
+        /// The policy in force.
+        policy: PolicyName,
+        /// The believed source; without one, the first candidate.
+        source: SourceReport,
+        /// All candidate sources.
+        sources: Vec<SourceHealth>,
+        /// What the engine knows.
+        #[serde(flatten)]
+        engine: Snapshot,
+        /// What is pinned.
+        pins: PinsReport,
+        /// The agent's sockets and their clients.
+        sockets: Vec<SocketReport>,
+        /// What the state file said at the agent's start, if it said anything.
+        restored: Option<Restored>,
+        /// Where what commands set is kept over a restart of the agent.
+        state_file: StateFileReport,
+    }
+}
+
+impl TierInfo {
+    /// The agent's state at this moment.
+    pub(super) fn of(agent: &Agent) -> Self {
+        let Agent {
+            vm,
+            engine,
+            settings,
+            ..
+        } = agent;
+        let ranges = engine.pins();
+        let migration = agent.qemu.migration.under_way();
+        Self {
+            name: vm.name.clone(),
+            pid: vm.pid,
+            uptime_s: agent.pace.uptime().as_secs(),
+            paused_by: agent.paused_by(),
+            migration: migration.map(ToString::to_string),
+            refused: agent.page_work.refused().cloned(),
+            policy: PolicyName::DualHeap,
+            source: agent.sources.believed_report(engine),
+            sources: agent.sources.report(engine.sources()),
+            engine: engine.snapshot(),
+            pins: PinsReport {
+                total: engine.pins_snapshot(),
+                waiting: settings.waiting_pins(&ranges),
+                ranges,
+            },
+            sockets: agent.clients.report(),
+            restored: settings.file.restored().cloned(),
+            state_file: settings.file.report(),
+        }
+    }
+}

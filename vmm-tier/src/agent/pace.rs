@@ -1,0 +1,117 @@
+//! The agent's pace: when it looks around, and when it watches the guest less closely.
+
+use std::time::{Duration, Instant};
+
+/// How often the agent looks around when nothing happens.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a
+/// message.
+const REST_TICK: Duration = Duration::from_secs(1);
+/// How often the nodes' free memory is read while nothing moves.
+const NODES_CHECK: Duration = Duration::from_millis(500);
+/// After this time without a move the guest is watched less closely.
+const REST: Duration = Duration::from_secs(5);
+
+/// See the [module](self).
+pub(super) struct Pace {
+    /// When the agent was started.
+    started: Instant,
+    /// When it last looked around.
+    ticked: Option<Instant>,
+    next_nodes_read: Instant,
+    pub(super) idle: Idle,
+}
+
+impl Pace {
+    pub(super) const fn new(now: Instant) -> Self {
+        Self {
+            started: now,
+            ticked: None,
+            next_nodes_read: now,
+            idle: Idle::new(now),
+        }
+    }
+
+    /// How long the agent has run.
+    pub(super) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// How long it is until the agent looks around: less often while it `rests`, and at `asks_at` for a
+    /// question that is due then.
+    pub(super) fn tick_is_due_in(
+        &self,
+        now: Instant,
+        rests: bool,
+        asks_at: Option<Instant>,
+    ) -> Duration {
+        let Some(ticked) = self.ticked else {
+            return Duration::ZERO;
+        };
+        let regular = ticked + if rests { REST_TICK } else { TICK };
+        let at = asks_at.map_or(regular, |asks_at| regular.min(asks_at));
+        at.saturating_duration_since(now)
+    }
+
+    /// The agent looks around.
+    pub(super) const fn ticked(&mut self, now: Instant) {
+        self.ticked = Some(now);
+    }
+
+    /// Whether the nodes' free memory is to be read.
+    pub(super) fn nodes_are_due(&self, now: Instant) -> bool {
+        now >= self.next_nodes_read
+    }
+
+    /// The nodes' free memory is read.
+    pub(super) fn nodes_read(&mut self, now: Instant) {
+        self.next_nodes_read = now + NODES_CHECK;
+    }
+}
+
+/// Whether the guest is at rest: nothing was moved for a while, so it is watched less closely.
+pub(super) struct Idle {
+    moved_bytes: u64,
+    since: Instant,
+    now: bool,
+}
+
+impl Idle {
+    pub(super) const fn new(now: Instant) -> Self {
+        Self {
+            moved_bytes: 0,
+            since: now,
+            now: false,
+        }
+    }
+
+    /// Takes note of the bytes moved so far, and of whether there is work even so (the source still
+    /// learns about the guest). Returns the new answer when it changes.
+    pub(super) fn look(&mut self, at_work: bool, moved_bytes: u64, now: Instant) -> Option<bool> {
+        if at_work || moved_bytes != self.moved_bytes {
+            self.moved_bytes = moved_bytes;
+            self.since = now;
+        }
+        let quiet = now.duration_since(self.since) >= REST;
+        (quiet != self.now).then(|| {
+            self.now = quiet;
+            quiet
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quiet_when_nothing_moved_for_a_while_begins_and_ends_with_a_move() {
+        let start = Instant::now();
+        let mut quiet = Idle::new(start);
+        assert_eq!(quiet.look(true, 0, start + REST), None, "still learning");
+        assert_eq!(quiet.look(false, 0, start + REST), None);
+        assert_eq!(quiet.look(false, 0, start + 2 * REST), Some(true));
+        assert_eq!(quiet.look(false, 0, start + 3 * REST), None, "said before");
+        assert_eq!(quiet.look(false, 4096, start + 3 * REST), Some(false));
+    }
+}

@@ -1,0 +1,98 @@
+//! Work on the guest's pages: look-ups and moves, which a worker thread carries out.
+
+mod scans;
+mod worker;
+
+use crossbeam::channel::Receiver;
+use tier_core::{engine::ScanRequest, moves::MoveBatch};
+
+pub(super) use self::worker::{Done, Worker};
+use self::{scans::Scans, worker::Job};
+use super::{log_once::LogOnce, vm::Vm};
+
+/// See the [module](self).
+pub(super) struct PageWork {
+    worker: Worker,
+    scans: Scans,
+    /// Why the kernel does not say where pages lie.
+    look_up_trouble: LogOnce,
+    /// Why the kernel refuses to move pages.
+    move_trouble: LogOnce,
+}
+
+impl PageWork {
+    pub(super) fn new(worker: Worker) -> Self {
+        Self {
+            worker,
+            scans: Scans::default(),
+            look_up_trouble: LogOnce::default(),
+            move_trouble: LogOnce::default(),
+        }
+    }
+
+    /// Has pages moved.
+    pub(super) fn submit_moves(&self, batch: MoveBatch) {
+        self.worker.submit(Job::Move(batch));
+    }
+
+    /// Takes a look-up, which waits for [`Self::submit_scan`].
+    pub(super) const fn put_aside(&mut self, request: ScanRequest) {
+        self.scans.put_aside(request);
+    }
+
+    /// Has the look-up that waits carried out.
+    pub(super) fn submit_scan(&mut self) {
+        if let Some(request) = self.scans.take() {
+            self.worker.submit(Job::Scan(request));
+        }
+    }
+
+    /// The guest's layout changed: every page must be looked up once more.
+    pub(super) const fn start_over(&mut self) {
+        self.scans.start_over();
+    }
+
+    /// Whether every page of a guest of `guest_bytes` bytes was looked up.
+    pub(super) const fn has_seen(&self, guest_bytes: u64) -> bool {
+        self.scans.has_seen(guest_bytes)
+    }
+
+    /// Where finished work arrives; all of it must be given to [`Self::take`].
+    pub(super) const fn done(&self) -> &Receiver<Done> {
+        self.worker.done()
+    }
+
+    /// Takes note of finished work, and logs what stands in its way.
+    pub(super) fn take(&mut self, done: &Done, vm: &Vm) {
+        match done {
+            Done::Scanned(report) => {
+                self.scans.done(report);
+                self.look_up_trouble.end();
+            }
+            Done::NotScanned(report, reason) => {
+                self.scans.done(report);
+                if self.look_up_trouble.is_news(reason) && !vm.has_ended() {
+                    tracing::error!(vm = vm.name, "pages can't be looked up: {reason}");
+                }
+            }
+            Done::Moved(_) => {
+                self.move_trouble.end();
+            }
+            Done::Refused(_, reason) => {
+                if self.move_trouble.is_news(reason) {
+                    tracing::error!(vm = vm.name, "pages can't be moved: {reason}");
+                }
+            }
+        }
+    }
+
+    /// Why the kernel refuses to move pages, if it does.
+    pub(super) const fn refuses_moves(&self) -> Option<&String> {
+        self.move_trouble.now.as_ref()
+    }
+
+    /// Why the kernel refuses to move or to look up pages, if it does.
+    pub(super) fn refused(&self) -> Option<&String> {
+        self.refuses_moves().or(self.look_up_trouble.now.as_ref())
+    }
+}
