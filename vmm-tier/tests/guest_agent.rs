@@ -1,15 +1,14 @@
 //! `vmm-tier run` with an agent in the guest, which this test plays behind the socket that would be
 //! QEMU's: one that keeps to the rules, one that names others' memory, one that floods.
 
-#[path = "played/guest.rs"]
-mod guest;
-mod played;
-
 use std::{sync::Arc, thread, time::Duration};
 
-use guest::{Guest, accesses};
-use played::{Agent, MIB, Qemu};
 use serde_json::{Value, json};
+
+use crate::{
+    guest::{Guest, accesses},
+    played::{Agent, MIB, Qemu},
+};
 
 fn start(folder: &Arc<tempfile::TempDir>, guest: &Guest) -> Agent {
     let more = format!("[source]\nkind = '{}'\n", guest.source());

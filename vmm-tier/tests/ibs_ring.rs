@@ -1,15 +1,14 @@
 //! The agent with records of `ibs_op` in a file, as a software PMU writes them. "The guest" is this
 //! process's own memory.
 
-mod played;
-#[path = "played/ring.rs"]
-mod ring;
-
 use std::{sync::Arc, thread, time::Duration};
 
-use played::{Agent, MIB, Qemu};
-use ring::{SoftPmu, physical};
 use serde_json::json;
+
+use crate::{
+    played::{Agent, MIB, Qemu},
+    ring::{SoftPmu, physical},
+};
 
 fn agent_with(pmu: &SoftPmu, folder: &Arc<tempfile::TempDir>) -> Agent {
     let more = format!("[source]\nkind = 'ibs={}'\n", pmu.path.display());
