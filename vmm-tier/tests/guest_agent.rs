@@ -11,7 +11,8 @@ use crate::{
 };
 
 fn start(folder: &Arc<tempfile::TempDir>, guest: &Guest) -> Agent {
-    let more = format!("[source]\nkind = '{}'\n", guest.source());
+    // "The guest" is idle. With this factor a source of an idle guest is judged as soon as a busy guest's.
+    let more = format!("[source]\nkind = '{}'\nquiet-factor = 1\n", guest.source());
     Agent::start_in(Arc::clone(folder), &more)
 }
 

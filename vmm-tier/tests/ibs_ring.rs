@@ -11,7 +11,11 @@ use crate::{
 };
 
 fn agent_with(pmu: &SoftPmu, folder: &Arc<tempfile::TempDir>) -> Agent {
-    let more = format!("[source]\nkind = 'ibs={}'\n", pmu.path.display());
+    // "The guest" is idle. With this factor a source of an idle guest is judged as soon as a busy guest's.
+    let more = format!(
+        "[source]\nkind = 'ibs={}'\nquiet-factor = 1\n",
+        pmu.path.display()
+    );
     Agent::start_in(Arc::clone(folder), &more)
 }
 
