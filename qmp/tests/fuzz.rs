@@ -1,7 +1,9 @@
 //! Hostile bytes: no panic, no unbounded memory, no lost reply, neither for the same connection
 //! once it is in step again nor for a well-formed neighbour.
 //!
-//! Short by default; `QMP_FUZZ_CASES=1000000 cargo test -p qmp --test integration fuzz::` is a night's run.
+//! Short by default; `QMP_FUZZ_CASES=1000000 cargo test -p qmp --test fuzz` is a night's run.
+
+mod support;
 
 use std::{path::Path, sync::Arc};
 
@@ -13,8 +15,7 @@ use qmp::{
     server::{self, CommandSpec, Handler, MemberSpec, TypeSpec},
 };
 use serde_json::{Map, Value, json};
-
-use crate::support::{self, Raw, qemu::rig, socket};
+use support::{Raw, qemu::rig, socket};
 
 /// Cases of each test.
 fn config(few: u32) -> ProptestConfig {

@@ -6,7 +6,6 @@ mod support;
 mod client;
 mod codec;
 mod fixtures;
-mod fuzz;
 mod out_of_band;
 mod proxy;
 mod real_clients;
