@@ -11,8 +11,7 @@ use crate::{
 };
 
 fn start(folder: &Arc<tempfile::TempDir>, guest: &Guest) -> Agent {
-    // "The guest" is idle. With this factor a source of an idle guest is judged as soon as a busy guest's.
-    let more = format!("[source]\nkind = '{}'\nquiet-factor = 1\n", guest.source());
+    let more = format!("[source]\nkind = '{}'\n", guest.source());
     Agent::start_in(Arc::clone(folder), &more)
 }
 
@@ -89,7 +88,9 @@ fn guest_when_it_stalls_is_silent_and_heard_again_when_it_goes_on() {
     let qemu = Qemu::new();
     let _server = qemu.serve(&folder.path().join("qmp"));
     let mut guest = Guest::new(&folder);
-    let mut agent = start(&folder, &guest);
+    // "The guest" is idle. With this factor its source is judged as soon as a busy guest's.
+    let more = format!("[source]\nkind = '{}'\nquiet-factor = 1\n", guest.source());
+    let mut agent = Agent::start_in(Arc::clone(&folder), &more);
     let hot: Vec<u64> = (0..64).map(|page| 2 * MIB + page * 65_536).collect();
     let observe = |guest: &mut Guest| {
         guest.observe(&hot);
