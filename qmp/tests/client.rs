@@ -1,7 +1,5 @@
 //! The client against servers that follow a script.
 
-mod support;
-
 use std::{
     io::Write,
     os::unix::{fs::PermissionsExt, net::UnixListener},
@@ -18,7 +16,8 @@ use qmp::{
     commands::{QueryMemdev, QueryStatus, RunState, Stop},
 };
 use serde_json::{Value, json};
-use support::{PATIENCE, Raw, socket, wait_until};
+
+use crate::support::{PATIENCE, Raw, socket, wait_until};
 
 const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 0, \
                         \"major\": 10}, \"package\": \"\"}, \"capabilities\": [\"oob\"]}}\r\n";

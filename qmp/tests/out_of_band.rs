@@ -1,8 +1,6 @@
 //! Client and server with each other: out-of-band commands, file descriptors, callbacks, and
 //! connecting again.
 
-mod support;
-
 use std::{
     io::{Read, Write, pipe},
     os::fd::{AsFd, OwnedFd},
@@ -19,7 +17,8 @@ use qmp::{
     server::{self, CommandSpec, Handler},
 };
 use serde_json::{Map, Value, json};
-use support::{PATIENCE, Raw, send_fds, socket};
+
+use crate::support::{self, PATIENCE, Raw, send_fds, socket};
 
 const COMMANDS: &[CommandSpec] = &[
     CommandSpec {

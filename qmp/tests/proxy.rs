@@ -1,7 +1,5 @@
 //! The proxy between clients and a QEMU that follows a script.
 
-mod support;
-
 use std::{
     io::{PipeReader, PipeWriter, Read, Write, pipe},
     net::Shutdown,
@@ -12,7 +10,8 @@ use std::{
 
 use qmp::{Event, client::ExecuteError, proxy, server::Options};
 use serde_json::{Value, json};
-use support::{
+
+use crate::support::{
     PATIENCE,
     qemu::{plain_rig, rig},
     receive_fds, send_fds, wait_until,

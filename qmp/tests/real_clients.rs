@@ -4,8 +4,6 @@
 //! `scripts/setup` unpacks qemu.qmp into the cache folder. Without it, or without Python, the tests say
 //! `SKIPPED:` and why.
 
-mod support;
-
 use std::{
     io::Write,
     path::Path,
@@ -23,7 +21,8 @@ use qmp::{
     server::{CommandSpec, Handler, MemberSpec, Options, TypeSpec},
 };
 use serde_json::{Map, Value, json};
-use support::{
+
+use crate::support::{
     live::{Live, unpacked},
     socket, wait_until,
 };

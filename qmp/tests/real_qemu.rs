@@ -1,7 +1,5 @@
 //! The proxy before a real QEMU, where there is one (see `support/live.rs`).
 
-mod support;
-
 use std::{
     io::pipe,
     os::fd::AsFd,
@@ -11,8 +9,9 @@ use std::{
 
 use qmp::{Client, Proxy, client, proxy};
 use serde_json::{Value, json};
-use support::{PATIENCE, Raw, live::Live, qemu::Extension, send_fds, wait_until};
 use tempfile::TempDir;
+
+use crate::support::{PATIENCE, Raw, live::Live, qemu::Extension, send_fds, wait_until};
 
 struct Rig {
     /// A monitor that no proxy stands before.

@@ -1,7 +1,5 @@
 //! The server against clients that keep the rules, and clients that don't.
 
-mod support;
-
 use std::{
     os::unix::{fs::PermissionsExt, net::UnixListener},
     path::Path,
@@ -17,7 +15,8 @@ use qmp::{
     server::{BindError, CommandSpec, Handler, MemberSpec, Options, TypeSpec},
 };
 use serde_json::{Map, Value, json};
-use support::{Raw, socket, wait_until};
+
+use crate::support::{Raw, socket, wait_until};
 
 const COMMANDS: &[CommandSpec] = &[
     CommandSpec {

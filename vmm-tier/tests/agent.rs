@@ -1,7 +1,5 @@
 //! `vmm-tier run` beside a process that plays QEMU: how it starts, follows the guest, and ends.
 
-mod played;
-
 use std::{
     path::Path,
     process::{Command, Stdio},
@@ -16,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tier_sys::{process, sysroot::SysRoot};
 
-use self::played::{Agent, FOR_EVER, MIB, Qemu, event};
+use crate::played::{Agent, FOR_EVER, MIB, Qemu, event};
 
 /// Set for the process that plays QEMU: where it serves its monitor.
 const PLAY: &str = "VMM_TIER_TEST_PLAYS_QEMU_AT";
@@ -267,7 +265,7 @@ fn agent_when_its_guest_is_killed_ends_with_success() {
     let mut played = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "played_qemu_when_asked_has_the_memory_it_tells_of",
+            "agent::played_qemu_when_asked_has_the_memory_it_tells_of",
         ])
         .env(PLAY, &path)
         .stdout(Stdio::null())

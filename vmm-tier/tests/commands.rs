@@ -1,7 +1,5 @@
 //! The `tier-*` commands, asked of a running agent beside a process that plays QEMU.
 
-mod played;
-
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -10,7 +8,7 @@ use std::{
 use qmp::Event;
 use serde_json::{Value, json};
 
-use self::played::{Agent, FOR_EVER, MIB, Qemu, event};
+use crate::played::{Agent, FOR_EVER, MIB, Qemu, event};
 
 /// What was set by commands in the tests of restarts.
 fn set_all(agent: &mut Agent) {

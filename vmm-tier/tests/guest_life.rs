@@ -1,12 +1,10 @@
 //! An agent whose guest migrates away, arrives, or gets and loses memory; QEMU is played.
 
-mod played;
-
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use self::played::{Agent, MIB, Qemu, event};
+use crate::played::{Agent, MIB, Qemu, event};
 
 #[test]
 fn moves_when_the_guest_migrates_pause_until_that_fails() {

@@ -1,15 +1,14 @@
 //! The agent with records of `ibs_op` in a file, as a software PMU writes them. "The guest" is this
 //! process's own memory.
 
-mod played;
-#[path = "played/ring.rs"]
-mod ring;
-
 use std::{sync::Arc, thread, time::Duration};
 
-use played::{Agent, MIB, Qemu};
-use ring::{SoftPmu, physical};
 use serde_json::json;
+
+use crate::{
+    played::{Agent, MIB, Qemu},
+    ring::{SoftPmu, physical},
+};
 
 fn agent_with(pmu: &SoftPmu, folder: &Arc<tempfile::TempDir>) -> Agent {
     let more = format!("[source]\nkind = 'ibs={}'\n", pmu.path.display());
@@ -72,7 +71,12 @@ fn source_when_nothing_it_brings_is_the_guests_is_broken_and_the_agent_blind() {
         return;
     }
     let mut pmu = SoftPmu::new(folder.path());
-    let mut agent = agent_with(&pmu, &folder);
+    // "The guest" is idle. With this factor its source is judged as soon as a busy guest's.
+    let more = format!(
+        "[source]\nkind = 'ibs={}'\nquiet-factor = 1\n",
+        pmu.path.display()
+    );
+    let mut agent = Agent::start_in(Arc::clone(&folder), &more);
     let (_client, events) = agent.client();
     let reply = agent.ask_until(|reply| {
         pmu.write(&[1 << 45; 10]);

@@ -1,9 +1,5 @@
 //! Traces larger than the memory that `vmm-tier` may have: replayed and imported, under a limit that the kernel keeps.
 
-mod played;
-#[path = "played/recorder.rs"]
-mod recorder;
-
 use std::{
     fs::{self, File},
     io::{BufWriter, Read as _, Write as _},
@@ -19,6 +15,8 @@ use tier_replay::{
     format::{Encoder, Header},
     machine::Access,
 };
+
+use crate::recorder;
 
 const MIB: u64 = 1 << 20;
 /// All of the address space that the program may have, its code and the stacks of its threads included.

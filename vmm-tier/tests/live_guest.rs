@@ -1,8 +1,5 @@
 //! An agent beside live guests that migrate away, arrive and are killed. Needs a QEMU; see [`live`].
 
-mod live;
-mod played;
-
 use std::sync::Arc;
 
 use qmp::{
@@ -11,7 +8,7 @@ use qmp::{
 };
 use serde_json::json;
 
-use self::{
+use crate::{
     live::{Emulator, Guest, on_each_qemu},
     played::{Agent, MIB},
 };

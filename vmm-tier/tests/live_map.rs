@@ -2,14 +2,12 @@
 //!
 //! Needs a QEMU; see [`live`].
 
-mod live;
-
 use std::{fs, process::Command};
 
 use qmp::hmp::{Gpa2Hva, parse_gpa2hva};
 use serde_json::Value;
 
-use self::live::{Guest, on_each_qemu};
+use crate::live::{Guest, on_each_qemu};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

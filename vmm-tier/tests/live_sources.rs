@@ -1,12 +1,10 @@
 //! The doctor beside live guests. Needs a QEMU; see [`live`].
 
-mod live;
-
 use std::{process::Command, sync::Arc};
 
 use serde_json::Value;
 
-use self::live::{Guest, on_each_qemu};
+use crate::live::{Guest, on_each_qemu};
 
 #[test]
 fn doctor_when_a_live_guest_is_wired_for_an_agent_finds_its_port() {

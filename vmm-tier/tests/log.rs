@@ -1,7 +1,5 @@
 //! Programs whose log or output can't be written: the reader of a pipe has gone, or a disk is full.
 
-mod played;
-
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, PipeWriter, Read as _},
@@ -12,7 +10,7 @@ use std::{
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 
-use self::played::{Agent, Qemu};
+use crate::played::{Agent, Qemu};
 
 /// Where nothing can be written, as on a full disk.
 fn full() -> Option<File> {

@@ -1,14 +1,12 @@
 //! `vmm-tier run --proxy`: QEMU's monitor for many clients, with the agent's commands and events.
 
-mod played;
-
 use std::{path::PathBuf, sync::Arc};
 
 use qmp::{Client, Event, client};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::played::{Agent, FOR_EVER, Qemu, event};
+use crate::played::{Agent, FOR_EVER, Qemu, event};
 
 /// An agent with a proxy, and where that is.
 fn start(folder: TempDir) -> (Agent, PathBuf) {

@@ -1,14 +1,6 @@
 //! `vmm-tier record` beside live sources: an agent in the guest and a software PMU, both played, while the guest's
 //! memory changes, the guest ends, the disk fills up. "The guest" is this process's own memory, or another's.
 
-#[path = "played/guest.rs"]
-mod guest;
-mod played;
-#[path = "played/recorder.rs"]
-mod recorder;
-#[path = "played/ring.rs"]
-mod ring;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -19,10 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guest::{Guest, accesses, observed, regions};
-use played::{FOR_EVER, MIB, Qemu, event};
-use recorder::{Recorder, Trace, read};
-use ring::{SoftPmu, physical};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -34,6 +22,13 @@ use tier_core::{
 use tier_replay::{
     format::{Origin, TraceRange},
     machine::Access,
+};
+
+use crate::{
+    guest::{Guest, accesses, observed, regions},
+    played::{FOR_EVER, MIB, Qemu, event},
+    recorder::{Recorder, Trace, read},
+    ring::{SoftPmu, physical},
 };
 
 /// Set for the process that plays QEMU: where it serves its monitor.
@@ -334,7 +329,7 @@ fn trace_when_the_guest_ends_is_whole() {
     let mut played = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "played_qemu_when_asked_serves_until_it_is_killed",
+            "record::played_qemu_when_asked_serves_until_it_is_killed",
         ])
         .env(PLAY, &qmp)
         .stdout(Stdio::null())

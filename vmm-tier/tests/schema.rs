@@ -1,12 +1,10 @@
 //! What a running agent replies and tells is what its own `query-qmp-schema` says.
 
-mod played;
-
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use self::played::{Agent, FOR_EVER, MIB, Qemu};
+use crate::played::{Agent, FOR_EVER, MIB, Qemu};
 
 /// `query-qmp-schema`, by name.
 struct Schema(HashMap<String, Value>);

@@ -3,8 +3,6 @@
 //! Nothing here measures time. QEMU, which is played, goes on only after the agent has done what is
 //! expected, or counts how many commands it answered until then.
 
-mod played;
-
 use std::{
     os::unix::net::UnixListener,
     sync::{Arc, atomic::Ordering},
@@ -14,7 +12,7 @@ use std::{
 use qmp::Server;
 use serde_json::{Value, json};
 
-use self::played::{Agent, MIB, Qemu, event};
+use crate::played::{Agent, MIB, Qemu, event};
 
 /// An agent that has started beside a QEMU that answers at once.
 fn started() -> (Arc<Qemu>, Server, Agent) {

@@ -1,10 +1,6 @@
 //! Traces as users make them: imports of every kind and recordings of a guest, through the command line. "The
 //! guest" is this process's own memory.
 
-mod played;
-#[path = "played/recorder.rs"]
-mod recorder;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use played::{Agent, MIB, Qemu};
-use recorder::{Recorder, read};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tier_core::{
@@ -26,6 +20,11 @@ use tier_replay::{
     machine::Access,
 };
 use tier_sys::{process, sysroot::SysRoot};
+
+use crate::{
+    played::{Agent, MIB, Qemu},
+    recorder::{Recorder, read},
+};
 
 fn record() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmm-tier"));

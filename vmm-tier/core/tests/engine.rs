@@ -1,9 +1,5 @@
 //! The engine against a model of the kernel.
 
-mod common;
-#[path = "common/lab.rs"]
-mod lab;
-
 use std::{collections::BTreeMap, time::Duration};
 
 use tier_core::{
@@ -14,8 +10,10 @@ use tier_core::{
     settings::EngineSettings,
 };
 
-use common::{BASE, FAST, GPA_BASE, SLOW, map, settings};
-use lab::{Lab, gups};
+use crate::{
+    common::{BASE, FAST, GPA_BASE, SLOW, map, settings},
+    lab::{Lab, gups},
+};
 
 #[test]
 fn hot_set_when_it_starts_on_the_slow_node_is_exchanged_once() {

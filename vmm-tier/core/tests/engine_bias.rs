@@ -1,16 +1,12 @@
 //! The engine fed by a source that sees the tiers differently.
 
-#[path = "common/accesses.rs"]
-mod accesses;
-mod common;
-#[path = "common/lab.rs"]
-mod lab;
-
 use tier_core::{addr::BASE_PAGE, engine::Event, random::Random, sample::SourceKind};
 
-use accesses::{SPAN, accesses};
-use common::{FAST, settings};
-use lab::{Lab, gups};
+use crate::{
+    accesses::{SPAN, accesses},
+    common::{FAST, settings},
+    lab::{Lab, gups},
+};
 
 const FRAMES: u32 = 32_768;
 const DRAM: u32 = 8_192;

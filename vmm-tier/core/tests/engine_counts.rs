@@ -1,11 +1,5 @@
 //! The engine fed by sources that count accesses, alone and beside one that tests pages.
 
-#[path = "common/accesses.rs"]
-mod accesses;
-mod common;
-#[path = "common/lab.rs"]
-mod lab;
-
 use std::time::Duration;
 
 use tier_core::{
@@ -17,9 +11,11 @@ use tier_core::{
     },
 };
 
-use accesses::{SPAN, accesses};
-use common::{BASE, FAST, settings};
-use lab::{Lab, gups};
+use crate::{
+    accesses::{SPAN, accesses},
+    common::{BASE, FAST, settings},
+    lab::{Lab, gups},
+};
 
 fn on_fast(lab: &Lab, frames: impl Iterator<Item = u64>) -> usize {
     let is_fast = |&frame: &u64| lab.kernel.frames[frame as usize] == Some(FAST);

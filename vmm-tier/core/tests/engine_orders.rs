@@ -1,9 +1,5 @@
 //! What an operator orders: another policy, a drain; and what the engine tells of it.
 
-mod common;
-#[path = "common/lab.rs"]
-mod lab;
-
 use std::time::Duration;
 
 use tier_core::{
@@ -14,8 +10,10 @@ use tier_core::{
     time::Time,
 };
 
-use common::{BASE, GPA_BASE, settings};
-use lab::{Lab, gups};
+use crate::{
+    common::{self, BASE, GPA_BASE, settings},
+    lab::{Lab, gups},
+};
 
 const HOT: std::ops::Range<u32> = 1536..1792;
 

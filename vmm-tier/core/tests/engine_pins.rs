@@ -1,9 +1,5 @@
 //! Pins: pages stay where the operator wants them, whatever their heat.
 
-mod common;
-#[path = "common/lab.rs"]
-mod lab;
-
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use tier_core::{
@@ -17,8 +13,10 @@ use tier_core::{
     time::Time,
 };
 
-use common::{BASE, FAST, GPA_BASE, SLOW, map, settings, tiers};
-use lab::{Lab, gups};
+use crate::{
+    common::{BASE, FAST, GPA_BASE, SLOW, map, settings, tiers},
+    lab::{Lab, gups},
+};
 
 fn gpa(frame: u32) -> Gpa {
     Gpa(GPA_BASE + u64::from(frame) * BASE_PAGE)

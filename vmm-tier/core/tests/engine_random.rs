@@ -1,8 +1,6 @@
 //! The engine under random events: whatever comes in whatever order, its books agree with the model of
 //! the kernel.
 
-mod common;
-
 use std::{
     collections::{BTreeSet, VecDeque},
     time::Duration,
@@ -22,7 +20,7 @@ use tier_core::{
     time::Time,
 };
 
-use common::{BASE, FAST, GPA_BASE, Kernel, SLOW, map, settings, tiers};
+use crate::common::{BASE, FAST, GPA_BASE, Kernel, SLOW, map, settings, tiers};
 
 /// Four huge pages and a piece of a fifth.
 const FRAMES: u32 = 4 * 512 + 100;

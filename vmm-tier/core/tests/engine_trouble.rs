@@ -1,9 +1,5 @@
 //! The engine when something fails, changes in the middle, or answers oddly.
 
-mod common;
-#[path = "common/lab.rs"]
-mod lab;
-
 use std::time::Duration;
 
 use tier_core::{
@@ -14,8 +10,10 @@ use tier_core::{
     time::Time,
 };
 
-use common::{BASE, settings};
-use lab::{Lab, gups, observation};
+use crate::{
+    common::{BASE, settings},
+    lab::{Lab, gups, observation},
+};
 
 /// What is to be done after an event, without doing it.
 fn moves_of(lab: &mut Lab, event: Event) -> Vec<MoveBatch> {

@@ -1,9 +1,5 @@
 //! What the engine shows: one page explained, the guest's heat drawn.
 
-mod common;
-#[path = "common/lab.rs"]
-mod lab;
-
 use std::{sync::Arc, time::Duration};
 
 use tier_core::{
@@ -19,8 +15,10 @@ use tier_core::{
     time::Time,
 };
 
-use common::{BASE, FAST, GPA_BASE, Kernel, SLOW, map, settings, tiers};
-use lab::{Lab, gups};
+use crate::{
+    common::{BASE, FAST, GPA_BASE, Kernel, SLOW, map, settings, tiers},
+    lab::{Lab, gups},
+};
 
 fn gpa(frame: u32) -> Gpa {
     Gpa(GPA_BASE + u64::from(frame) * BASE_PAGE)

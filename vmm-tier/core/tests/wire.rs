@@ -1,7 +1,7 @@
 //! The protocol between the agents: whatever is written reads back, wherever the stream is cut; whatever
 //! the bytes are, decoding ends, holds little, and finds the next frame.
 //!
-//! Short by default; `WIRE_FUZZ_CASES=1000000 cargo test -p tier-core --test wire` is a night's run.
+//! Short by default; `WIRE_FUZZ_CASES=1000000 cargo test -p tier-core --test integration wire::` is a night's run.
 
 use proptest::prelude::*;
 use tier_core::{

@@ -1,6 +1,6 @@
 //! Records of `ibs_op` through the ring, the parser and the decoder: well-formed, broken and arbitrary.
 //!
-//! Short by default; `TIER_FUZZ_CASES=1000000 cargo test -p tier-sys --test ibs` is a night's run.
+//! Short by default; `TIER_FUZZ_CASES=1000000 cargo test -p tier-sys --test integration ibs::` is a night's run.
 
 use perf_event_open_sys::bindings as abi;
 use proptest::prelude::*;

@@ -280,7 +280,7 @@ const CHILD: &str = "TIER_SYS_FEW_FILES";
 #[test]
 fn open_when_files_are_used_up_names_the_limit() {
     if std::env::var_os(CHILD).is_none() {
-        let name = "open_when_files_are_used_up_names_the_limit";
+        let name = "perf::open_when_files_are_used_up_names_the_limit";
         let script = format!("ulimit -n 24 && exec \"$0\" --exact {name} --nocapture");
         let output = std::process::Command::new("sh")
             .args(["-c", &script])

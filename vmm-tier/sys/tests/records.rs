@@ -1,6 +1,6 @@
 //! The record parser and the ring consumer against well-formed, broken and arbitrary bytes.
 //!
-//! Short by default; `TIER_FUZZ_CASES=1000000 cargo test -p tier-sys --test records` is a night's run.
+//! Short by default; `TIER_FUZZ_CASES=1000000 cargo test -p tier-sys --test integration records::` is a night's run.
 
 use perf_event_open_sys::bindings as abi;
 use proptest::prelude::*;

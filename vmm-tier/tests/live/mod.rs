@@ -165,13 +165,15 @@ impl Drop for Guest {
     }
 }
 
-/// Runs `check` for each QEMU there is.
-pub fn on_each_qemu(check: impl Fn(&Emulator, &str)) {
+/// Runs `check` for each QEMU there is, at the same time.
+pub fn on_each_qemu(check: impl Fn(&Emulator, &str) + Sync) {
     let emulators = emulators();
     if emulators.is_empty() {
         println!("SKIPPED: no QEMU: run scripts/setup, or name one in VMM_TIER_QEMU");
     }
-    for emulator in &emulators {
-        check(emulator, &emulator.program.display().to_string());
-    }
+    thread::scope(|scope| {
+        for emulator in &emulators {
+            scope.spawn(|| check(emulator, &emulator.program.display().to_string()));
+        }
+    });
 }

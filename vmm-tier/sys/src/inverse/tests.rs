@@ -463,8 +463,9 @@ proptest! {
     ) {
         let mut fake = Fake { no_scan, ..Fake::default() };
         let mut map = InverseMap::new(&[range(BASE, PAGES, PAGE)]).unwrap();
-        // What the map was told of each page last.
+        // What the map was told of each page last, and the same by frame.
         let mut told: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut holders: BTreeMap<u64, u64> = BTreeMap::new();
         let mut cursor = 0;
         for step in steps {
             let mut seen = 0..0;
@@ -496,9 +497,16 @@ proptest! {
             }
             for page in seen {
                 let frame = fake.frames.get(&(FIRST + page)).copied();
-                // Another page that was told to be there is there no more.
-                told.retain(|&other, held| other != page && Some(*held) != frame);
-                told.extend(frame.map(|frame| (page, frame)));
+                if let Some(left) = told.remove(&page) {
+                    holders.remove(&left);
+                }
+                if let Some(frame) = frame {
+                    // Another page that was told to be there is there no more.
+                    if let Some(other) = holders.insert(frame, page) {
+                        told.remove(&other);
+                    }
+                    told.insert(page, frame);
+                }
             }
             prop_assert!(map.is_valid());
         }

@@ -1,0 +1,25 @@
+//! The integration tests of this crate, in one program: a program for each file takes longer to build.
+//! Each test file is named here.
+
+#[path = "common/accesses.rs"]
+mod accesses;
+mod common;
+#[path = "common/lab.rs"]
+mod lab;
+
+mod dual_heap;
+mod dual_heap_fronts;
+mod dual_heap_model;
+mod engine;
+mod engine_bias;
+mod engine_counts;
+mod engine_orders;
+mod engine_pins;
+mod engine_random;
+mod engine_trouble;
+mod engine_views;
+mod heat;
+mod map_fixtures;
+mod map_probing;
+mod quota;
+mod wire;

@@ -1,0 +1,8 @@
+//! The integration tests of this crate, in one program: a program for each file takes longer to build.
+//! Each test file is named here.
+
+mod policies;
+mod sampling;
+mod trace;
+mod trace_fuzz;
+mod workloads;

@@ -1,0 +1,7 @@
+//! The integration tests of this crate, in one program: a program for each file takes longer to build.
+//! Each test file is named here.
+
+mod host;
+mod ibs;
+mod perf;
+mod records;

@@ -1,0 +1,29 @@
+//! The integration tests of this crate, in one program: a program for each file takes longer to build.
+//! Each test file is named here.
+
+#[path = "played/guest.rs"]
+mod guest;
+mod live;
+mod played;
+#[path = "played/recorder.rs"]
+mod recorder;
+#[path = "played/ring.rs"]
+mod ring;
+
+mod agent;
+mod commands;
+mod doctor;
+mod guest_agent;
+mod guest_life;
+mod ibs_ring;
+mod large_traces;
+mod live_guest;
+mod live_map;
+mod live_sources;
+mod log;
+mod proxy;
+mod record;
+mod replay;
+mod schema;
+mod slow_qemu;
+mod trace;
