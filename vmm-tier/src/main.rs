@@ -6,6 +6,8 @@ mod config;
 mod ctl;
 mod discover;
 mod doctor;
+#[cfg(test)]
+mod generated_page;
 mod host;
 mod log;
 mod map_cmd;
