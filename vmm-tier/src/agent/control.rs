@@ -44,16 +44,22 @@ tier_core::report! {
     #[derive(Clone, Debug)]
     struct SocketReport = "TierSocket" {
         /// The agent's own, or QEMU's monitor with the agent's commands added.
+        #[metric(label = "socket")]
         kind: SocketKind,
         /// Where it is.
+        #[metric(exempt = "text; the label `socket` tells the agent's sockets apart")]
         path: String,
         /// Clients connected now.
+        #[metric(gauge = "socket_clients")]
         clients: usize,
-        /// Clients taken since it is served.
+        /// Clients taken.
+        #[metric(counter = "socket_accepted_clients", since = "the socket was made")]
         accepted: u64,
         /// Clients turned away because there were too many.
+        #[metric(counter = "socket_rejected_clients", since = "the socket was made")]
         rejected: u64,
         /// Clients disconnected because they did not read.
+        #[metric(counter = "socket_slow_clients", since = "the socket was made")]
         too_slow: u64,
     }
 }

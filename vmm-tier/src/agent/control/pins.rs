@@ -20,8 +20,10 @@ tier_core::report! {
         #[serde(flatten)]
         total: PinsSnapshot,
         /// The pins in force, by address.
+        #[metric(exempt = "`vmm_tier_pins` counts them; there may be 1024")]
         ranges: Vec<PinStatus>,
         /// Pins that were set and that the guest has no memory for now.
+        #[metric(count = "waiting_pins")]
         waiting: Vec<Pin>,
     }
 }

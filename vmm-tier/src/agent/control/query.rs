@@ -24,20 +24,31 @@ tier_core::report! {
     #[derive(Clone, Debug)]
     pub(in crate::agent) struct TierInfo = "TierInfo" {
         /// The VM's name.
+        #[metric(exempt = "the label `vm` of every sample")]
         name: String,
         /// QEMU's process.
+        #[metric(info = "vm")]
         pid: u32,
         /// For how many seconds the agent runs.
+        #[metric(gauge = "agent_uptime_seconds")]
         uptime_s: u64,
         /// Who wants moves to pause: an operator (`tier-pause`), or a migration of the guest.
+        #[metric(states = "paused_by")]
         paused_by: Vec<Pauser>,
         /// QEMU's word for how the migration stands, while a migration is under way.
+        #[metric(exempt = "text; `vmm_tier_paused_by` says that a migration is under way")]
         migration: Option<String>,
         /// Why the kernel refuses to move or look up pages, if it does.
+        #[metric(
+            presence = "moves_refused",
+            help = "Whether the kernel refuses to move or look up pages"
+        )]
         refused: Option<String>,
         /// The policy in force.
+        #[metric(info = "vm")]
         policy: PolicyName,
         /// The source that is believed; where none is, the first that may be.
+        #[metric(exempt = "part of `sources`; `vmm_tier_source_believed` says which source it is")]
         source: SourceReport,
         /// All sources that may be believed.
         sources: Vec<SourceHealth>,
@@ -49,6 +60,7 @@ tier_core::report! {
         /// Where the agent is asked, and by how many.
         sockets: Vec<SocketReport>,
         /// What the state file said at the agent's start, if it said anything.
+        #[metric(exempt = "never changes while the agent runs")]
         restored: Option<Restored>,
         /// Where what commands set is kept over a restart of the agent.
         state_file: StateFileReport,
