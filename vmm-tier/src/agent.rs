@@ -53,6 +53,7 @@ use tier_sys::{
     zoneinfo,
 };
 
+pub(crate) use control::QUERY_TIER;
 pub(crate) use start::{record, run};
 pub(crate) use tap::Tap;
 

@@ -20,8 +20,12 @@ use qmp::{
     server::{CommandSpec, EventSender, EventSpec, Handler, Options, Server},
 };
 use serde_json::{Map, Value};
+use tier_core::report::Object;
 
 pub(super) use self::{order::Order, query::Pauser};
+
+/// What the reply to `query-tier` looks like.
+pub(crate) const QUERY_TIER: &Object = Object::of::<query::TierInfo>();
 
 /// Requests that may wait for the agent.
 const QUEUE: usize = 64;
