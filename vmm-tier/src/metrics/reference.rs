@@ -18,22 +18,25 @@ fn reference() -> String {
         | name | type | unit | labels besides `vm` | meaning | counted since | figure of `query-tier` |\n\
         |---|---|---|---|---|---|---|\n"
         .to_owned();
-    for family in families(QUERY_TIER) {
-        let labels: Vec<_> = family.labels.iter().map(label).collect();
-        let figures: Vec<_> = family
-            .figure
-            .split(", ")
-            .map(|path| format!("`{path}`"))
-            .collect();
+    let families = families(QUERY_TIER);
+    for family in &families {
         page += &row(&[
-            &format!("`{}`", family.sample_name()),
+            &quoted([family.sample_name().as_str()]),
             family.kind.name(),
             family.unit.unwrap_or_default(),
-            &labels.join("; "),
+            &quoted(family.labels.iter().map(|label| label.name.as_str())),
             &family.help,
             family.since.unwrap_or_default(),
-            &figures.join(", "),
+            &quoted(family.figure.split(", ")),
         ]);
+    }
+    page += "\n## Words of labels\n\n| label | words |\n|---|---|\n";
+    let mut known = HashSet::new();
+    for Label { name, words } in families.iter().flat_map(|family| &family.labels) {
+        if !words.is_empty() && known.insert(name) {
+            let words = quoted(words.iter().copied());
+            page += &row(&[&quoted([name.as_str()]), &words]);
+        }
     }
     page += "\n## Figures without a metric\n\n| figure of `query-tier` | why |\n|---|---|\n";
     for (figure, why) in left_out(QUERY_TIER) {
@@ -42,13 +45,9 @@ fn reference() -> String {
     page
 }
 
-/// A label and the words that it may be.
-fn label(label: &Label) -> String {
-    let words: Vec<_> = label.words.iter().map(|word| format!("`{word}`")).collect();
-    match words.is_empty() {
-        true => format!("`{}`", label.name),
-        false => format!("`{}`: {}", label.name, words.join(" ")),
-    }
+fn quoted<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let words = words.into_iter().map(|word| format!("`{word}`"));
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn row(cells: &[&str]) -> String {
@@ -57,18 +56,11 @@ fn row(cells: &[&str]) -> String {
     line.replace("  ", " ") + "\n"
 }
 
-/// A reply in which every figure stands, and lists have an item for each word that tells items apart.
+/// A reply in which every figure stands and each list has an item.
 fn full(object: &Object) -> Value {
     let members = object.figures().into_iter();
-    let member = |shape| match shape {
-        Shape::List(Shape::Object(item)) => json!([full(item)]),
-        shape => value(shape),
-    };
-    Value::Object(
-        members
-            .map(|figure| (figure.name(), member(figure.shape)))
-            .collect(),
-    )
+    let members = members.map(|figure| (figure.name(), value(figure.shape)));
+    Value::Object(members.collect())
 }
 
 fn value(shape: Shape) -> Value {

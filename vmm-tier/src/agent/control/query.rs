@@ -29,7 +29,7 @@ tier_core::report! {
         /// QEMU's process.
         #[metric(info = "vm")]
         pid: u32,
-        /// For how many seconds the agent runs.
+        /// Seconds since the agent's start.
         #[metric(gauge = "agent_uptime_seconds")]
         uptime_s: u64,
         /// Who wants moves to pause: an operator (`tier-pause`), or a migration of the guest.
