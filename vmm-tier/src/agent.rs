@@ -45,6 +45,7 @@ use tier_core::{
 };
 use tier_sys::{process, zoneinfo};
 
+pub(crate) use control::QUERY_TIER;
 pub(crate) use start::{record, run};
 
 use self::{

@@ -5,8 +5,11 @@ mod config;
 mod ctl;
 mod discover;
 mod doctor;
+#[cfg(test)]
+mod generated_page;
 mod log;
 mod map_cmd;
+mod metrics;
 mod record;
 mod source;
 
@@ -23,6 +26,7 @@ use tracing_subscriber::{
 
 use crate::{
     config::{Config, RunArgs, Settings},
+    metrics::MetricsArgs,
     record::RecordArgs,
 };
 
@@ -54,6 +58,11 @@ enum Command {
         /// Its arguments, a JSON object
         arguments: Option<String>,
     },
+    /// Print the figures of running agents as Prometheus reads them
+    #[command(
+        after_help = "Exit status: 0 if every agent has answered; the figures of those that have are printed in any case."
+    )]
+    Metrics(MetricsArgs),
     /// Show the guest's memory: guest-physical ranges, RAM blocks, page size and bytes on each node
     Map {
         /// A QMP socket of the guest's QEMU that no other client uses
@@ -135,6 +144,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             command,
             arguments,
         } => ctl::run(&socket, &command, arguments.as_deref()),
+        Command::Metrics(args) => metrics::run(&args),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
         Command::Record(args) => record::run(*args),
         Command::Replay(args) => {

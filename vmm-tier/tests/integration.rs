@@ -1,6 +1,8 @@
 //! The integration tests of this crate, in one program: a program for each file takes longer to build.
 //! Each test file is named here.
 
+#[path = "../core/tests/exposition/mod.rs"]
+mod exposition;
 #[path = "played/guest.rs"]
 mod guest;
 mod live;
@@ -21,6 +23,7 @@ mod live_guest;
 mod live_map;
 mod live_sources;
 mod log;
+mod metrics;
 mod proxy;
 mod record;
 mod replay;

@@ -5,10 +5,18 @@
 //! description come the types of the control socket's schema and docs/qmp.md. [`words!`](crate::words!)
 //! does the same for enumerations: the words that users read stand at the variants.
 //!
+//! A field's `#[metric(…)]` says which [metric] the figure is. From these come the [families](family) of
+//! docs/metrics.md and the [text](open_metrics) that Prometheus reads.
+//!
 //! Units stand in names: `-bytes`, `-s`, `-ms`, `-ns`, `-per-s`, `-pages`.
+
+pub mod family;
+pub mod metric;
+pub mod open_metrics;
 
 use std::{borrow::Cow, collections::BTreeMap};
 
+use self::metric::Metric;
 use crate::addr::{Gpa, Hva, NodeId, NodeSet};
 
 /// What a value looks like.
@@ -43,8 +51,13 @@ pub struct Figure {
     pub shape: Shape,
     /// Whether it may be `null`.
     pub optional: bool,
+    /// The words that the names of a map's values are; empty if the names are no words of an
+    /// enumeration.
+    pub keys: &'static [&'static str],
     /// Whether the figures of the object that it holds stand in its place.
     pub is_inline: bool,
+    /// The metric that it is.
+    pub metric: Metric,
 }
 
 impl Figure {
@@ -54,9 +67,18 @@ impl Figure {
         self.field.replace('_', "-")
     }
 
-    /// What it means, on one line and without the full stop at its end.
+    /// What it means, on one line and without the full stop at its end. For a counter, also since when
+    /// it counts.
     #[must_use]
     pub fn help(&self) -> String {
+        match self.metric.counts_since() {
+            Some(since) => format!("{}; counted since {since}", self.meaning()),
+            None => self.meaning(),
+        }
+    }
+
+    /// What it means, on one line and without the full stop at its end.
+    fn meaning(&self) -> String {
         one_line(self.doc)
     }
 }
@@ -76,6 +98,15 @@ impl Object {
     #[must_use]
     pub const fn new(name: &'static str, doc: &'static str, fields: &'static [Figure]) -> Self {
         Self { name, doc, fields }
+    }
+
+    /// The description of a struct that [`report!`](crate::report!) defines.
+    #[must_use]
+    pub const fn of<T: Reported>() -> &'static Self {
+        match T::SHAPE {
+            Shape::Object(object) => object,
+            _ => panic!("only a report is an object of figures"),
+        }
     }
 
     /// What it is, on one line.
@@ -109,6 +140,8 @@ pub trait Reported {
     const SHAPE: Shape;
     /// Whether they may be `null`.
     const OPTIONAL: bool = false;
+    /// The words that the names of a map's values are, if they are words.
+    const KEYS: &'static [&'static str] = &[];
 }
 
 macro_rules! reported {
@@ -139,33 +172,37 @@ impl<T: Reported> Reported for Vec<T> {
     const SHAPE: Shape = Shape::List(&T::SHAPE);
 }
 
-impl<K, V: Reported> Reported for BTreeMap<K, V> {
+impl<K: Reported, V: Reported> Reported for BTreeMap<K, V> {
     const SHAPE: Shape = Shape::Map(&V::SHAPE);
+    const KEYS: &'static [&'static str] = match K::SHAPE {
+        Shape::Words(words) => words,
+        _ => &[],
+    };
 }
 
 /// Defines a struct and describes its figures; see the [module](mod@crate::report).
 ///
-/// `= "Name"` behind the struct's name is the name of its type in the schema. `#[serde(flatten)]` puts
-/// the figures of the object that a field holds in the field's place. `#[serde(with = "module")]` is
-/// handed on.
+/// `= "Name"` behind the struct's name is the name of its type in the schema. `#[metric(…)]` says which
+/// [metric](crate::report::metric) a field is. `#[serde(flatten)]` puts the figures of the object that a
+/// field holds in the field's place. `#[serde(with = "module")]` is handed on.
 ///
 /// ```
-/// use tier_core::report::{Reported, Shape};
+/// use tier_core::report::Object;
 ///
 /// tier_core::report! {
 ///     /// What a source has delivered.
 ///     #[derive(Clone, Debug)]
 ///     pub struct Delivered = "TierDelivered" {
 ///         /// Records that arrived.
+///         #[metric(counter = "source_records", since = "the agent's start")]
 ///         pub samples: u64,
 ///         /// Why none arrives; absent while some do.
 ///         pub down: Option<String>,
 ///     }
 /// }
 ///
-/// let Shape::Object(object) = Delivered::SHAPE else { unreachable!() };
-/// let figures = object.figures();
-/// assert_eq!(figures[0].help(), "Records that arrived");
+/// let figures = Object::of::<Delivered>().figures();
+/// assert_eq!(figures[0].help(), "Records that arrived; counted since the agent's start");
 /// assert!(figures[1].optional);
 /// let delivered = Delivered { samples: 7, down: None };
 /// assert_eq!(serde_json::to_string(&delivered).unwrap(), r#"{"samples":7,"down":null}"#);
@@ -173,8 +210,10 @@ impl<K, V: Reported> Reported for BTreeMap<K, V> {
 #[macro_export]
 macro_rules! report {
     ($(#[doc = $doc:literal])+ $(#[derive($($derive:tt)*)])? $visibility:vis struct $name:ident = $type_name:literal {
-        $($(#[doc = $field_doc:literal])+ $(#[serde($serde:ident $(= $with:literal)?)])? $field_visibility:vis $field:ident:
-            $type:ty,)+
+        $($(#[doc = $field_doc:literal])+
+            $(#[metric($metric:ident = $metric_name:literal $(, $detail:ident = $value:literal)*)])?
+            $(#[serde($serde:ident $(= $with:literal)?)])?
+            $field_visibility:vis $field:ident: $type:ty,)+
     }) => {
         $(#[doc = $doc])+
         $(#[derive($($derive)*)])?
@@ -192,11 +231,17 @@ macro_rules! report {
                         doc: concat!($($field_doc),+),
                         shape: <$type as $crate::report::Reported>::SHAPE,
                         optional: <$type as $crate::report::Reported>::OPTIONAL,
+                        keys: <$type as $crate::report::Reported>::KEYS,
                         is_inline: $crate::report!(@inline $($serde)?),
+                        metric: $crate::report!(@metric $($metric = $metric_name $(, $detail = $value)*)?),
                     },
                 )+]),
             );
         }
+    };
+    (@metric) => { $crate::report::metric::Metric::Unsaid };
+    (@metric $metric:ident = $name:literal $(, $detail:ident = $value:literal)*) => {
+        $crate::report::metric::Metric::$metric($name)$(.$detail($value))*
     };
     (@inline) => { false };
     (@inline flatten) => { true };

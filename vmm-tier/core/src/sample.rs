@@ -106,14 +106,19 @@ crate::report! {
     #[derive(Clone, Debug, Default, PartialEq, Eq)]
     pub struct SampleAccount = "TierSampleAccount" {
         /// Records that came out of the source.
+        #[metric(exempt = "the sum of accepted and dropped records")]
         pub samples: u64,
         /// Records that could be used.
+        #[metric(counter = "source_accepted_records", since = "the agent's start")]
         pub accepted: u64,
         /// Records that could not be used, by reason; see the guide to sources.
+        #[metric(counter = "source_dropped_records", by = "reason", since = "the agent's start")]
         pub dropped: BTreeMap<DropReason, u64>,
         /// Records lost because there was no room for them.
+        #[metric(counter = "source_lost_records", since = "the agent's start")]
         pub lost: u64,
         /// Times the kernel throttled the source.
+        #[metric(counter = "source_throttles", since = "the agent's start")]
         pub throttled: u64,
     }
 }

@@ -4,6 +4,7 @@
 #[path = "common/accesses.rs"]
 mod accesses;
 mod common;
+mod exposition;
 #[path = "common/lab.rs"]
 mod lab;
 
@@ -21,5 +22,6 @@ mod engine_views;
 mod heat;
 mod map_fixtures;
 mod map_probing;
+mod open_metrics;
 mod quota;
 mod wire;

@@ -17,8 +17,12 @@ use qmp::{
     server::{CommandSpec, EventSender, EventSpec, Handler, Options, Server},
 };
 use serde_json::{Map, Value};
+use tier_core::report::Object;
 
 pub(super) use self::commands::{Order, query_tier::Pauser};
+
+/// What the reply to `query-tier` looks like.
+pub(crate) const QUERY_TIER: &Object = Object::of::<commands::query_tier::TierInfo>();
 
 /// Requests that may wait for the agent.
 const QUEUE: usize = 64;
@@ -41,16 +45,22 @@ tier_core::report! {
     #[derive(Clone, Debug)]
     pub(super) struct SocketReport = "TierSocket" {
         /// The agent's own, or QEMU's monitor with the agent's commands added.
+        #[metric(label = "socket")]
         kind: SocketKind,
         /// Where it is.
+        #[metric(exempt = "text; the label `socket` tells the agent's sockets apart")]
         path: String,
         /// Clients connected now.
+        #[metric(gauge = "socket_clients")]
         clients: usize,
         /// Clients accepted since the socket was opened.
+        #[metric(counter = "socket_accepted_clients", since = "the socket was made")]
         accepted: u64,
         /// Clients turned away because there were too many.
+        #[metric(counter = "socket_rejected_clients", since = "the socket was made")]
         rejected: u64,
         /// Clients disconnected because they did not read.
+        #[metric(counter = "socket_slow_clients", since = "the socket was made")]
         too_slow: u64,
     }
 }

@@ -49,27 +49,38 @@ tier_core::report! {
     #[derive(Clone, Debug)]
     pub(super) struct SourceHealth = "TierSourceHealth" {
         /// What it is.
+        #[metric(label = "source")]
         kind: SourceKind,
-        /// How it does; `resting` where another serves better.
+        /// How the source does; `resting` where another serves better.
+        #[metric(states = "source_health")]
         health: HealthWord,
         /// What is wrong with it, if something is.
+        #[metric(exempt = "text; `vmm_tier_source_health` has the word")]
         reason: Option<String>,
         /// Whether pages are moved by its samples.
+        #[metric(gauge = "source_believed")]
         believed: bool,
-        /// Which accesses; absent before it was opened.
+        /// Which accesses the source sees; absent before it was opened.
+        #[metric(info = "source")]
         sees: Option<Sight>,
         /// What it is, for people.
+        #[metric(exempt = "text")]
         label: String,
-        /// 0 to 1, of its last trial; absent before a trial: the product of precision, coverage,
-        /// freshness and number of records.
+        /// The source's quality in its last trial, 0 to 1: the product of precision, coverage, freshness
+        /// and number of records; absent before a trial.
+        #[metric(gauge = "source_quality_ratio")]
         quality: Option<f64>,
         /// Useful records a second, in its last trial.
+        #[metric(gauge = "source_trial_records_per_second")]
         accepted_per_s: f64,
-        /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log2 n) for n such pages.
+        /// How exact the source's addresses are: 1 for a page of 4 KiB, 1 / (1 + log2 n) for n such pages.
+        #[metric(gauge = "source_precision_ratio")]
         precision: f64,
-        /// The share of the guest that it watches.
+        /// The share of the guest that the source watches.
+        #[metric(gauge = "source_coverage_ratio")]
         coverage: f64,
         /// How old its samples are on arrival, on average.
+        #[metric(gauge = "source_staleness_seconds")]
         staleness_ms: f64,
         /// What became of its records.
         #[serde(flatten)]

@@ -59,10 +59,17 @@ tier_core::report! {
     #[derive(Clone, Debug)]
     pub(super) struct StateFileReport = "TierStateFile" {
         /// Where it is.
+        #[metric(exempt = "text")]
         path: String,
-        /// When it was written last, in seconds since 1970; absent while commands have set nothing.
+        /// When the state file was written last, in seconds since 1970; absent while commands have set
+        /// nothing.
+        #[metric(gauge = "state_file_written_timestamp_seconds")]
         written: Option<u64>,
         /// Why it can't be written, if it can't.
+        #[metric(
+            presence = "state_file_failed",
+            help = "Whether the state file can't be written"
+        )]
         error: Option<String>,
     }
 }

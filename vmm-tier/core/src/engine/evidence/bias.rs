@@ -84,14 +84,19 @@ crate::report! {
     pub struct TierBias = "TierBias" {
         /// Records of the fast tier for each record of the slow tier, for as many accesses; absent while
         /// the ratio is not known.
+        #[metric(gauge = "bias_fast_to_slow_ratio")]
         pub fast_to_slow: Option<f64>,
-        /// The standard deviation of its logarithm: 0.1 is a tenth.
+        /// The standard deviation of the ratio's logarithm: 0.1 is a tenth.
+        #[metric(gauge = "bias_deviation")]
         pub deviation: Option<f64>,
         /// Pages that the ratio was learned from, decayed.
+        #[metric(gauge = "bias_learned_pages")]
         pub pages: u64,
-        /// Pages whose promotion waits for it now.
+        /// Pages whose promotion waits now, to learn the ratio.
+        #[metric(gauge = "bias_held_pages")]
         pub held: u64,
         /// Whether the ratio differs from 1 by 4 deviations; counts are not corrected for it.
+        #[metric(gauge = "bias_significant")]
         pub significant: bool,
     }
 }

@@ -19,19 +19,27 @@ crate::report! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct DrainProgress = "TierDrainProgress" {
         /// What may stay in the fast tier.
+        #[metric(gauge = "drain_target_bytes")]
         pub target_bytes: u64,
-        /// What was there when the drain began, or when all pages had been looked up, if that was later.
+        /// What was in the fast tier when the drain began, or when all pages had been looked up, if that
+        /// was later.
+        #[metric(gauge = "drain_start_bytes")]
         pub start_bytes: u64,
-        /// What is there now.
+        /// What is in the fast tier now.
+        #[metric(exempt = "`vmm_tier_tier_bytes` of tier 0")]
         pub fast_bytes: u64,
-        /// What is pinned there: it is not drained.
+        /// What is pinned to the fast tier: it is not drained.
+        #[metric(exempt = "`vmm_tier_pinned_fast_bytes`")]
         pub pinned_bytes: u64,
-        /// Whether the target was reached.
+        /// Whether the drain's target was reached.
+        #[metric(gauge = "drain_done")]
         pub done: bool,
         /// Whether the drain makes no progress.
+        #[metric(exempt = "`vmm_tier_drain_stuck` has the reason")]
         pub stuck: bool,
-        /// Why it makes no progress: the slow nodes have no room; more than the target is pinned; or
-        /// what is left can't be moved.
+        /// Why the drain makes no progress: the slow nodes have no room; more than the target is pinned;
+        /// or what is left can't be moved.
+        #[metric(states = "drain_stuck")]
         pub stuck_because: Option<DrainStall>,
     }
 }

@@ -43,10 +43,13 @@ crate::report! {
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct PolicySnapshot = "TierPolicy" {
         /// Time in seconds in which an observation loses half of its weight.
+        #[metric(gauge = "half_life_seconds")]
         pub half_life_s: f64,
         /// Time in seconds over which a move must pay back.
+        #[metric(gauge = "horizon_seconds")]
         pub horizon_s: f64,
         /// Most bytes moved a second.
+        #[metric(gauge = "rate_limit_bytes_per_second")]
         pub rate_bytes_per_s: u64,
     }
 }

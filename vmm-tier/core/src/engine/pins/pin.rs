@@ -79,14 +79,19 @@ crate::report! {
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct PinsSnapshot = "TierPinsTotal" {
         /// Pins in force.
+        #[metric(gauge = "pins")]
         pub count: u64,
-        /// Ranges pinned to the fast tier.
+        /// Length of the ranges pinned to the fast tier.
+        #[metric(gauge = "pinned_fast_bytes")]
         pub fast_bytes: u64,
-        /// Ranges pinned to the slow tier.
+        /// Length of the ranges pinned to the slow tier.
+        #[metric(gauge = "pinned_slow_bytes")]
         pub slow_bytes: u64,
-        /// Present pinned pages that lie where they are pinned to.
+        /// Present pinned pages that lie on the tier that they are pinned to.
+        #[metric(gauge = "pinned_placed_bytes")]
         pub placed_bytes: u64,
-        /// Present pinned pages that lie elsewhere.
+        /// Present pinned pages that lie on the other tier.
+        #[metric(gauge = "pinned_elsewhere_bytes")]
         pub elsewhere_bytes: u64,
     }
 }

@@ -10,14 +10,19 @@ crate::report! {
     #[derive(Clone, Debug, PartialEq)]
     pub struct TierSnapshot = "Tier" {
         /// 0 is the fastest.
+        #[metric(label = "tier")]
         pub rank: u8,
-        /// Its NUMA nodes.
+        /// The numbers of the tier's NUMA nodes.
+        #[metric(info = "tier")]
         pub nodes: NodeSet,
-        /// Guest memory on it.
+        /// Guest memory on the tier.
+        #[metric(gauge = "tier_bytes")]
         pub bytes: u64,
-        /// The most that the guest may hold on it, if there is a limit.
+        /// The most memory that the guest may hold on the tier, if there is a limit.
+        #[metric(gauge = "tier_limit_bytes")]
         pub limit_bytes: Option<u64>,
-        /// Free memory of its nodes.
+        /// Free memory of the tier's nodes, which all VMs share.
+        #[metric(gauge = "tier_free_bytes")]
         pub free_bytes: u64,
     }
 }
@@ -26,9 +31,11 @@ crate::report! {
     /// Moves of a dry run.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Planned = "TierPlanned" {
-        /// Would have been promoted.
+        /// Bytes that would have been promoted.
+        #[metric(counter = "dry_run_promoted_bytes", since = "the agent's start")]
         pub promote_bytes: u64,
-        /// Would have been demoted.
+        /// Bytes that would have been demoted.
+        #[metric(counter = "dry_run_demoted_bytes", since = "the agent's start")]
         pub demote_bytes: u64,
     }
 }
@@ -38,6 +45,7 @@ crate::report! {
     #[derive(Clone, Debug, PartialEq)]
     pub struct Snapshot = "TierEngine" {
         /// What the agent does, in one word.
+        #[metric(states = "state")]
         pub state: VmState,
         /// The policy in force.
         #[serde(flatten)]
@@ -45,29 +53,45 @@ crate::report! {
         /// The tiers, fastest first.
         pub tiers: Vec<TierSnapshot>,
         /// Share of observed accesses that went to the fast tier, decayed; absent before any.
+        #[metric(gauge = "hit_ratio")]
         pub hit_ratio: Option<f64>,
         /// How differently the source sees the tiers; absent for a source that reads page tables, which
         /// sees them alike.
         pub tier_bias: Option<TierBias>,
-        /// Promoted since the agent's start, verified.
+        /// Bytes promoted; each page's place was verified.
+        #[metric(counter = "promoted_bytes", since = "the agent's start")]
         pub promoted_bytes: u64,
-        /// Demoted since the agent's start, verified.
+        /// Bytes demoted; each page's place was verified.
+        #[metric(counter = "demoted_bytes", since = "the agent's start")]
         pub demoted_bytes: u64,
         /// Pages that did not move, by class; see the operating guide.
+        #[metric(
+            counter = "failed_pages",
+            by = "class",
+            except = "moved",
+            since = "the agent's start"
+        )]
         pub failed: BTreeMap<Outcome, u64>,
         /// Present guest memory, by the size of its pages in bytes.
+        #[metric(gauge = "present_bytes", by = "page_size")]
         pub page_sizes: BTreeMap<u64, u64>,
         /// Guest memory that is not present.
+        #[metric(gauge = "absent_bytes")]
         pub absent_bytes: u64,
         /// Guest memory on nodes of neither tier.
+        #[metric(gauge = "elsewhere_bytes")]
         pub elsewhere_bytes: u64,
-        /// Pages under way.
+        /// Pages that are being moved.
+        #[metric(gauge = "in_flight_pages")]
         pub in_flight_pages: u64,
-        /// What index and heaps take.
+        /// Memory that the agent's index and heaps take.
+        #[metric(gauge = "engine_memory_bytes")]
         pub engine_memory_bytes: u64,
-        /// What a move costs on this host in nanoseconds, measured, by page size in bytes.
+        /// CPU time that the move of a page takes on this host, measured, by page size in bytes.
+        #[metric(gauge = "move_cost_seconds", by = "page_size")]
         pub move_cost_ns: BTreeMap<u64, u64>,
-        /// Grows when the guest's layout changes.
+        /// Number of the memory map; it grows when the guest's layout changes.
+        #[metric(gauge = "map_generation")]
         pub map_generation: u64,
         /// How far the drain has come, if a drain was asked for since the limit was set last.
         pub drain: Option<DrainProgress>,

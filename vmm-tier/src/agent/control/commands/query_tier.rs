@@ -30,8 +30,10 @@ tier_core::report! {
         #[serde(flatten)]
         total: PinsSnapshot,
         /// The pins in force, by address.
+        #[metric(exempt = "`vmm_tier_pins` counts them; there may be 1024")]
         ranges: Vec<PinStatus>,
         /// Pins that were set and that the guest has no memory for now.
+        #[metric(count = "waiting_pins")]
         waiting: Vec<Pin>,
     }
 }
@@ -41,20 +43,31 @@ tier_core::report! {
     #[derive(Clone, Debug)]
     pub(in crate::agent) struct TierInfo = "TierInfo" {
         /// The VM's name.
+        #[metric(exempt = "the label `domain` of every sample")]
         name: String,
         /// QEMU's process.
+        #[metric(info = "vm")]
         pid: u32,
-        /// How long the agent has run, in seconds.
+        /// Seconds since the agent's start.
+        #[metric(gauge = "agent_uptime_seconds")]
         uptime_s: u64,
         /// Who wants moves to pause: an operator (`tier-pause`), or a migration of the guest.
+        #[metric(states = "paused_by")]
         paused_by: Vec<Pauser>,
         /// QEMU's status of the migration, while a migration is under way.
+        #[metric(exempt = "text; `vmm_tier_paused_by` says that a migration is under way")]
         migration: Option<String>,
         /// Why the kernel refuses to move or look up pages, if it does.
+        #[metric(
+            presence = "moves_refused",
+            help = "Whether the kernel refuses to move or look up pages"
+        )]
         refused: Option<String>,
         /// The policy in force.
+        #[metric(info = "vm")]
         policy: PolicyName,
         /// The believed source; without one, the first candidate.
+        #[metric(exempt = "part of `sources`; `vmm_tier_source_believed` says which source it is")]
         source: SourceReport,
         /// All candidate sources.
         sources: Vec<SourceHealth>,
@@ -66,6 +79,7 @@ tier_core::report! {
         /// The agent's sockets and their clients.
         sockets: Vec<SocketReport>,
         /// What the state file said at the agent's start, if it said anything.
+        #[metric(exempt = "never changes while the agent runs")]
         restored: Option<Restored>,
         /// Where what commands set is kept over a restart of the agent.
         state_file: StateFileReport,
