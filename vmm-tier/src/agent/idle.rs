@@ -1,4 +1,5 @@
-//! When a guest may be watched less closely.
+//! When a guest may be watched less closely. A replay can't tell what this is worth: it saves the
+//! source's CPU time.
 
 use std::time::{Duration, Instant};
 
