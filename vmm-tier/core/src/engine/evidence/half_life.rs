@@ -8,9 +8,9 @@
 //!
 //! For a source that counts accesses. The half-life that an operator sets is the middle of the range.
 //!
-//! Worth in hits: 0.5 points on the recorded programs and 0.7 on generated accesses, 5.7 where the
-//! pattern changes and DRAM is small. Compared with 5 s fixed it is worth 1.8 points there, and 20 % of
-//! all bytes (docs/results/policies.md).
+//! Worth in hits: 0.5 points on the recorded programs and 0.2 on generated accesses, 5.7 where the
+//! pattern changes and DRAM is small. Compared with 5 s fixed it is worth 1.8 points there, and a fifth
+//! of the bytes on generated accesses (docs/results/policies.md).
 
 use std::{
     collections::HashMap,
