@@ -8,6 +8,9 @@
 //!
 //! A guest at rest is watched less closely: by slower looks if those still tell hot from warm, else in
 //! turns, for a while at the pace that it needs and then not at all.
+//!
+//! A replay can't tell what this is worth, as it plays records that a source has made. It is bounded: at
+//! most three halvings, and the same number of looks a second at each pace.
 
 use std::time::Duration;
 

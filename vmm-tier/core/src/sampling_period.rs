@@ -5,6 +5,9 @@
 //! once and in full; too little only by steps, since a guest that idles must not find a tiny period
 //! when it wakes. When the kernel throttles the event, the period doubles, and how low it may go after
 //! that comes down slowly.
+//!
+//! A replay can't tell what this is worth, as its period is fixed. It bounds what the source costs: 1 %
+//! of a core unless the operator sets another share.
 
 use std::{ops::RangeInclusive, time::Duration};
 

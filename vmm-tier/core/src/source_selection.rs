@@ -5,6 +5,9 @@
 //! cost nothing while nobody listens, and are tried again now and then, or at once when the one that is
 //! believed falls silent, delivers only what can't be used, or ends.
 //!
+//! A replay can't tell what this is worth, as it has one source. The lab's scenario `ladder` adds a
+//! better source, and kills the believed source.
+//!
 //! ```text
 //!   Resting ──work──► Opening ──up──► OnTrial ──(a whole trial)──► Good
 //!      ▲                 │ down           │ nothing usable for 5 s

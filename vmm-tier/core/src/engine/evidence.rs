@@ -185,7 +185,8 @@ impl Evidence {
         };
         // A shorter memory begins with what it would hold of a steady page, had it been in force before.
         // Else pages that were hot long ago would outweigh for many half-lives pages that are hot now. A
-        // longer memory begins with what is known.
+        // longer memory begins with what is known. Worth in hits: 0.4 points where the pattern changes, 1.0
+        // with the smallest DRAM there; on the recorded programs it costs 0.4.
         let kept = half_life.div_duration_f64(old);
         if kept < 1.0 {
             pages.heap.scale(now, kept);

@@ -26,11 +26,13 @@ use crate::{dual_heap::Placement, settings::EngineSettings, tiers::Tiers, time::
 /// counts accesses. Expected heats are right on average, but not for each page: with a lower ratio,
 /// pages near the border change places to and fro. On Zipf with DRAM for 25 % of the pages, 2 moves 50 %
 /// more bytes than 3, and 4 moves 20 % fewer, with equal hits (±0.1 %). Where the pattern changes, a
-/// lower ratio is faster.
+/// lower ratio is faster. Without it generated accesses move 1.8 times the bytes, with equal hits
+/// (±0.1 points).
 pub(super) const LEAST_TIMES: f64 = 3.0;
 /// Least distance of the two pages' counts in standard deviations: one more sampled access does not
 /// justify a move. Where the pattern changes, 2 moves 33 % fewer bytes and settles 1 to 2 s later; 3
-/// takes three times as long.
+/// takes three times as long. Without it the recorded programs have 1.9 points more hits, generated
+/// accesses 0.2, and both move twice the bytes.
 pub(super) const LEAST_DEVIATIONS: f64 = 1.5;
 
 /// How certain it is that a page is hotter than those it displaces.

@@ -1,7 +1,8 @@
 //! The pace of discoveries: when the guest's layout may be looked up again.
 //!
 //! A guest resets itself, and QEMU tells so, as often as the guest likes. So a wish for a discovery is
-//! granted at once only if the last one was long enough ago.
+//! granted at once only if the last one was long enough ago. It bounds what QEMU is asked for, and has
+//! no part in placement.
 
 use std::time::{Duration, Instant};
 

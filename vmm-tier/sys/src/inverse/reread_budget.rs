@@ -5,6 +5,9 @@
 //! share that is left counts as usual: those addresses are the host's own. That share changes with what
 //! the host does. So where reading everything brought hardly anything new, the next reading waits for
 //! longer and longer.
+//!
+//! A replay can't tell what this is worth: there nobody else moves pages. It is bounded: a thousandth of
+//! a core, and a twentieth while many samples miss.
 
 use std::time::Duration;
 

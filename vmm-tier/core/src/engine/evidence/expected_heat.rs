@@ -2,6 +2,9 @@
 //!
 //! For a source that counts accesses. The spread is learned from a few pages each second
 //! ([`Population`]); pages of different sizes are different populations.
+//!
+//! Worth: 46 % of the bytes on generated accesses, 90 % on `pagerank` with DRAM for half of the guest,
+//! and 0.1 points of hits. Nothing on the recorded programs (docs/results/policies.md).
 
 mod population;
 
@@ -15,7 +18,8 @@ use crate::{addr, dual_heap::Placement, engine::guest_pages::GuestPages, random,
 const EVERY: Duration = Duration::from_secs(1);
 /// Pages are also looked at whenever the counts of all pages together have changed by this factor: at
 /// the start, and when the guest works harder or rests. Earlier looks then say nothing of what a count
-/// means now.
+/// means now. Worth nothing on accesses at a steady rate. In a guest of 8192 equally hot pages whose
+/// rate rises tenfold, 3 to 5 MB move without it, and nothing with it.
 const CHANGED: f64 = 1.2;
 /// Pages looked at each time: at 100 ns each (a cache miss or two) 0.02 % of a CPU. Five such samples
 /// count together, so a heat that one page in 10 000 has is seen.

@@ -6,6 +6,8 @@
 //! at most 1, for a count that is multiplied would look more certain than it is. It is lower where the
 //! source's addresses are less exact, for then cold pages get the heat of their neighbours. When another
 //! source becomes the main source, all heats are brought to its counts by the same ratio.
+//!
+//! A replay can't tell what the ratio is worth, as it has one source.
 
 use std::{collections::BTreeMap, time::Duration};
 

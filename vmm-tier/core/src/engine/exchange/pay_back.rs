@@ -1,4 +1,8 @@
 //! Whether moves pay back: what the guest gains within the horizon, against what the moves cost.
+//!
+//! Worth with a source that tests pages: a sixth of the bytes on the recorded programs, 40 % on the
+//! compressor, for 0.3 points of hits. Nothing with one access in 4093 sampled: a single sample stands
+//! for enough accesses to pay (docs/results/policies.md).
 
 /// The terms of one exchange.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -35,6 +35,9 @@
 
 /// Plain counts behind one decayed count: 1 to 2. `decayed_s` is the time counted, itself decayed like a
 /// count (H / ln 2 · (1 − 2^(−t/H)), in seconds).
+///
+/// That it is not always 2 is worth 18 % of the bytes on generated accesses, and 58 % on `gups-demeter`
+/// with DRAM for a quarter of the guest, for 0.1 points of hits (docs/results/policies.md).
 pub(crate) fn plain_counts(decayed_s: f64, half_life_s: f64) -> f64 {
     let rest = 1.0 - decayed_s * std::f64::consts::LN_2 / half_life_s;
     2.0 / (1.0 + rest.clamp(0.0, 1.0))
@@ -75,6 +78,9 @@ pub(crate) fn of_shares(hot: f64, cold: f64, tests: f64) -> f64 {
 /// The extremes of n normal values lie about √(2 ln n) standard deviations out; the difference of two
 /// such pages is measured in units of √2. This is exact enough for large counts. For skewed small counts
 /// it is an upper bound on the cold side, which cannot fall below zero.
+///
+/// Worth 31 % of the bytes on `scattered`, 40 % where the hot set is larger than DRAM, at equal hits;
+/// 4 % on the recorded programs (docs/results/policies.md).
 pub(crate) fn by_chance(slow_pages: u64, fast_pages: u64) -> f64 {
     let extreme = |pages: u64| (2.0 * (pages.max(1) as f64).ln()).sqrt();
     (extreme(slow_pages) + extreme(fast_pages)) / std::f64::consts::SQRT_2

@@ -3,7 +3,8 @@
 //! Placement truth lies in the kernel and changes under the agent (balloon, khugepaged, reclaim,
 //! kernel tiering). The engine asks for it chunk by chunk: the whole guest once at the start, then
 //! round and round at a bounded share of a CPU, and out of turn where a sample fell on a page whose
-//! placement is unknown.
+//! placement is unknown. A replay can't tell what the later rounds are worth: there nobody else moves
+//! pages.
 
 use std::{
     collections::{BTreeSet, VecDeque},

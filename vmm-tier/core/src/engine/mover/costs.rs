@@ -1,4 +1,6 @@
 //! What moving a page costs on this host: measured, for each page size.
+//!
+//! A replay can't tell what this is worth: there a move costs what is assumed before the first move.
 
 use std::{collections::BTreeMap, time::Duration};
 

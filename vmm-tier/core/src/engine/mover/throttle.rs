@@ -1,4 +1,8 @@
 //! How fast pages are moved: a token bucket, and rests when nothing that is tried succeeds or pays.
+//!
+//! None is worth hits or bytes in a replay: bucket and rests bound what the agent costs the host. The
+//! rest after looks in vain saves 7 % of the engine's CPU time for a sample on generated accesses, and
+//! 17 % on the recorded programs, where it costs 0.1 points of hits (docs/results/policies.md).
 
 use std::time::Duration;
 
