@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::account::Account;
+use crate::changes::Change;
 use crate::event::AttemptOutcome;
 use crate::hits::{compare, mean_error};
 use crate::result::RunResult;
@@ -100,6 +101,39 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
         Check::MovedAtMost { mib } => CheckResult::number(
             "MiB moved".to_owned(),
             summary.moved_bytes.map(|bytes| bytes as f64 / MIB),
+            format!("≤ {mib}"),
+            |v| v <= *mib,
+        ),
+        Check::Changes { count, within_s } => {
+            let lasting = summary.changes.iter().filter(|c| c.lasted_s >= *within_s);
+            let took: Vec<_> = lasting.map(|change| change.seconds_to_95).collect();
+            let told: Vec<_> = took
+                .iter()
+                .map(|took| took.map_or("never".to_owned(), |s| format!("{s:.1}")))
+                .collect();
+            CheckResult::new(
+                "seconds from each move to 0.95 of the hot set in DRAM",
+                told.join(", "),
+                format!("{count} moves, each ≤ {within_s}"),
+                took.len() == *count && took.iter().all(|s| s.is_some_and(|s| s <= *within_s)),
+            )
+        }
+        Check::ChangesMovedOverLeast { max } => {
+            let sum = |of: fn(&Change) -> u64| summary.changes.iter().map(of).sum::<u64>();
+            let (moved, least) = (sum(|c| c.moved_bytes), sum(|c| c.least_bytes));
+            CheckResult::number(
+                "bytes moved after all moves over the least possible".to_owned(),
+                (least > 0).then(|| moved as f64 / least as f64),
+                format!("≤ {max}"),
+                |v| v <= *max,
+            )
+        }
+        Check::PhaseMovedAtMost { phase, mib } => CheckResult::number(
+            format!("MiB moved in phase {phase}"),
+            summary
+                .phases
+                .get(phase)
+                .map(|costs| costs.moved_bytes as f64 / MIB),
             format!("≤ {mib}"),
             |v| v <= *mib,
         ),
@@ -323,6 +357,41 @@ mod tests {
         // 16 000 pages of 4 KiB
         assert!(outcome("{ that = 'moved-at-most', mib = 62.5 }").pass);
         assert!(!outcome("{ that = 'moved-at-most', mib = 62.0 }").pass);
+    }
+
+    #[test]
+    fn moves_of_the_hot_set_when_none_was_measured_fail_their_checks() {
+        let within = "{ that = 'changes', count = 1, within-s = 10 }";
+        let bytes = "{ that = 'changes-moved-over-least', max = 100.0 }";
+        assert!(!outcome(within).pass && !outcome(bytes).pass);
+        assert!(!outcome("{ that = 'phase-moved-at-most', phase = 'rest', mib = 1.0 }").pass);
+
+        let mut result = lifted();
+        let change = |seconds_to_95, moved_bytes| Change {
+            lasted_s: 20.0,
+            seconds_to_95,
+            moved_bytes,
+            least_bytes: 10,
+            ..Change::default()
+        };
+        let mut judge = |check: &str, changes: Vec<Change>| {
+            let summary = crate::summary::Summary {
+                changes,
+                ..Default::default()
+            };
+            result.summary.insert("guest".to_owned(), summary);
+            let run = run_with(check);
+            evaluate(&run.checks[0], &run, &result).pass
+        };
+        assert!(judge(within, vec![change(Some(9.0), 10)]));
+        assert!(!judge(within, vec![change(Some(11.0), 10)]));
+        assert!(!judge(within, vec![change(None, 10)]));
+        assert!(
+            !judge(within, vec![change(Some(9.0), 10); 2]),
+            "one too many"
+        );
+        assert!(judge(bytes, vec![change(None, 10), change(None, 1000)]));
+        assert!(!judge(bytes, vec![change(None, 10), change(None, 2000)]));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! without one, and the workload of both, are the crate `lab-guest`.
 
 pub mod account;
+pub mod changes;
 pub mod checks;
 pub mod cpio;
 pub mod emulator;

@@ -9,7 +9,7 @@ use crate::result::ScenarioResult;
 
 mod tables;
 
-use tables::{bar, bar_of, costs_table, shortened, story, summary_table};
+use tables::{bar, bar_of, changes_tables, costs_table, shortened, story, summary_table};
 
 /// Without a terminal, a step that takes long says so this often.
 const STILL_EVERY: Duration = Duration::from_secs(15);
@@ -259,8 +259,9 @@ impl Screen {
             self.line("The emulator has no latency: speed tells only what the agent costs, on a quiet machine.");
             self.line("");
         } else {
-            for line in summary_table(&result.runs) {
-                self.line(&line);
+            let tables = [summary_table(&result.runs), changes_tables(&result.runs)];
+            for line in tables.iter().flatten() {
+                self.line(line);
             }
         }
         for run in &result.runs {

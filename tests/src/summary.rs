@@ -1,7 +1,10 @@
 //! What the series of a run comes to: shares, bytes, throughput and CPU during tiering.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
+use crate::changes::Change;
 use crate::event::Mark;
 use crate::result::{GuestPoint, Point, RunResult};
 use crate::stats::{mean, median, standard_deviation};
@@ -59,6 +62,25 @@ pub struct Summary {
     pub agent_cpu_share_plateau: Option<f64>,
     /// The kdamonds' CPU time over the same time.
     pub kdamond_cpu_share: Option<f64>,
+    /// The moves of the hot set.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+    /// What each phase of tiering cost, by its name.
+    pub phases: BTreeMap<String, PhaseCosts>,
+}
+
+/// What a phase of tiering cost: the stretches of that name together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PhaseCosts {
+    /// How long it was.
+    pub seconds: f64,
+    /// The agent's CPU time over that time.
+    pub agent_cpu_share: f64,
+    /// The kdamonds' CPU time over that time.
+    pub kdamond_cpu_share: f64,
+    /// Bytes that the kernel migrated in it.
+    pub moved_bytes: u64,
 }
 
 impl RunResult {
@@ -194,7 +216,38 @@ impl RunResult {
             agent_cpu_share: share_of(last_t, agent_cpu(last_guest)),
             agent_cpu_share_plateau: plateau_cpu,
             kdamond_cpu_share: share_of(last_t - first_t, has_agent.then_some(last.kdamond_cpu_s)),
+            changes: self.changes(guest),
+            phases: self.phases(guest),
         })
+    }
+
+    /// What each phase of tiering cost. A second belongs to the phase that it ends in.
+    fn phases(&self, guest: &str) -> BTreeMap<String, PhaseCosts> {
+        let mut phases: BTreeMap<String, PhaseCosts> = BTreeMap::new();
+        for pair in self.tiering(guest).windows(2) {
+            let [(from, before, guest_before), (to, after, guest_after)] = pair else {
+                continue;
+            };
+            if after.phase.is_empty() {
+                continue;
+            }
+            let agent = guest_before.agent_cpu_s.zip(guest_after.agent_cpu_s);
+            let costs = phases.entry(after.phase.clone()).or_default();
+            // Times first; they become shares below.
+            costs.seconds += to - from;
+            costs.agent_cpu_share += agent.map_or(0.0, |(before, after)| after - before);
+            // An agent that takes turns starts its kdamond anew, which begins at 0.
+            costs.kdamond_cpu_share += match after.kdamond_cpu_s - before.kdamond_cpu_s {
+                gone if gone < 0.0 => after.kdamond_cpu_s,
+                used => used,
+            };
+            costs.moved_bytes += after.migrated_bytes.saturating_sub(before.migrated_bytes);
+        }
+        for costs in phases.values_mut() {
+            costs.agent_cpu_share /= costs.seconds;
+            costs.kdamond_cpu_share /= costs.seconds;
+        }
+        phases
     }
 }
 
@@ -248,6 +301,24 @@ mod tests {
         assert_eq!(summary.throughput_ratio, Some(0.99));
         let cpu = summary.agent_cpu_share_plateau.unwrap();
         assert!((cpu - 0.05).abs() < 1e-9, "{cpu}");
+    }
+
+    #[test]
+    fn phase_when_the_kdamond_is_started_anew_counts_its_time_from_0() {
+        let mut run = lifted();
+        for (point, cpu_s) in run.series[29..34].iter_mut().zip([2.0, 2.3, 0.1, 0.2, 0.3]) {
+            point.phase = "rest".to_owned();
+            point.kdamond_cpu_s = cpu_s;
+        }
+        run.series[28].kdamond_cpu_s = 1.9;
+
+        let summary = run.summarize("guest").unwrap();
+
+        let rest = summary.phases["rest"];
+        assert_eq!((rest.seconds, rest.moved_bytes), (5.0, 0));
+        assert!((rest.kdamond_cpu_share - 0.7 / 5.0).abs() < 1e-9);
+        assert!((rest.agent_cpu_share - 0.05).abs() < 1e-9);
+        assert_eq!(summary.phases.len(), 1);
     }
 
     #[test]

@@ -299,6 +299,25 @@ pub enum Check {
         /// Largest number of mebibytes.
         mib: f64,
     },
+    /// After every move of the hot set that lasted so long, 0.95 of it was in DRAM so soon.
+    Changes {
+        /// How many such moves there must be.
+        count: usize,
+        /// Most seconds from the move.
+        within_s: f64,
+    },
+    /// Bytes moved after all moves of the hot set together, over the least possible.
+    ChangesMovedOverLeast {
+        /// Largest ratio.
+        max: f64,
+    },
+    /// Bytes moved in a phase.
+    PhaseMovedAtMost {
+        /// The phase.
+        phase: String,
+        /// Largest number of mebibytes.
+        mib: f64,
+    },
     /// Median throughput at the plateau over the median without the agent.
     ThroughputRatio {
         /// Least ratio.

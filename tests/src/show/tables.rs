@@ -175,6 +175,55 @@ pub(super) fn summary_table(runs: &[RunResult]) -> Vec<String> {
     align(&rows)
 }
 
+/// The moves of the hot set, a row each, and what each phase cost.
+pub(super) fn changes_tables(runs: &[RunResult]) -> Vec<String> {
+    let head = |names: [&str; 8]| vec![names.map(str::to_owned)];
+    let mut moves = head([
+        "move of the hot set",
+        "at",
+        "lasted",
+        "first byte",
+        "50 % after",
+        "95 % after",
+        "moved",
+        "least",
+    ]);
+    let mut phases =
+        vec![["phase", "lasted", "agent CPU", "kdamond CPU", "moved"].map(str::to_owned)];
+    let seconds = |v: Option<f64>| v.map_or("-".to_owned(), |s| format!("{s:.1} s"));
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / MIB);
+    let percent = |share: f64| format!("{:.2} %", share * 100.0);
+    for run in runs {
+        for summary in run.summary.values().filter(|s| !s.changes.is_empty()) {
+            for change in &summary.changes {
+                moves.push([
+                    run.run.clone(),
+                    seconds(Some(change.at_s)),
+                    seconds(Some(change.lasted_s)),
+                    seconds(change.seconds_to_first),
+                    seconds(change.seconds_to_50),
+                    seconds(change.seconds_to_95),
+                    mib(change.moved_bytes),
+                    mib(change.least_bytes),
+                ]);
+            }
+            for (phase, costs) in &summary.phases {
+                phases.push([
+                    format!("{}: {phase}", run.run),
+                    seconds(Some(costs.seconds)),
+                    percent(costs.agent_cpu_share),
+                    percent(costs.kdamond_cpu_share),
+                    mib(costs.moved_bytes),
+                ]);
+            }
+        }
+    }
+    if moves.len() == 1 {
+        return Vec::new();
+    }
+    [align(&moves), align(&phases)].concat()
+}
+
 /// Columns of equal width; the first is aligned to the left, the others to the right.
 fn align<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
     let mut widths = [0; N];

@@ -1,0 +1,161 @@
+//! `lab-plot NAME=RESULT.json… > PICTURE.svg`: the hot set's share in DRAM over time, each run of the
+//! results a picture, each result a line in it.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use plotters::prelude::*;
+use serde::Deserialize;
+
+/// Pixels of one run's picture.
+const SIZE: (u32, u32) = (900, 260);
+/// Blue and orange of Tableau's ten colours (Maureen Stone, 2016), then green and red.
+const COLOURS: [RGBColor; 4] = [
+    RGBColor(242, 142, 43),
+    RGBColor(78, 121, 167),
+    RGBColor(89, 161, 79),
+    RGBColor(225, 87, 89),
+];
+
+/// What is read of a result; see `lab::result`.
+#[derive(Deserialize)]
+struct Lab {
+    runs: Vec<Run>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    run: String,
+    marks: Vec<(f64, String, String)>,
+    series: Vec<Point>,
+}
+
+#[derive(Deserialize)]
+struct Point {
+    t: f64,
+    guests: BTreeMap<String, Guest>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Guest {
+    hot_share: Option<f64>,
+}
+
+impl Run {
+    /// Seconds since the workload was ready, and percent.
+    fn line(&self) -> Vec<(f64, f64)> {
+        let start = self.start();
+        let share = |point: &Point| {
+            let guest = point.guests.values().next()?;
+            Some((point.t - start, 100.0 * guest.hot_share?))
+        };
+        let points = self.series.iter().filter_map(share);
+        points.filter(|(t, _)| *t >= 0.0).collect()
+    }
+
+    /// When the hot set moved.
+    fn moves(&self) -> Vec<f64> {
+        let marks = self.marks.iter();
+        let moved = marks.filter(|(_, mark, _)| mark == "hot-moved");
+        moved.map(|(t, _, _)| t - self.start()).collect()
+    }
+
+    fn start(&self) -> f64 {
+        let mut marks = self.marks.iter();
+        marks
+            .find(|(_, mark, _)| mark == "work-ready")
+            .map_or(0.0, |(t, _, _)| *t)
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match picture(&arguments) {
+        Ok(svg) => {
+            print!("{svg}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("lab-plot: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn picture(arguments: &[String]) -> anyhow::Result<String> {
+    let mut labs = Vec::new();
+    for argument in arguments {
+        let (name, path) = argument
+            .split_once('=')
+            .with_context(|| format!("'{argument}' is not NAME=RESULT.json"))?;
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+        let lab: Lab = serde_json::from_str(&text)
+            .with_context(|| format!("{path} is no result of the lab"))?;
+        labs.push((name, lab));
+    }
+    let Some((_, first)) = labs.first() else {
+        bail!("give NAME=RESULT.json, once or more; the result is what `scripts/lab --json` wrote");
+    };
+    let runs: Vec<&str> = first.runs.iter().map(|run| run.run.as_str()).collect();
+    let mut svg = String::new();
+    {
+        let size = (SIZE.0, SIZE.1 * runs.len() as u32);
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        root.fill(&WHITE)?;
+        for (area, name) in root.split_evenly((runs.len(), 1)).iter().zip(&runs) {
+            let lines: Vec<(&str, &Run)> = labs
+                .iter()
+                .filter_map(|(label, lab)| {
+                    let run = lab.runs.iter().find(|run| run.run == *name)?;
+                    Some((*label, run))
+                })
+                .collect();
+            draw(area, name, &lines)?;
+        }
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+fn draw(area: &Area<'_>, name: &str, lines: &[(&str, &Run)]) -> anyhow::Result<()> {
+    let ends = lines
+        .iter()
+        .filter_map(|(_, run)| run.line().last().copied());
+    let end = ends.map(|(t, _)| t).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .caption(name, ("sans-serif", 16))
+        .margin(10)
+        .x_label_area_size(34)
+        .y_label_area_size(44)
+        .build_cartesian_2d(0.0..end, 0.0..105.0)?;
+    chart
+        .configure_mesh()
+        .x_desc("seconds; dashed: the hot set moves")
+        .y_desc("hot set in DRAM, %")
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .max_light_lines(0)
+        .draw()?;
+    // All runs follow one plan.
+    for at in lines.last().map(|(_, run)| run.moves()).unwrap_or_default() {
+        let line = [(at, 0.0), (at, 105.0)];
+        let style = ShapeStyle::from(&BLACK.mix(0.5));
+        chart.draw_series(DashedLineSeries::new(line, 4, 4, style))?;
+    }
+    for ((label, run), colour) in lines.iter().zip(COLOURS.iter().cycle()) {
+        chart
+            .draw_series(LineSeries::new(run.line(), colour.stroke_width(2)))?
+            .label(*label)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
+    Ok(())
+}
