@@ -52,7 +52,7 @@ use self::{
     clients::Clients,
     control::{Pauser, Request},
     operator_settings::OperatorSettings,
-    pace::Pace,
+    pace::{Pace, Stir},
     page_work::{Done, PageWork},
     qemu::{Answer, Qemu},
     sources::Sources,
@@ -252,9 +252,13 @@ impl Agent {
             return tap.tick().then_some(End::Heard);
         }
         let at_work = self.engine.state() != VmState::Running;
-        let quiet = self.pace.idle.look(at_work, self.engine.moved_bytes(), now);
+        let stir = Stir {
+            moved_bytes: self.engine.moved_bytes(),
+            changes: self.engine.changes(),
+        };
+        let quiet = self.pace.idle.look(at_work, stir, now);
         if let Some(quiet) = quiet {
-            tracing::debug!(vm = self.vm.name, quiet, "sampling");
+            tracing::debug!(vm = self.vm.name, quiet, ?stir, "sampling");
             self.sources.set_quiet(quiet);
         }
         None

@@ -20,13 +20,21 @@ use crate::sample::SampleBatch;
 const SATURATED: f64 = 0.4;
 /// Below this share, and with little in use at all, they may come less often again.
 const CLEAR: f64 = 0.02;
+/// Below this share in use the guest sleeps: what it does when it wakes is not known.
+const ASLEEP: f64 = 0.002;
 /// "Almost every look": a page found used at 17 of 20, about two uses a look. From there on the shares
 /// of pages used twice and ten times as often lie close together.
 const ALMOST: f64 = 0.85;
 /// Batches that must agree before the pace changes: the first one after a change may span both paces.
 const AGREE: u32 = 1;
-/// Aggregations for which a guest at rest is watched in its turn.
-pub const WATCHED_AGGREGATIONS: u32 = 5;
+/// Aggregations for which a guest at rest is watched in its turn at most: a turn ends with its first
+/// report. Short turns often cost as much as long turns seldom, and a change is noticed sooner.
+const WATCHED_AGGREGATIONS: u32 = 5;
+/// Beside a guest at rest, reports come this many times as often as looks would ask for, with at least
+/// [`REST_LOOKS`] looks each.
+const REST_REPORTS: u32 = 4;
+/// See [`REST_REPORTS`].
+const REST_LOOKS: u32 = 4;
 /// Most halvings: an eighth of the regions still tells apart what is a hundred pages long.
 const MAX_HALVINGS: u32 = 3;
 
@@ -46,7 +54,7 @@ pub struct Pace {
 /// For how long to watch, and for how long not to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turns {
-    /// Time to watch.
+    /// Time to watch, if no report comes before.
     pub watch: Duration,
     /// Time to rest after it.
     pub rest: Duration,
@@ -117,16 +125,20 @@ impl PaceKeeper {
     #[must_use]
     pub fn pace(&self) -> Pace {
         if self.is_slow() {
+            // Reports come more often than looks, so that a change is soon noticed. Fewer regions pay for
+            // them.
+            let sampling = self.base.sampling * self.quiet_factor;
+            let reports = self.base.aggregation * self.quiet_factor / REST_REPORTS;
             return Pace {
-                sampling: self.base.sampling * self.quiet_factor,
-                aggregation: self.base.aggregation * self.quiet_factor,
-                ..self.base
+                sampling,
+                aggregation: reports.max(sampling * REST_LOOKS),
+                max_regions: (self.base.max_regions / 4 * 3).max(20),
+                turns: None,
             };
         }
-        let watch = self.base.aggregation * WATCHED_AGGREGATIONS;
         let turns = Turns {
-            watch,
-            rest: watch * self.quiet_factor.saturating_sub(1),
+            watch: self.base.aggregation * WATCHED_AGGREGATIONS,
+            rest: self.base.aggregation * self.quiet_factor.saturating_sub(1),
         };
         Pace {
             sampling: self.quickened(),
@@ -179,6 +191,7 @@ fn wish(batch: &SampleBatch) -> i32 {
     match all {
         all if all <= 0.0 => 0,
         all if saturated / all > SATURATED => 1,
+        all if used / all < ASLEEP => 0,
         all if saturated / all < CLEAR && used / all < CLEAR => -1,
         _ => 0,
     }
@@ -245,13 +258,18 @@ mod tests {
     }
 
     #[test]
-    fn pace_when_the_guest_falls_idle_goes_back_to_the_base() {
+    fn pace_when_little_is_in_use_goes_back_to_the_base_and_stays_while_the_guest_sleeps() {
         let mut keeper = keeper();
         for _ in 0..100 {
             keeper.observe(&batch(80));
         }
+        let quickened = keeper.pace();
         for _ in 0..100 {
-            keeper.observe(&batch(0));
+            assert_eq!(keeper.observe(&batch(0)), None);
+        }
+        assert_eq!(keeper.pace(), quickened);
+        for _ in 0..100 {
+            keeper.observe(&batch(1));
         }
         assert_eq!(keeper.pace(), self::keeper().pace());
     }
@@ -275,7 +293,7 @@ mod tests {
         }
         let turns = Turns {
             watch: Duration::from_secs(2),
-            rest: Duration::from_secs(8),
+            rest: Duration::from_millis(1600),
         };
         let quickened = Pace {
             sampling: Duration::from_micros(2500),
@@ -294,10 +312,10 @@ mod tests {
     }
 
     #[test]
-    fn pace_when_quiet_and_idle_again_goes_back_to_slow_looks() {
+    fn pace_when_quiet_and_little_is_in_use_again_goes_back_to_slow_looks() {
         let mut keeper = keeper();
         keeper.set_quiet(true);
-        for used in [80, 0] {
+        for used in [80, 1] {
             for _ in 0..100 {
                 keeper.observe(&batch(used));
             }
@@ -322,14 +340,14 @@ mod tests {
     }
 
     #[test]
-    fn pace_when_quiet_is_slower_with_as_many_looks_a_report() {
+    fn pace_when_quiet_is_slower_with_a_quarter_of_the_looks_a_report() {
         let mut keeper = keeper();
         keeper.set_quiet(true);
         let pace = keeper.pace();
         assert_eq!(
             (pace.sampling.as_millis(), pace.aggregation.as_millis()),
-            (100, 2000)
+            (100, 500)
         );
-        assert_eq!(pace.max_regions, 2000);
+        assert_eq!(pace.max_regions, 1500);
     }
 }

@@ -321,6 +321,12 @@ impl VmEngine {
         self.mover.totals.promoted_bytes + self.mover.totals.demoted_bytes
     }
 
+    /// How often the guest's accesses turned to slow pages: each time it is worth a closer look.
+    #[must_use]
+    pub const fn changes(&self) -> u64 {
+        self.evidence.changes()
+    }
+
     /// Bytes that the heaps take.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {

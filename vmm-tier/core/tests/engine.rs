@@ -78,6 +78,32 @@ fn hot_set_when_it_shifts_is_followed() {
 }
 
 #[test]
+fn hot_set_when_it_shifts_after_a_long_rest_is_followed_at_once() {
+    let mut lab = Lab::new(gups(4096, 1000), settings());
+    let observe = |lab: &mut Lab, hot: &std::ops::Range<u32>| {
+        // As slow looks find it: cold pages are used now and then, too.
+        lab.observe(|frame| if hot.contains(&frame) { 20.0 } else { 4.0 });
+    };
+    let (old, new) = (3776..4096, 2000..2320);
+    for _ in 0..150 {
+        observe(&mut lab, &old);
+    }
+    // The first seconds, when the hot set lay on the slow node, were nothing new.
+    assert_eq!(lab.engine.changes(), 0);
+    let moved = lab.moved();
+    for _ in 0..4 {
+        observe(&mut lab, &new);
+    }
+    assert_eq!(lab.engine.changes(), 1);
+    let on_fast = |frames: std::ops::Range<u32>| {
+        let frames = lab.kernel.frames[frames.start as usize..frames.end as usize].iter();
+        frames.filter(|&&node| node == Some(FAST)).count()
+    };
+    assert_eq!(on_fast(new), 320);
+    assert!(lab.moved() - moved <= 2 * 320 * BASE_PAGE);
+}
+
+#[test]
 fn huge_pages_when_hot_move_whole() {
     let mut kernel = gups(8 * 512, 2 * 512);
     kernel.huge = (0..8).map(|i| i * 512).collect();

@@ -9,8 +9,11 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 const REST_TICK: Duration = Duration::from_secs(1);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
-/// After this time without a move the guest is watched less closely.
+/// After this time without a move or a change the guest is watched less closely.
 const REST: Duration = Duration::from_secs(5);
+/// Fewer bytes than these do not keep the guest from rest: single pages near the border between hot and
+/// cold change places now and then for as long as the guest runs.
+const STIRRING_BYTES: u64 = 1 << 20;
 
 /// See the [module](self).
 pub(super) struct Pace {
@@ -69,9 +72,18 @@ impl Pace {
     }
 }
 
-/// Whether the guest is at rest: nothing was moved for a while, so it is watched less closely.
+/// What keeps a guest from rest, or ends its rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stir {
+    /// Bytes moved so far.
+    pub(super) moved_bytes: u64,
+    /// Changes of what the guest accesses, noticed so far.
+    pub(super) changes: u64,
+}
+
+/// Whether the guest is at rest: nothing stirred for a while, so it is watched less closely.
 pub(super) struct Idle {
-    moved_bytes: u64,
+    last: Stir,
     since: Instant,
     now: bool,
 }
@@ -79,17 +91,21 @@ pub(super) struct Idle {
 impl Idle {
     pub(super) const fn new(now: Instant) -> Self {
         Self {
-            moved_bytes: 0,
+            last: Stir {
+                moved_bytes: 0,
+                changes: 0,
+            },
             since: now,
             now: false,
         }
     }
 
-    /// Takes note of the bytes moved so far, and of whether there is work even so (the source still
+    /// Takes note of what stirred so far, and of whether there is work even so (the source still
     /// learns about the guest). Returns the new answer when it changes.
-    pub(super) fn look(&mut self, at_work: bool, moved_bytes: u64, now: Instant) -> Option<bool> {
-        if at_work || moved_bytes != self.moved_bytes {
-            self.moved_bytes = moved_bytes;
+    pub(super) fn look(&mut self, at_work: bool, stir: Stir, now: Instant) -> Option<bool> {
+        let moved_bytes = stir.moved_bytes.saturating_sub(self.last.moved_bytes);
+        if at_work || moved_bytes >= STIRRING_BYTES || stir.changes != self.last.changes {
+            self.last = stir;
             self.since = now;
         }
         let quiet = now.duration_since(self.since) >= REST;
@@ -105,13 +121,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quiet_when_nothing_moved_for_a_while_begins_and_ends_with_a_move() {
+    fn quiet_when_nothing_stirs_for_a_while_begins_and_ends_with_moves_or_a_change() {
         let start = Instant::now();
         let mut quiet = Idle::new(start);
-        assert_eq!(quiet.look(true, 0, start + REST), None, "still learning");
-        assert_eq!(quiet.look(false, 0, start + REST), None);
-        assert_eq!(quiet.look(false, 0, start + 2 * REST), Some(true));
-        assert_eq!(quiet.look(false, 0, start + 3 * REST), None, "said before");
-        assert_eq!(quiet.look(false, 4096, start + 3 * REST), Some(false));
+        let still = Stir::default();
+        assert_eq!(
+            quiet.look(true, still, start + REST),
+            None,
+            "still learning"
+        );
+        assert_eq!(quiet.look(false, still, start + REST), None);
+        assert_eq!(quiet.look(false, still, start + 2 * REST), Some(true));
+        assert_eq!(
+            quiet.look(false, still, start + 3 * REST),
+            None,
+            "said before"
+        );
+        let page = Stir {
+            moved_bytes: 4096,
+            ..still
+        };
+        assert_eq!(quiet.look(false, page, start + 3 * REST), None, "one page");
+        let moved = Stir {
+            moved_bytes: STIRRING_BYTES,
+            ..still
+        };
+        assert_eq!(quiet.look(false, moved, start + 3 * REST), Some(false));
+        assert_eq!(quiet.look(false, moved, start + 4 * REST), Some(true));
+        let changed = Stir {
+            changes: 1,
+            ..moved
+        };
+        assert_eq!(quiet.look(false, changed, start + 5 * REST), Some(false));
     }
 }

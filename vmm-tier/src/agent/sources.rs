@@ -8,7 +8,6 @@ use std::{
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tier_core::{
-    damon_pace::WATCHED_AGGREGATIONS,
     engine::{Event, SourceStats, VmEngine},
     map::GuestMemoryMap,
     moves::{MoveReport, Outcome},
@@ -116,7 +115,8 @@ impl Sources {
     ) -> std::io::Result<Self> {
         let (out, reports) = bounded(QUEUE);
         let slowest = setup.damon.aggregation;
-        let at_rest = slowest * WATCHED_AGGREGATIONS * setup.quiet_factor;
+        // Twice the time of a turn: a turn may come to nothing.
+        let at_rest = slowest * setup.quiet_factor * 2;
         let kinds: Vec<_> = candidates.iter().map(|candidate| candidate.kind).collect();
         let mut threads = BTreeMap::new();
         for Candidate { kind, open } in candidates {

@@ -142,7 +142,9 @@ fn family_when_described_keeps_the_rules_of_names() {
         let unique: HashSet<_> = labels.iter().collect();
         assert_eq!(unique.len(), labels.len(), "{name}: {labels:?}");
         assert!(
-            labels.iter().all(|label| is_word(label) && *label != DOMAIN),
+            labels
+                .iter()
+                .all(|label| is_word(label) && *label != DOMAIN),
             "{name}: {labels:?}"
         );
         assert!(!help.is_empty() && !help.contains('\n'), "{name}: {help}");

@@ -125,6 +125,7 @@ impl Source for Damon {
         let mut poll = source.poll(timeout)?;
         let mut changed = None;
         for batch in &mut poll.batches {
+            self.turn.report();
             batch.settled = self.pace.is_settled(batch);
             changed = self.pace.observe(batch).or(changed);
         }

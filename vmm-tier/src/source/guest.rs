@@ -309,6 +309,7 @@ impl Source for GuestAgent {
         let mut batches = self.peer.take_batches(now, &self.map);
         let mut changed = false;
         for batch in batches.iter_mut().filter(|batch| batch.tests > 0) {
+            self.turn.report();
             batch.settled = self.pace.is_settled(batch);
             changed |= self.pace.observe(batch).is_some();
         }

@@ -9,6 +9,8 @@ use tier_core::damon_pace::Turns;
 pub(super) struct Turn {
     resting: bool,
     since: Instant,
+    /// A report came while the source watched.
+    reported: bool,
 }
 
 impl Turn {
@@ -17,7 +19,13 @@ impl Turn {
         Self {
             resting: false,
             since: Instant::now(),
+            reported: false,
         }
+    }
+
+    /// A report came: it is what the source watches for, in turns.
+    pub(super) const fn report(&mut self) {
+        self.reported = true;
     }
 
     pub(super) const fn is_resting(self) -> bool {
@@ -31,7 +39,7 @@ impl Turn {
         let resting = match turns {
             None => false,
             Some(turns) if self.resting => elapsed < turns.rest,
-            Some(turns) => elapsed >= turns.watch,
+            Some(turns) => self.reported || elapsed >= turns.watch,
         };
         let changed = resting != self.resting;
         if changed || turns.is_none() {
@@ -90,6 +98,24 @@ mod tests {
             rest: none,
         };
         assert!(turn.advance(Some(rested)) && !turn.is_resting());
+    }
+
+    #[test]
+    fn turn_when_a_report_came_gives_way_to_a_rest() {
+        let long = Duration::from_secs(1000);
+        let turns = Turns {
+            watch: long,
+            rest: long,
+        };
+        let mut turn = Turn::watch();
+        turn.report();
+        assert!(turn.advance(Some(turns)) && turn.is_resting());
+
+        // What was reported before there were turns ends none.
+        let mut turn = Turn::watch();
+        turn.report();
+        assert!(!turn.advance(None));
+        assert!(!turn.advance(Some(turns)) && !turn.is_resting());
     }
 
     #[test]

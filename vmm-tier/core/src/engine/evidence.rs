@@ -4,12 +4,14 @@
 //!  batch ─► sources (account, scale) ─► intake ─► heaps (heat of each page)
 //!                                         ├─────► access_stats (all pages together)
 //!                                         ├─────► half_life    (how fast counts are forgotten)
+//!                                         ├─────► change       (whether they turned to slow pages)
 //!                                         └─────► bias         (how differently the tiers are seen)
 //!            heat of a sample of pages, each second ─► expected_heat (what a count says of a page)
 //! ```
 
 pub(crate) mod access_stats;
 pub(crate) mod bias;
+mod change;
 pub(crate) mod expected_heat;
 pub(crate) mod half_life;
 mod intake;
@@ -20,6 +22,7 @@ use std::time::Duration;
 use self::{
     access_stats::AccessStats,
     bias::{Bias, TierBias},
+    change::{ChangeDetector, Looks},
     expected_heat::ExpectedHeat,
     half_life::HalfLife,
     intake::{Intake, Terms},
@@ -42,6 +45,7 @@ pub(super) struct Evidence {
     pub(super) bias: Bias,
     expected_heat: ExpectedHeat,
     half_life: HalfLife,
+    change: ChangeDetector,
     /// Time for which the believed source has watched with a settled pace.
     observed: Duration,
     /// Whether the last batch told hot from warm.
@@ -56,6 +60,7 @@ impl Evidence {
             bias: Bias::default(),
             expected_heat: ExpectedHeat::default(),
             half_life: HalfLife::new(half_life),
+            change: ChangeDetector::default(),
             observed: Duration::ZERO,
             settled: false,
         }
@@ -94,6 +99,7 @@ impl Evidence {
         self.expected_heat.clear();
         self.bias.forget_pages();
         self.half_life.forget_pages();
+        self.change.forget();
     }
 
     /// Accounts for a batch that is not used.
@@ -124,6 +130,7 @@ impl Evidence {
             at,
             scale: scale.counts as f32,
             is_believed: self.sources.main == Some(source),
+            looks: (batch.tests > 0).then(|| batch.looks()),
         };
         // A source that tests pages reads what is written alike for all memory: it has no bias.
         let may_be_biased = terms.is_believed && batch.tests == 0;
@@ -163,10 +170,31 @@ impl Evidence {
             }
         }
         self.stats.observe(batch, at, share);
+        if batch.tests > 0 {
+            let looks = Looks {
+                pages: pages.heap.len(Placement::Fast) + pages.heap.len(Placement::Slow),
+                every: batch.span / batch.tests,
+            };
+            if self.change.observe(intake.fast_use, intake.slow_use, looks) {
+                self.doubt(now, pages);
+            }
+        }
         self.settled = batch.settled;
         if batch.settled {
             self.observed = self.observed.saturating_add(batch.span);
         }
+    }
+
+    /// The guest does something else: all that was counted before weighs as a single look.
+    fn doubt(&mut self, now: Time, pages: &mut GuestPages) {
+        let kept = self.stats.share_of_one_look(now);
+        pages.heap.scale(now, kept);
+        self.stats.forget(kept);
+    }
+
+    /// How often the guest's accesses turned to slow pages.
+    pub(super) const fn changes(&self) -> u64 {
+        self.change.noticed()
     }
 
     /// Takes the half-life that predicts best, and looks at some pages' counts, if either is due.
@@ -211,8 +239,9 @@ impl Evidence {
     }
 
     /// The source that is believed from now on.
-    pub(super) const fn believe(&mut self, source: Option<SourceKind>) {
+    pub(super) fn believe(&mut self, source: Option<SourceKind>) {
         self.sources.main = source;
+        self.change.forget();
     }
 
     /// Says which account is wrong, if any is.
@@ -226,6 +255,10 @@ impl Evidence {
             None if !self.expected_heat.is_valid() => {
                 Err("the spread of heats is no distribution".to_owned())
             }
+            None if !self.change.is_valid() => Err(format!(
+                "a change of the guest can't be told from noise: {:?}",
+                self.change
+            )),
             None => Ok(()),
         }
     }

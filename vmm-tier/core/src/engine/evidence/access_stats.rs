@@ -149,6 +149,13 @@ impl AccessStats {
         significance::of_shares(hot, cold, self.looks / self.decay.boost(now))
     }
 
+    /// The share of all that was counted that weighs as a single look, for a source that tests pages. At
+    /// most 1.
+    pub(crate) fn share_of_one_look(&self, now: Time) -> f64 {
+        // Where nothing was counted there is nothing to forget.
+        (self.decay.boost(now) / self.looks).min(1.0)
+    }
+
     /// Plain counts behind one decayed count of a source that counts accesses.
     pub(crate) fn plain_counts(&self, now: Time) -> f64 {
         let seconds = self.seconds / self.decay.boost(now);

@@ -29,6 +29,20 @@ pub(super) struct Terms {
     pub(super) scale: f32,
     /// Whether their source is the believed source.
     pub(super) is_believed: bool,
+    /// Looks at each page, for a source that tests pages.
+    pub(super) looks: Option<f64>,
+}
+
+impl Terms {
+    /// What a weight says of a page's use, for a source that tests pages: accesses a look, as in
+    /// [`AccessStats::rate`]. Pages that are found used at most looks differ little in their counts.
+    ///
+    /// [`AccessStats::rate`]: super::access_stats::AccessStats::rate
+    fn use_of(&self, weight: f32) -> Option<f64> {
+        let looks = self.looks?;
+        let count = f64::from(weight) / f64::from(self.scale);
+        Some(-(-(count.min(looks) / (looks + 1.0))).ln_1p())
+    }
 }
 
 /// What became of the samples of a batch.
@@ -42,14 +56,23 @@ pub(super) struct Taken {
     pub(super) fast: f64,
     /// Counts of the slow tier's pages.
     pub(super) slow: f64,
+    /// Use of the fast tier's pages, in accesses a look; 0 for a source that counts accesses.
+    pub(super) fast_use: f64,
+    /// The same of the slow tier's pages.
+    pub(super) slow_use: f64,
     /// Addresses of pages whose placement is not known.
     pub(super) unplaced: Vec<Hva>,
 }
 
 impl Taken {
-    fn count(&mut self, touched: Touched, weight: f32) {
-        self.fast += f64::from(touched.fast) * f64::from(weight);
-        self.slow += f64::from(touched.slow) * f64::from(weight);
+    fn count(&mut self, touched: Touched, weight: f32, terms: &Terms) {
+        let (fast, slow) = (f64::from(touched.fast), f64::from(touched.slow));
+        self.fast += fast * f64::from(weight);
+        self.slow += slow * f64::from(weight);
+        if let Some(each) = terms.use_of(weight) {
+            self.fast_use += fast * each;
+            self.slow_use += slow * each;
+        }
     }
 }
 
@@ -110,7 +133,7 @@ impl<'a> Intake<'a> {
         }
         for (weight, ids) in std::mem::take(&mut self.singles) {
             let touched = self.pages.heap.sample_batch(self.terms.at, &ids, weight);
-            self.taken.count(touched, weight);
+            self.taken.count(touched, weight, &self.terms);
             if touched.pages() < ids.len() as u32 {
                 self.find_unplaced(ids.into_iter());
             }
@@ -155,7 +178,7 @@ impl<'a> Intake<'a> {
             }
             let heap = &mut self.pages.heap;
             let touched = heap.sample_run(self.terms.at, ids.clone(), weight * share);
-            self.taken.count(touched, weight * share);
+            self.taken.count(touched, weight * share, &self.terms);
             let is_whole = touched.pages() == ids.end - ids.start;
             if !is_whole && self.taken.unplaced.len() < URGENT_PER_BATCH {
                 // One page of a run is enough: the kernel is asked for all that is around it.

@@ -58,6 +58,9 @@ crate::report! {
         /// How differently the source sees the tiers; absent for a source that reads page tables, which
         /// sees them alike.
         pub tier_bias: Option<TierBias>,
+        /// Times that the guest's accesses turned to slow pages, which ends its rest.
+        #[metric(counter = "access_changes", since = "the agent's start")]
+        pub changes: u64,
         /// Bytes promoted; each page's place was verified.
         #[metric(counter = "promoted_bytes", since = "the agent's start")]
         pub promoted_bytes: u64,
@@ -129,6 +132,7 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         ],
         hit_ratio: evidence.stats.hit_ratio(),
         tier_bias: evidence.tier_bias(),
+        changes: evidence.changes(),
         promoted_bytes: mover.totals.promoted_bytes,
         demoted_bytes: mover.totals.demoted_bytes,
         failed: mover.totals.failed.clone(),
