@@ -1,11 +1,13 @@
 //! How soon an agent obeys beside a QEMU that is slow or says nothing, and what it costs beside a guest
-//! that rests.
+//! that rests. One of these guests has 64 GiB in 4 KiB pages: a file of 1 GiB, mapped 64 times.
 //!
 //! QEMU is played. Each figure of the first table is of an agent of its own, which is just asking QEMU
 //! for the guest's layout. `VMM_TIER_PROGRAM` names another build to measure.
 
 #[path = "../tests/played/mod.rs"]
 mod played;
+#[path = "../tests/played/ring.rs"]
+mod ring;
 
 use std::{
     env, fs,
@@ -14,10 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use played::{Agent, Qemu, event};
+use played::{Agent, MIB, Qemu, event};
 use qmp::{Client, client};
+use ring::{SoftPmu, physical};
 use serde_json::json;
 use tier_sys::process::ProcessHandle;
+use vm_memory::{Bytes as _, FileOffset, MmapRegion, VolatileMemory as _};
+
+const GIB: u64 = 1 << 30;
 
 /// How long a slow QEMU takes for each command.
 const SLOW: Duration = Duration::from_secs(2);
@@ -71,8 +77,46 @@ fn main() {
     }
     println!("\n{:<28} {:>14}", "agent beside a guest", "of one core");
     for (name, order) in [("paused", Some("tier-pause")), ("without a source", None)] {
-        println!("{name:<28} {:>12.3} %", cpu(order) * 100.0);
+        let share = cpu(&Qemu::new(), "", order, thread::sleep);
+        println!("{name:<28} {:>12.3} %", share * 100.0);
     }
+    match at_rest() {
+        Some(share) => println!("{:<28} {:>12.3} %", "at rest, of 64 GiB", share * 100.0),
+        None => println!("SKIPPED: frame numbers are for root only"),
+    }
+}
+
+/// The share of a core that an agent takes beside a guest of 64 GiB in 4 KiB pages, while a source
+/// delivers 1000 samples a second of some of them.
+fn at_rest() -> Option<f64> {
+    let file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
+    file.set_len(GIB).expect("a file in memory");
+    let file = Arc::new(file);
+    let regions: Vec<MmapRegion> = (0..64)
+        .map(|_| {
+            let file = FileOffset::from_arc(Arc::clone(&file), 0);
+            let region = MmapRegion::from_file(file, GIB as usize).expect("room for addresses");
+            let slice = region.as_volatile_slice();
+            for page in (0..GIB as usize).step_by(4096) {
+                slice.write_obj(1_u8, page).expect("within the region");
+            }
+            region
+        })
+        .collect();
+    let dimms = regions.iter().map(|region| (region.as_ptr() as u64, GIB));
+    let qemu = Arc::new(Qemu::with_dimms(dimms.collect()));
+    let folder = tempfile::tempdir().expect("a folder");
+    let pages = physical((0..10).map(|page| qemu.base() + page * 4096))?;
+    let mut pmu = SoftPmu::new(folder.path());
+    let more = format!("[source]\nkind = 'ibs={}'\n", pmu.path.display());
+    let deliver = |time: Duration| {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            pmu.write(&pages);
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    Some(cpu(&qemu, &more, None, deliver))
 }
 
 /// An agent that asks `qemu` for the layout, once QEMU has its manner.
@@ -132,19 +176,21 @@ fn until_ended(agent: &Agent) -> Duration {
     begin.elapsed()
 }
 
-/// The share of a core that an agent takes after `order`.
-fn cpu(order: Option<&str>) -> f64 {
-    let folder = tempfile::tempdir().expect("a folder");
-    let qemu = Qemu::new();
+/// The share of a core that an agent with `more` in its configuration takes after `order`, once it knows
+/// where all of the guest's memory lies; `pass` lets time pass.
+fn cpu(qemu: &Arc<Qemu>, more: &str, order: Option<&str>, mut pass: impl FnMut(Duration)) -> f64 {
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
     let _server = qemu.serve(&folder.path().join("qmp"));
-    let mut agent = Agent::start(folder);
-    agent.ask_until(|reply| reply["tiers"][0]["bytes"] != 0);
+    let mut agent = Agent::start_in(folder, more);
+    // The guest's first MiB is not all RAM.
+    let bytes = 31 * MIB + qemu.more_dimms.iter().map(|dimm| dimm.1).sum::<u64>();
+    agent.ask_until(|reply| reply["tiers"][0]["bytes"].as_u64() >= Some(bytes));
     if let Some(order) = order {
         agent.ask(order, None);
     }
-    thread::sleep(WARM_UP);
+    pass(WARM_UP);
     let (before, begin) = (cpu_time(agent.pid()), Instant::now());
-    thread::sleep(MEASURED);
+    pass(MEASURED);
     (cpu_time(agent.pid()) - before).as_secs_f64() / begin.elapsed().as_secs_f64()
 }
 

@@ -72,11 +72,18 @@ pub struct Qemu {
     pub migration: Mutex<Option<&'static str>>,
     /// A DIMM of 4 MiB at 4 GiB is plugged.
     pub has_dimm: AtomicBool,
+    /// DIMMs behind it: first address here, and length.
+    pub more_dimms: Vec<(u64, u64)>,
 }
 
 impl Qemu {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with_dimms(Vec::new()))
+    }
+
+    /// A QEMU whose guest has more memory: first address here, and length.
+    pub fn with_dimms(more_dimms: Vec<(u64, u64)>) -> Self {
+        Self {
             ram: vec![1_u8; 40 << 20],
             hangs: AtomicBool::new(false),
             delay: Mutex::new(Duration::ZERO),
@@ -85,7 +92,8 @@ impl Qemu {
             status: Mutex::new("running"),
             migration: Mutex::new(None),
             has_dimm: AtomicBool::new(false),
-        })
+            more_dimms,
+        }
     }
 
     pub fn base(&self) -> u64 {
@@ -93,11 +101,16 @@ impl Qemu {
     }
 
     /// First address in the guest, first address here, length and name of each block.
-    fn blocks(&self) -> Vec<(u64, u64, u64, &'static str)> {
+    fn blocks(&self) -> Vec<(u64, u64, u64, String)> {
         let base = self.base();
-        let mut blocks = vec![(0, base, 32 * MIB, "pc.ram")];
-        if self.has_dimm.load(Ordering::Relaxed) {
-            blocks.push((4096 * MIB, base + 32 * MIB, 4 * MIB, "dimm0"));
+        let mut blocks = vec![(0, base, 32 * MIB, "pc.ram".to_owned())];
+        let first = (base + 32 * MIB, 4 * MIB);
+        let has_dimm = self.has_dimm.load(Ordering::Relaxed);
+        let dimms = has_dimm.then_some(&first).into_iter();
+        let mut gpa = 4096 * MIB;
+        for (n, &(hva, len)) in dimms.chain(&self.more_dimms).enumerate() {
+            blocks.push((gpa, hva, len, format!("dimm{n}")));
+            gpa += len.next_multiple_of(1024 * MIB);
         }
         blocks
     }
@@ -155,7 +168,7 @@ impl Qemu {
             "query-name" => json!({"name": "played"}),
             "query-memory-devices" => blocks[1..]
                 .iter()
-                .map(|&(addr, _, size, id)| {
+                .map(|(addr, _, size, id)| {
                     let memdev = format!("/objects/{id}");
                     json!({"type": "dimm", "data": {
                         "id": id, "addr": addr, "size": size, "slot": 0, "node": 0,

@@ -435,22 +435,31 @@ fn agent_when_all_is_in_use_and_nothing_is_to_be_done_looks_in_turns() {
     let Some(turns) = rig.host.pace.pace().turns else {
         panic!("{:?}", rig.host.pace);
     };
-    let mut wishes = Vec::new();
-    for over in [turns.watch, turns.rest] {
-        rig.said();
-        let Some(since) = Instant::now().checked_sub(over) else {
-            eprintln!("SKIPPED: this machine has only just begun");
-            return;
-        };
-        rig.host.turn.set_since(since);
+    let wishes = |rig: &mut Rig| -> Vec<bool> {
         rig.poll();
         rig.poll();
-        wishes.extend(rig.said().into_iter().filter_map(|said| match said {
+        let said = rig.said().into_iter();
+        said.filter_map(|said| match said {
             Message::Wish(wish) => Some(wish.is_rest()),
             _ => None,
-        }));
-    }
-    assert_eq!(wishes, [true, false]);
+        })
+        .collect()
+    };
+    // A turn ends with its first report.
+    assert_eq!(wishes(&mut rig).last(), Some(&true));
+    let Some(since) = Instant::now().checked_sub(turns.rest) else {
+        eprintln!("SKIPPED: this machine has only just begun");
+        return;
+    };
+    rig.host.turn.set_since(since);
+    assert_eq!(wishes(&mut rig), [false]);
+    // Without a report it ends, too.
+    let Some(since) = Instant::now().checked_sub(turns.watch) else {
+        eprintln!("SKIPPED: this machine has only just begun");
+        return;
+    };
+    rig.host.turn.set_since(since);
+    assert_eq!(wishes(&mut rig), [true]);
 }
 
 #[test]
