@@ -13,7 +13,7 @@
 //! For a source that tests pages. A source that counts accesses sees a change from rest as soon as at work:
 //! in the lab, a scattered hot set is in DRAM 0.5 to 1.6 s after it moved.
 //!
-//! Worth in the lab: a hot set that moved is in DRAM after 2 to 7 s instead of 17 s and more
+//! Worth in the lab: a hot set that moved is in DRAM after 2 to 10 s instead of 17 s and more
 //! (docs/results/lab.md). A replay can't tell: its source counts accesses and never rests.
 
 use std::{collections::BTreeMap, time::Duration};
