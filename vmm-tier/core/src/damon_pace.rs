@@ -35,6 +35,8 @@ const WATCHED_AGGREGATIONS: u32 = 5;
 const REST_REPORTS: u32 = 4;
 /// See [`REST_REPORTS`].
 const REST_LOOKS: u32 = 4;
+/// No pace has fewer regions at most.
+const LEAST_REGIONS: u64 = 20;
 /// Most halvings: an eighth of the regions still tells apart what is a hundred pages long.
 const MAX_HALVINGS: u32 = 3;
 
@@ -132,7 +134,7 @@ impl PaceKeeper {
             return Pace {
                 sampling,
                 aggregation: reports.max(sampling * REST_LOOKS),
-                max_regions: (self.base.max_regions / 4 * 3).max(20),
+                max_regions: (self.base.max_regions / 4 * 3).max(LEAST_REGIONS),
                 turns: None,
             };
         }
@@ -144,7 +146,7 @@ impl PaceKeeper {
             sampling: self.quickened(),
             // Reports keep coming as they did: more looks each, not more reports.
             aggregation: self.base.aggregation,
-            max_regions: (self.base.max_regions >> self.halvings).max(20),
+            max_regions: (self.base.max_regions >> self.halvings).max(LEAST_REGIONS),
             turns: Some(turns).filter(|turns| self.quiet && !turns.rest.is_zero()),
         }
     }

@@ -126,11 +126,13 @@ impl Evidence {
             pages.heap.scale(now, factor);
             self.stats.scale(factor);
         }
+        let is_believed = self.sources.main == Some(source);
+        let looks = (is_believed && batch.tests > 0).then(|| batch.looks());
         let terms = Terms {
             at,
             scale: scale.counts as f32,
-            is_believed: self.sources.main == Some(source),
-            looks: (batch.tests > 0).then(|| batch.looks()),
+            is_believed,
+            looks,
         };
         // A source that tests pages reads what is written alike for all memory: it has no bias.
         let may_be_biased = terms.is_believed && batch.tests == 0;
@@ -169,7 +171,7 @@ impl Evidence {
                 }
             }
         }
-        self.stats.observe(batch, at, share);
+        self.stats.observe(batch, looks, at, share);
         if batch.tests > 0 {
             let looks = Looks {
                 pages: pages.heap.len(Placement::Fast) + pages.heap.len(Placement::Slow),
@@ -187,9 +189,13 @@ impl Evidence {
 
     /// The guest does something else: all that was counted before weighs as a single look.
     fn doubt(&mut self, now: Time, pages: &mut GuestPages) {
-        let kept = self.stats.share_of_one_look(now);
-        pages.heap.scale(now, kept);
-        self.stats.forget(kept);
+        self.keep(self.stats.share_of_one_look(now), now, pages);
+    }
+
+    /// Keeps this share of all that was counted.
+    fn keep(&mut self, share: f64, now: Time, pages: &mut GuestPages) {
+        pages.heap.scale(now, share);
+        self.stats.forget(share);
     }
 
     /// How often the guest's accesses turned to slow pages.
@@ -217,8 +223,7 @@ impl Evidence {
         // with the smallest DRAM there; on the recorded programs it costs 0.4.
         let kept = half_life.div_duration_f64(old);
         if kept < 1.0 {
-            pages.heap.scale(now, kept);
-            self.stats.forget(kept);
+            self.keep(kept, now, pages);
         }
         pages.heap.set_half_life(half_life, now);
         self.stats.set_half_life(half_life, now);

@@ -12,6 +12,16 @@ use crate::{
     time::Time,
 };
 
+/// Accesses a look of a page that `count` of `looks` looks found used, however often it was.
+///
+/// For accesses that come at random (Poisson) with λ a look, a share p = 1 − e^(−λ) of n looks finds one,
+/// hence λ = −ln(1 − p). With p estimated as count / (n + 1), a page found used at every look has
+/// λ = ln(n + 1): it was used at least so often that none of n looks missed it.
+pub(super) fn accesses_a_look(count: f64, looks: f64) -> f64 {
+    let share = count.min(looks) / (looks + 1.0);
+    -(-share).ln_1p()
+}
+
 /// How observed accesses fell on the tiers, decayed, and how much of the guest was observed.
 #[derive(Debug)]
 pub(crate) struct AccessStats {
@@ -77,16 +87,17 @@ impl AccessStats {
         }
     }
 
-    /// Takes note of a batch: how long it watched, how often it looked at each page, and the share of
-    /// the guest that it spoke for.
-    pub(crate) fn observe(&mut self, batch: &SampleBatch, at: Time, share: f64) {
+    /// Takes note of a batch: how long it watched, how often it looked at each page (not at all where it
+    /// counts accesses), and the share of the guest that it spoke for.
+    pub(crate) fn observe(
+        &mut self,
+        batch: &SampleBatch,
+        looks: Option<f64>,
+        at: Time,
+        share: f64,
+    ) {
         let boost = self.decay.boost(at);
-        // A source that counts accesses looks at nothing.
-        self.looks += if batch.tests > 0 {
-            batch.looks() * boost
-        } else {
-            0.0
-        };
+        self.looks += looks.unwrap_or(0.0) * boost;
         self.seconds += batch.span.as_secs_f64() * boost;
         self.period = batch.period.max(1) as f64;
         let dropped = |reason| batch.account.dropped.get(&reason).copied().unwrap_or(0);
@@ -112,10 +123,8 @@ impl AccessStats {
     /// A source that counts accesses counts them for each 4 KiB, so a page has those of all its frames,
     /// each standing for as many accesses as the source's period says.
     ///
-    /// A source that tests pages finds a page as a whole used or not, whatever its size and however
-    /// often. For accesses that come at random (Poisson) with λ a look, a share p = 1 − e^(−λ) of n
-    /// looks finds one, hence λ = −ln(1 − p). With p estimated as count / (n + 1), a page found used at
-    /// every look has λ = ln(n + 1): it was used at least so often that none of n looks missed it.
+    /// A source that tests pages finds a page as a whole used or not, whatever its size:
+    /// [`accesses_a_look`].
     pub(crate) fn rate(&self, count: f64, bytes: u64, now: Time) -> f64 {
         self.rates(now)(count, bytes)
     }
@@ -132,8 +141,7 @@ impl AccessStats {
             if looks <= 0.0 {
                 return count * period * addr::frames(bytes) / seconds;
             }
-            let share = count.min(looks) / (looks + 1.0);
-            -(-share).ln_1p() * looks / seconds
+            accesses_a_look(count, looks) * looks / seconds
         }
     }
 
@@ -232,7 +240,7 @@ mod tests {
                 account,
             };
             let mut stats = AccessStats::new(Duration::from_secs(10), Time(0));
-            stats.observe(&batch, batch.end, 1.0);
+            stats.observe(&batch, None, batch.end, 1.0);
             stats.rate(10.0, BASE_PAGE, batch.end)
         };
         assert!((rate_with(0, 0) - 1000.0).abs() < 1e-6);

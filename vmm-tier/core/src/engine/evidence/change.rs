@@ -170,35 +170,29 @@ impl ChangeDetector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     const LOOKS: Looks = Looks {
         pages: 10_000,
         every: Duration::from_millis(200),
     };
 
-    /// Pseudo-random numbers, roughly normal with mean 0 and deviation 1: twelve uniform numbers.
-    fn noise(state: &mut u64) -> f64 {
-        let mut sum = 0.0;
-        for _ in 0..12 {
-            *state ^= *state << 13;
-            *state ^= *state >> 7;
-            *state ^= *state << 17;
-            sum += (*state >> 11) as f64 / (1_u64 << 53) as f64;
-        }
-        sum - 6.0
+    /// Random numbers, roughly normal with mean 0 and deviation 1: twelve uniform numbers.
+    fn noise(random: &mut Random) -> f64 {
+        (0..12).map(|_| random.share()).sum::<f64>() - 6.0
     }
 
     /// Feeds `reports` reports with the slow share `x` under noise of deviation `sigma`; returns after how
     /// many a change was noticed first.
     fn feed(
         detector: &mut ChangeDetector,
-        state: &mut u64,
+        random: &mut Random,
         reports: u32,
         x: f64,
         sigma: f64,
     ) -> Option<u32> {
         (1..=reports).find(|_| {
-            let x = (x + sigma * noise(state)).clamp(0.0, 1.0);
+            let x = (x + sigma * noise(random)).clamp(0.0, 1.0);
             let noticed = detector.observe(1000.0 * (1.0 - x), 1000.0 * x, LOOKS);
             assert!(detector.is_valid(), "{detector:?}");
             noticed
@@ -208,14 +202,14 @@ mod tests {
     #[test]
     fn steady_guest_when_watched_for_a_day_gives_no_alarm() {
         for (seed, sigma) in [(1, 0.001), (2, 0.01), (3, 0.03), (4, 0.1)] {
-            let (mut detector, mut state) = (ChangeDetector::default(), seed);
+            let (mut detector, mut random) = (ChangeDetector::default(), Random::new(seed));
             // At first noise is not known, and may be taken for a change.
             for _ in 0..300 {
-                feed(&mut detector, &mut state, 1, 0.4, sigma);
+                feed(&mut detector, &mut random, 1, 0.4, sigma);
             }
             assert!(detector.noticed() <= 2, "{sigma}");
             assert_eq!(
-                feed(&mut detector, &mut state, 86_400, 0.4, sigma),
+                feed(&mut detector, &mut random, 86_400, 0.4, sigma),
                 None,
                 "{sigma}"
             );
@@ -225,48 +219,48 @@ mod tests {
     #[test]
     fn change_when_sudden_is_noticed_at_once_and_when_small_soon() {
         for (to, within) in [(0.7, 1), (0.5, 4), (0.45, 20)] {
-            let (mut detector, mut state) = (ChangeDetector::default(), 7);
-            feed(&mut detector, &mut state, 100, 0.4, 0.01);
-            let noticed = feed(&mut detector, &mut state, 50, to, 0.01);
+            let (mut detector, mut random) = (ChangeDetector::default(), Random::new(7));
+            feed(&mut detector, &mut random, 100, 0.4, 0.01);
+            let noticed = feed(&mut detector, &mut random, 50, to, 0.01);
             assert!(noticed.is_some_and(|n| n <= within), "{to}: {noticed:?}");
         }
     }
 
     #[test]
     fn change_when_it_comes_again_after_moves_is_noticed_again() {
-        let (mut detector, mut state) = (ChangeDetector::default(), 9);
-        feed(&mut detector, &mut state, 20, 0.4, 0.01);
+        let (mut detector, mut random) = (ChangeDetector::default(), Random::new(9));
+        feed(&mut detector, &mut random, 20, 0.4, 0.01);
         for round in 1..=20 {
-            let noticed = feed(&mut detector, &mut state, 10, 0.8, 0.01);
+            let noticed = feed(&mut detector, &mut random, 10, 0.8, 0.01);
             assert!(
                 noticed.is_some_and(|n| n <= 3),
                 "round {round}: {noticed:?}"
             );
             // The hot pages are promoted.
             for x in [0.7, 0.6, 0.5] {
-                assert_eq!(feed(&mut detector, &mut state, 1, x, 0.01), None);
+                assert_eq!(feed(&mut detector, &mut random, 1, x, 0.01), None);
             }
-            assert_eq!(feed(&mut detector, &mut state, 12, 0.4, 0.01), None);
+            assert_eq!(feed(&mut detector, &mut random, 12, 0.4, 0.01), None);
         }
         assert_eq!(detector.noticed(), 20);
     }
 
     #[test]
     fn guest_when_it_sleeps_and_wakes_as_it_was_gives_no_alarm() {
-        let (mut detector, mut state) = (ChangeDetector::default(), 5);
-        feed(&mut detector, &mut state, 50, 0.4, 0.01);
+        let (mut detector, mut random) = (ChangeDetector::default(), Random::new(5));
+        feed(&mut detector, &mut random, 50, 0.4, 0.01);
         for _ in 0..100 {
             assert!(!detector.observe(0.0, 10.0, LOOKS));
             assert!(!detector.observe(0.0, 0.0, LOOKS));
             assert!(!detector.observe(f64::NAN, f64::INFINITY, LOOKS));
         }
-        assert_eq!(feed(&mut detector, &mut state, 50, 0.4, 0.01), None);
+        assert_eq!(feed(&mut detector, &mut random, 50, 0.4, 0.01), None);
     }
 
     #[test]
     fn guest_when_it_is_looked_at_more_slowly_gives_no_alarm() {
-        let (mut detector, mut state) = (ChangeDetector::default(), 5);
-        feed(&mut detector, &mut state, 50, 0.4, 0.01);
+        let (mut detector, mut random) = (ChangeDetector::default(), Random::new(5));
+        feed(&mut detector, &mut random, 50, 0.4, 0.01);
         let quick = Looks {
             every: LOOKS.every / 10,
             ..LOOKS
@@ -274,11 +268,11 @@ mod tests {
         for _ in 0..50 {
             assert!(!detector.observe(900.0, 100.0, quick));
         }
-        assert_eq!(feed(&mut detector, &mut state, 50, 0.4, 0.01), None);
-        assert!(feed(&mut detector, &mut state, 2, 0.8, 0.01).is_some());
+        assert_eq!(feed(&mut detector, &mut random, 50, 0.4, 0.01), None);
+        assert!(feed(&mut detector, &mut random, 2, 0.8, 0.01).is_some());
 
         // What is normal at a pace is known when it comes again.
         assert!(!detector.observe(900.0, 100.0, quick));
-        assert!(feed(&mut detector, &mut state, 3, 1.0, 0.01).is_some());
+        assert!(feed(&mut detector, &mut random, 3, 1.0, 0.01).is_some());
     }
 }

@@ -178,6 +178,7 @@ fn is_watched(page: u32, rarity: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     const BASE: Duration = Duration::from_secs(10);
 
@@ -191,7 +192,7 @@ mod tests {
         seconds: std::ops::Range<u64>,
         rate: impl Fn(u64, u32) -> f64,
     ) {
-        let mut state = 88_172_645_463_325_252_u64;
+        let mut random = Random::new(1);
         for at in seconds {
             for page in 0..500 {
                 let mut left = rate(at, page);
@@ -200,10 +201,7 @@ mod tests {
                     let p = left.min(1.0) / 10.0;
                     left -= 1.0;
                     for _ in 0..10 {
-                        state ^= state << 13;
-                        state ^= state >> 7;
-                        state ^= state << 17;
-                        if ((state >> 11) as f64) < p * (1_u64 << 53) as f64 {
+                        if random.happens(p) {
                             half_life.see(PageId(page), 1.0);
                         }
                     }

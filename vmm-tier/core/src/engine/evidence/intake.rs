@@ -3,7 +3,7 @@
 //! A source that samples accesses delivers millions of them, each on one page. Samples of the same
 //! weight reach the heaps together, so that their cache misses overlap. Ranges of pages come one by one.
 
-use super::{bias::Bias, half_life::HalfLife};
+use super::{access_stats::accesses_a_look, bias::Bias, half_life::HalfLife};
 use crate::{
     addr::{BASE_PAGE, Hva},
     dual_heap::{PageId, Placement, Touched},
@@ -29,19 +29,16 @@ pub(super) struct Terms {
     pub(super) scale: f32,
     /// Whether their source is the believed source.
     pub(super) is_believed: bool,
-    /// Looks at each page, for a source that tests pages.
+    /// Looks at each page, for a believed source that tests pages.
     pub(super) looks: Option<f64>,
 }
 
 impl Terms {
-    /// What a weight says of a page's use, for a source that tests pages: accesses a look, as in
-    /// [`AccessStats::rate`]. Pages that are found used at most looks differ little in their counts.
-    ///
-    /// [`AccessStats::rate`]: super::access_stats::AccessStats::rate
+    /// What a weight says of a page's use, in accesses a look, if there are looks. Pages that are found
+    /// used at most looks differ little in their counts.
     fn use_of(&self, weight: f32) -> Option<f64> {
-        let looks = self.looks?;
         let count = f64::from(weight) / f64::from(self.scale);
-        Some(-(-(count.min(looks) / (looks + 1.0))).ln_1p())
+        Some(accesses_a_look(count, self.looks?))
     }
 }
 
