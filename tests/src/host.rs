@@ -80,7 +80,7 @@ pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioRes
                 "RETRY {}: the emulator failed ({fault}); starting over, try {next} of {of}",
                 result.scenario
             ));
-            keep(&options.folder, retries.len() + 1)?;
+            keep(&options.folder, &format!("try-{}", retries.len() + 1))?;
             let seconds = result.seconds;
             retries.push(Retry { fault, seconds });
             continue;
@@ -101,15 +101,19 @@ pub fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<ScenarioRes
     }
 }
 
-/// Puts a failed try's logs aside, for whoever wants to look.
-fn keep(folder: &Path, n: usize) -> anyhow::Result<()> {
-    let aside = folder.join(format!("try-{n}"));
+/// Puts the logs of a failed try or run aside in a folder of this name, for whoever wants to look.
+///
+/// # Errors
+/// When the folder can't be made.
+pub fn keep(folder: &Path, name: &str) -> anyhow::Result<()> {
+    let aside = folder.join(name);
     fs::create_dir_all(&aside).with_context(|| format!("creating {}", aside.display()))?;
     for name in [
         "console.log",
         "programs.log",
         "events.jsonl",
         "emulator.log",
+        "result.json",
     ] {
         // What this try did not come to write is missing.
         let _ = fs::rename(folder.join(name), aside.join(name));

@@ -92,7 +92,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     };
     screen.line(&format!("{name}: {}", options.scenario.title));
     let mut results = Vec::new();
-    for _ in 0..arguments.runs {
+    for number in 1..=arguments.runs {
         let result = host::run(&options, &mut screen)?;
         screen.result(&result);
         screen.line(&format!("logs and result: {}", options.folder.display()));
@@ -102,6 +102,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             let mut out = std::io::stdout().lock();
             serde_json::to_writer(&mut out, &result)?;
             out.write_all(b"\n")?;
+        }
+        if !result.pass && arguments.runs > 1 {
+            // The next run writes over them.
+            host::keep(&options.folder, &format!("failed-{number}"))?;
         }
         results.push(result);
     }

@@ -46,6 +46,8 @@ const CPU_PERIOD_US: u32 = 100_000;
 /// QEMU's exit status when nobody reads a bare guest's serial port (see `bare-guest`).
 const EXIT_NOT_READ: i32 = 37;
 /// A workload reports once a second; a guest that is stopped does not.
+/// The firmware's part of the memory ends here.
+const MIB: u64 = 1 << 20;
 const STALE_AFTER: Duration = Duration::from_secs(3);
 
 /// What the sampler knows of a guest.
@@ -340,7 +342,6 @@ impl Watch {
             return Ok(());
         };
         // Scattered hot pages are thousands of runs: QEMU was asked once for all, see `ram`.
-        const MIB: u64 = 1 << 20;
         let (start, length) = self.ram;
         let mut pages = Vec::new();
         for [gpa, bytes] in runs {
@@ -356,11 +357,18 @@ impl Watch {
         self.hot_pages = pages;
         Ok(())
     }
+
+    /// The guest-physical address of an address in QEMU; `None` outside the guest's memory.
+    #[must_use]
+    pub fn guest_address(&self, address: usize) -> Option<u64> {
+        let (start, bytes) = self.ram;
+        let behind = u64::try_from(address).ok()?.checked_sub(start)?;
+        (behind < bytes).then_some(MIB + behind)
+    }
 }
 
 /// A microvm of less than 3 GiB has its memory in one piece, from guest-physical address 0 on.
 fn ram(monitor: &mut Monitor, mib: u64) -> anyhow::Result<(u64, u64)> {
-    const MIB: u64 = 1 << 20;
     let start = monitor.host_address(MIB)?;
     let bytes = mib.saturating_sub(1) * MIB;
     let last = monitor.host_address(MIB + bytes - PAGE_BYTES as u64)?;

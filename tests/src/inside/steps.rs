@@ -18,6 +18,7 @@ use super::records::Reader;
 use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked, scaled};
 use crate::event::{Costs, Event, GuestCosts, GuestEvent, Look, Mark};
 use crate::scenario::{Knobs, Run, Scenario, Signal, Step, Until};
+use crate::sys::pages_on_nodes;
 
 const BALLAST: &str = "/run/ballast";
 const KDAMONDS: &str = "/sys/kernel/mm/damon/admin/kdamonds";
@@ -282,6 +283,7 @@ impl Runner<'_> {
                 (best, risen) = (share, Instant::now());
             }
             if risen.elapsed() >= patience {
+                self.note_why_stuck(&name);
                 bail!(
                     "guest {name}: the share of the hot set in DRAM was {best:.3} at best and has not risen for {:.0} s; \
                      {min} was waited for",
@@ -291,6 +293,33 @@ impl Runner<'_> {
             self.guest(&name)?.still_there()?;
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+
+    /// Notes what the agent says about itself and about a hot page that is not in DRAM.
+    fn note_why_stuck(&mut self, name: &str) {
+        let hot_on_slow = self.guest(name).ok().and_then(|guest| {
+            let watch = locked(&guest.watch);
+            let nodes = pages_on_nodes(watch.pid, &watch.hot_pages).ok()?;
+            let mut pages = watch.hot_pages.iter().zip(nodes);
+            let (page, _) = pages.find(|(_, node)| *node != 0)?;
+            watch.guest_address(*page)
+        });
+        let socket = agent::control_socket(name);
+        let ctl = |execute: &str, arguments: Value| {
+            let mut command = Command::new(AGENT);
+            command
+                .arg("ctl")
+                .arg(&socket)
+                .arg(execute)
+                .arg(arguments.to_string());
+            ask(command).unwrap_or_else(|error| json!(format!("{error:#}")))
+        };
+        let why = json!({
+            "nodes": measure::nodes(),
+            "query-tier": ctl("query-tier", json!({})),
+            "tier-explain": hot_on_slow.map(|address| ctl("tier-explain", json!({ "address": address }))),
+        });
+        self.note("stuck", why);
     }
 
     fn end_agent(&mut self, guest: &str, with: Signal) -> anyhow::Result<()> {
