@@ -297,6 +297,7 @@ impl Agent {
                 node,
                 free_bytes: marks.free,
                 cached_bytes: marks.cached,
+                low_watermark_bytes: marks.low,
                 high_watermark_bytes: marks.high,
             })
         });

@@ -505,6 +505,7 @@ impl World {
             node,
             free_bytes,
             cached_bytes: 0,
+            low_watermark_bytes: 0,
             high_watermark_bytes: 0,
         };
         let mut nodes = Vec::new();

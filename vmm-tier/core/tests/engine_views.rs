@@ -105,7 +105,8 @@ fn slow_page_when_too_cold_names_the_z_it_lacks() {
     // √(ln n) for each tier's pages: 1552 slow ones, 496 fast ones.
     let least_z = 1552_f64.ln().sqrt() + 496_f64.ln().sqrt();
     let says = format!(
-        "its rate must be above the coldest fast page's with z at least {least_z:.1} (now 0.0)"
+        "its rate must be above the coldest fast page's with z at least {least_z:.1} (now 0.0), or 4096 bytes are \
+         freed: node 0 has 65536 bytes free and keeps 65536 (watermark and headroom)"
     );
     assert_eq!(cold.would_move_if, says);
     lab.order(Order::Pause(true)).unwrap();
@@ -298,7 +299,12 @@ fn huge_page_when_it_does_not_pay_back_tells_gain_and_cost() {
         .and_then(|rest| rest.split_once(" µs, cost "))
         .unwrap();
     let gain: f64 = gain.parse().unwrap();
-    let cost: f64 = cost.strip_suffix(" µs").unwrap().parse().unwrap();
+    let (cost, room) = cost.split_once(" µs, or ").unwrap();
+    let cost: f64 = cost.parse().unwrap();
+    assert_eq!(
+        room,
+        "2097152 bytes are freed: node 0 has 0 bytes free and keeps 0 (watermark and headroom)"
+    );
     assert!(
         (gain / (huge.accesses_per_s * 0.17) - 1.0).abs() < 0.05,
         "170 ns each"

@@ -192,6 +192,7 @@ impl Machine {
             node,
             free_bytes,
             cached_bytes: 0,
+            low_watermark_bytes: 0,
             high_watermark_bytes: 0,
         };
         // The fast node is full: whatever is promoted takes another page's place.

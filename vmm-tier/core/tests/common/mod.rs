@@ -62,6 +62,7 @@ impl Kernel {
             node,
             free_bytes,
             cached_bytes: 0,
+            low_watermark_bytes: 0,
             high_watermark_bytes: 0,
         };
         Event::Nodes(vec![node(FAST, self.free()), node(SLOW, self.slow_free)])

@@ -103,6 +103,7 @@ fn nodes(host: &Host) -> Event {
         node,
         free_bytes,
         cached_bytes: 0,
+        low_watermark_bytes: 0,
         high_watermark_bytes: 0,
     };
     Event::Nodes(vec![node(FAST, host.fast_free()), node(SLOW, PLENTY)])

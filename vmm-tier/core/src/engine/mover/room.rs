@@ -1,10 +1,12 @@
 //! Room: how many bytes fit on a tier. The one answer for plans, pins, limits and explanations.
 //!
 //! Three bounds, of which the lowest holds:
-//! - The free bytes of a node above its high watermark: below it the kernel reclaims, and a promotion
-//!   fails. On the fast tier the headroom stays free beyond the watermark, for allocations of the guest. Pages
-//!   on the lists of single CPUs serve as headroom: the kernel gives them out first. They don't count for the
-//!   watermark.
+//! - The free bytes of a node above its high watermark. On the fast tier the headroom stays free beyond the
+//!   watermark, for allocations of the guest. Pages on the lists of single CPUs count: the kernel gives them
+//!   out first. It does not count them itself, so without them a node must keep its low watermark: an
+//!   allocation below it wakes the kernel's reclaim, which goes on up to the high one (`get_page_from_freelist`
+//!   and `balance_pgdat`, mm/page_alloc.c and mm/vmscan.c). Between the two nothing is reclaimed; to stop at the high
+//!   one would leave what the CPUs hold, an eighth of each zone, unused for good.
 //! - The operator's limit on what the guest holds of the fast tier, with promotions under way counted as
 //!   there.
 //! - A batch goes to one node, so the room of a tier is that of its node with the most.
@@ -29,7 +31,9 @@ pub struct NodeMemory {
     pub free_bytes: u64,
     /// Bytes on the lists of single CPUs: free, but not counted as free.
     pub cached_bytes: u64,
-    /// The high watermark in bytes, summed over the node's zones: below it the kernel reclaims.
+    /// The low watermark in bytes, summed over the node's zones: an allocation below it wakes reclaim.
+    pub low_watermark_bytes: u64,
+    /// The high watermark in bytes, summed over the node's zones: up to it the kernel reclaims.
     pub high_watermark_bytes: u64,
 }
 
@@ -44,10 +48,38 @@ impl NodeMemory {
         self.free_bytes.saturating_add(self.cached_bytes)
     }
 
+    /// Of the two bounds that which leaves less.
+    fn bound(&self, headroom_bytes: u64) -> NodeBound {
+        let of = |free_bytes, kept_bytes| NodeBound {
+            node: self.node,
+            free_bytes,
+            kept_bytes,
+        };
+        let all = of(self.all_free_bytes(), self.reserve_bytes(headroom_bytes));
+        let uncached = of(self.free_bytes, self.low_watermark_bytes);
+        if uncached.room() < all.room() {
+            uncached
+        } else {
+            all
+        }
+    }
+
     fn room(&self, headroom_bytes: u64) -> Room {
-        let above_watermark = Room::between(self.free_bytes, self.high_watermark_bytes);
-        Room::between(self.all_free_bytes(), self.reserve_bytes(headroom_bytes))
-            .min(above_watermark)
+        self.bound(headroom_bytes).room()
+    }
+}
+
+/// What bounds the room of a node: of `free_bytes`, `kept_bytes` must stay free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NodeBound {
+    pub(crate) node: NodeId,
+    pub(crate) free_bytes: u64,
+    pub(crate) kept_bytes: u64,
+}
+
+impl NodeBound {
+    pub(crate) fn room(self) -> Room {
+        Room::between(self.free_bytes, self.kept_bytes)
     }
 }
 
@@ -158,20 +190,14 @@ impl Rooms {
 
     /// The room of the fast node that has the most, whatever the limit.
     pub(crate) fn fast_node(&self, tiers: &Tiers, bounds: FastBounds) -> Room {
-        let rooms = self.of(&tiers.fast).map(|n| n.room(bounds.headroom_bytes));
-        rooms.max().unwrap_or(Room::NONE)
+        self.fast_bound(tiers, bounds)
+            .map_or(Room::NONE, NodeBound::room)
     }
 
-    /// The fast node that has the most room, and the bytes that must stay free there.
-    pub(crate) fn fast_reserve(
-        &self,
-        tiers: &Tiers,
-        bounds: FastBounds,
-    ) -> Option<(NodeMemory, u64)> {
-        let roomiest = self
-            .of(&tiers.fast)
-            .max_by_key(|node| node.room(bounds.headroom_bytes))?;
-        Some((*roomiest, roomiest.reserve_bytes(bounds.headroom_bytes)))
+    /// What bounds the room of the fast node that has the most.
+    pub(crate) fn fast_bound(&self, tiers: &Tiers, bounds: FastBounds) -> Option<NodeBound> {
+        let all = self.of(&tiers.fast).map(|n| n.bound(bounds.headroom_bytes));
+        all.max_by_key(|bound| bound.room())
     }
 
     /// Bytes that may be demoted now. Beyond them the kernel would reclaim memory of the slow node,
@@ -223,6 +249,7 @@ mod tests {
             node: NodeId(node),
             free_bytes: free * MIB,
             cached_bytes: 0,
+            low_watermark_bytes: 8 * MIB,
             high_watermark_bytes: 10 * MIB,
         };
         rooms.set((0..).zip(free_mib).map(node).collect());
@@ -237,21 +264,24 @@ mod tests {
     }
 
     #[test]
-    fn room_when_cpus_hold_free_pages_counts_them_as_headroom_and_not_for_the_watermark() {
-        // 10 MiB of the watermark and 4 of the headroom stay.
+    fn room_when_cpus_hold_free_pages_counts_them_and_keeps_the_low_watermark_without_them() {
+        // 10 MiB of the high watermark and 4 of the headroom stay, 8 of them uncached.
         let room = |free, cached| {
             let node = NodeMemory {
                 node: NodeId(0),
                 free_bytes: free * MIB,
                 cached_bytes: cached * MIB,
+                low_watermark_bytes: 8 * MIB,
                 high_watermark_bytes: 10 * MIB,
             };
             node.room(4 * MIB).0 / MIB as i64
         };
         assert_eq!(room(14, 0), 0);
         assert_eq!(room(14, 3), 3);
-        assert_eq!(room(14, 100), 4);
-        assert_eq!(room(9, 100), -1);
+        assert_eq!(room(14, 100), 6);
+        assert_eq!(room(9, 100), 1, "below the high watermark");
+        assert_eq!(room(9, 2), -3);
+        assert_eq!(room(7, 100), -1);
     }
 
     #[test]
@@ -278,11 +308,12 @@ mod tests {
         assert_eq!((room.bytes(), room.lacking()), (0, 5 * MIB));
         assert!(!room.fits(1) && !room.fits(0));
         assert_eq!(room.must_free(2 * MIB), 7 * MIB);
-        let (node, reserve) = rooms.fast_reserve(&tiers(), bounds(None)).unwrap();
-        assert_eq!(
-            (node.node, node.free_bytes, reserve),
-            (NodeId(0), 9 * MIB, 14 * MIB)
-        );
+        let expected = NodeBound {
+            node: NodeId(0),
+            free_bytes: 9 * MIB,
+            kept_bytes: 14 * MIB,
+        };
+        assert_eq!(rooms.fast_bound(&tiers(), bounds(None)), Some(expected));
     }
 
     #[test]
@@ -312,7 +343,7 @@ mod tests {
         assert_eq!(rooms.fast(&tiers(), bounds(None), 0), Room::NONE);
         assert_eq!(rooms.slow(&tiers()), Room::NONE);
         assert_eq!(rooms.all_nodes_bytes(&tiers(), Tier::Slow, bounds(None)), 0);
-        assert_eq!(rooms.fast_reserve(&tiers(), bounds(None)), None);
+        assert_eq!(rooms.fast_bound(&tiers(), bounds(None)), None);
     }
 
     #[test]
@@ -331,16 +362,26 @@ mod tests {
         #[test]
         fn room_when_what_it_asks_is_freed_leaves_the_reserve_free(
             free_bytes in 0..1u64 << 40, high_watermark_bytes in 0..1u64 << 36,
+            cached_bytes in 0..1u64 << 30, low_percent in 0..=100_u64,
             headroom_bytes in 0..1u64 << 36, bytes in 0..1u64 << 36,
         ) {
-            let node = NodeMemory { node: NodeId(0), free_bytes, cached_bytes: 0, high_watermark_bytes };
+            let low_watermark_bytes = high_watermark_bytes / 100 * low_percent;
+            let node = NodeMemory {
+                node: NodeId(0), free_bytes, cached_bytes, low_watermark_bytes, high_watermark_bytes,
+            };
             let (room, reserve) = (node.room(headroom_bytes), node.reserve_bytes(headroom_bytes));
-            prop_assert!(room.bytes() == 0 || free_bytes - room.bytes() == reserve);
-            prop_assert!(room.bytes() == 0 || room.lacking() == 0);
-            prop_assert_eq!(room.lacking(), reserve.saturating_sub(free_bytes));
+            let all_free = free_bytes + cached_bytes;
+            let lacking = reserve.saturating_sub(all_free).max(low_watermark_bytes.saturating_sub(free_bytes));
+            prop_assert_eq!(room.lacking(), lacking);
+            prop_assert!(room.bytes() == 0 || lacking == 0);
+            prop_assert!(room.bytes() == 0 || all_free - room.bytes() >= reserve);
+            prop_assert!(room.bytes() == 0 || free_bytes - room.bytes() >= low_watermark_bytes);
+            // What is freed stands on either list: both bounds hold, and one of them exactly.
             let freed = room.must_free(bytes);
-            prop_assert!(free_bytes + freed >= reserve + bytes);
-            prop_assert!(freed == 0 || free_bytes + freed == reserve + bytes);
+            let spare = (all_free + freed).checked_sub(reserve + bytes)
+                .zip((free_bytes + freed).checked_sub(low_watermark_bytes + bytes));
+            prop_assert!(spare.is_some());
+            prop_assert!(freed == 0 || spare.is_some_and(|(all, uncached)| all == 0 || uncached == 0));
             prop_assert_eq!(room.fits(bytes), freed == 0);
         }
     }

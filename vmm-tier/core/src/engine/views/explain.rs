@@ -301,24 +301,34 @@ impl Subject<'_> {
             return reason;
         }
         let verdict = self.judge().verdict(self.page, &[cold]);
-        self.lacks(&verdict, "its", "the coldest fast page's")
-            .or_else(|| self.headroom_lacks(room.must_free(bytes)))
-            .unwrap_or_else(turn)
+        let must_free = room.must_free(bytes);
+        let short = self.short_of_room();
+        match (
+            self.lacks(&verdict, "its", "the coldest fast page's"),
+            short,
+        ) {
+            (Some(lacks), Some(short)) => {
+                format!("{lacks}, or {must_free} bytes are freed: {short}")
+            }
+            (Some(lacks), None) => lacks,
+            // An exchange must demote more than it promotes.
+            (None, Some(short)) if must_free > bytes => format!(
+                "{must_free} bytes of the fast tier, all colder than it, are demoted first: {short}; {before} \
+                 hotter pages go before it",
+            ),
+            (None, _) => turn(),
+        }
     }
 
-    /// The fast node keeps less free than it must: an exchange must demote more than it promotes, and
-    /// each page that is demoted must be colder than the promoted page.
-    fn headroom_lacks(&self, must_free: u64) -> Option<String> {
+    /// What keeps a page from the fast node that has the most room, unless it is the limit.
+    fn short_of_room(&self) -> Option<String> {
         let bounds = FastBounds::of(self.engine.settings());
         let mover = &self.engine.mover;
-        let (node, reserve) = mover.rooms.fast_reserve(&mover.tiers, bounds)?;
-        let free = node.all_free_bytes();
-        (free < reserve).then(|| {
+        let bound = mover.rooms.fast_bound(&mover.tiers, bounds)?;
+        (!bound.room().fits(self.page.page.bytes)).then(|| {
             format!(
-                "{must_free} bytes of the fast tier, all colder than it, are demoted first: node {} has {free} \
-                 bytes free and keeps {reserve} (watermark and headroom); {} hotter pages go before it",
-                node.node,
-                self.before
+                "node {} has {} bytes free and keeps {} (watermark and headroom)",
+                bound.node, bound.free_bytes, bound.kept_bytes
             )
         })
     }
