@@ -10,6 +10,7 @@ mod played;
 mod ring;
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     sync::{Arc, atomic::Ordering},
     thread,
@@ -31,7 +32,7 @@ const SLOW: Duration = Duration::from_secs(2);
 const GIVEN_UP: Duration = Duration::from_secs(120);
 /// How long CPU time is measured, and how long an agent is left alone before.
 const MEASURED: Duration = Duration::from_secs(20);
-const WARM_UP: Duration = Duration::from_secs(6);
+const WARM_UP: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Copy)]
 enum Manner {
@@ -75,20 +76,37 @@ fn main() {
             times.map(|time| format!("{:.1} ms", time.as_secs_f64() * 1e3));
         println!("{name:<28} {query:>14} {pause:>14} {signal:>14} {start:>14}");
     }
-    println!("\n{:<28} {:>14}", "agent beside a guest", "of one core");
+    println!(
+        "\n{:<28} {:>14}   its threads",
+        "agent beside a guest", "of one core"
+    );
     for (name, order) in [("paused", Some("tier-pause")), ("without a source", None)] {
-        let share = cpu(&Qemu::new(), "", order, thread::sleep);
-        println!("{name:<28} {:>12.3} %", share * 100.0);
+        show(name, &cpu(&Qemu::new(), "", order, thread::sleep));
     }
     match at_rest() {
-        Some(share) => println!("{:<28} {:>12.3} %", "at rest, of 64 GiB", share * 100.0),
+        Some(shares) => show("at rest, of 64 GiB", &shares),
         None => println!("SKIPPED: frame numbers are for root only"),
     }
 }
 
-/// The share of a core that an agent takes beside a guest of 64 GiB in 4 KiB pages, while a source
-/// delivers 1000 samples a second of some of them.
-fn at_rest() -> Option<f64> {
+/// Prints the shares of a core that the threads take, in percent.
+fn show(name: &str, shares: &BTreeMap<String, f64>) {
+    let all: f64 = shares.values().sum();
+    let threads: Vec<String> = shares
+        .iter()
+        .filter(|(_, share)| **share >= 0.000_05)
+        .map(|(thread, share)| format!("{thread} {:.3}", share * 100.0))
+        .collect();
+    println!(
+        "{name:<28} {:>12.3} %   {}",
+        all * 100.0,
+        threads.join(", ")
+    );
+}
+
+/// The shares of a core that an agent's threads take beside a guest of 64 GiB in 4 KiB pages, while a
+/// source delivers 1000 samples a second of some of them.
+fn at_rest() -> Option<BTreeMap<String, f64>> {
     let file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
     file.set_len(GIB).expect("a file in memory");
     let file = Arc::new(file);
@@ -106,13 +124,16 @@ fn at_rest() -> Option<f64> {
     let dimms = regions.iter().map(|region| (region.as_ptr() as u64, GIB));
     let qemu = Arc::new(Qemu::with_dimms(dimms.collect()));
     let folder = tempfile::tempdir().expect("a folder");
-    let pages = physical((0..10).map(|page| qemu.base() + page * 4096))?;
+    // All but the guest's first MiB, which is not all RAM.
+    let ram = (qemu.base() + MIB..qemu.base() + 32 * MIB).step_by(4096);
+    let pages = physical(ram)?;
+    let mut accessed = pages.chunks_exact(10).cycle();
     let mut pmu = SoftPmu::new(folder.path());
     let more = format!("[source]\nkind = 'ibs={}'\n", pmu.path.display());
     let deliver = |time: Duration| {
         let begin = Instant::now();
         while begin.elapsed() < time {
-            pmu.write(&pages);
+            pmu.write(accessed.next().expect("a cycle"));
             thread::sleep(Duration::from_millis(10));
         }
     };
@@ -176,9 +197,14 @@ fn until_ended(agent: &Agent) -> Duration {
     begin.elapsed()
 }
 
-/// The share of a core that an agent with `more` in its configuration takes after `order`, once it knows
-/// where all of the guest's memory lies; `pass` lets time pass.
-fn cpu(qemu: &Arc<Qemu>, more: &str, order: Option<&str>, mut pass: impl FnMut(Duration)) -> f64 {
+/// The shares of a core that the threads of an agent with `more` in its configuration take after `order`,
+/// once it knows where all of the guest's memory lies; `pass` lets time pass.
+fn cpu(
+    qemu: &Arc<Qemu>,
+    more: &str,
+    order: Option<&str>,
+    mut pass: impl FnMut(Duration),
+) -> BTreeMap<String, f64> {
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
     let _server = qemu.serve(&folder.path().join("qmp"));
     let mut agent = Agent::start_in(folder, more);
@@ -189,17 +215,30 @@ fn cpu(qemu: &Arc<Qemu>, more: &str, order: Option<&str>, mut pass: impl FnMut(D
         agent.ask(order, None);
     }
     pass(WARM_UP);
-    let (before, begin) = (cpu_time(agent.pid()), Instant::now());
+    let (before, begin) = (cpu_times(agent.pid()), Instant::now());
     pass(MEASURED);
-    (cpu_time(agent.pid()) - before).as_secs_f64() / begin.elapsed().as_secs_f64()
+    let wall = begin.elapsed();
+    if more.contains("[source]") {
+        // Else the agent did nothing.
+        agent.ask_until(|reply| reply["state"] == "running" && reply["source"]["accepted"] != 0);
+    }
+    let mut shares = BTreeMap::new();
+    for (thread, time) in cpu_times(agent.pid()) {
+        let time = time - before.get(&thread).copied().unwrap_or_default();
+        *shares.entry(thread.0).or_default() += time.as_secs_f64() / wall.as_secs_f64();
+    }
+    shares
 }
 
-/// CPU time of all threads of a process, to the nanosecond (`schedstat` of each).
-fn cpu_time(pid: u32) -> Duration {
+/// CPU time of each thread of a process by its name and number, to the nanosecond (`schedstat`).
+fn cpu_times(pid: u32) -> BTreeMap<(String, String), Duration> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a running agent");
-    let time = threads.flatten().filter_map(|thread| {
+    let times = threads.flatten().filter_map(|thread| {
+        let name = fs::read_to_string(thread.path().join("comm")).ok()?;
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
+        let time = Duration::from_nanos(text.split(' ').next()?.parse().ok()?);
+        let number = thread.file_name().to_string_lossy().into_owned();
+        Some(((name.trim_end().to_owned(), number), time))
     });
-    Duration::from_nanos(time.sum())
+    times.collect()
 }

@@ -159,12 +159,12 @@ impl Agent {
     fn tick_is_due_in(&self, now: Instant) -> Duration {
         // QEMU sends no event about a migration unless its manager asked for them.
         let asks_at = self.qemu.asks_of_migration_at();
-        self.pace.tick_is_due_in(now, self.rests(), asks_at)
+        self.pace.tick_is_due_in(now, self.is_stopped(), asks_at)
     }
 
     /// Whether no page can be moved and no tap listens: then the agent looks around less often and looks
     /// up no page. Each page's place must be known once in any case.
-    fn rests(&self) -> bool {
+    fn is_stopped(&self) -> bool {
         let is_idle = matches!(
             self.engine.state(),
             VmState::Paused | VmState::GuestStopped | VmState::Blind
@@ -209,7 +209,7 @@ impl Agent {
                 Action::RefreshMap => self.qemu.discovery.want(),
             }
         }
-        if !self.rests() {
+        if !self.is_stopped() {
             self.page_work.submit_scan();
         }
         let after = self.engine.state();
@@ -260,6 +260,7 @@ impl Agent {
         if let Some(quiet) = quiet {
             tracing::debug!(vm = self.vm.name, quiet, ?stir, "sampling");
             self.sources.set_quiet(quiet);
+            self.step(Event::Rest(quiet));
         }
         None
     }

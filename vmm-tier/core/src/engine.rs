@@ -87,6 +87,8 @@ pub enum Event {
         /// Whether it can be reached.
         attached: bool,
     },
+    /// The guest is watched less closely from now on, or as closely as set.
+    Rest(bool),
     /// Time passed.
     Tick,
 }
@@ -134,6 +136,10 @@ impl VmEngine {
             Event::Moved(report) => actions = self.take_moves(now, &report),
             Event::Nodes(nodes) => self.mover.rooms.set(nodes),
             Event::Source(main) => self.evidence.believe(main),
+            Event::Rest(at_rest) => {
+                self.evidence.at_rest = at_rest;
+                self.pages.scanner.set_at_rest(at_rest, now);
+            }
             Event::Guest { stopped } => self.orders.conditions.guest_stopped = stopped,
             Event::Monitor { attached } => self.orders.conditions.attached = attached,
             Event::Tick => {}

@@ -47,6 +47,7 @@ enum Op {
     },
     Source(bool),
     Stopped(bool),
+    Rest(bool),
     Attached(bool),
     Pause(bool),
     Limit(Option<u32>),
@@ -122,6 +123,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(hot, weight, stale)| Op::Samples { hot, weight, stale }),
         1 => prop::bool::weighted(0.7).prop_map(Op::Source),
         1 => prop::bool::weighted(0.3).prop_map(Op::Stopped),
+        1 => any::<bool>().prop_map(Op::Rest),
         1 => prop::bool::weighted(0.7).prop_map(Op::Attached),
         1 => prop::bool::weighted(0.3).prop_map(Op::Pause),
         1 => prop::option::of(0..FRAMES).prop_map(Op::Limit),
@@ -290,6 +292,7 @@ impl World {
             Op::Samples { hot, weight, stale } => self.sample(hot, weight, stale),
             Op::Source(up) => self.step(Event::Source(up.then_some(SourceKind::Damon))),
             Op::Stopped(stopped) => self.step(Event::Guest { stopped }),
+            Op::Rest(at_rest) => self.step(Event::Rest(at_rest)),
             Op::Attached(attached) => self.step(Event::Monitor { attached }),
             Op::Pause(paused) => {
                 self.order(Order::Pause(paused)).unwrap();

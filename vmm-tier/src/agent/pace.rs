@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 /// How often the agent looks around when nothing happens.
 pub(super) const TICK: Duration = Duration::from_millis(100);
+/// The same while the guest is at rest: samples are messages, and what they set off needs no tick.
+const REST_TICK: Duration = Duration::from_millis(500);
 /// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a
 /// message.
-const REST_TICK: Duration = Duration::from_secs(1);
+const STOPPED_TICK: Duration = Duration::from_secs(1);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
 /// After this time without a move or a change the guest is watched less closely.
@@ -40,18 +42,23 @@ impl Pace {
         self.started.elapsed()
     }
 
-    /// How long it is until the agent looks around: less often while it `rests`, and at `asks_at` for a
-    /// question that is due then.
+    /// How long it is until the agent looks around: less often while the guest is at rest or nothing can
+    /// be moved, and at `asks_at` for a question that is due then.
     pub(super) fn tick_is_due_in(
         &self,
         now: Instant,
-        rests: bool,
+        is_stopped: bool,
         asks_at: Option<Instant>,
     ) -> Duration {
         let Some(ticked) = self.ticked else {
             return Duration::ZERO;
         };
-        let regular = ticked + if rests { REST_TICK } else { TICK };
+        let every = match (is_stopped, self.idle.now) {
+            (true, _) => STOPPED_TICK,
+            (false, true) => REST_TICK,
+            (false, false) => TICK,
+        };
+        let regular = ticked + every;
         let at = asks_at.map_or(regular, |asks_at| regular.min(asks_at));
         at.saturating_duration_since(now)
     }

@@ -133,6 +133,10 @@ impl Decode for Ibs {
         self.frames.moved(pages);
     }
 
+    fn set_at_rest(&mut self, at_rest: bool) {
+        self.frames.set_at_rest(at_rest);
+    }
+
     fn keep_up(&mut self, wall: Duration) -> anyhow::Result<Duration> {
         self.frames.reread(wall)
     }

@@ -46,6 +46,11 @@ pub(super) trait Decode: Send {
         let _ = pages;
     }
 
+    /// The guest is at rest, or no longer.
+    fn set_at_rest(&mut self, at_rest: bool) {
+        let _ = at_rest;
+    }
+
     /// Keeps up what decoding rests on, `wall` after the last call. Returns the CPU time it took: that
     /// has a budget of its own, and no period would make it less.
     fn keep_up(&mut self, wall: Duration) -> anyhow::Result<Duration> {
@@ -54,9 +59,13 @@ pub(super) trait Decode: Send {
     }
 }
 
+/// While the guest is at rest, what was gathered is handed on after so long: each batch wakes the agent.
+const REST_BATCH: Duration = Duration::from_millis(500);
+
 /// See the [module](self).
 pub(super) struct VcpuSource<D> {
     pid: u32,
+    quiet: bool,
     quiet_factor: u32,
     feed: Feed,
     decode: D,
@@ -72,6 +81,7 @@ impl<D: Decode> VcpuSource<D> {
     pub(super) fn new(setup: &Setup, map: &GuestMemoryMap, decode: D, feed: Feed) -> Self {
         Self {
             pid: setup.pid,
+            quiet: false,
             quiet_factor: setup.quiet_factor,
             feed,
             decode,
@@ -108,9 +118,12 @@ impl<D: Decode> VcpuSource<D> {
         }
     }
 
-    /// What was gathered since the last batch, if anything.
+    /// What was gathered since the last batch, if anything and if it is time.
     fn batch(&mut self) -> Option<SampleBatch> {
         let end = process::now();
+        if self.quiet && end.since(self.since) < REST_BATCH {
+            return None;
+        }
         let gathered = self.gathered.batch()?;
         let since = std::mem::replace(&mut self.since, end);
         Some(SampleBatch {
@@ -167,8 +180,10 @@ impl<D: Decode> Source for VcpuSource<D> {
     }
 
     fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
+        self.quiet = quiet;
         let ease = if quiet { self.quiet_factor } else { 1 };
         self.feed.set_ease(ease);
+        self.decode.set_at_rest(quiet);
         Ok(())
     }
 

@@ -50,6 +50,8 @@ pub(super) struct Evidence {
     observed: Duration,
     /// Whether the last batch told hot from warm.
     settled: bool,
+    /// Whether the guest is watched less closely.
+    pub(super) at_rest: bool,
 }
 
 impl Evidence {
@@ -63,6 +65,7 @@ impl Evidence {
             change: ChangeDetector::default(),
             observed: Duration::ZERO,
             settled: false,
+            at_rest: false,
         }
     }
 
@@ -209,12 +212,13 @@ impl Evidence {
             return;
         }
         self.adapt_half_life(now, pages);
-        self.expected_heat.learn(now, &self.stats, pages);
+        self.expected_heat
+            .learn(now, self.at_rest, &self.stats, pages);
     }
 
     fn adapt_half_life(&mut self, now: Time, pages: &mut GuestPages) {
         let old = self.half_life.in_force();
-        let Some(half_life) = self.half_life.tick(now) else {
+        let Some(half_life) = self.half_life.tick(now, self.at_rest) else {
             return;
         };
         // A shorter memory begins with what it would hold of a steady page, had it been in force before.

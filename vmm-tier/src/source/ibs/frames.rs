@@ -20,6 +20,7 @@ pub(super) struct Frames {
     pagemap: Pagemap,
     inverse: InverseMap,
     budget: RereadBudget,
+    at_rest: bool,
     /// Addresses that were found, and those that were not, that the budget has not seen yet.
     hits: u64,
     misses: u64,
@@ -34,6 +35,7 @@ impl Frames {
             inverse: inverse_of(&pagemap, map)?,
             pagemap,
             budget: RereadBudget::default(),
+            at_rest: false,
             hits: 0,
             misses: 0,
         })
@@ -54,7 +56,14 @@ impl Frames {
     pub(super) fn set_map(&mut self, map: &GuestMemoryMap) -> anyhow::Result<()> {
         self.inverse = inverse_of(&self.pagemap, map)?;
         self.budget = RereadBudget::default();
+        self.budget.set_at_rest(self.at_rest);
         Ok(())
+    }
+
+    /// The guest is at rest, or no longer.
+    pub(super) const fn set_at_rest(&mut self, at_rest: bool) {
+        self.at_rest = at_rest;
+        self.budget.set_at_rest(at_rest);
     }
 
     /// Reads these pages (host-virtual start, bytes) again.

@@ -7,7 +7,7 @@
 //! longer and longer.
 //!
 //! A replay can't tell what this is worth: there nobody else moves pages. It is bounded: a thousandth of
-//! a core, and a twentieth while many samples miss.
+//! a core, a fifth of that while the guest is at rest, and a twentieth of a core while many samples miss.
 
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ use super::Reread;
 
 /// The share of a core for reading while all is well.
 const CALM: f64 = 0.001;
+/// The same while the guest is at rest: an agent may take a thousandth of a core then, all in all. Pages
+/// that the agent moves are read at once in any case.
+const AT_REST: f64 = 0.000_2;
 /// The share while many samples miss.
 const URGENT: f64 = 0.05;
 /// By how much the share of misses must exceed the usual one.
@@ -35,6 +38,7 @@ pub struct RereadBudget {
     misses: u64,
     /// The usual share of misses; `None` until all pages were read with samples flowing.
     usual: Option<f64>,
+    at_rest: bool,
     urgent: bool,
     /// Ends of passes until all pages were read since it became urgent.
     passes: u32,
@@ -55,6 +59,7 @@ impl Default for RereadBudget {
             hits: 0,
             misses: 0,
             usual: None,
+            at_rest: false,
             urgent: false,
             passes: 0,
             settling: true,
@@ -96,6 +101,11 @@ impl RereadBudget {
         }
     }
 
+    /// The guest is at rest, or no longer.
+    pub const fn set_at_rest(&mut self, at_rest: bool) {
+        self.at_rest = at_rest;
+    }
+
     /// Whether many samples miss.
     #[must_use]
     pub fn is_urgent(&self) -> bool {
@@ -105,7 +115,11 @@ impl RereadBudget {
     /// How long may be read now, `elapsed` after the last call.
     pub fn allowance(&mut self, elapsed: Duration) -> Duration {
         self.wait = self.wait.saturating_sub(elapsed);
-        let share = if self.urgent { URGENT } else { CALM };
+        let share = match (self.urgent, self.at_rest) {
+            (true, _) => URGENT,
+            (false, true) => AT_REST,
+            (false, false) => CALM,
+        };
         self.saved = (self.saved + elapsed.as_secs_f64() * share).min(MOST_SAVED);
         Duration::from_secs_f64(self.saved.max(0.0))
     }

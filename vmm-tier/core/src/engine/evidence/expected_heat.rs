@@ -16,6 +16,8 @@ use crate::{addr, dual_heap::Placement, engine::guest_pages::GuestPages, random,
 
 /// How often pages are looked at. Heats change within half-lives, which are some seconds.
 const EVERY: Duration = Duration::from_secs(1);
+/// The same while the guest is at rest.
+const AT_REST_EVERY: Duration = Duration::from_secs(4);
 /// Pages are also looked at whenever the counts of all pages together have changed by this factor: at
 /// the start, and when the guest works harder or rests. Earlier looks then say nothing of what a count
 /// means now. Worth nothing on accesses at a steady rate. In a guest of 8192 equally hot pages whose
@@ -52,14 +54,20 @@ impl ExpectedHeat {
     }
 
     /// Looks at some pages if that is due.
-    pub(super) fn learn(&mut self, now: Time, stats: &AccessStats, pages: &GuestPages) {
+    pub(super) fn learn(
+        &mut self,
+        now: Time,
+        at_rest: bool,
+        stats: &AccessStats,
+        pages: &GuestPages,
+    ) {
         let plain = stats.plain_counts(now);
         let counts = plain * stats.counts(now);
         let changed = counts > self.counts * CHANGED || counts < self.counts / CHANGED;
         if now < self.next_at && !changed {
             return;
         }
-        self.next_at = now + EVERY;
+        self.next_at = now + if at_rest { AT_REST_EVERY } else { EVERY };
         self.counts = counts;
         if changed {
             for population in self.by_page_bytes.values_mut() {

@@ -26,6 +26,8 @@ const FACTORS: [f64; 6] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
 const AS_SET: usize = 3;
 /// How often counts are predicted.
 const EVERY: Duration = Duration::from_millis(250);
+/// The same while the guest is at rest.
+const AT_REST_EVERY: Duration = Duration::from_secs(1);
 /// Pages watched at most: errors of so many differ by a few percent between half-lives, and by chance by
 /// less.
 const MOST_WATCHED: usize = 4096;
@@ -109,10 +111,10 @@ impl HalfLife {
     }
 
     /// Compares what was predicted with what came, if that is due. Returns the half-life if it changes.
-    pub(crate) fn tick(&mut self, now: Time) -> Option<Duration> {
+    pub(crate) fn tick(&mut self, now: Time, at_rest: bool) -> Option<Duration> {
         let last = *self.last.get_or_insert(now);
         let span = now.since(last);
-        if span < EVERY {
+        if span < if at_rest { AT_REST_EVERY } else { EVERY } {
             return None;
         }
         self.last = Some(now);
@@ -207,7 +209,7 @@ mod tests {
                     }
                 }
             }
-            half_life.tick(second(at + 1));
+            half_life.tick(second(at + 1), false);
         }
     }
 
@@ -247,8 +249,8 @@ mod tests {
         for page in 0..1_000_000 {
             half_life.see(PageId(page), 1.0);
         }
-        half_life.tick(second(0));
-        half_life.tick(second(1));
+        half_life.tick(second(0), false);
+        half_life.tick(second(1), false);
         assert!(half_life.watched.len() <= MOST_WATCHED);
         assert!(half_life.watched.len() > MOST_WATCHED / 8);
     }
