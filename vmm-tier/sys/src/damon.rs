@@ -7,6 +7,7 @@
 
 mod admin;
 mod settings;
+mod slot_use;
 mod slots;
 pub mod source;
 
@@ -18,11 +19,11 @@ use crate::{
     process::{self, Stat},
     sysroot::{SysRoot, SysRootError},
 };
-pub use admin::SlotUse;
 use admin::{Admin, AdminFiles, SysfsFiles};
 pub use settings::{DamonSettings, Operations};
+pub use slot_use::{SlotRecord, SlotUse};
+pub use slots::Reclaimed;
 use slots::Slots;
-pub use slots::{Reclaimed, SlotRecord};
 
 /// DAMON can't be used, or not as asked.
 #[derive(Debug, thiserror::Error)]

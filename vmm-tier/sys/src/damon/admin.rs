@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
-
-use super::{DamonError, DamonSettings, Operations, SlotRecord, slots::Slots};
+use super::{DamonError, DamonSettings, Operations, slot_use::SlotUse, slots::Slots};
 use crate::{
     process,
     sysroot::{ParseError, SMALL_FILE, SysRoot, SysRootError, read_text, write_value},
@@ -66,58 +64,6 @@ fn while_busy<T>(mut call: impl FnMut() -> Result<T, SysRootError>) -> Result<T,
                 std::thread::sleep(Duration::from_millis(10));
             }
             result => return result,
-        }
-    }
-}
-
-/// A slot and who has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct SlotUse {
-    /// The slot's number.
-    pub slot: u32,
-    /// The kernel thread, if it is on.
-    pub thread: Option<u32>,
-    /// `paddr`, `vaddr`, `fvaddr`; `None` if nothing is set up in it.
-    pub operations: Option<String>,
-    /// The processes that are watched, with their names.
-    pub targets: Vec<String>,
-    /// What its schemes do: `migrate_hot`, `pageout`, `stat` …
-    pub actions: Vec<String>,
-    /// Our own record, if an agent of vmm-tier has it.
-    pub record: Option<SlotRecord>,
-}
-
-impl SlotUse {
-    /// Whether nobody has it.
-    #[must_use]
-    pub fn is_free(&self) -> bool {
-        self.thread.is_none() && self.operations.is_none() && self.record.is_none()
-    }
-}
-
-impl fmt::Display for SlotUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "slot {}: {}",
-            self.slot,
-            self.operations.as_deref().unwrap_or("empty")
-        )?;
-        match self.thread {
-            Some(thread) => write!(f, ", on as thread {thread}")?,
-            None => f.write_str(", off")?,
-        }
-        if !self.targets.is_empty() {
-            write!(f, ", watching {}", self.targets.join(" "))?;
-        }
-        if !self.actions.is_empty() {
-            write!(f, ", schemes {}", self.actions.join(" "))?;
-        }
-        match &self.record {
-            Some(record) => write!(f, ", of the vmm-tier agent {}", record.owner_pid),
-            None if self.operations.is_some() => f.write_str(", not vmm-tier's"),
-            None => Ok(()),
         }
     }
 }

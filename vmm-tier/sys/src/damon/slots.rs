@@ -12,9 +12,8 @@ use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
 };
-use serde::{Deserialize, Serialize};
 
-use super::{DamonError, admin::Admin};
+use super::{DamonError, admin::Admin, slot_use::SlotRecord};
 use crate::{
     process::{self, Identity},
     sysroot::{SMALL_FILE, SysRoot, read_text, replace_file},
@@ -25,34 +24,6 @@ const NEW_SLOTS: u32 = 16;
 /// How long another agent may hold the lock: it does some file accesses, and at most waits for a
 /// kdamond to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What is written down of a slot that an agent has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct SlotRecord {
-    /// The slot's number.
-    pub slot: u32,
-    /// The kdamond's kernel thread; `None` until it is on.
-    pub thread: Option<u32>,
-    /// The process that it watches.
-    pub target_pid: u32,
-    /// The agent.
-    pub owner_pid: u32,
-    /// When the agent began, in clock ticks since boot: tells it from a later process of its number.
-    pub owner_start: u64,
-    /// The boot in which all this holds.
-    pub boot_id: String,
-}
-
-impl SlotRecord {
-    fn owner(&self) -> Identity {
-        Identity {
-            pid: self.owner_pid,
-            start: self.owner_start,
-            boot_id: self.boot_id.clone(),
-        }
-    }
-}
 
 /// An orphan that was cleared away.
 #[derive(Clone, Debug, PartialEq, Eq)]
