@@ -147,7 +147,7 @@ impl Damon {
     /// # Errors
     /// [`DamonError::Files`].
     pub fn kdamonds(&self) -> Result<Vec<SlotUse>, DamonError> {
-        self.admin.slot_uses(&self.root, &self.slots)
+        self.slots.uses(&self.admin, &self.root)
     }
 
     /// Ends and empties the kdamonds of agents that no longer run.

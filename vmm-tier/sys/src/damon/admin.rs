@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DamonError, DamonSettings, Operations, slot_use::SlotUse, slots::Slots};
+use super::{
+    DamonError, DamonSettings, Operations,
+    slot_use::{SlotRecord, SlotUse},
+};
 use crate::{
     process,
     sysroot::{ParseError, SMALL_FILE, SysRoot, SysRootError, read_text, write_value},
@@ -219,43 +222,41 @@ impl Admin {
         Ok(())
     }
 
-    pub(super) fn slot_uses(
+    /// Who has a slot: what is set up in it, and `record`, which an agent of vmm-tier wrote down of it.
+    pub(super) fn slot_use(
         &self,
         root: &SysRoot,
-        slots: &Slots,
-    ) -> Result<Vec<SlotUse>, DamonError> {
-        (0..self.slot_count()?)
-            .map(|slot| {
-                let context = format!("{slot}/contexts/0");
-                let used = !self.is_empty(slot)?;
-                let text = |file: &str| self.files.read(&format!("{context}/{file}")).ok();
-                let count = |file: &str| text(file).and_then(|text| text.parse::<u32>().ok());
-                let operations = if used { text("operations") } else { None };
-                let mut targets = Vec::new();
-                // With physical addresses a target names no process.
-                if operations.as_deref().is_some_and(|name| name != "paddr") {
-                    for target in 0..count("targets/nr_targets").unwrap_or(0).min(MAX_SCHEMES) {
-                        let Some(pid) = count(&format!("targets/{target}/pid_target")) else {
-                            continue;
-                        };
-                        let name = process::stat(root, pid).map_or("gone".to_owned(), |s| s.comm);
-                        targets.push(format!("{pid} ({name})"));
-                    }
-                }
-                let schemes = count("schemes/nr_schemes").filter(|_| used).unwrap_or(0);
-                let actions = (0..schemes.min(MAX_SCHEMES))
-                    .filter_map(|scheme| text(&format!("schemes/{scheme}/action")))
-                    .collect();
-                Ok(SlotUse {
-                    slot,
-                    thread: self.thread(slot)?,
-                    operations,
-                    targets,
-                    actions,
-                    record: slots.record(slot),
-                })
-            })
-            .collect()
+        slot: u32,
+        record: Option<SlotRecord>,
+    ) -> Result<SlotUse, DamonError> {
+        let context = format!("{slot}/contexts/0");
+        let used = !self.is_empty(slot)?;
+        let text = |file: &str| self.files.read(&format!("{context}/{file}")).ok();
+        let count = |file: &str| text(file).and_then(|text| text.parse::<u32>().ok());
+        let operations = if used { text("operations") } else { None };
+        let mut targets = Vec::new();
+        // With physical addresses a target names no process.
+        if operations.as_deref().is_some_and(|name| name != "paddr") {
+            for target in 0..count("targets/nr_targets").unwrap_or(0).min(MAX_SCHEMES) {
+                let Some(pid) = count(&format!("targets/{target}/pid_target")) else {
+                    continue;
+                };
+                let name = process::stat(root, pid).map_or("gone".to_owned(), |s| s.comm);
+                targets.push(format!("{pid} ({name})"));
+            }
+        }
+        let schemes = count("schemes/nr_schemes").filter(|_| used).unwrap_or(0);
+        let actions = (0..schemes.min(MAX_SCHEMES))
+            .filter_map(|scheme| text(&format!("schemes/{scheme}/action")))
+            .collect();
+        Ok(SlotUse {
+            slot,
+            thread: self.thread(slot)?,
+            operations,
+            targets,
+            actions,
+            record,
+        })
     }
 }
 

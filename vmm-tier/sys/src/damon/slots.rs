@@ -13,7 +13,11 @@ use rustix::{
     io::Errno,
 };
 
-use super::{DamonError, admin::Admin, slot_use::SlotRecord};
+use super::{
+    DamonError,
+    admin::Admin,
+    slot_use::{SlotRecord, SlotUse},
+};
 use crate::{
     process::{self, Identity},
     sysroot::{SMALL_FILE, SysRoot, read_text, replace_file},
@@ -97,6 +101,13 @@ impl Slots {
         read_record(&self.path(slot)).filter(|record| record.slot == slot)
     }
 
+    /// Every slot and its use, ours and others', as far as it can be read.
+    pub(super) fn uses(&self, admin: &Admin, root: &SysRoot) -> Result<Vec<SlotUse>, DamonError> {
+        (0..admin.slot_count()?)
+            .map(|slot| admin.slot_use(root, slot, self.record(slot)))
+            .collect()
+    }
+
     fn write(&self, record: &SlotRecord) -> Result<(), DamonError> {
         let text = serde_json::to_string(record).map_err(|error| DamonError::RunDirectory {
             path: self.path(record.slot).display().to_string(),
@@ -131,7 +142,7 @@ impl Slots {
             replace(&self.marker(), &owner.boot_id)?;
             admin.set_slot_count(NEW_SLOTS)?;
         }
-        let uses = admin.slot_uses(root, self)?;
+        let uses = self.uses(admin, root)?;
         let Some(free) = uses.iter().find(|own| own.is_free()) else {
             return Err(DamonError::AllTaken { slots: uses });
         };
