@@ -19,9 +19,11 @@ mod evidence;
 mod exchange;
 mod guest_pages;
 mod journal;
+mod move_costs;
 mod mover;
 mod orders;
 mod pins;
+mod significance;
 mod state;
 mod views;
 

@@ -6,7 +6,6 @@
 //!        └────────── totals, placements ◄───────────┘
 //! ```
 
-pub(crate) mod costs;
 pub(crate) mod in_flight;
 mod plan;
 pub(crate) mod room;

@@ -2,9 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::costs::MoveCosts;
 use crate::{
-    engine::Planned,
+    engine::{Planned, move_costs::MoveCosts},
     moves::{Direction, Outcome, PageResult},
 };
 
