@@ -4,6 +4,7 @@
 //! a bounded queue what doesn't go out at once. So a client that is slow, silent or hostile delays
 //! nobody else: when its queue is full or a write gets nowhere, it is disconnected and counted.
 
+mod acceptor;
 mod bind;
 mod connection;
 mod dispatch;
@@ -179,7 +180,7 @@ impl Server {
     ) -> Result<Self, BindError> {
         let socket = bind::listen(path)?;
         let hub = Arc::new(Hub::new(handler, relay, options, socket));
-        let acceptor = hub.start().map_err(|source| BindError::Io {
+        let acceptor = acceptor::start(&hub).map_err(|source| BindError::Io {
             path: owned(path),
             action: "serve",
             source,

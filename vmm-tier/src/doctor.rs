@@ -10,6 +10,7 @@ mod host;
 mod memory;
 mod probe;
 mod report;
+mod source_report;
 mod sources;
 #[cfg(test)]
 mod tests;

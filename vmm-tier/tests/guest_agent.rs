@@ -35,6 +35,7 @@ fn guest_when_it_observes_warms_its_own_pages() {
     let mut guest = Guest::new(&folder);
     let mut agent = start(&folder, &guest);
     let hot: Vec<u64> = (0..64).map(|page| 2 * MIB + page * 65_536).collect();
+    let before = agent.ask("query-tier", None);
 
     let reply = agent.ask_until(|reply| {
         guest.observe(&hot);
@@ -48,6 +49,11 @@ fn guest_when_it_observes_warms_its_own_pages() {
     assert_eq!(reply["source"]["kind"], "guest", "{reply}");
     assert_accounted(&reply["source"]);
     assert_eq!(reply["source"]["dropped"], json!({}), "{reply}");
+    for figure in ["precision", "coverage", "staleness-ms"] {
+        assert!(before["sources"][0][figure].is_null(), "{before}");
+        assert!(reply["sources"][0][figure].is_f64(), "{reply}");
+    }
+    assert!(before["sources"][0].is_object(), "{before}");
     let explained = agent.ask("tier-explain", Some(json!({"address": 2 * MIB + 65_536})));
     assert!(
         explained["samples"].as_f64().unwrap_or_default() > 10.0,

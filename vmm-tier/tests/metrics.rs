@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Families that a dry run without a source that moves pages may lack.
-const MAY_LACK: [&str; 8] = [
+const MAY_LACK: [&str; 11] = [
     "vmm_tier_bias_deviation",
     "vmm_tier_bias_fast_to_slow_ratio",
     "vmm_tier_bias_held_pages",
@@ -21,7 +21,10 @@ const MAY_LACK: [&str; 8] = [
     "vmm_tier_bias_significant",
     "vmm_tier_hit_ratio",
     "vmm_tier_move_cost_seconds",
+    "vmm_tier_source_coverage_ratio",
+    "vmm_tier_source_precision_ratio",
     "vmm_tier_source_quality_ratio",
+    "vmm_tier_source_staleness_seconds",
 ];
 
 fn metrics(arguments: &[&Path]) -> Output {

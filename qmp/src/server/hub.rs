@@ -1,31 +1,24 @@
-//! What the threads of a server share, and the thread that accepts clients.
+//! What the threads of a server share.
 
 use std::{
     collections::HashMap,
-    io,
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::net::UnixListener,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
 };
 
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{
     Handler, Options, Stats,
     bind::SocketFile,
-    connection,
     peer::{Counters, Peer},
     relay::Relay,
 };
 use crate::{codec::encode_crlf, event::Event};
-
-/// How long clients may take for what waits for them when the server ends.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the threads of a server share.
 pub(crate) struct Hub {
@@ -33,11 +26,11 @@ pub(crate) struct Hub {
     /// Who answers what the handler doesn't have.
     pub(super) relay: Option<Arc<dyn Relay>>,
     pub(super) options: Options,
-    listener: UnixListener,
+    pub(super) listener: UnixListener,
     file: SocketFile,
     stop: AtomicBool,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
-    counters: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -67,15 +60,6 @@ impl Hub {
         }
     }
 
-    /// Starts the accepting thread; without it the socket file goes.
-    pub(super) fn start(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
-        let hub = Arc::clone(self);
-        let accepting = thread::Builder::new().name("qmp-accept".to_owned());
-        accepting
-            .spawn(move || accept(&hub))
-            .inspect_err(|_| self.close())
-    }
-
     pub(super) fn path(&self) -> &Path {
         self.file.path()
     }
@@ -89,7 +73,11 @@ impl Hub {
         }
     }
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<u64, Arc<Peer>>> {
+    pub(super) fn is_ending(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    pub(super) fn peers(&self) -> MutexGuard<'_, HashMap<u64, Arc<Peer>>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,92 +119,5 @@ impl Hub {
         for peer in self.peers().values() {
             peer.retire();
         }
-    }
-}
-
-/// The accepting thread: takes clients until the server stops, then sees them off.
-fn accept(hub: &Arc<Hub>) {
-    let mut threads: Vec<JoinHandle<()>> = Vec::new();
-    for number in 0.. {
-        let stream = match hub.listener.accept() {
-            Ok((stream, _)) if !hub.stop.load(Ordering::Acquire) => stream,
-            _ if hub.stop.load(Ordering::Acquire) => break,
-            Ok(_) => continue,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                // Out of file descriptors, most likely: it may pass, and trying at once would spin.
-                warn!(%error, "can't accept a client");
-                thread::sleep(Duration::from_millis(50));
-                continue;
-            }
-        };
-        threads.retain(|thread| !thread.is_finished());
-        if hub.peers().len() >= hub.options.max_clients {
-            hub.counters.rejected.fetch_add(1, Ordering::Relaxed);
-            warn!(
-                limit = hub.options.max_clients,
-                "turned a client away: too many"
-            );
-            continue;
-        }
-        match serve(number, stream, hub) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => warn!(%error, "can't serve a client"),
-        }
-    }
-    // Also a connection that came while the server was ending.
-    for peer in hub.peers().values() {
-        peer.retire();
-    }
-    let begin = Instant::now();
-    while begin.elapsed() < FAREWELL && !threads.iter().all(JoinHandle::is_finished) {
-        thread::sleep(Duration::from_millis(1));
-    }
-    for peer in hub.peers().values() {
-        peer.abort();
-    }
-    for thread in threads {
-        let _ = thread.join();
-    }
-}
-
-/// Registers a client and starts its thread.
-fn serve(number: u64, stream: UnixStream, hub: &Arc<Hub>) -> io::Result<JoinHandle<()>> {
-    let counters = Arc::clone(&hub.counters);
-    let peer = Peer::new(number, stream.try_clone()?, &hub.options, counters);
-    let peer = Arc::new(peer);
-    hub.peers().insert(number, Arc::clone(&peer));
-    hub.counters.accepted.fetch_add(1, Ordering::Relaxed);
-    debug!(client = number, "client connected");
-    let spawned = thread::Builder::new()
-        .name(format!("qmp-client-{number}"))
-        .spawn({
-            let hub = Arc::clone(hub);
-            move || {
-                // Also when a handler panics the client must go and its place become free.
-                let _leave = Leave {
-                    hub: &hub,
-                    peer: &peer,
-                };
-                connection::run(&stream, &peer, &hub);
-            }
-        });
-    if spawned.is_err() {
-        hub.peers().remove(&number);
-    }
-    spawned
-}
-
-/// Takes a client off the list when its thread ends.
-struct Leave<'a> {
-    hub: &'a Hub,
-    peer: &'a Peer,
-}
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.hub.peers().remove(&self.peer.number());
-        self.peer.abort();
-        debug!(client = self.peer.number(), "client left");
     }
 }

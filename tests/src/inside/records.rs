@@ -9,7 +9,10 @@ use softpmu::layout::{DATA_HEAD, DATA_TAIL, Layout};
 use softpmu::record::SAMPLE_TYPE;
 use softpmu::shared::Shared;
 use tier_sys::perf::record::{Record, RecordFormat};
-use tier_sys::perf::ring::{Drained, Ring, RingMemory};
+use tier_sys::perf::{
+    collect::Drained,
+    ring::{Ring, RingMemory},
+};
 
 use super::guest::Watch;
 use super::pmu::{Pmu, frames};

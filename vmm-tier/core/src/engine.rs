@@ -19,9 +19,11 @@ mod evidence;
 mod exchange;
 mod guest_pages;
 mod journal;
+mod move_costs;
 mod mover;
 mod orders;
 mod pins;
+mod significance;
 mod state;
 mod views;
 
@@ -33,7 +35,7 @@ pub use guest_pages::{
     scan::{Leftovers, ScanReport, ScanRequest},
 };
 pub use journal::Notice;
-pub use mover::room::NodeMemory;
+pub use mover::{room::NodeMemory, totals::Planned};
 pub use orders::{
     Order, Refusal, Reply,
     drain::{DrainProgress, DrainStall},
@@ -44,7 +46,7 @@ pub use state::VmState;
 pub use views::{
     explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
     heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
-    snapshot::{Planned, Snapshot, TierSnapshot},
+    snapshot::{Snapshot, TierSnapshot},
 };
 
 use self::{

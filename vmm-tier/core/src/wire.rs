@@ -37,13 +37,15 @@
 
 mod batch;
 mod decoder;
+mod drops;
 mod message;
 pub mod varint;
 
 pub use self::{
     batch::{Access, Batch, BatchBuilder, Observed, Region},
     decoder::{Decoded, Decoder},
-    message::{Credit, Drops, Hello, InGuest, Message, Status, Wish},
+    drops::Drops,
+    message::{Credit, Hello, InGuest, Message, Status, Wish},
 };
 
 /// The version of the protocol.

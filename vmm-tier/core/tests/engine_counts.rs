@@ -131,7 +131,7 @@ fn records_when_several_sources_deliver_are_accounted_for_each() {
     assert_eq!(guest.account.dropped[&DropReason::NotGuestRam], 2);
     assert_eq!(guest.account.dropped[&DropReason::Hostile], 5);
     assert!(damon.tests_pages && !guest.tests_pages);
-    assert_eq!(guest.precision, 1.0);
+    assert_eq!(guest.precision, Some(1.0));
     assert_eq!(lab.engine.samples().samples, 72);
     assert_eq!(lab.engine.check(), Ok(()));
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! trace file ─► trace ─► format ─┐
-//!                                ├─► machine: slices ─► policy ─► host ─► score ─► comparison: tables
+//!                                ├─► machine: slices ─► simulation (policy, host, score) ─► comparison
 //! workload ──────────────────────┘
 //! ```
 //!
@@ -14,6 +14,7 @@ pub mod comparison;
 pub mod format;
 pub mod machine;
 pub mod policy;
+pub mod simulation;
 pub mod status_line;
 pub mod trace;
 pub mod workload;

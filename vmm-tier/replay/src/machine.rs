@@ -1,8 +1,8 @@
-//! Replay: a guest's accesses go by again, and policies decide over them on a simulated machine.
+//! The machine of a replay: a guest whose accesses go by again, and a host whose pages policies move.
 //!
 //! ```text
 //! trace, generator ─► Access ─► Slicer ─► Slice ─┬─► Profile (first pass) ─► the oracle's plan
-//!                                                └─► Simulation (second pass): Host + Policy + Score,
+//!                                                └─► simulation (second pass): Host + Policy + Score,
 //!                                                    one for each policy and size of DRAM
 //! ```
 //!
@@ -13,8 +13,6 @@ pub mod guest;
 pub mod host;
 pub mod profile;
 pub mod sampler;
-pub mod score;
-pub mod simulation;
 pub mod slice;
 pub mod slicer;
 
@@ -23,8 +21,6 @@ pub use self::{
     host::{Conditions, Costs, Failures, Host, Ledger},
     profile::Profile,
     sampler::{Sampler, SamplerSettings},
-    score::{Plateau, Samples, Score},
-    simulation::Simulation,
     slice::{Sample, Slice, Touch},
     slicer::{Sampling, Slicer, SlicerAccount, SlicerError, SlicerSettings},
 };

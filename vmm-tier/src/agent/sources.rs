@@ -72,15 +72,16 @@ tier_core::report! {
         /// Useful records a second, in its last trial.
         #[metric(gauge = "source_trial_records_per_second")]
         accepted_per_s: f64,
-        /// How exact the source's addresses are: 1 for a page of 4 KiB, 1 / (1 + log2 n) for n such pages.
+        /// How exact the source's addresses are: 1 for a page of 4 KiB, 1 / (1 + log2 n) for n such
+        /// pages; absent before the source has counted an access.
         #[metric(gauge = "source_precision_ratio")]
-        precision: f64,
-        /// The share of the guest that the source watches.
+        precision: Option<f64>,
+        /// The share of the guest that the source watches; absent before the source has delivered.
         #[metric(gauge = "source_coverage_ratio")]
-        coverage: f64,
-        /// How old its samples are on arrival, on average.
+        coverage: Option<f64>,
+        /// How old its samples are on arrival, on average; absent before the source has delivered.
         #[metric(gauge = "source_staleness_seconds")]
-        staleness_ms: f64,
+        staleness_ms: Option<f64>,
         /// What became of its records.
         #[serde(flatten)]
         account: SampleAccount,
@@ -276,7 +277,7 @@ impl Sources {
                 accepted_per_s: source.accepted_per_s,
                 precision: stats.precision,
                 coverage: stats.coverage,
-                staleness_ms: stats.staleness.as_secs_f64() * 1e3,
+                staleness_ms: stats.staleness.map(|age| age.as_secs_f64() * 1e3),
                 account: stats.account,
             }
         };

@@ -4,7 +4,7 @@ use tier_core::sample::{Sight, SourceKind};
 
 use super::{
     facts::{GuestFacts, KvmFacts},
-    sources::{SourceReport, Works},
+    source_report::{SourceReport, Works},
     wiring::Wiring,
 };
 

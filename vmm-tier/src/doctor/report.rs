@@ -10,7 +10,7 @@ use tier_core::{
 
 use super::{
     Area, Finding, Level,
-    sources::{SourceReport, Works, sight},
+    source_report::{SourceReport, Works, sight},
 };
 
 /// What the doctor says. The JSON is a contract: names and units stay.

@@ -11,7 +11,7 @@ use tier_sys::process::Capabilities;
 use super::{
     facts::{GuestFacts, HostFacts, KvmFacts},
     probe::Probe,
-    sources::{SourceReport, Works},
+    source_report::{SourceReport, Works, sight},
     wiring::Wiring,
     *,
 };
@@ -443,7 +443,7 @@ fn sources_when_kvm_runs_the_guest_say_what_each_would_see() {
     let shown: Vec<_> = report
         .sources()
         .iter()
-        .map(|row| (row.source.name(), row.works, sources::sight(row.sees)))
+        .map(|row| (row.source.name(), row.works, sight(row.sees)))
         .collect();
     assert_eq!(
         shown,
@@ -465,7 +465,7 @@ fn sources_when_the_guest_is_emulated_see_its_accesses_as_the_hosts() {
 
     let report = examine(&facts(tree.path()), &probes(), Some(&Ok(emulated)));
 
-    assert_eq!(sources::sight(source(&report, "pebs").sees), "guest");
+    assert_eq!(sight(source(&report, "pebs").sees), "guest");
     assert!(source(&report, "guest").found.contains("uses DAMON"));
 }
 

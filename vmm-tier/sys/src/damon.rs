@@ -7,6 +7,7 @@
 
 mod admin;
 mod settings;
+mod slot_use;
 mod slots;
 pub mod source;
 
@@ -18,11 +19,11 @@ use crate::{
     process::{self, Stat},
     sysroot::{SysRoot, SysRootError},
 };
-pub use admin::SlotUse;
 use admin::{Admin, AdminFiles, SysfsFiles};
 pub use settings::{DamonSettings, Operations};
+pub use slot_use::{SlotRecord, SlotUse};
+pub use slots::Reclaimed;
 use slots::Slots;
-pub use slots::{Reclaimed, SlotRecord};
 
 /// DAMON can't be used, or not as asked.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +147,7 @@ impl Damon {
     /// # Errors
     /// [`DamonError::Files`].
     pub fn kdamonds(&self) -> Result<Vec<SlotUse>, DamonError> {
-        self.admin.slot_uses(&self.root, &self.slots)
+        self.slots.uses(&self.admin, &self.root)
     }
 
     /// Ends and empties the kdamonds of agents that no longer run.

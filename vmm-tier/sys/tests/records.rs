@@ -5,8 +5,9 @@
 use perf_event_open_sys::bindings as abi;
 use proptest::prelude::*;
 use tier_sys::perf::{
+    collect::Drained,
     record::{Record, RecordError, RecordFormat, Records, Weight, parse},
-    ring::{Drained, PlainRing, Ring, RingMemory},
+    ring::{PlainRing, Ring, RingMemory},
 };
 
 /// Cases of each property.

@@ -12,13 +12,13 @@
 //! ```
 
 mod pay_back;
-pub(crate) mod significance;
 
 use self::pay_back::PayBack;
 use super::{
     evidence::Evidence,
     guest_pages::{Candidate, GuestPages},
-    mover::costs::MoveCosts,
+    move_costs::MoveCosts,
+    significance,
 };
 use crate::{dual_heap::Placement, settings::EngineSettings, tiers::Tiers, time::Time};
 

@@ -6,7 +6,6 @@
 //!        └────────── totals, placements ◄───────────┘
 //! ```
 
-pub(crate) mod costs;
 pub(crate) mod in_flight;
 mod plan;
 pub(crate) mod room;
@@ -18,10 +17,10 @@ use self::{
     plan::{Draft, Planner},
     room::{FastBounds, Room, Rooms},
     throttle::Throttle,
-    totals::MoveTotals,
+    totals::{MoveTotals, Planned},
 };
 use super::{
-    Action, Planned,
+    Action,
     evidence::Evidence,
     guest_pages::{Candidate, GuestPages, placement_on},
     pins::pin::{Pin, PinError, WhenFull},

@@ -117,11 +117,12 @@ impl Candidate {
 }
 
 /// How good a source is: 0 to 1, the product of how exact it is, how much of the guest it speaks for, how
-/// many records it brings, and how fresh they are.
+/// many records it brings, and how fresh they are. A source of which this is not known yet has 0.
 #[must_use]
 pub fn quality(stats: &SourceStats, accepted_per_s: f64) -> f64 {
     let many = accepted_per_s / (accepted_per_s + HALF_GOOD_RATE);
-    let fresh = 1.0 / (1.0 + stats.staleness.as_secs_f64());
+    let fresh = 1.0 / (1.0 + stats.staleness.unwrap_or_default().as_secs_f64());
     let worth = if stats.tests_pages { TESTS_WORTH } else { 1.0 };
-    stats.precision * stats.coverage * many * fresh * worth
+    let (precision, coverage) = (stats.precision, stats.coverage);
+    precision.unwrap_or(0.0) * coverage.unwrap_or(0.0) * many * fresh * worth
 }

@@ -66,7 +66,7 @@ impl Lab {
                 if self.working[&kind] {
                     let stats = self.stats.entry(kind).or_default();
                     stats.account.accept(records);
-                    (stats.precision, stats.coverage) = (precision, 1.0);
+                    (stats.precision, stats.coverage) = (Some(precision), Some(1.0));
                     stats.tests_pages = kind == SourceKind::Damon;
                 }
             }
@@ -279,7 +279,7 @@ proptest! {
                 Happens::Delivers(kind, n) => {
                     let stats = lab.stats.entry(kind).or_default();
                     stats.account.accept(n);
-                    (stats.precision, stats.coverage) = (1.0 / n as f64, 1.0);
+                    (stats.precision, stats.coverage) = (Some(1.0 / n as f64), Some(1.0));
                 }
                 Happens::Drops(kind, n) => {
                     let stats = lab.stats.entry(kind).or_default();

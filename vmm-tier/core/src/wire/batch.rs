@@ -12,7 +12,8 @@
 //! they are written: so a batch speaks for each page at most once, whoever made it.
 
 use super::{
-    Drops, MAX_OBSERVATIONS, MAX_PAYLOAD, MAX_TESTS, WireError,
+    MAX_OBSERVATIONS, MAX_PAYLOAD, MAX_TESTS, WireError,
+    drops::Drops,
     varint::{Reader, put, unzigzag, zigzag},
 };
 use crate::{

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use super::{
-    Batch, MAX_PAGE_SIZES, MAX_TEXT, WireError,
+    MAX_PAGE_SIZES, MAX_TEXT, WireError,
+    batch::Batch,
+    drops::Drops,
     varint::{Reader, put, put_text},
 };
 
@@ -67,43 +69,6 @@ impl InGuest {
 impl fmt::Display for InGuest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// What the guest's agent lost or left out, summed over the session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drops {
-    /// Records without a usable address.
-    pub no_address: u64,
-    /// Observations for which there was no credit.
-    pub no_credit: u64,
-    /// Records that the guest's kernel had no room for.
-    pub lost: u64,
-    /// Times the guest's kernel throttled the source.
-    pub throttled: u64,
-}
-
-impl Drops {
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
-        for value in [self.no_address, self.no_credit, self.lost, self.throttled] {
-            put(out, value);
-        }
-    }
-
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
-        Ok(Self {
-            no_address: reader.number()?,
-            no_credit: reader.number()?,
-            lost: reader.number()?,
-            throttled: reader.number()?,
-        })
-    }
-
-    /// All that was left out.
-    #[must_use]
-    pub const fn total(&self) -> u64 {
-        let dropped = self.no_address.saturating_add(self.no_credit);
-        dropped.saturating_add(self.lost)
     }
 }
 

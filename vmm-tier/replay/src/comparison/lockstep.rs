@@ -9,7 +9,7 @@ use std::{num::NonZero, thread, time::Duration};
 use crossbeam::queue::SegQueue;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::machine::{Simulation, Slice};
+use crate::{machine::Slice, simulation::Simulation};
 
 /// Runs the simulations over all batches that `next` brings, until it brings an empty one.
 ///

@@ -17,14 +17,12 @@ use super::{
     settings::{Choice, Settings},
 };
 use crate::{
-    machine::{
-        Profile, SamplerSettings, Sampling, Score, Simulation, Slice, Slicer, SlicerAccount,
-        SlicerSettings,
-    },
+    machine::{Profile, SamplerSettings, Sampling, Slice, Slicer, SlicerAccount, SlicerSettings},
     policy::{
         self, PolicySetup, UnknownPolicy,
         oracle::{Oracle, Plan},
     },
+    simulation::{Score, Simulation},
 };
 
 /// A shorter trace is slowed down to this length: policies count in seconds, and two minutes show them

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use tier_core::sample::{DropReason, SampleAccount};
 
 use super::report::{Plateau, Run, Samples, Trace};
-use crate::{machine::Score, policy::oracle::PlanKind};
+use crate::{
+    policy::oracle::PlanKind,
+    simulation::{self, Score},
+};
 
 /// Scores as people and programs read them.
 ///
@@ -56,7 +59,7 @@ pub(super) fn runs(
 /// The first phase begins with the first access.
 fn plateaus(score: &Score) -> Vec<Plateau> {
     let start = score.plateaus.first().map(|plateau| plateau.from);
-    let plateau = |plateau: &crate::machine::Plateau| Plateau {
+    let plateau = |plateau: &simulation::Plateau| Plateau {
         from_s: plateau.from.since(start.unwrap_or_default()).as_secs_f64(),
         level: plateau.level,
         reached_after_s: plateau.reached_after.map(|time| time.as_secs_f64()),

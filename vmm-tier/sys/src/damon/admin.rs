@@ -7,9 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
-
-use super::{DamonError, DamonSettings, Operations, SlotRecord, slots::Slots};
+use super::{
+    DamonError, DamonSettings, Operations,
+    slot_use::{SlotRecord, SlotUse},
+};
 use crate::{
     process,
     sysroot::{ParseError, SMALL_FILE, SysRoot, SysRootError, read_text, write_value},
@@ -66,58 +67,6 @@ fn while_busy<T>(mut call: impl FnMut() -> Result<T, SysRootError>) -> Result<T,
                 std::thread::sleep(Duration::from_millis(10));
             }
             result => return result,
-        }
-    }
-}
-
-/// A slot and who has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct SlotUse {
-    /// The slot's number.
-    pub slot: u32,
-    /// The kernel thread, if it is on.
-    pub thread: Option<u32>,
-    /// `paddr`, `vaddr`, `fvaddr`; `None` if nothing is set up in it.
-    pub operations: Option<String>,
-    /// The processes that are watched, with their names.
-    pub targets: Vec<String>,
-    /// What its schemes do: `migrate_hot`, `pageout`, `stat` …
-    pub actions: Vec<String>,
-    /// Our own record, if an agent of vmm-tier has it.
-    pub record: Option<SlotRecord>,
-}
-
-impl SlotUse {
-    /// Whether nobody has it.
-    #[must_use]
-    pub fn is_free(&self) -> bool {
-        self.thread.is_none() && self.operations.is_none() && self.record.is_none()
-    }
-}
-
-impl fmt::Display for SlotUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "slot {}: {}",
-            self.slot,
-            self.operations.as_deref().unwrap_or("empty")
-        )?;
-        match self.thread {
-            Some(thread) => write!(f, ", on as thread {thread}")?,
-            None => f.write_str(", off")?,
-        }
-        if !self.targets.is_empty() {
-            write!(f, ", watching {}", self.targets.join(" "))?;
-        }
-        if !self.actions.is_empty() {
-            write!(f, ", schemes {}", self.actions.join(" "))?;
-        }
-        match &self.record {
-            Some(record) => write!(f, ", of the vmm-tier agent {}", record.owner_pid),
-            None if self.operations.is_some() => f.write_str(", not vmm-tier's"),
-            None => Ok(()),
         }
     }
 }
@@ -273,43 +222,41 @@ impl Admin {
         Ok(())
     }
 
-    pub(super) fn slot_uses(
+    /// Who has a slot: what is set up in it, and `record`, which an agent of vmm-tier wrote down of it.
+    pub(super) fn slot_use(
         &self,
         root: &SysRoot,
-        slots: &Slots,
-    ) -> Result<Vec<SlotUse>, DamonError> {
-        (0..self.slot_count()?)
-            .map(|slot| {
-                let context = format!("{slot}/contexts/0");
-                let used = !self.is_empty(slot)?;
-                let text = |file: &str| self.files.read(&format!("{context}/{file}")).ok();
-                let count = |file: &str| text(file).and_then(|text| text.parse::<u32>().ok());
-                let operations = if used { text("operations") } else { None };
-                let mut targets = Vec::new();
-                // With physical addresses a target names no process.
-                if operations.as_deref().is_some_and(|name| name != "paddr") {
-                    for target in 0..count("targets/nr_targets").unwrap_or(0).min(MAX_SCHEMES) {
-                        let Some(pid) = count(&format!("targets/{target}/pid_target")) else {
-                            continue;
-                        };
-                        let name = process::stat(root, pid).map_or("gone".to_owned(), |s| s.comm);
-                        targets.push(format!("{pid} ({name})"));
-                    }
-                }
-                let schemes = count("schemes/nr_schemes").filter(|_| used).unwrap_or(0);
-                let actions = (0..schemes.min(MAX_SCHEMES))
-                    .filter_map(|scheme| text(&format!("schemes/{scheme}/action")))
-                    .collect();
-                Ok(SlotUse {
-                    slot,
-                    thread: self.thread(slot)?,
-                    operations,
-                    targets,
-                    actions,
-                    record: slots.record(slot),
-                })
-            })
-            .collect()
+        slot: u32,
+        record: Option<SlotRecord>,
+    ) -> Result<SlotUse, DamonError> {
+        let context = format!("{slot}/contexts/0");
+        let used = !self.is_empty(slot)?;
+        let text = |file: &str| self.files.read(&format!("{context}/{file}")).ok();
+        let count = |file: &str| text(file).and_then(|text| text.parse::<u32>().ok());
+        let operations = if used { text("operations") } else { None };
+        let mut targets = Vec::new();
+        // With physical addresses a target names no process.
+        if operations.as_deref().is_some_and(|name| name != "paddr") {
+            for target in 0..count("targets/nr_targets").unwrap_or(0).min(MAX_SCHEMES) {
+                let Some(pid) = count(&format!("targets/{target}/pid_target")) else {
+                    continue;
+                };
+                let name = process::stat(root, pid).map_or("gone".to_owned(), |s| s.comm);
+                targets.push(format!("{pid} ({name})"));
+            }
+        }
+        let schemes = count("schemes/nr_schemes").filter(|_| used).unwrap_or(0);
+        let actions = (0..schemes.min(MAX_SCHEMES))
+            .filter_map(|scheme| text(&format!("schemes/{scheme}/action")))
+            .collect();
+        Ok(SlotUse {
+            slot,
+            thread: self.thread(slot)?,
+            operations,
+            targets,
+            actions,
+            record,
+        })
     }
 }
 

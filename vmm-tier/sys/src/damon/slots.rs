@@ -12,9 +12,12 @@ use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
 };
-use serde::{Deserialize, Serialize};
 
-use super::{DamonError, admin::Admin};
+use super::{
+    DamonError,
+    admin::Admin,
+    slot_use::{SlotRecord, SlotUse},
+};
 use crate::{
     process::{self, Identity},
     sysroot::{SMALL_FILE, SysRoot, read_text, replace_file},
@@ -25,34 +28,6 @@ const NEW_SLOTS: u32 = 16;
 /// How long another agent may hold the lock: it does some file accesses, and at most waits for a
 /// kdamond to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What is written down of a slot that an agent has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct SlotRecord {
-    /// The slot's number.
-    pub slot: u32,
-    /// The kdamond's kernel thread; `None` until it is on.
-    pub thread: Option<u32>,
-    /// The process that it watches.
-    pub target_pid: u32,
-    /// The agent.
-    pub owner_pid: u32,
-    /// When the agent began, in clock ticks since boot: tells it from a later process of its number.
-    pub owner_start: u64,
-    /// The boot in which all this holds.
-    pub boot_id: String,
-}
-
-impl SlotRecord {
-    fn owner(&self) -> Identity {
-        Identity {
-            pid: self.owner_pid,
-            start: self.owner_start,
-            boot_id: self.boot_id.clone(),
-        }
-    }
-}
 
 /// An orphan that was cleared away.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +101,13 @@ impl Slots {
         read_record(&self.path(slot)).filter(|record| record.slot == slot)
     }
 
+    /// Every slot and its use, ours and others', as far as it can be read.
+    pub(super) fn uses(&self, admin: &Admin, root: &SysRoot) -> Result<Vec<SlotUse>, DamonError> {
+        (0..admin.slot_count()?)
+            .map(|slot| admin.slot_use(root, slot, self.record(slot)))
+            .collect()
+    }
+
     fn write(&self, record: &SlotRecord) -> Result<(), DamonError> {
         let text = serde_json::to_string(record).map_err(|error| DamonError::RunDirectory {
             path: self.path(record.slot).display().to_string(),
@@ -160,7 +142,7 @@ impl Slots {
             replace(&self.marker(), &owner.boot_id)?;
             admin.set_slot_count(NEW_SLOTS)?;
         }
-        let uses = admin.slot_uses(root, self)?;
+        let uses = self.uses(admin, root)?;
         let Some(free) = uses.iter().find(|own| own.is_free()) else {
             return Err(DamonError::AllTaken { slots: uses });
         };

@@ -1,14 +1,35 @@
-//! Samples out of rings, and a count of everything else that stood there.
+//! What is found in rings: samples, and a count of everything else that stood there.
 
 use tier_core::sample::{DropReason, SampleAccount};
 
-use super::{
-    record::{Record, Sample},
-    ring::Drained,
-};
+use super::record::{Record, Sample};
 
 /// No ring loses more records between two others; a ring file may claim anything.
 const MOST_LOST: u64 = 1 << 32;
+
+/// What one [`Ring::drain`](super::ring::Ring::drain) met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Bytes taken out of the ring.
+    pub bytes: u64,
+    /// Records handed on.
+    pub records: u64,
+    /// Records that were too short for their fields, or the rest of a piece whose next record could
+    /// not be found.
+    pub malformed: u64,
+    /// Times the head was further ahead than the ring is long; everything up to it was skipped.
+    pub overruns: u64,
+}
+
+impl Drained {
+    /// Adds what another drain met.
+    pub fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.records += other.records;
+        self.malformed += other.malformed;
+        self.overruns += other.overruns;
+    }
+}
 
 /// What one collection found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,10 +10,10 @@ use perf_event_open_sys::{bindings as abi, ioctls, perf_event_open};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    collect::Collected,
+    collect::{Collected, Drained},
     record::{Record, RecordFormat, Sample, UnsupportedFields},
     refusal::{Asked, Refusal, Step, Surroundings},
-    ring::{Drained, MappedRing, Ring},
+    ring::{MappedRing, Ring},
 };
 use crate::sysroot::SysRoot;
 

@@ -17,7 +17,7 @@ use perf_event_open_sys::bindings::perf_event_mmap_page;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{
-    collect::Collected,
+    collect::{Collected, Drained},
     record::{Record, RecordFormat, Sample, walk},
 };
 
@@ -38,30 +38,6 @@ pub trait RingMemory {
     /// Appends `len` bytes of the data area from `offset` on to `out`; `offset + len` is at most the
     /// capacity.
     fn append_to(&self, offset: usize, len: usize, out: &mut Vec<u8>);
-}
-
-/// What one [`Ring::drain`] met.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drained {
-    /// Bytes taken out of the ring.
-    pub bytes: u64,
-    /// Records handed on.
-    pub records: u64,
-    /// Records that were too short for their fields, or the rest of a piece whose next record could
-    /// not be found.
-    pub malformed: u64,
-    /// Times the head was further ahead than the ring is long; everything up to it was skipped.
-    pub overruns: u64,
-}
-
-impl Drained {
-    /// Adds what another drain met.
-    pub fn add(&mut self, other: Self) {
-        self.bytes += other.bytes;
-        self.records += other.records;
-        self.malformed += other.malformed;
-        self.overruns += other.overruns;
-    }
 }
 
 /// A ring and the format of its records.

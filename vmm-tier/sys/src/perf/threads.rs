@@ -9,10 +9,9 @@ use std::{collections::BTreeMap, io, time::Duration};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    collect::Collected,
+    collect::{Collected, Drained},
     event::{Event, EventError, EventSpec, Rate, Target},
     record::Sample,
-    ring::Drained,
 };
 use crate::sysroot::SysRoot;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::{
     addr,
-    engine::exchange::significance,
+    engine::significance,
     heat::Decay,
     sample::{DropReason, SampleBatch},
     settings::Tier,

@@ -20,19 +20,20 @@ use crate::{
 /// What a batch weighs in a source's running averages, at most.
 const NEWEST: f64 = 0.2;
 
-/// What is known of a source that has delivered.
+/// What became of a source's records, and how good its batches are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SourceStats {
     /// What became of its records since the start.
     pub account: SampleAccount,
-    /// Share of the guest that a batch speaks for, 0 to 1, of late. A source that samples accesses
-    /// wherever they fall speaks for all of it.
-    pub coverage: f64,
-    /// How exact its addresses are: 1 for a page of 4 KiB, 1 / (1 + log₂ n) for ranges of n such pages,
-    /// of late, weighted by accesses.
-    pub precision: f64,
-    /// How old what it says is when it is heard, of late: half of the time observed, and the delay.
-    pub staleness: Duration,
+    /// Share of the guest that a batch speaks for, 0 to 1, of late; `None` before the first batch. A
+    /// source that samples accesses wherever they fall speaks for all of the guest.
+    pub coverage: Option<f64>,
+    /// How exact its addresses are, of late, weighted by accesses: 1 for a page of 4 KiB,
+    /// 1 / (1 + log₂ n) for ranges of n such pages; `None` before it has counted an access.
+    pub precision: Option<f64>,
+    /// Age of a batch on arrival, of late: half of the time observed, and the delay; `None` before the
+    /// first batch.
+    pub staleness: Option<Duration>,
     /// Whether it tests pages, and finds each used or not, or counts accesses.
     pub tests_pages: bool,
 }
@@ -127,13 +128,9 @@ impl SourceAccounts {
 
     /// How exact a source is beside another, 1 at most.
     fn exactness(&self, source: SourceKind, other: SourceKind) -> f64 {
-        let precision = |kind| {
-            self.feeds
-                .get(&kind)
-                .map_or(0.0, |feed| feed.stats.precision)
-        };
+        let precision = |kind| self.feeds.get(&kind)?.stats.precision;
         match (precision(source), precision(other)) {
-            (mine, theirs) if mine > 0.0 && theirs > 0.0 => (mine / theirs).min(1.0),
+            (Some(mine), Some(theirs)) => (mine / theirs).min(1.0),
             _ => 1.0,
         }
     }
@@ -143,10 +140,9 @@ impl SourceAccounts {
         let Some(feed) = self.feeds.get_mut(&batch.source) else {
             return;
         };
-        let newest = if feed.batches <= 1 { 1.0 } else { NEWEST };
         let stats = &mut feed.stats;
         stats.tests_pages = batch.tests > 0;
-        stats.coverage += (coverage.clamp(0.0, 1.0) - stats.coverage) * newest;
+        stats.coverage = Some(average(stats.coverage, coverage.clamp(0.0, 1.0)));
         let (mut all, mut exact) = (0.0, 0.0);
         for sample in &batch.samples {
             let counted = counts(sample);
@@ -157,14 +153,17 @@ impl SourceAccounts {
             };
         }
         if all > 0.0 {
-            let known = if stats.precision > 0.0 { newest } else { 1.0 };
-            stats.precision += (exact / all - stats.precision) * known;
+            stats.precision = Some(average(stats.precision, exact / all));
         }
-        let late = batch.span / 2 + now.since(batch.end);
-        let before = stats.staleness.as_secs_f64();
-        let after = before + (late.as_secs_f64() - before) * newest;
-        stats.staleness = Duration::from_secs_f64(after.max(0.0));
+        let late = (batch.span / 2 + now.since(batch.end)).as_secs_f64();
+        let before = stats.staleness.map(|staleness| staleness.as_secs_f64());
+        stats.staleness = Some(Duration::from_secs_f64(average(before, late).max(0.0)));
     }
+}
+
+/// A running average with one more value; the first value is the average.
+fn average(before: Option<f64>, value: f64) -> f64 {
+    before.map_or(value, |before| before + (value - before) * NEWEST)
 }
 
 fn frames(sample: &AccessSample) -> f64 {
@@ -186,7 +185,7 @@ mod tests {
     use super::*;
     use crate::{
         addr::Hva,
-        sample::{AccessKind, SampleAddress},
+        sample::{AccessKind, DropReason, SampleAddress},
     };
 
     const HALF_LIFE: Duration = Duration::from_secs(2);
@@ -272,8 +271,32 @@ mod tests {
             sources.scale(&batch, HALF_LIFE);
             sources.judge(&batch, Time(1_250_000_000), 0.5);
             let stats = &sources.feeds[&source].stats;
-            assert_eq!((stats.precision, stats.coverage), (expected, 0.5));
-            assert_eq!(stats.staleness, Duration::from_millis(750));
+            assert_eq!(
+                (stats.precision, stats.coverage),
+                (Some(expected), Some(0.5))
+            );
+            assert_eq!(stats.staleness, Some(Duration::from_millis(750)));
+        }
+    }
+
+    #[test]
+    fn figures_when_nothing_was_delivered_are_unknown() {
+        let mut sources = SourceAccounts::default();
+        let refused = sources.account(SourceKind::Ibs);
+        refused.drop_records(DropReason::StaleMap, 7);
+        let figures = |sources: &SourceAccounts| {
+            let stats = &sources.feeds[&SourceKind::Ibs].stats;
+            (stats.coverage, stats.precision, stats.staleness)
+        };
+        assert_eq!(figures(&sources), (None, None, None));
+
+        // A batch that counts nothing says nothing of how exact addresses are.
+        for (weight, precision) in [(0.0, None), (3.0, Some(1.0))] {
+            let batch = batch(SourceKind::Ibs, weight, 1);
+            sources.scale(&batch, HALF_LIFE);
+            sources.judge(&batch, Time(1_250_000_000), 0.5);
+            let staleness = Some(Duration::from_millis(750));
+            assert_eq!(figures(&sources), (Some(0.5), precision, staleness));
         }
     }
 }

@@ -2,11 +2,23 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::costs::MoveCosts;
 use crate::{
-    engine::Planned,
+    engine::move_costs::MoveCosts,
     moves::{Direction, Outcome, PageResult},
 };
+
+crate::report! {
+    /// Moves of a dry run.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Planned = "TierPlanned" {
+        /// Bytes that would have been promoted.
+        #[metric(counter = "dry_run_promoted_bytes", since = "the agent's start")]
+        pub promote_bytes: u64,
+        /// Bytes that would have been demoted.
+        #[metric(counter = "dry_run_demoted_bytes", since = "the agent's start")]
+        pub demote_bytes: u64,
+    }
+}
 
 /// What was moved, what failed, and what a move costs.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{DrainProgress, PolicySnapshot, TierBias, VmEngine, VmState};
+use crate::engine::{DrainProgress, Planned, PolicySnapshot, TierBias, VmEngine, VmState};
 use crate::{addr::NodeSet, map::GuestMemoryMap, moves::Outcome, settings::Tier};
 
 crate::report! {
@@ -24,19 +24,6 @@ crate::report! {
         /// Free memory of the tier's nodes, which all VMs share.
         #[metric(gauge = "tier_free_bytes")]
         pub free_bytes: u64,
-    }
-}
-
-crate::report! {
-    /// Moves of a dry run.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct Planned = "TierPlanned" {
-        /// Bytes that would have been promoted.
-        #[metric(counter = "dry_run_promoted_bytes", since = "the agent's start")]
-        pub promote_bytes: u64,
-        /// Bytes that would have been demoted.
-        #[metric(counter = "dry_run_demoted_bytes", since = "the agent's start")]
-        pub demote_bytes: u64,
     }
 }
 

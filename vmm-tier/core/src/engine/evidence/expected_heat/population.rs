@@ -11,7 +11,7 @@
 //! choosing the extremes: where all pages are alike it is nearly the same for all.
 //!
 //! Counts here are plain counts, whose variance is their mean
-//! ([`plain_counts`](crate::engine::exchange::significance::plain_counts)); a heat is the count that a
+//! ([`plain_counts`](crate::engine::significance::plain_counts)); a heat is the count that a
 //! page has on average.
 
 /// The grid: heats from 0.02 counts on, each 1.3 times the one before, to 140 000. Counts that tell two

@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tier_core::{moves::Outcome, time::Time};
 
-use super::{Host, Ledger, Slice};
-use crate::policy::Policy;
+use crate::{
+    machine::{Host, Ledger, Slice},
+    policy::Policy,
+};
 
 /// The share of its last level that hits must have reached for a phase to count as settled.
 const SETTLED: f64 = 0.9;

@@ -1,12 +1,15 @@
 //! One policy on one machine, and what comes of it.
 
+pub mod score;
+
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    Conditions, Guest, Host, Sample, Slice,
-    score::{Samples, Score, Tally},
+use self::score::Tally;
+pub use self::score::{Plateau, Samples, Score};
+use crate::{
+    machine::{Conditions, Guest, Host, Sample, Slice},
+    policy::{Policy, Seen},
 };
-use crate::policy::{Policy, Seen};
 
 /// See the [module](self).
 pub struct Simulation {
