@@ -37,13 +37,17 @@ use crossbeam::{
     select,
 };
 use tier_core::{
-    engine::{self, Action, Event, NodeMemory, Refusal, VmEngine, VmState},
+    addr::{BASE_PAGE, NodeSet},
+    engine::{self, Action, Event, NodeMemory, PoolMemory, Refusal, VmEngine, VmState},
     map::GuestMemoryMap,
     sample::{SampleBatch, SourceKind},
     settings::EngineSettings,
     time::Time,
 };
-use tier_sys::{process, zoneinfo};
+use tier_sys::{
+    hugetlb::{self, HugePool},
+    process, zoneinfo,
+};
 
 pub(crate) use control::QUERY_TIER;
 pub(crate) use start::{record, run};
@@ -284,7 +288,7 @@ impl Agent {
     fn read_nodes(&mut self, now: Instant) {
         self.pace.nodes_read(now);
         let tiers = self.engine.tiers();
-        let nodes: Vec<_> = tiers.fast.iter().chain(tiers.slow.iter()).collect();
+        let nodes = NodeSet::from_iter(tiers.fast.iter().chain(tiers.slow.iter()));
         let marks = match zoneinfo::read(&self.vm.root) {
             Ok(marks) => marks,
             Err(error) => {
@@ -292,18 +296,41 @@ impl Agent {
                 return;
             }
         };
-        let memory = nodes.into_iter().filter_map(|node| {
+        let pools = self.pools_in_use();
+        let memory = nodes.iter().filter_map(|node| {
             let marks = marks.get(&node)?;
+            let pools = pools.iter().map(|pool| PoolMemory {
+                page_bytes: pool.page_size,
+                free_bytes: pool.spare_on(node, &nodes) * pool.page_size,
+            });
             Some(NodeMemory {
                 node,
                 free_bytes: marks.free,
                 cached_bytes: marks.cached,
                 low_watermark_bytes: marks.low,
                 high_watermark_bytes: marks.high,
+                pools: pools.collect(),
             })
         });
         let memory = memory.collect();
         self.step(Event::Nodes(memory));
+    }
+
+    /// The hugetlb pools that back the guest. Those that can't be read have no page to spare.
+    fn pools_in_use(&self) -> Vec<HugePool> {
+        let blocks = self.engine.map().map_or(&[][..], GuestMemoryMap::blocks);
+        let is_used =
+            |pool: &HugePool| (blocks.iter()).any(|block| block.page_size == pool.page_size);
+        if blocks.iter().all(|block| block.page_size == BASE_PAGE) {
+            return Vec::new();
+        }
+        match hugetlb::read(&self.vm.root) {
+            Ok(pools) => pools.into_iter().filter(is_used).collect(),
+            Err(error) => {
+                tracing::debug!("hugetlb pools can't be read: {}", with_causes(&error));
+                Vec::new()
+            }
+        }
     }
 
     /// Leaves nothing behind and says why it ends.

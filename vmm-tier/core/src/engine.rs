@@ -35,7 +35,10 @@ pub use guest_pages::{
     scan::{Leftovers, ScanReport, ScanRequest},
 };
 pub use journal::Notice;
-pub use mover::{room::NodeMemory, totals::Planned};
+pub use mover::{
+    room::{NodeMemory, PoolMemory},
+    totals::Planned,
+};
 pub use orders::{
     Order, Refusal, Reply,
     drain::{DrainProgress, DrainStall},

@@ -143,6 +143,13 @@ impl PageIndex {
     /// The page that `id` stands for.
     #[must_use]
     pub fn page(&self, id: PageId) -> Option<Page> {
+        Some(self.framed(id)?.0)
+    }
+
+    /// The page that `id` stands for, and the bytes of the frames that its span is made of: a page that
+    /// the kernel folds has small frames, a page of a hugetlb pool has that pool's.
+    #[must_use]
+    pub fn framed(&self, id: PageId) -> Option<(Page, u64)> {
         let placed = self.span_of(id.0)?;
         let hva = Hva(placed.span.hva.0 + u64::from(id.0 - placed.first) * placed.span.frame_bytes);
         let bytes = if self.is_head(placed, id.0) {
@@ -150,7 +157,7 @@ impl PageIndex {
         } else {
             placed.span.frame_bytes
         };
-        Some(Page { hva, bytes })
+        Some((Page { hva, bytes }, placed.span.frame_bytes))
     }
 
     /// The page that holds `hva`.

@@ -510,6 +510,7 @@ impl World {
             cached_bytes: 0,
             low_watermark_bytes: 0,
             high_watermark_bytes: 0,
+            pools: vec![],
         };
         let mut nodes = Vec::new();
         nodes.extend(fast.then(|| node(FAST, self.kernel.free())));

@@ -16,6 +16,7 @@ mod engine_bias;
 mod engine_counts;
 mod engine_orders;
 mod engine_pins;
+mod engine_pools;
 mod engine_random;
 mod engine_trouble;
 mod engine_views;

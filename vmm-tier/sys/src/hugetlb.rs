@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tier_core::addr::NodeId;
+use tier_core::addr::{NodeId, NodeSet};
 
 use crate::sysroot::{SysRoot, SysRootError, numbered_entries, read_value, read_value_optional};
 
@@ -45,6 +45,19 @@ impl HugePool {
     #[must_use]
     pub fn available(&self) -> u64 {
         self.free.saturating_sub(self.reserved)
+    }
+
+    /// Pages of a node that a move may take while all pools stay as they are. None where a pool of `nodes`
+    /// has surplus pages: a page that a move frees there goes to the kernel's free memory and leaves the
+    /// pool (`free_huge_folio`, mm/hugetlb.c).
+    #[must_use]
+    pub fn spare_on(&self, node: NodeId, nodes: &NodeSet) -> u64 {
+        let mut of_tiers = self.nodes.iter().filter(|pool| nodes.contains(pool.node));
+        if of_tiers.any(|pool| pool.surplus > 0) {
+            return 0;
+        }
+        let own = self.nodes.iter().find(|pool| pool.node == node);
+        own.map_or(0, |pool| pool.free).min(self.available())
     }
 }
 

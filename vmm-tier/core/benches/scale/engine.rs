@@ -194,6 +194,7 @@ impl Machine {
             cached_bytes: 0,
             low_watermark_bytes: 0,
             high_watermark_bytes: 0,
+            pools: vec![],
         };
         // The fast node is full: whatever is promoted takes another page's place.
         Event::Nodes(vec![node(FAST, HEADROOM), node(SLOW, 1 << 60)])

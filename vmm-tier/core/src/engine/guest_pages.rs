@@ -46,6 +46,8 @@ pub enum SetMapError {
 pub(crate) struct Candidate {
     pub(crate) id: PageId,
     pub(crate) page: Page,
+    /// Bytes of the frames that the page takes: it fits where such frames are free.
+    pub(crate) frame_bytes: u64,
     pub(crate) count: f64,
 }
 
@@ -92,8 +94,29 @@ impl GuestPages {
 
     /// The page of an id that a heap gave, with its count.
     pub(super) fn candidate(&self, (id, count): (PageId, f64)) -> Option<Candidate> {
-        let page = self.index.page(id)?;
-        Some(Candidate { id, page, count })
+        let (page, frame_bytes) = self.index.framed(id)?;
+        Some(Candidate {
+            id,
+            page,
+            frame_bytes,
+            count,
+        })
+    }
+
+    /// Whether the guest has frames of several sizes.
+    pub(super) fn are_mixed(&self) -> bool {
+        let mut sizes = self.index.spans().map(|span| span.frame_bytes);
+        let first = sizes.next();
+        sizes.any(|size| Some(size) != first)
+    }
+
+    /// Bytes of the frames where a pinned range begins.
+    pub(super) fn frame_bytes_of(&self, pin: &Pin) -> u64 {
+        let map = self.map.as_deref();
+        let first = map.and_then(|map| hva_pieces(map, pin.start.0, pin.end()).next());
+        let id = first.and_then(|(hva, _)| self.index.id_at(hva));
+        let framed = id.and_then(|id| self.index.framed(id));
+        framed.map_or(BASE_PAGE, |(_, frame_bytes)| frame_bytes)
     }
 
     /// The hottest slow page that may be promoted; it stays in its heap.

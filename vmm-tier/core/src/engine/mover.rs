@@ -101,15 +101,21 @@ impl Mover {
             .saturating_sub(demote_bytes)
     }
 
-    /// Bytes that may be promoted now.
-    pub(super) fn fast_room(&self, pages: &GuestPages, settings: &EngineSettings) -> Room {
+    /// Bytes that may be promoted now into frames of `frame_bytes`.
+    pub(super) fn fast_room(
+        &self,
+        pages: &GuestPages,
+        settings: &EngineSettings,
+        frame_bytes: u64,
+    ) -> Room {
         let held = self.fast_bytes(pages, settings);
-        self.rooms.fast(&self.tiers, FastBounds::of(settings), held)
+        let bounds = FastBounds::of(settings);
+        self.rooms.fast(&self.tiers, bounds, held, frame_bytes)
     }
 
-    /// Bytes that may be demoted now.
-    pub(super) fn slow_room(&self) -> Room {
-        self.rooms.slow(&self.tiers)
+    /// Bytes that may be demoted now into frames of `frame_bytes`.
+    pub(super) fn slow_room(&self, frame_bytes: u64) -> Room {
+        self.rooms.slow(&self.tiers, frame_bytes)
     }
 
     /// Whether the tier can take what of the pin's range is not there yet, if the pin asks for that.
@@ -129,7 +135,10 @@ impl Mover {
         let placed_bytes = pages.placed_bytes(now, pin);
         let need_bytes = pin.bytes - placed_bytes;
         let bounds = FastBounds::of(settings);
-        let free = self.rooms.all_nodes_bytes(&self.tiers, pin.tier, bounds);
+        let frame_bytes = pages.frame_bytes_of(pin);
+        let free = self
+            .rooms
+            .all_nodes_bytes(&self.tiers, pin.tier, bounds, frame_bytes);
         let fast = pages.bytes().of(Tier::Fast);
         let room = match pin.tier {
             Tier::Slow => free,
@@ -138,7 +147,7 @@ impl Mover {
         let claimed_bytes = pages.pins().claimed_bytes(pin.tier);
         let mut room_bytes = room.saturating_sub(claimed_bytes);
         let may_demote = pin.tier == Tier::Fast && pin.when_full == WhenFull::Demote;
-        if need_bytes > room_bytes && may_demote && self.slow_room().fits(BASE_PAGE) {
+        if need_bytes > room_bytes && may_demote && self.slow_room(frame_bytes).fits(frame_bytes) {
             // All that is not pinned may be demoted.
             let kept = pages.pins().fast_bytes() + placed_bytes;
             room_bytes = free
@@ -196,8 +205,10 @@ impl Mover {
             demote,
             promote,
             then_promote,
+            frame_bytes,
             ..
         } = draft;
+        let frame_bytes = frame_bytes.unwrap_or(BASE_PAGE);
         if settings.dry_run {
             // Nothing moved: without a rest the same pages would be planned again at once.
             let rest = Some(now + settings.horizon);
@@ -207,11 +218,12 @@ impl Mover {
         let moving = |pages: Vec<Candidate>| -> Vec<MovingPage> {
             pages.into_iter().map(|c| (c.id, c.page)).collect()
         };
-        let demotion = self.batch(Direction::Demote, moving(demote));
-        let promotion = self.batch(Direction::Promote, moving(promote));
+        let demotion = self.batch(Direction::Demote, frame_bytes, moving(demote));
+        let promotion = self.batch(Direction::Promote, frame_bytes, moving(promote));
         if let Some(demotion) = &demotion {
             self.in_flight.exchange = Some(WaitingExchange {
                 demotion: demotion.id,
+                frame_bytes,
                 promote: moving(then_promote),
             });
         }
@@ -239,8 +251,14 @@ impl Mover {
         }
     }
 
-    /// Makes a batch of pages that are in flight, towards the target tier's node with the most room.
-    fn batch(&mut self, direction: Direction, moving: Vec<MovingPage>) -> Option<MoveBatch> {
+    /// Makes a batch of pages that are in flight, all of frames of `frame_bytes`, towards the target tier's
+    /// node with the most room.
+    fn batch(
+        &mut self,
+        direction: Direction,
+        frame_bytes: u64,
+        moving: Vec<MovingPage>,
+    ) -> Option<MoveBatch> {
         if moving.is_empty() {
             return None;
         }
@@ -248,7 +266,7 @@ impl Mover {
             Direction::Promote => &self.tiers.fast,
             Direction::Demote => &self.tiers.slow,
         };
-        let target = self.rooms.target(nodes)?;
+        let target = self.rooms.target(nodes, frame_bytes)?;
         let pages = moving.iter().map(|&(_, page)| page).collect();
         let id = self.in_flight.begin(direction, moving);
         Some(MoveBatch {
@@ -297,8 +315,15 @@ impl Mover {
         }
         if let Some(exchange) = self.in_flight.exchange_after(report.id) {
             let freed = if runs { freed } else { 0 };
-            let promote = self.admit(exchange.promote, freed, pages, evidence, settings);
-            actions.extend(self.batch(Direction::Promote, promote).map(Action::Move));
+            let frame_bytes = exchange.frame_bytes;
+            // A page of a pool that was freed may be another's by now.
+            let there = match frame_bytes {
+                BASE_PAGE => freed,
+                _ => freed.min(self.fast_room(pages, settings, frame_bytes).bytes()),
+            };
+            let promote = self.admit(exchange.promote, there, pages, evidence, settings);
+            let promotion = self.batch(Direction::Promote, frame_bytes, promote);
+            actions.extend(promotion.map(Action::Move));
         }
         Some(Landed {
             direction,

@@ -64,6 +64,7 @@ impl Kernel {
             cached_bytes: 0,
             low_watermark_bytes: 0,
             high_watermark_bytes: 0,
+            pools: vec![],
         };
         Event::Nodes(vec![node(FAST, self.free()), node(SLOW, self.slow_free)])
     }

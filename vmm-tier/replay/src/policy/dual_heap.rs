@@ -105,6 +105,7 @@ fn nodes(host: &Host) -> Event {
         cached_bytes: 0,
         low_watermark_bytes: 0,
         high_watermark_bytes: 0,
+        pools: vec![],
     };
     Event::Nodes(vec![node(FAST, host.fast_free()), node(SLOW, PLENTY)])
 }

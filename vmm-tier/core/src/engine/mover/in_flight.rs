@@ -25,6 +25,8 @@ pub(crate) struct BatchUnderWay {
 pub(crate) struct WaitingExchange {
     /// The id of the demotion batch.
     pub(crate) demotion: u64,
+    /// Bytes of the frames of all pages.
+    pub(crate) frame_bytes: u64,
     /// The pages that are promoted into the room that it makes, hottest first. They are in flight
     /// already.
     pub(crate) promote: Vec<MovingPage>,
@@ -133,6 +135,7 @@ mod tests {
         let other = in_flight.begin(Direction::Promote, vec![page(2), page(3)]);
         in_flight.exchange = Some(WaitingExchange {
             demotion,
+            frame_bytes: BASE_PAGE,
             promote: vec![page(4)],
         });
         assert_eq!(in_flight.pages().count(), 4);

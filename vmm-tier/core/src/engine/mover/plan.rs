@@ -3,6 +3,10 @@
 //! Orders come first: the limit, then pins. One exchange is under way at a time. Its demotions go first;
 //! what they freed, verified by the kernel, is then promoted, page for page. Room that is free anyway is
 //! filled without a demotion.
+//!
+//! All pages of a step have frames of one size, since a frame of a hugetlb pool makes no room for a small page,
+//! nor the reverse. In a guest with frames of several sizes a page that can't be moved rests, so that the
+//! pages behind it get their turn.
 
 use super::{
     Mover, Stall,
@@ -24,6 +28,9 @@ use crate::{
     time::Time,
 };
 
+/// Pages of other frames that a step passes over at most.
+const MOST_OTHERS: usize = 512;
+
 /// The pages of the next step.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
@@ -34,12 +41,21 @@ pub(super) struct Draft {
     pub(super) then_promote: Vec<Candidate>,
     /// Bytes of all of them.
     pub(super) bytes: u64,
+    /// Bytes of the frames of each of them: a batch goes to a node that has such frames.
+    pub(super) frame_bytes: Option<u64>,
 }
 
 impl Draft {
     fn add(&mut self, to: fn(&mut Self) -> &mut Vec<Candidate>, candidate: Candidate) {
         self.bytes += candidate.page.bytes;
+        self.frame_bytes = Some(candidate.frame_bytes);
         to(self).push(candidate);
+    }
+
+    /// Whether a page has the frames that the step is for.
+    fn suits(&self, candidate: &Candidate) -> bool {
+        self.frame_bytes
+            .is_none_or(|bytes| bytes == candidate.frame_bytes)
     }
 }
 
@@ -63,21 +79,26 @@ impl Planner<'_> {
         if self.draft.demote.is_empty() {
             let waits = self.draft_pins();
             if self.draft.bytes == 0 && self.evidence.is_settled() {
-                let room = self.fast_room();
-                // Room that a pinned page waits for is not filled by others.
-                let room = if waits { room.min(Room::NONE) } else { room };
-                self.draft_exchange(room);
+                self.draft_exchange(waits);
             }
         }
         self.draft
     }
 
-    fn fast_room(&self) -> Room {
-        self.mover.fast_room(self.pages, self.settings)
+    fn fast_room(&self, page: &Candidate) -> Room {
+        self.mover
+            .fast_room(self.pages, self.settings, page.frame_bytes)
     }
 
-    fn slow_room(&self) -> Room {
-        self.mover.slow_room()
+    fn slow_room(&self, page: &Candidate) -> Room {
+        self.mover.slow_room(page.frame_bytes)
+    }
+
+    /// Puts back a page that can't be moved now. Where other pages have other frames it rests.
+    fn leave(&mut self, page: Candidate, placement: Placement) {
+        let rest = self.pages.are_mixed();
+        let until = rest.then(|| self.now + self.settings.cooldown);
+        self.pages.put_back(page, placement, until);
     }
 
     /// Demotes what the guest holds above its limit, coldest first, whatever it costs: the limit is
@@ -86,7 +107,6 @@ impl Planner<'_> {
         self.mover.stall = None;
         let held = self.mover.fast_bytes(self.pages, self.settings);
         let excess = FastBounds::of(self.settings).beyond_limit(held);
-        let slow_room = self.slow_room();
         while self.draft.bytes < excess.min(self.budget) {
             // Pages pinned to the slow tier leave anyway.
             let next = self.pages.take_misplaced(self.now, Way::Down);
@@ -94,8 +114,13 @@ impl Planner<'_> {
                 self.mover.stall = Some(Stall::NothingOffered);
                 break;
             };
-            if !slow_room.fits(self.draft.bytes + cold.page.bytes) {
+            if !self.draft.suits(&cold) {
                 self.pages.put_back(cold, Placement::Fast, None);
+                break;
+            }
+            let slow_room = self.slow_room(&cold);
+            if !slow_room.fits(self.draft.bytes + cold.page.bytes) {
+                self.leave(cold, Placement::Fast);
                 self.mover.stall = Some(Stall::NoSlowRoom);
                 break;
             }
@@ -112,23 +137,23 @@ impl Planner<'_> {
         if self.pages.pins().is_empty() {
             return false;
         }
-        let mut slow_room = self.slow_room();
         while self.draft.bytes < self.budget {
             let Some(page) = self.pages.take_misplaced(self.now, Way::Down) else {
                 break;
             };
-            if !slow_room.fits(page.page.bytes) {
+            let slow_room = self.slow_room(&page);
+            if !self.draft.suits(&page) || !slow_room.fits(self.draft.bytes + page.page.bytes) {
                 self.pages.put_back(page, Placement::Fast, None);
                 break;
             }
-            slow_room.take(page.page.bytes);
             self.draft.add(|d| &mut d.demote, page);
         }
-        self.draft_pins_up(slow_room)
+        self.draft_pins_up()
     }
 
-    fn draft_pins_up(&mut self, mut slow_room: Room) -> bool {
-        let mut room = self.fast_room();
+    fn draft_pins_up(&mut self) -> bool {
+        // Rooms of the fast and the slow tier, for the frames that the step is for.
+        let mut rooms = None;
         let mut waits = false;
         // Bytes that victims of this draft free: there when they are gone, for pages promoted then.
         let mut freed = 0;
@@ -137,6 +162,15 @@ impl Planner<'_> {
                 let Some(page) = self.pages.take_misplaced(self.now, way) else {
                     break;
                 };
+                if !self.draft.suits(&page) {
+                    self.pages.put_back(page, Placement::Slow, None);
+                    break;
+                }
+                let (room, slow_room) = rooms.get_or_insert_with(|| {
+                    let mut slow_room = self.slow_room(&page);
+                    slow_room.take(self.draft.bytes);
+                    (self.fast_room(&page), slow_room)
+                });
                 let bytes = page.page.bytes;
                 if room.fits(bytes) {
                     room.take(bytes);
@@ -145,7 +179,8 @@ impl Planner<'_> {
                 }
                 if way == Way::UpAtAnyPrice && freed < bytes {
                     // Headroom that lacks is owed first.
-                    for cold in self.take_coldest(bytes - freed + room.lacking(), slow_room) {
+                    let need = bytes - freed + room.lacking();
+                    for cold in self.take_coldest(need, page.frame_bytes, *slow_room) {
                         slow_room.take(cold.page.bytes);
                         freed += cold.page.bytes;
                         self.draft.add(|d| &mut d.demote, cold);
@@ -167,16 +202,25 @@ impl Planner<'_> {
         waits
     }
 
-    /// Takes the coldest fast pages until they hold `need` bytes, or a batch, or as much as the slow
-    /// tier has room for.
-    fn take_coldest(&mut self, need: u64, slow_room: Room) -> Vec<Candidate> {
+    /// Takes the coldest fast pages of frames of `frame_bytes` until they hold `need` bytes, or a batch, or
+    /// as much as the slow tier has room for.
+    fn take_coldest(&mut self, need: u64, frame_bytes: u64, slow_room: Room) -> Vec<Candidate> {
         let need = need.min(self.settings.batch_bytes.max(HUGE_PAGE));
         let mut taken = Vec::new();
         let mut bytes = 0;
+        let mut others = 0;
         while bytes < need {
             let Some(cold) = self.pages.take_coldest_fast(self.now) else {
                 break;
             };
+            if cold.frame_bytes != frame_bytes {
+                self.leave(cold, Placement::Fast);
+                others += 1;
+                if others == MOST_OTHERS {
+                    break;
+                }
+                continue;
+            }
             if !slow_room.fits(bytes + cold.page.bytes) {
                 self.pages.put_back(cold, Placement::Fast, None);
                 break;
@@ -187,25 +231,38 @@ impl Planner<'_> {
         taken
     }
 
-    fn draft_exchange(&mut self, mut room: Room) {
+    /// Drafts exchanges. Where a pinned page `waits` for room, no other page fills it.
+    fn draft_exchange(&mut self, waits: bool) {
         if !self.mover.throttle.may_look(self.now) {
             return;
         }
-        let mut slow_room = self.slow_room();
+        let mut rooms = None;
         while self.draft.bytes < self.budget {
             // Looked at and not taken before it pays: most looks find nothing, and must cost the heaps
             // nothing.
             let Some(hot) = self.pages.hottest_slow(self.now) else {
                 return;
             };
+            if !self.draft.suits(&hot) {
+                return;
+            }
+            let (room, slow_room) = rooms.get_or_insert_with(|| {
+                let room = self.fast_room(&hot);
+                let room = if waits { room.min(Room::NONE) } else { room };
+                (room, self.slow_room(&hot))
+            });
             let victims = match room.fits(hot.page.bytes) {
                 true => self.pays(hot, &[]).then(Vec::new),
-                false => self.make_room_for(hot, room.must_free(hot.page.bytes), slow_room),
+                false => self.make_room_for(hot, room.must_free(hot.page.bytes), *slow_room),
             };
             let Some(victims) = victims else {
+                if self.pages.are_mixed() {
+                    self.pages.heap.take_hottest_slow(self.now);
+                    self.leave(hot, Placement::Slow);
+                }
                 return;
             };
-            let mut room_then = room;
+            let mut room_then = *room;
             room_then.give(victims.iter().map(|cold| cold.page.bytes).sum());
             let fits = room_then.fits(hot.page.bytes);
             if fits {
@@ -215,7 +272,7 @@ impl Planner<'_> {
                     continue;
                 }
             }
-            room = room_then;
+            *room = room_then;
             for cold in victims {
                 slow_room.take(cold.page.bytes);
                 self.draft.add(|d| &mut d.demote, cold);
@@ -245,11 +302,13 @@ impl Planner<'_> {
         let need = need.min(self.settings.batch_bytes);
         let mut victims: Vec<Candidate> = Vec::new();
         let mut bytes = 0;
+        self.pass_over_others(hot.frame_bytes);
         while bytes < need {
             // Restoring headroom is owed to nobody in particular: each victim must be a page that the
             // hot page would be exchanged with.
             let cold = self.pages.coldest_fast(self.now).filter(|&cold| {
-                slow_room.fits(bytes + cold.page.bytes)
+                cold.frame_bytes == hot.frame_bytes
+                    && slow_room.fits(bytes + cold.page.bytes)
                     && self.judge().knows_cold(cold)
                     && self.pays(hot, &[cold])
             });
@@ -282,6 +341,18 @@ impl Planner<'_> {
             return None;
         }
         Some(victims)
+    }
+
+    /// Lets the coldest fast pages rest that are not of frames of `frame_bytes`: demoting them makes no room.
+    fn pass_over_others(&mut self, frame_bytes: u64) {
+        for _ in 0..MOST_OTHERS {
+            let coldest = self.pages.coldest_fast(self.now);
+            let Some(cold) = coldest.filter(|cold| cold.frame_bytes != frame_bytes) else {
+                return;
+            };
+            self.pages.heap.take_coldest_fast(self.now);
+            self.leave(cold, Placement::Fast);
+        }
     }
 
     /// Puts back fast pages that were taken for an exchange that does not pay. One more was looked at,

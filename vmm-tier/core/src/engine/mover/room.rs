@@ -11,19 +11,33 @@
 //!   there.
 //! - A batch goes to one node, so the room of a tier is that of its node with the most.
 //!
+//! Room is asked for frames of a size. Small frames, to which transparent huge pages fold, come from the
+//! node's free memory, as above. A frame of a hugetlb pool comes from the node's pool: only a free page that is
+//! promised to nobody counts. Where the pool has none the kernel would take a page from the free memory
+//! instead, and the pools would no longer be as the administrator left them.
+//!
 //! Room is signed. Where it is negative, headroom is owed: that many bytes must be demoted before any is
 //! promoted.
 
 use std::collections::BTreeMap;
 
 use crate::{
-    addr::{NodeId, NodeSet},
+    addr::{BASE_PAGE, NodeId, NodeSet},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
 };
 
-/// Memory of one node, as the kernel tells it.
+/// What a hugetlb pool has on one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolMemory {
+    /// Bytes of a page.
+    pub page_bytes: u64,
+    /// Bytes of free pages that are promised to nobody, and whose use leaves the pools as they are.
+    pub free_bytes: u64,
+}
+
+/// Memory of one node, as the kernel tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeMemory {
     /// The node.
     pub node: NodeId,
@@ -35,6 +49,8 @@ pub struct NodeMemory {
     pub low_watermark_bytes: u64,
     /// The high watermark in bytes, summed over the node's zones: up to it the kernel reclaims.
     pub high_watermark_bytes: u64,
+    /// The hugetlb pools.
+    pub pools: Vec<PoolMemory>,
 }
 
 impl NodeMemory {
@@ -48,13 +64,18 @@ impl NodeMemory {
         self.free_bytes.saturating_add(self.cached_bytes)
     }
 
-    /// Of the two bounds that which leaves less.
-    fn bound(&self, headroom_bytes: u64) -> NodeBound {
+    /// Of the bounds that which leaves least.
+    fn bound(&self, frame_bytes: u64, headroom_bytes: u64) -> NodeBound {
         let of = |free_bytes, kept_bytes| NodeBound {
             node: self.node,
+            frame_bytes,
             free_bytes,
             kept_bytes,
         };
+        if frame_bytes != BASE_PAGE {
+            let pool = self.pools.iter().find(|p| p.page_bytes == frame_bytes);
+            return of(pool.map_or(0, |pool| pool.free_bytes), 0);
+        }
         let all = of(self.all_free_bytes(), self.reserve_bytes(headroom_bytes));
         let uncached = of(self.free_bytes, self.low_watermark_bytes);
         if uncached.room() < all.room() {
@@ -64,8 +85,8 @@ impl NodeMemory {
         }
     }
 
-    fn room(&self, headroom_bytes: u64) -> Room {
-        self.bound(headroom_bytes).room()
+    fn room(&self, frame_bytes: u64, headroom_bytes: u64) -> Room {
+        self.bound(frame_bytes, headroom_bytes).room()
     }
 }
 
@@ -73,6 +94,7 @@ impl NodeMemory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeBound {
     pub(crate) node: NodeId,
+    pub(crate) frame_bytes: u64,
     pub(crate) free_bytes: u64,
     pub(crate) kept_bytes: u64,
 }
@@ -183,45 +205,62 @@ impl Rooms {
         self.of(nodes).map(NodeMemory::all_free_bytes).sum()
     }
 
-    /// Bytes that may be promoted now by a guest that holds `held` bytes of the fast tier.
-    pub(crate) fn fast(&self, tiers: &Tiers, bounds: FastBounds, held: u64) -> Room {
-        self.fast_node(tiers, bounds).min(bounds.below_limit(held))
-    }
-
-    /// The room of the fast node that has the most, whatever the limit.
-    pub(crate) fn fast_node(&self, tiers: &Tiers, bounds: FastBounds) -> Room {
-        self.fast_bound(tiers, bounds)
+    /// Bytes that may be promoted now into such frames by a guest that holds `held` bytes of the fast tier.
+    pub(crate) fn fast(
+        &self,
+        tiers: &Tiers,
+        bounds: FastBounds,
+        held: u64,
+        frame_bytes: u64,
+    ) -> Room {
+        self.fast_bound(tiers, bounds, frame_bytes)
             .map_or(Room::NONE, NodeBound::room)
+            .min(bounds.below_limit(held))
     }
 
-    /// What bounds the room of the fast node that has the most.
-    pub(crate) fn fast_bound(&self, tiers: &Tiers, bounds: FastBounds) -> Option<NodeBound> {
-        let all = self.of(&tiers.fast).map(|n| n.bound(bounds.headroom_bytes));
+    /// What bounds the room of the fast node that has the most, whatever the limit.
+    pub(crate) fn fast_bound(
+        &self,
+        tiers: &Tiers,
+        bounds: FastBounds,
+        frame_bytes: u64,
+    ) -> Option<NodeBound> {
+        let nodes = self.of(&tiers.fast);
+        let all = nodes.map(|node| node.bound(frame_bytes, bounds.headroom_bytes));
         all.max_by_key(|bound| bound.room())
     }
 
-    /// Bytes that may be demoted now. Beyond them the kernel would reclaim memory of the slow node,
-    /// which may be the guest's own.
-    pub(crate) fn slow(&self, tiers: &Tiers) -> Room {
-        let rooms = self.of(&tiers.slow).map(|node| node.room(0));
+    /// Bytes that may be demoted now into such frames. Beyond them the kernel would reclaim memory of the
+    /// slow node, which may be the guest's own, or pools would change.
+    pub(crate) fn slow(&self, tiers: &Tiers, frame_bytes: u64) -> Room {
+        let rooms = self.of(&tiers.slow).map(|node| node.room(frame_bytes, 0));
         rooms.max().unwrap_or(Room::NONE).max(Room::NONE)
     }
 
     /// The room of all nodes of a tier together, whatever the limit: for ranges that go there in many
     /// batches.
-    pub(crate) fn all_nodes_bytes(&self, tiers: &Tiers, tier: Tier, bounds: FastBounds) -> u64 {
+    pub(crate) fn all_nodes_bytes(
+        &self,
+        tiers: &Tiers,
+        tier: Tier,
+        bounds: FastBounds,
+        frame_bytes: u64,
+    ) -> u64 {
         let (nodes, headroom_bytes) = match tier {
             Tier::Fast => (&tiers.fast, bounds.headroom_bytes),
             Tier::Slow => (&tiers.slow, 0),
         };
         self.of(nodes)
-            .map(|node| node.room(headroom_bytes).bytes())
+            .map(|node| node.room(frame_bytes, headroom_bytes).bytes())
             .fold(0, u64::saturating_add)
     }
 
-    /// The node to which a batch goes: that with the most room above its watermark.
-    pub(crate) fn target(&self, nodes: &NodeSet) -> Option<NodeId> {
-        let room = |node: &NodeId| self.nodes.get(node).map(|memory| memory.room(0));
+    /// The node to which a batch of pages with such frames goes: that with the most room.
+    pub(crate) fn target(&self, nodes: &NodeSet, frame_bytes: u64) -> Option<NodeId> {
+        let room = |node: &NodeId| {
+            let memory = self.nodes.get(node)?;
+            Some(memory.room(frame_bytes, 0))
+        };
         nodes.iter().max_by_key(room)
     }
 }
@@ -251,6 +290,7 @@ mod tests {
             cached_bytes: 0,
             low_watermark_bytes: 8 * MIB,
             high_watermark_bytes: 10 * MIB,
+            pools: vec![],
         };
         rooms.set((0..).zip(free_mib).map(node).collect());
         rooms
@@ -273,8 +313,9 @@ mod tests {
                 cached_bytes: cached * MIB,
                 low_watermark_bytes: 8 * MIB,
                 high_watermark_bytes: 10 * MIB,
+                pools: vec![],
             };
-            node.room(4 * MIB).0 / MIB as i64
+            node.room(BASE_PAGE, 4 * MIB).0 / MIB as i64
         };
         assert_eq!(room(14, 0), 0);
         assert_eq!(room(14, 3), 3);
@@ -288,15 +329,15 @@ mod tests {
     fn fast_room_when_nodes_differ_is_that_of_the_one_with_the_most() {
         // 20 and 34 MiB free, of which 10 of the watermark and 4 of the headroom stay.
         let rooms = rooms([20, 34, 0]);
-        let room = rooms.fast(&tiers(), bounds(None), 0);
+        let room = rooms.fast(&tiers(), bounds(None), 0, BASE_PAGE);
         assert_eq!(room.bytes(), 20 * MIB);
         assert!(room.fits(20 * MIB) && !room.fits(20 * MIB + 1));
         assert_eq!(room.must_free(22 * MIB), 2 * MIB);
         assert_eq!(
-            rooms.all_nodes_bytes(&tiers(), Tier::Fast, bounds(None)),
+            rooms.all_nodes_bytes(&tiers(), Tier::Fast, bounds(None), BASE_PAGE),
             26 * MIB
         );
-        assert_eq!(rooms.target(&tiers().fast), Some(NodeId(1)));
+        assert_eq!(rooms.target(&tiers().fast, BASE_PAGE), Some(NodeId(1)));
         assert_eq!(rooms.free_bytes(&tiers().fast), 54 * MIB);
     }
 
@@ -304,22 +345,26 @@ mod tests {
     fn fast_room_when_headroom_lacks_is_owed_first() {
         // 9 MiB free of the 14 that must be.
         let rooms = rooms([9, 3, 0]);
-        let room = rooms.fast(&tiers(), bounds(None), 0);
+        let room = rooms.fast(&tiers(), bounds(None), 0, BASE_PAGE);
         assert_eq!((room.bytes(), room.lacking()), (0, 5 * MIB));
         assert!(!room.fits(1) && !room.fits(0));
         assert_eq!(room.must_free(2 * MIB), 7 * MIB);
         let expected = NodeBound {
             node: NodeId(0),
+            frame_bytes: BASE_PAGE,
             free_bytes: 9 * MIB,
             kept_bytes: 14 * MIB,
         };
-        assert_eq!(rooms.fast_bound(&tiers(), bounds(None)), Some(expected));
+        assert_eq!(
+            rooms.fast_bound(&tiers(), bounds(None), BASE_PAGE),
+            Some(expected)
+        );
     }
 
     #[test]
     fn fast_room_when_a_limit_binds_is_what_the_limit_leaves() {
         let rooms = rooms([100, 0, 0]);
-        let room = |held: u64| rooms.fast(&tiers(), bounds(Some(64)), held * MIB);
+        let room = |held: u64| rooms.fast(&tiers(), bounds(Some(64)), held * MIB, BASE_PAGE);
         assert_eq!(room(60).bytes(), 4 * MIB);
         assert_eq!(room(70).lacking(), 6 * MIB);
         let bounds = bounds(Some(64));
@@ -332,7 +377,7 @@ mod tests {
     #[test]
     fn slow_room_when_below_the_watermark_is_none_and_owes_nothing() {
         for (free, expected) in [(5, 0), (10, 0), (12, 2)] {
-            let room = rooms([0, 0, free]).slow(&tiers());
+            let room = rooms([0, 0, free]).slow(&tiers(), BASE_PAGE);
             assert_eq!((room.bytes(), room.lacking()), (expected * MIB, 0));
         }
     }
@@ -340,15 +385,18 @@ mod tests {
     #[test]
     fn room_when_nothing_is_known_of_the_nodes_is_none() {
         let rooms = Rooms::default();
-        assert_eq!(rooms.fast(&tiers(), bounds(None), 0), Room::NONE);
-        assert_eq!(rooms.slow(&tiers()), Room::NONE);
-        assert_eq!(rooms.all_nodes_bytes(&tiers(), Tier::Slow, bounds(None)), 0);
-        assert_eq!(rooms.fast_bound(&tiers(), bounds(None)), None);
+        assert_eq!(rooms.fast(&tiers(), bounds(None), 0, BASE_PAGE), Room::NONE);
+        assert_eq!(rooms.slow(&tiers(), BASE_PAGE), Room::NONE);
+        assert_eq!(
+            rooms.all_nodes_bytes(&tiers(), Tier::Slow, bounds(None), BASE_PAGE),
+            0
+        );
+        assert_eq!(rooms.fast_bound(&tiers(), bounds(None), BASE_PAGE), None);
     }
 
     #[test]
     fn room_when_a_plan_takes_and_frees_is_counted_along() {
-        let mut room = rooms([15, 0, 0]).fast(&tiers(), bounds(None), 0);
+        let mut room = rooms([15, 0, 0]).fast(&tiers(), bounds(None), 0, BASE_PAGE);
         room.take(3 * MIB);
         assert_eq!((room.bytes(), room.lacking()), (0, 2 * MIB));
         room.give(6 * MIB);
@@ -356,6 +404,41 @@ mod tests {
         let mut endless = Room::UNLIMITED;
         endless.give(u64::MAX);
         assert!(endless.fits(u64::MAX));
+    }
+
+    #[test]
+    fn room_when_frames_are_of_a_pool_is_what_the_pool_has_whatever_else_is_free() {
+        let mut rooms = Rooms::default();
+        let node = |node, free_pages: &[(u64, u64)]| NodeMemory {
+            node: NodeId(node),
+            free_bytes: 100 * MIB,
+            cached_bytes: 0,
+            low_watermark_bytes: 8 * MIB,
+            high_watermark_bytes: 10 * MIB,
+            pools: free_pages
+                .iter()
+                .map(|&(page_bytes, pages)| PoolMemory {
+                    page_bytes,
+                    free_bytes: pages * page_bytes,
+                })
+                .collect(),
+        };
+        let (huge, giant) = (2 * MIB, 1024 * MIB);
+        rooms.set(vec![
+            node(0, &[(huge, 1), (giant, 2)]),
+            node(1, &[(huge, 3)]),
+            node(2, &[(giant, 1)]),
+        ]);
+        let fast = |frame_bytes| rooms.fast(&tiers(), bounds(None), 0, frame_bytes).bytes();
+        assert_eq!(fast(huge), 3 * huge, "of the node with the most");
+        assert_eq!(fast(giant), 2 * giant);
+        assert_eq!(fast(BASE_PAGE), 86 * MIB);
+        assert_eq!(rooms.slow(&tiers(), huge), Room::NONE, "no such pool");
+        assert_eq!(rooms.slow(&tiers(), giant).bytes(), giant);
+        assert_eq!(rooms.target(&tiers().fast, giant), Some(NodeId(0)));
+        assert_eq!(rooms.target(&tiers().fast, huge), Some(NodeId(1)));
+        let limited = rooms.fast(&tiers(), bounds(Some(64)), 63 * MIB, huge);
+        assert_eq!(limited.bytes(), MIB, "the limit holds for all frames");
     }
 
     proptest! {
@@ -368,8 +451,9 @@ mod tests {
             let low_watermark_bytes = high_watermark_bytes / 100 * low_percent;
             let node = NodeMemory {
                 node: NodeId(0), free_bytes, cached_bytes, low_watermark_bytes, high_watermark_bytes,
+                pools: vec![],
             };
-            let (room, reserve) = (node.room(headroom_bytes), node.reserve_bytes(headroom_bytes));
+            let (room, reserve) = (node.room(BASE_PAGE, headroom_bytes), node.reserve_bytes(headroom_bytes));
             let all_free = free_bytes + cached_bytes;
             let lacking = reserve.saturating_sub(all_free).max(low_watermark_bytes.saturating_sub(free_bytes));
             prop_assert_eq!(room.lacking(), lacking);

@@ -1,7 +1,7 @@
 //! The explanation of a page: why it is where it is, and what would make it move.
 
 use crate::{
-    addr::{Gpa, Hva, NodeId, gpa_number},
+    addr::{BASE_PAGE, Gpa, Hva, NodeId, gpa_number},
     dual_heap::{PageState, Placement},
     engine::{
         VmEngine, VmState,
@@ -120,7 +120,7 @@ pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanat
     let not_ram = ExplainError::NotRam(gpa.0);
     let (hva, range) = map.gpa_to_hva(gpa).ok_or(not_ram)?;
     let id = pages.index.id_at(hva).ok_or(not_ram)?;
-    let page = pages.index.page(id).ok_or(not_ram)?;
+    let (page, frame_bytes) = pages.index.framed(id).ok_or(not_ram)?;
     let state = pages.heap.state(id);
     let count = pages.heap.count(id, now);
     let standing = pages.heap.standing(id);
@@ -134,7 +134,12 @@ pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanat
     let subject = Subject {
         engine,
         now,
-        page: Candidate { id, page, count },
+        page: Candidate {
+            id,
+            page,
+            frame_bytes,
+            count,
+        },
         state,
         before: standing.map_or(0, |(before, _)| before),
     };
@@ -203,6 +208,9 @@ impl Subject<'_> {
         if engine_state != VmState::Running {
             return format!("tiering runs: the state is {}", engine_state.name());
         }
+        if let Some(reason) = self.pool_has_none() {
+            return reason;
+        }
         if let Some(end) = state.cooldown_until {
             if self.engine.evidence.bias.holds(self.page.id) {
                 return "its hold of up to 2 s ends: meanwhile its samples measure the bias between the tiers"
@@ -223,14 +231,29 @@ impl Subject<'_> {
         }
     }
 
+    /// Neither tier has a page of the hugetlb pool to spare, so no page of it can be moved.
+    fn pool_has_none(&self) -> Option<String> {
+        let Candidate { frame_bytes, .. } = self.page;
+        let is_full = |room: Room| !room.fits(frame_bytes);
+        let none = frame_bytes != BASE_PAGE
+            && is_full(self.fast_room(&self.page))
+            && is_full(self.slow_room(&self.page));
+        none.then(|| {
+            format!(
+                "a slow node's pool of {frame_bytes} byte pages has a free page that is promised to nobody, and no \
+                 pool of the tiers has surplus pages: an exchange needs one"
+            )
+        })
+    }
+
     fn pinned_would_move_if(&self, tier: Tier) -> String {
         if self.state.placement == placement_of(tier) {
             return format!("it is unpinned: it is pinned to the {tier} tier, where it is");
         }
         let Page { bytes, .. } = self.page.page;
         let room = match tier {
-            Tier::Fast => self.fast_room(),
-            Tier::Slow => self.slow_room(),
+            Tier::Fast => self.fast_room(&self.page),
+            Tier::Slow => self.slow_room(&self.page),
         };
         if !room.fits(bytes) {
             return format!(
@@ -248,7 +271,7 @@ impl Subject<'_> {
         let held = self.engine.mover.fast_bytes(&self.engine.pages, settings);
         let excess = FastBounds::of(settings).beyond_limit(held);
         if excess > 0 {
-            return match self.slow_room().fits(bytes) {
+            return match self.slow_room(&self.page).fits(bytes) {
                 false => "the slow tier has room: the fast tier is above its limit".to_owned(),
                 true => format!(
                     "its turn comes: the fast tier is {excess} bytes above its limit, and {before} \
@@ -261,7 +284,7 @@ impl Subject<'_> {
         let Some(hot) = hottest.and_then(|hottest| pages.candidate(hottest)) else {
             return "an access to a slow page is seen: none is hotter".to_owned();
         };
-        let room = self.fast_room();
+        let room = self.fast_room(&hot);
         if room.fits(hot.page.bytes) {
             let room = room.bytes();
             return format!("the fast tier is full: it has room for {room} bytes");
@@ -281,7 +304,7 @@ impl Subject<'_> {
         let Page { bytes, .. } = self.page.page;
         let before = self.before;
         let turn = || format!("its turn comes: {before} hotter pages go first");
-        let room = self.fast_room();
+        let room = self.fast_room(&self.page);
         if room.fits(bytes) {
             if !self.engine.evidence.is_settled() {
                 return PACE.to_owned();
@@ -324,22 +347,30 @@ impl Subject<'_> {
     fn short_of_room(&self) -> Option<String> {
         let bounds = FastBounds::of(self.engine.settings());
         let mover = &self.engine.mover;
-        let bound = mover.rooms.fast_bound(&mover.tiers, bounds)?;
+        let bound = mover
+            .rooms
+            .fast_bound(&mover.tiers, bounds, self.page.frame_bytes)?;
         (!bound.room().fits(self.page.page.bytes)).then(|| {
+            if bound.frame_bytes == BASE_PAGE {
+                return format!(
+                    "node {} has {} bytes free and keeps {} (watermark and headroom)",
+                    bound.node, bound.free_bytes, bound.kept_bytes
+                );
+            }
             format!(
-                "node {} has {} bytes free and keeps {} (watermark and headroom)",
-                bound.node, bound.free_bytes, bound.kept_bytes
+                "the pool of {} byte pages on node {} has {} bytes of free pages that are promised to nobody",
+                bound.frame_bytes, bound.node, bound.free_bytes
             )
         })
     }
 
-    fn fast_room(&self) -> Room {
+    fn fast_room(&self, page: &Candidate) -> Room {
         let VmEngine { mover, pages, .. } = self.engine;
-        mover.fast_room(pages, self.engine.settings())
+        mover.fast_room(pages, self.engine.settings(), page.frame_bytes)
     }
 
-    fn slow_room(&self) -> Room {
-        self.engine.mover.slow_room()
+    fn slow_room(&self, page: &Candidate) -> Room {
+        self.engine.mover.slow_room(page.frame_bytes)
     }
 
     fn judge(&self) -> Judge<'_> {
@@ -371,7 +402,7 @@ impl Subject<'_> {
                 evidence.stats.coverage() * 100.0
             ));
         }
-        let slow_room = self.slow_room();
+        let slow_room = self.slow_room(&cold);
         (!slow_room.fits(cold.page.bytes)).then(|| {
             format!(
                 "the slow tier has room: {} of {} bytes",

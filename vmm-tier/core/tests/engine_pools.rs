@@ -1,0 +1,269 @@
+//! The engine beside a guest on hugetlb pages, and a model of the pools that they come from.
+
+use std::{sync::Arc, time::Duration};
+
+use tier_core::{
+    addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId},
+    engine::{Action, Event, NodeMemory, Order, PoolMemory, ScanReport, ScanRequest, VmEngine},
+    map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
+    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
+    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
+    time::Time,
+};
+
+use crate::common::{BASE, FAST, SLOW, settings, tiers};
+
+const MIB: u64 = 1 << 20;
+/// Where the guest has its huge pages.
+const GPA: u64 = 4 << 30;
+/// Where the guest's small pages begin: those of a display adapter.
+const SMALL: u64 = BASE + (64 << 30);
+const SMALL_PAGES: usize = 700;
+
+/// The pool on one node, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pool {
+    total: u64,
+    free: u64,
+}
+
+/// A host with one guest, and an engine that moves its pages.
+struct Host {
+    engine: VmEngine,
+    now: Time,
+    /// Node of each huge page.
+    huge: Vec<NodeId>,
+    /// Node of each small page.
+    small: Vec<NodeId>,
+    /// Of the fast and the slow node.
+    pools: [Pool; 2],
+    promoted: usize,
+    /// Largest batch of huge pages so far.
+    largest: usize,
+}
+
+impl Host {
+    /// The first `fast` of `pages` huge pages lie on the fast node, and all small pages.
+    fn new(pages: usize, fast: usize, spare: [u64; 2]) -> Self {
+        let on = |n| if n < fast { FAST } else { SLOW };
+        let used = [fast as u64, (pages - fast) as u64];
+        let mut host = Self {
+            engine: VmEngine::new(settings(), tiers(), Time(0)),
+            now: Time(0),
+            huge: (0..pages).map(on).collect(),
+            small: vec![FAST; SMALL_PAGES],
+            pools: [0, 1].map(|n| Pool {
+                total: used[n] + spare[n],
+                free: spare[n],
+            }),
+            promoted: 0,
+            largest: 0,
+        };
+        host.step(Event::Source(Some(SourceKind::Damon)));
+        let nodes = host.nodes();
+        host.engine.step(host.now, nodes);
+        let map = host.map();
+        let reply = host.engine.order(host.now, Order::Map(map)).unwrap();
+        host.carry_out(reply.actions);
+        host
+    }
+
+    fn map(&self) -> Arc<GuestMemoryMap> {
+        let lengths = [self.huge.len() as u64 * HUGE_PAGE, 4096 * BASE_PAGE];
+        let block = |(name, hva, n): (&str, u64, usize), page_size| RamBlock {
+            name: name.to_owned(),
+            hva: Hva(hva),
+            used: lengths[n],
+            total: lengths[n],
+            page_size,
+            backing: None,
+        };
+        let range = |n: usize, gpa, hva| MapRange {
+            gpa: Gpa(gpa),
+            len: lengths[n],
+            block: BlockIndex(u32::try_from(n).unwrap()),
+            offset: 0,
+            hva: Hva(hva),
+        };
+        let blocks = vec![
+            block(("ram0", BASE, 0), HUGE_PAGE),
+            block(("vga.vram", SMALL, 1), BASE_PAGE),
+        ];
+        let ranges = vec![range(0, GPA, BASE), range(1, 1 << 40, SMALL)];
+        Arc::new(GuestMemoryMap::new(1, blocks, ranges).unwrap())
+    }
+
+    fn nodes(&self) -> Event {
+        let node = |n: usize, node| NodeMemory {
+            node,
+            free_bytes: 512 * MIB,
+            cached_bytes: 0,
+            low_watermark_bytes: 0,
+            high_watermark_bytes: 512 * MIB - 16 * BASE_PAGE,
+            pools: vec![PoolMemory {
+                page_bytes: HUGE_PAGE,
+                free_bytes: self.pools[n].free * HUGE_PAGE,
+            }],
+        };
+        Event::Nodes(vec![node(0, FAST), node(1, SLOW)])
+    }
+
+    fn step(&mut self, event: Event) {
+        let nodes = self.nodes();
+        let mut todo = self.engine.step(self.now, nodes);
+        todo.extend(self.engine.step(self.now, event));
+        self.carry_out(todo);
+    }
+
+    fn carry_out(&mut self, mut todo: Vec<Action>) {
+        while !todo.is_empty() {
+            let answer = match todo.remove(0) {
+                Action::Scan(request) => Event::Scanned(self.scan(request)),
+                Action::Move(batch) => {
+                    let report = self.apply(&batch);
+                    let nodes = self.nodes();
+                    todo.extend(self.engine.step(self.now, nodes));
+                    Event::Moved(report)
+                }
+                Action::RefreshMap => continue,
+            };
+            todo.extend(self.engine.step(self.now, answer));
+        }
+    }
+
+    fn node_of(&mut self, page: Page) -> &mut NodeId {
+        match page.hva.0.checked_sub(SMALL) {
+            Some(offset) => self.small.get_mut((offset / BASE_PAGE) as usize).unwrap(),
+            None => &mut self.huge[((page.hva.0 - BASE) / HUGE_PAGE) as usize],
+        }
+    }
+
+    /// Moves as the kernel does: where the pool has no free page it takes other memory, and that page
+    /// becomes the pool's.
+    fn apply(&mut self, batch: &MoveBatch) -> MoveReport {
+        let huge = batch.pages.iter().filter(|page| page.bytes == HUGE_PAGE);
+        let huge = huge.count();
+        assert!(
+            huge == 0 || huge == batch.pages.len(),
+            "of one size: {batch:?}"
+        );
+        self.largest = self.largest.max(huge);
+        let mut results = Vec::new();
+        for &page in &batch.pages {
+            let from = std::mem::replace(self.node_of(page), batch.target);
+            assert_ne!(from, batch.target, "never within a node");
+            if page.bytes == HUGE_PAGE {
+                let (from, to) = (from.0 as usize, batch.target.0 as usize);
+                if self.pools[to].free > 0 {
+                    self.pools[to].free -= 1;
+                    self.pools[from].free += 1;
+                } else {
+                    self.pools[to].total += 1;
+                    self.pools[from].total -= 1;
+                }
+                self.promoted += usize::from(batch.target == FAST);
+            }
+            results.push(PageResult {
+                page,
+                outcome: Outcome::Moved,
+                node: Some(batch.target),
+            });
+        }
+        MoveReport {
+            id: batch.id,
+            direction: batch.direction,
+            target: batch.target,
+            results,
+            cpu_time: Duration::from_micros(100),
+        }
+    }
+
+    fn scan(&self, request: ScanRequest) -> ScanReport {
+        let span = request.span;
+        let pages = (span.hva.0..span.hva.0 + span.bytes).step_by(span.frame_bytes as usize);
+        let pages = pages.map(|hva| {
+            let node = match hva.checked_sub(SMALL) {
+                Some(offset) => self.small.get((offset / BASE_PAGE) as usize).copied(),
+                None => Some(self.huge[((hva - BASE) / HUGE_PAGE) as usize]),
+            };
+            let bytes = span.frame_bytes;
+            let hva = Hva(hva);
+            (Page { hva, bytes }, node)
+        });
+        ScanReport {
+            request,
+            huge: vec![],
+            pages: pages.collect(),
+            cpu_time: Duration::from_micros(10),
+        }
+    }
+
+    /// So many aggregations in which the last `hot` huge pages are always found used.
+    fn observe(&mut self, times: u32, hot: usize) {
+        for _ in 0..times {
+            self.now = self.now + Duration::from_millis(400);
+            let first = self.huge.len() - hot;
+            let samples = (0..self.huge.len()).map(|n| AccessSample {
+                address: SampleAddress::Host(Hva(BASE + n as u64 * HUGE_PAGE)),
+                len: HUGE_PAGE,
+                weight: if n >= first { 20.0 } else { 0.0 },
+                kind: AccessKind::Any,
+            });
+            let batch = SampleBatch {
+                source: SourceKind::Damon,
+                end: self.now,
+                span: Duration::from_millis(400),
+                tests: 20,
+                period: 1,
+                settled: true,
+                map_generation: 1,
+                samples: samples.collect(),
+                account: SampleAccount::default(),
+            };
+            self.step(Event::Samples(batch));
+        }
+    }
+
+    /// How many of the last `hot` huge pages lie on the fast node.
+    fn hot_on_fast(&self, hot: usize) -> usize {
+        let hot = self.huge.iter().rev().take(hot);
+        hot.filter(|node| **node == FAST).count()
+    }
+}
+
+#[test]
+fn hot_huge_pages_when_the_slow_pool_has_spare_pages_go_up_and_pools_stay() {
+    for spare in [1, 3, 19] {
+        let mut host = Host::new(200, 44, [0, spare]);
+        let before = host.pools;
+        host.observe(200, 32);
+        assert_eq!(host.hot_on_fast(32), 32, "{spare} spare pages");
+        assert_eq!(host.pools, before);
+        assert_eq!(host.promoted, 32);
+        assert!(host.largest as u64 <= spare);
+    }
+}
+
+#[test]
+fn hot_huge_pages_when_the_fast_pool_has_free_pages_fill_them_first() {
+    let mut host = Host::new(200, 40, [40, 0]);
+    host.observe(200, 32);
+    assert_eq!(host.hot_on_fast(32), 32);
+    let totals = host.pools.map(|pool| pool.total);
+    assert_eq!(totals, [80, 160], "as they were");
+}
+
+#[test]
+fn hot_huge_pages_when_no_page_is_to_spare_stay_and_the_explanation_names_the_pool() {
+    let mut host = Host::new(200, 44, [0, 0]);
+    let before = host.pools;
+    host.observe(100, 32);
+    assert_eq!((host.promoted, host.pools), (0, before));
+    let gpa = Gpa(GPA + 199 * HUGE_PAGE);
+    let hot = host.engine.explain(host.now, gpa).unwrap();
+    assert_eq!(
+        hot.would_move_if,
+        "a slow node's pool of 2097152 byte pages has a free page that is promised to nobody, and no pool of the \
+         tiers has surplus pages: an exchange needs one"
+    );
+}
