@@ -1,7 +1,7 @@
 //! The agent's engine on a simulated machine.
 //!
-//! Nothing of it is modelled: [`VmEngine`] gets the events it gets beside a guest, and its actions (moves,
-//! look-ups of placement) are carried out on the [`Host`] at once.
+//! Nothing of it is modelled: [`VmEngine`] gets the events it gets beside a guest, and its actions
+//! (moves, look-ups of placement) are carried out on the [`Host`] at once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -76,8 +76,8 @@ impl EngineHost {
         self.engine.map().map_or(0, GuestMemoryMap::generation)
     }
 
-    /// Where a page stands in the engine's address space. Pages of one size that follow each other in the
-    /// guest do so there too.
+    /// Where a page stands in the engine's address space. Pages of one size that follow each other in
+    /// the guest do so there too.
     #[must_use]
     pub fn hva(&self, page: u32) -> Option<Hva> {
         self.places.hva(page)
