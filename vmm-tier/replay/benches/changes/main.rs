@@ -9,7 +9,7 @@
 //! the host (moves are carried out at once, one in a hundred finds its page busy), and DAMON's regions.
 //! **Not modelled**: what an emulated or busy CPU delays, messages between the agent's threads, DAMON's
 //! change of its counts when its settings change, a second stage's accessed bits, and bursts: a guest's
-//! accesses come at a steady rate, 250,000 a second on 128 MiB. Recorded programs are of some MiB.
+//! accesses come at a steady rate, 250,000 a second on 128 MiB. Recorded programs are small.
 //!
 //! Rules beside the detector end the rest in its place, each in a run of its own. They don't make the
 //! engine forget what it counted, as the detector does.
