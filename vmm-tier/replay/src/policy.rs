@@ -6,6 +6,7 @@
 //! there.
 
 pub mod dual_heap;
+pub mod engine_host;
 pub mod hemem;
 pub mod kernel;
 mod lists;
