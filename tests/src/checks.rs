@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::account::Account;
 use crate::changes::Change;
-use crate::event::AttemptOutcome;
+use crate::event::{AttemptOutcome, POOLS_SET};
 use crate::hits::{compare, mean_error};
 use crate::result::RunResult;
 use crate::scenario::{Check, Run};
@@ -57,6 +57,42 @@ impl CheckResult {
             pass: measured.is_some_and(holds),
         }
     }
+}
+
+/// Compares the pools at each look with those at the first look after they were set last.
+fn pools_unchanged(result: &RunResult) -> CheckResult {
+    let set = result.notes.iter().filter(|note| note.name == POOLS_SET);
+    let since = set.map(|note| note.t).fold(0.0, f64::max);
+    let looks = result.series.iter().filter(|point| point.t > since);
+    let looks: Vec<Vec<(u64, u64)>> = looks
+        .map(|point| &point.pools)
+        .map(|pools| {
+            pools
+                .iter()
+                .map(|pool| (pool.total, pool.surplus))
+                .collect()
+        })
+        .collect();
+    let first = looks.first().filter(|pools| !pools.is_empty());
+    let differing = looks.iter().find(|pools| Some(*pools) != first);
+    let told = |pools: &[(u64, u64)]| {
+        let pools = pools.iter();
+        let pools: Vec<_> = pools
+            .map(|(total, surplus)| format!("{total}+{surplus}"))
+            .collect();
+        pools.join("/")
+    };
+    let measured = match (first, differing) {
+        (None, _) => "no pool".to_owned(),
+        (Some(first), None) => format!("{} at {} looks", told(first), looks.len()),
+        (Some(first), Some(other)) => format!("{}, then {}", told(first), told(other)),
+    };
+    CheckResult::new(
+        "pages of the pools, with surplus",
+        measured,
+        "as they were set, at each look",
+        first.is_some() && differing.is_none(),
+    )
 }
 
 /// Evaluates one check. Where a check means a guest, it means the run's first.
@@ -128,6 +164,7 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
                 |v| v <= *max,
             )
         }
+        Check::PoolsUnchanged => pools_unchanged(result),
         Check::PhaseMovedAtMost { phase, mib } => CheckResult::number(
             format!("MiB moved in phase {phase}"),
             summary

@@ -157,11 +157,29 @@ pub struct Sample {
     pub kernel_promoted_pages: u64,
     /// CPU time of all kdamonds there are.
     pub kdamond_cpu_s: f64,
+    /// The pool of 2 MiB pages of each node; empty if no node has such pages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolSample>,
     /// By name of the guest.
     pub guests: BTreeMap<String, GuestSample>,
     /// What the software PMU has written, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pmu: Option<PmuCounts>,
+}
+
+/// The note of a step that set the pools.
+pub const POOLS_SET: &str = "pools-set";
+
+/// A node's pool of 2 MiB pages, in pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PoolSample {
+    /// In the pool.
+    pub total: u64,
+    /// That nobody uses.
+    pub free: u64,
+    /// Beyond what was set.
+    pub surplus: u64,
 }
 
 /// Records of the software PMU since boot.

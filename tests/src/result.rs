@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::checks::{CheckResult, evaluate};
 use crate::event::{
-    AgentEnd, AttemptOutcome, Costs, Event, HostFacts, Look, Mark, PmuCounts, Sample,
+    AgentEnd, AttemptOutcome, Costs, Event, HostFacts, Look, Mark, PmuCounts, PoolSample, Sample,
 };
 use crate::fault::{End, Fault};
 use crate::patience::Pace;
@@ -123,6 +123,9 @@ pub struct Point {
     pub kernel_promoted_bytes: u64,
     /// CPU time of the kdamonds there are.
     pub kdamond_cpu_s: f64,
+    /// The pool of 2 MiB pages of each node; empty if no node has such pages.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolSample>,
     /// By name.
     pub guests: BTreeMap<String, GuestPoint>,
     /// What the software PMU has written, where there is one.
@@ -319,6 +322,7 @@ fn point(sample: &Sample, phase: &str) -> Point {
         migrate_failed_bytes: sample.migrate_failed_pages * PAGE_BYTES,
         kernel_promoted_bytes: sample.kernel_promoted_pages * PAGE_BYTES,
         kdamond_cpu_s: sample.kdamond_cpu_s,
+        pools: sample.pools.clone(),
         guests: guests.collect(),
         pmu: sample.pmu,
     }

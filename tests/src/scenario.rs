@@ -212,6 +212,8 @@ pub enum Backend {
     Ram,
     /// `memory-backend-file,share=on` on `/dev/shm`.
     Shm,
+    /// `memory-backend-memfd,share=on` of 2 MiB pages of the host's pool.
+    Hugetlb,
 }
 
 impl Scenario {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::pmu::{Pmu, Truth};
 use super::{Reporter, agent, guest, locked};
-use crate::event::{Event, GuestSample, NodeFacts, ProcessCosts, Sample};
+use crate::event::{Event, GuestSample, NodeFacts, PoolSample, ProcessCosts, Sample};
 use crate::sys::pages_on_nodes;
 
 /// Scheduler ticks a second in /proc (USER_HZ is 100 on x86-64).
@@ -93,6 +94,7 @@ fn measure(
     sample.kernel_promoted_pages = counter(&vmstat, "pgpromote_success");
     let mut board = locked(board);
     let nodes = sample.free_kib.len();
+    sample.pools = pools(nodes);
     let pmu = board.pmu.clone();
     sample.pmu = pmu.as_ref().map(|pmu| pmu.counts());
     truths.retain(|name, _| board.guests.contains_key(name));
@@ -140,6 +142,32 @@ fn place(watch: &guest::Watch, nodes: usize, entry: &mut GuestSample) {
             Some(count) => *count += 1,
             None => entry.hot_absent += 1,
         }
+    }
+}
+
+/// The folder of a node's pool of 2 MiB pages.
+#[must_use]
+pub fn pool_folder(node: usize) -> PathBuf {
+    format!("/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB").into()
+}
+
+/// The pool of 2 MiB pages of each node; empty if no node has such pages.
+fn pools(nodes: usize) -> Vec<PoolSample> {
+    let value = |node: usize, name: &str| {
+        let text = fs::read_to_string(pool_folder(node).join(name)).ok()?;
+        text.trim().parse().ok()
+    };
+    let pool = |node| {
+        Some(PoolSample {
+            total: value(node, "nr_hugepages")?,
+            free: value(node, "free_hugepages")?,
+            surplus: value(node, "surplus_hugepages")?,
+        })
+    };
+    let pools: Vec<_> = (0..nodes).filter_map(pool).collect();
+    match pools.iter().any(|pool| pool.total > 0) {
+        true => pools,
+        false => Vec::new(),
     }
 }
 

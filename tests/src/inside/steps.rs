@@ -16,7 +16,7 @@ use super::measure::{self, Board, Sampler};
 use super::pmu::Pmu;
 use super::records::Reader;
 use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked, scaled};
-use crate::event::{Costs, Event, GuestCosts, GuestEvent, Look, Mark};
+use crate::event::{Costs, Event, GuestCosts, GuestEvent, Look, Mark, POOLS_SET};
 use crate::scenario::{Knobs, Run, Scenario, Signal, Step, Until};
 use crate::sys::pages_on_nodes;
 
@@ -86,6 +86,9 @@ fn clear_up() {
     }
     let _ = fs::write(format!("{KDAMONDS}/nr_kdamonds"), "0");
     let _ = rustix::mount::unmount(BALLAST, UnmountFlags::empty());
+    for node in 0..measure::nodes().len() {
+        let _ = fs::write(measure::pool_folder(node).join("nr_hugepages"), "0");
+    }
 }
 
 struct Runner<'a> {
@@ -230,6 +233,7 @@ impl Runner<'_> {
                 note,
                 seconds,
             } => self.read_records(guest, note, Duration::from_secs(*seconds)),
+            Step::SetPools { pages } => self.set_pools(pages),
             Step::Look { name } => {
                 self.look(name);
                 Ok(())
@@ -253,6 +257,16 @@ impl Runner<'_> {
         }
         let names = self.run.guests.iter().map(|guest| guest.name.as_str());
         names.into_iter().try_for_each(|name| what(self, name))
+    }
+
+    fn set_pools(&self, pages: &[u64]) -> anyhow::Result<()> {
+        for (node, pages) in pages.iter().enumerate() {
+            let path = measure::pool_folder(node).join("nr_hugepages");
+            fs::write(&path, pages.to_string())
+                .with_context(|| format!("writing {pages} to {}", path.display()))?;
+        }
+        self.note(POOLS_SET, json!(pages));
+        Ok(())
     }
 
     fn phase(&self, phase: &str) {

@@ -47,6 +47,11 @@ pub enum Step {
         /// The line.
         line: String,
     },
+    /// Sets the pools of 2 MiB pages, node by node. Pages that are in use stay, as surplus.
+    SetPools {
+        /// Pages of each node.
+        pages: Vec<u64>,
+    },
     /// Moves the hot set within the working set.
     MoveHot {
         /// Which.
@@ -311,6 +316,9 @@ pub enum Check {
         /// Largest ratio.
         max: f64,
     },
+    /// Total and surplus of each node's pool of 2 MiB pages are, at each look after the last step that set
+    /// them, what they were at the first. At least one pool has pages.
+    PoolsUnchanged,
     /// Bytes moved in a phase.
     PhaseMovedAtMost {
         /// The phase.

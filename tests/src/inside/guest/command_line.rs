@@ -35,6 +35,9 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
     let mib = guest.mib;
     let backend = match guest.backend {
         Backend::Memfd => format!("memory-backend-memfd,id=ram0,size={mib}M,share=on"),
+        Backend::Hugetlb => {
+            format!("memory-backend-memfd,id=ram0,size={mib}M,share=on,hugetlb=on,hugetlbsize=2M")
+        }
         Backend::Ram => format!("memory-backend-ram,id=ram0,size={mib}M"),
         Backend::Shm => format!(
             "memory-backend-file,id=ram0,size={mib}M,share=on,mem-path=/dev/shm/{}",
