@@ -25,11 +25,11 @@ pub(super) fn findings(
     out.extend(permissions(host));
     out.extend(sampling(host));
     out.extend(virtualisation(&host.kvm));
-    let fast = division
+    let tiers = division
         .and_then(|division| division.as_ref().ok())
-        .map(|division| &division.tiers.fast);
+        .map(|division| &division.tiers);
     match &host.pools {
-        Ok(pools) => out.extend(pools.iter().filter_map(|pool| hugetlb(pool, fast))),
+        Ok(pools) => out.extend(pools.iter().filter_map(|pool| hugetlb(pool, tiers))),
         Err(error) => out.push(unreadable(Area::HugePages, "hugetlb-pools", error)),
     }
     match &host.knobs {

@@ -1,42 +1,77 @@
 //! Findings about the host's memory: huge pages, and who else moves pages.
 
-use tier_core::addr::NodeSet;
-use tier_core::text::size::human;
-use tier_sys::{hugetlb::HugePool, knobs::Knobs};
+use tier_core::{
+    addr::{NodeId, NodeSet},
+    text::size::human,
+    tiers::Tiers,
+};
+use tier_sys::{
+    hugetlb::{HugePool, NodePool},
+    knobs::Knobs,
+};
 
 use super::{
     Area, Finding, Level,
     facts::{DamonFacts, Kdamond},
 };
 
-/// A pool that is in use, or `None` for an empty one.
-pub(super) fn hugetlb(pool: &HugePool, fast: Option<&NodeSet>) -> Option<Finding> {
+/// A pool that is in use, or `None` for an empty pool.
+pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding> {
     if pool.pages == 0 && pool.surplus == 0 {
         return None;
     }
-    let on_node = pool
-        .nodes
-        .iter()
-        .map(|own| format!("node {}: {} free of {}", own.node, own.free, own.pages));
+    let on_node = pool.nodes.iter().map(|own| {
+        let surplus = match own.surplus {
+            0 => String::new(),
+            surplus => format!(" ({surplus} surplus)"),
+        };
+        format!(
+            "node {}: {} free of {}{surplus}",
+            own.node, own.free, own.pages
+        )
+    });
+    let promised = match pool.reserved {
+        0 => String::new(),
+        reserved => format!("; {reserved} promised"),
+    };
     let what = format!(
-        "hugetlb pool of {}: {}",
+        "hugetlb pool of {}: {}{promised}",
         human(pool.page_size),
         on_node.collect::<Vec<_>>().join(", ")
     );
-    let area = Area::HugePages;
-    let empty = fast.filter(|fast| {
-        pool.nodes
-            .iter()
-            .filter(|own| fast.contains(own.node))
-            .all(|own| own.free == 0)
-    });
-    Some(match empty.and_then(|fast| fast.iter().next()) {
-        Some(node) => Finding::new(area, "hugetlb-pools", Level::Warn, what, "the fast tier has no free page of this size: guests backed by it can only exchange page for page")
-            .mend(format!(
-                "echo N > /sys/devices/system/node/node{node}/hugepages/hugepages-{}kB/nr_hugepages",
-                pool.page_size >> 10
-            )),
-        None => Finding::new(area, "hugetlb-pools", Level::Ok, what, "guests backed by this pool can be tiered within it"),
+    let finding =
+        |level, meaning| Finding::new(Area::HugePages, "hugetlb-pools", level, what, meaning);
+    let usable = "guests backed by this pool are tiered within it, and the pools stay as they are";
+    let Some(tiers) = tiers else {
+        return Some(finding(Level::Ok, usable));
+    };
+    let set_pages = |node: NodeId, pages: u64| {
+        format!(
+            "echo {pages} > /sys/devices/system/node/node{node}/hugepages/hugepages-{}kB/nr_hugepages",
+            pool.page_size >> 10
+        )
+    };
+    let nodes = NodeSet::from_iter(tiers.fast.iter().chain(tiers.slow.iter()));
+    let of_tiers = |own: &&NodePool| nodes.contains(own.node);
+    let mut own = pool.nodes.iter().filter(of_tiers);
+    if let Some(own) = own.find(|own| own.surplus > 0) {
+        let meaning = "no page of this pool is moved: a page that a move frees would leave the pool, as there are \
+                       surplus pages. Make them a part of the pool";
+        return Some(finding(Level::Warn, meaning).mend(set_pages(own.node, own.pages)));
+    }
+    let can_move = nodes.iter().any(|node| pool.spare_on(node, &nodes) > 0);
+    if can_move {
+        return Some(finding(Level::Ok, usable));
+    }
+    let meaning = "no page of this pool can be moved: an exchange needs a free page that is promised to nobody";
+    let warning = finding(Level::Warn, meaning);
+    let mut slow = pool
+        .nodes
+        .iter()
+        .filter(|own| tiers.slow.contains(own.node));
+    Some(match slow.next() {
+        Some(own) => warning.mend(set_pages(own.node, own.pages + 1)),
+        None => warning,
     })
 }
 
@@ -197,4 +232,74 @@ fn running(kdamond: &Kdamond) -> Finding {
     Finding::new(Area::Rivals, "kdamonds", Level::Warn, what, meaning).mend(format!(
         "echo off > /sys/kernel/mm/damon/admin/kdamonds/{number}/state"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(reserved: u64, own: [(u64, u64, u64); 2]) -> HugePool {
+        let nodes = (0..)
+            .zip(own)
+            .map(|(node, (pages, free, surplus))| NodePool {
+                node: NodeId(node),
+                pages,
+                free,
+                surplus,
+            });
+        HugePool {
+            page_size: 2 << 20,
+            pages: own.iter().map(|own| own.0).sum(),
+            free: own.iter().map(|own| own.1).sum(),
+            reserved,
+            surplus: own.iter().map(|own| own.2).sum(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    fn tiers() -> Tiers {
+        Tiers {
+            fast: NodeSet::from_iter([NodeId(0)]),
+            slow: NodeSet::from_iter([NodeId(1)]),
+            fast_latency_ns: 80.0,
+            slow_latency_ns: 250.0,
+        }
+    }
+
+    #[test]
+    fn pool_when_all_free_pages_are_promised_warns_and_adds_one_to_the_slow_node() {
+        let found = hugetlb(&pool(4, [(44, 0, 0), (156, 4, 0)]), Some(&tiers())).unwrap();
+        assert_eq!(found.level, Level::Warn);
+        assert_eq!(
+            found.what,
+            "hugetlb pool of 2 MiB: node 0: 0 free of 44, node 1: 4 free of 156; 4 promised"
+        );
+        let mend =
+            "echo 157 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages";
+        assert_eq!(found.remedy.as_deref(), Some(mend));
+        let found = hugetlb(&pool(4, [(44, 0, 0), (157, 5, 0)]), Some(&tiers())).unwrap();
+        assert_eq!(
+            (found.level, found.remedy),
+            (Level::Ok, None),
+            "one to spare"
+        );
+    }
+
+    #[test]
+    fn pool_when_it_has_surplus_pages_warns_and_makes_them_a_part_of_it() {
+        let found = hugetlb(&pool(0, [(44, 0, 14), (175, 23, 0)]), Some(&tiers())).unwrap();
+        assert_eq!(found.level, Level::Warn);
+        assert_eq!(
+            found.what,
+            "hugetlb pool of 2 MiB: node 0: 0 free of 44 (14 surplus), node 1: 23 free of 175"
+        );
+        let mend =
+            "echo 44 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
+        assert_eq!(found.remedy.as_deref(), Some(mend));
+    }
+
+    #[test]
+    fn pool_when_it_is_empty_is_not_told() {
+        assert!(hugetlb(&pool(0, [(0, 0, 0), (0, 0, 0)]), Some(&tiers())).is_none());
+    }
 }

@@ -121,3 +121,55 @@ fn sizes(folder: &Path) -> Result<Vec<(u64, std::path::PathBuf)>, SysRootError> 
     found.sort_unstable();
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pools of two nodes: free, surplus.
+    fn pool(reserved: u64, own: [(u64, u64); 2]) -> HugePool {
+        let nodes = (0..).zip(own).map(|(node, (free, surplus))| NodePool {
+            node: NodeId(node),
+            pages: 100,
+            free,
+            surplus,
+        });
+        HugePool {
+            page_size: 2 << 20,
+            pages: 200,
+            free: own.iter().map(|own| own.0).sum(),
+            reserved,
+            surplus: own.iter().map(|own| own.1).sum(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    fn spare(pool: &HugePool, tiers: &[u16]) -> [u64; 2] {
+        let tiers = tiers.iter().copied().map(NodeId).collect();
+        [0, 1].map(|node| pool.spare_on(NodeId(node), &tiers))
+    }
+
+    #[test]
+    fn spare_on_when_pages_are_promised_leaves_them() {
+        assert_eq!(spare(&pool(0, [(0, 0), (19, 0)]), &[0, 1]), [0, 19]);
+        assert_eq!(spare(&pool(4, [(0, 0), (5, 0)]), &[0, 1]), [0, 1]);
+        assert_eq!(spare(&pool(4, [(3, 0), (2, 0)]), &[0, 1]), [1, 1]);
+        assert_eq!(
+            spare(&pool(9, [(3, 0), (2, 0)]), &[0, 1]),
+            [0, 0],
+            "more than are free"
+        );
+    }
+
+    #[test]
+    fn spare_on_when_a_node_of_the_tiers_has_surplus_pages_is_none() {
+        let pool = pool(0, [(7, 1), (19, 0)]);
+        assert_eq!(spare(&pool, &[0, 1]), [0, 0]);
+        assert_eq!(spare(&pool, &[1]), [7, 19], "of another node");
+        assert_eq!(
+            pool.spare_on(NodeId(2), &NodeSet::default()),
+            0,
+            "no such node"
+        );
+    }
+}
