@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Families that a dry run without a source that moves pages may lack.
-const MAY_LACK: [&str; 11] = [
+const MAY_LACK: [&str; 12] = [
     "vmm_tier_bias_deviation",
     "vmm_tier_bias_fast_to_slow_ratio",
     "vmm_tier_bias_held_pages",
@@ -25,6 +25,7 @@ const MAY_LACK: [&str; 11] = [
     "vmm_tier_source_precision_ratio",
     "vmm_tier_source_quality_ratio",
     "vmm_tier_source_staleness_seconds",
+    "vmm_tier_tier_spare_bytes",
 ];
 
 fn metrics(arguments: &[&Path]) -> Output {

@@ -205,6 +205,15 @@ impl Rooms {
         self.of(nodes).map(NodeMemory::all_free_bytes).sum()
     }
 
+    /// What the nodes' hugetlb pools have for moves, by the size of their pages.
+    pub(crate) fn spare_bytes(&self, nodes: &NodeSet) -> BTreeMap<u64, u64> {
+        let mut spare = BTreeMap::new();
+        for pool in self.of(nodes).flat_map(|node| &node.pools) {
+            *spare.entry(pool.page_bytes).or_default() += pool.free_bytes;
+        }
+        spare
+    }
+
     /// Bytes that may be promoted now into such frames by a guest that holds `held` bytes of the fast tier.
     pub(crate) fn fast(
         &self,

@@ -24,6 +24,10 @@ crate::report! {
         /// Free memory of the tier's nodes, which all VMs share.
         #[metric(gauge = "tier_free_bytes")]
         pub free_bytes: u64,
+        /// Free pages of the hugetlb pools that back the guest, on the tier's nodes, as far as moves may take
+        /// them: promised to nobody, and 0 while a pool has surplus pages. By the size of the pages in bytes.
+        #[metric(gauge = "tier_spare_bytes", by = "page_size")]
+        pub spare_bytes: BTreeMap<u64, u64>,
     }
 }
 
@@ -109,6 +113,7 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
             .fast_limit_bytes
             .filter(|_| tier == Tier::Fast),
         free_bytes: mover.rooms.free_bytes(nodes),
+        spare_bytes: mover.rooms.spare_bytes(nodes),
     };
     Snapshot {
         state: engine.state(),
