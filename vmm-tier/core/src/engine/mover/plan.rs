@@ -256,7 +256,8 @@ impl Planner<'_> {
                 false => self.make_room_for(hot, room.must_free(hot.page.bytes), *slow_room),
             };
             let Some(victims) = victims else {
-                if self.pages.are_mixed() {
+                let no_room = !room.fits(hot.page.bytes) && !slow_room.fits(hot.frame_bytes);
+                if self.pages.are_mixed() && (no_room || self.has_no_rival(&hot)) {
                     self.pages.heap.take_hottest_slow(self.now);
                     self.leave(hot, Placement::Slow);
                 }
@@ -341,6 +342,12 @@ impl Planner<'_> {
             return None;
         }
         Some(victims)
+    }
+
+    /// Whether the coldest fast page has other frames than `hot`.
+    fn has_no_rival(&mut self, hot: &Candidate) -> bool {
+        let coldest = self.pages.coldest_fast(self.now);
+        coldest.is_none_or(|cold| cold.frame_bytes != hot.frame_bytes)
     }
 
     /// Lets the coldest fast pages rest that are not of frames of `frame_bytes`: demoting them makes no room.
