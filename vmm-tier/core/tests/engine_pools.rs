@@ -8,12 +8,14 @@ use tier_core::{
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
+    settings::EngineSettings,
     time::Time,
 };
 
 use crate::common::{BASE, FAST, SLOW, settings, tiers};
 
 const MIB: u64 = 1 << 20;
+const GIANT_PAGE: u64 = 1 << 30;
 /// Where the guest has its huge pages.
 const GPA: u64 = 4 << 30;
 /// Where the guest's small pages begin: those of a display adapter.
@@ -31,6 +33,8 @@ struct Pool {
 struct Host {
     engine: VmEngine,
     now: Time,
+    /// Bytes of a page of the pools.
+    page_bytes: u64,
     /// Node of each huge page.
     huge: Vec<NodeId>,
     /// Node of each small page.
@@ -44,12 +48,19 @@ struct Host {
 
 impl Host {
     /// The first `fast` of `pages` huge pages lie on the fast node, and all small pages.
-    fn new(pages: usize, fast: usize, spare: [u64; 2]) -> Self {
+    fn new(page_bytes: u64, (pages, fast): (usize, usize), spare: [u64; 2]) -> Self {
         let on = |n| if n < fast { FAST } else { SLOW };
+        // A source that tests pages sees at most one access a look, which pays for the move of a giant page
+        // only in a long time.
+        let settings = EngineSettings {
+            horizon: Duration::from_secs(page_bytes >> 15),
+            ..settings()
+        };
         let used = [fast as u64, (pages - fast) as u64];
         let mut host = Self {
-            engine: VmEngine::new(settings(), tiers(), Time(0)),
+            engine: VmEngine::new(settings, tiers(), Time(0)),
             now: Time(0),
+            page_bytes,
             huge: (0..pages).map(on).collect(),
             small: vec![FAST; SMALL_PAGES],
             pools: [0, 1].map(|n| Pool {
@@ -69,7 +80,7 @@ impl Host {
     }
 
     fn map(&self) -> Arc<GuestMemoryMap> {
-        let lengths = [self.huge.len() as u64 * HUGE_PAGE, 4096 * BASE_PAGE];
+        let lengths = [self.huge.len() as u64 * self.page_bytes, 4096 * BASE_PAGE];
         let block = |(name, hva, n): (&str, u64, usize), page_size| RamBlock {
             name: name.to_owned(),
             hva: Hva(hva),
@@ -86,7 +97,7 @@ impl Host {
             hva: Hva(hva),
         };
         let blocks = vec![
-            block(("ram0", BASE, 0), HUGE_PAGE),
+            block(("ram0", BASE, 0), self.page_bytes),
             block(("vga.vram", SMALL, 1), BASE_PAGE),
         ];
         let ranges = vec![range(0, GPA, BASE), range(1, 1 << 40, SMALL)];
@@ -101,8 +112,8 @@ impl Host {
             low_watermark_bytes: 0,
             high_watermark_bytes: 512 * MIB - 16 * BASE_PAGE,
             pools: vec![PoolMemory {
-                page_bytes: HUGE_PAGE,
-                free_bytes: self.pools[n].free * HUGE_PAGE,
+                page_bytes: self.page_bytes,
+                free_bytes: self.pools[n].free * self.page_bytes,
             }],
         };
         Event::Nodes(vec![node(0, FAST), node(1, SLOW)])
@@ -134,14 +145,17 @@ impl Host {
     fn node_of(&mut self, page: Page) -> &mut NodeId {
         match page.hva.0.checked_sub(SMALL) {
             Some(offset) => self.small.get_mut((offset / BASE_PAGE) as usize).unwrap(),
-            None => &mut self.huge[((page.hva.0 - BASE) / HUGE_PAGE) as usize],
+            None => &mut self.huge[((page.hva.0 - BASE) / self.page_bytes) as usize],
         }
     }
 
     /// Moves as the kernel does: where the pool has no free page it takes other memory, and that page
     /// becomes the pool's.
     fn apply(&mut self, batch: &MoveBatch) -> MoveReport {
-        let huge = batch.pages.iter().filter(|page| page.bytes == HUGE_PAGE);
+        let huge = batch
+            .pages
+            .iter()
+            .filter(|page| page.bytes == self.page_bytes);
         let huge = huge.count();
         assert!(
             huge == 0 || huge == batch.pages.len(),
@@ -152,7 +166,7 @@ impl Host {
         for &page in &batch.pages {
             let from = std::mem::replace(self.node_of(page), batch.target);
             assert_ne!(from, batch.target, "never within a node");
-            if page.bytes == HUGE_PAGE {
+            if page.bytes == self.page_bytes {
                 let (from, to) = (from.0 as usize, batch.target.0 as usize);
                 if self.pools[to].free > 0 {
                     self.pools[to].free -= 1;
@@ -184,7 +198,7 @@ impl Host {
         let pages = pages.map(|hva| {
             let node = match hva.checked_sub(SMALL) {
                 Some(offset) => self.small.get((offset / BASE_PAGE) as usize).copied(),
-                None => Some(self.huge[((hva - BASE) / HUGE_PAGE) as usize]),
+                None => Some(self.huge[((hva - BASE) / self.page_bytes) as usize]),
             };
             let bytes = span.frame_bytes;
             let hva = Hva(hva);
@@ -204,8 +218,8 @@ impl Host {
             self.now = self.now + Duration::from_millis(400);
             let first = self.huge.len() - hot;
             let samples = (0..self.huge.len()).map(|n| AccessSample {
-                address: SampleAddress::Host(Hva(BASE + n as u64 * HUGE_PAGE)),
-                len: HUGE_PAGE,
+                address: SampleAddress::Host(Hva(BASE + n as u64 * self.page_bytes)),
+                len: self.page_bytes,
                 weight: if n >= first { 20.0 } else { 0.0 },
                 kind: AccessKind::Any,
             });
@@ -234,7 +248,7 @@ impl Host {
 #[test]
 fn hot_huge_pages_when_the_slow_pool_has_spare_pages_go_up_and_pools_stay() {
     for spare in [1, 3, 19] {
-        let mut host = Host::new(200, 44, [0, spare]);
+        let mut host = Host::new(HUGE_PAGE, (200, 44), [0, spare]);
         let before = host.pools;
         host.observe(200, 32);
         assert_eq!(host.hot_on_fast(32), 32, "{spare} spare pages");
@@ -246,7 +260,7 @@ fn hot_huge_pages_when_the_slow_pool_has_spare_pages_go_up_and_pools_stay() {
 
 #[test]
 fn hot_huge_pages_when_the_fast_pool_has_free_pages_fill_them_first() {
-    let mut host = Host::new(200, 40, [40, 0]);
+    let mut host = Host::new(HUGE_PAGE, (200, 40), [40, 0]);
     host.observe(200, 32);
     assert_eq!(host.hot_on_fast(32), 32);
     let totals = host.pools.map(|pool| pool.total);
@@ -254,8 +268,17 @@ fn hot_huge_pages_when_the_fast_pool_has_free_pages_fill_them_first() {
 }
 
 #[test]
+fn hot_giant_pages_when_the_slow_pool_has_a_spare_page_go_up_one_by_one() {
+    let mut host = Host::new(GIANT_PAGE, (12, 4), [0, 1]);
+    let before = host.pools;
+    host.observe(600, 3);
+    assert_eq!((host.hot_on_fast(3), host.largest), (3, 1));
+    assert_eq!((host.promoted, host.pools), (3, before));
+}
+
+#[test]
 fn hot_huge_pages_when_no_page_is_to_spare_stay_and_the_explanation_names_the_pool() {
-    let mut host = Host::new(200, 44, [0, 0]);
+    let mut host = Host::new(HUGE_PAGE, (200, 44), [0, 0]);
     let before = host.pools;
     host.observe(100, 32);
     assert_eq!((host.promoted, host.pools), (0, before));
