@@ -62,7 +62,7 @@ use self::{
 use crate::{
     addr::Gpa,
     map::GuestMemoryMap,
-    moves::{MoveBatch, MoveReport, Outcome},
+    moves::{MoveBatch, MoveReport},
     sample::{DropReason, SampleAccount, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
@@ -224,13 +224,6 @@ impl VmEngine {
 
     fn take_moves(&mut self, now: Time, report: &MoveReport) -> Vec<Action> {
         let runs = self.state() == VmState::Running;
-        if report
-            .results
-            .iter()
-            .any(|page| page.outcome == Outcome::Moved)
-        {
-            self.evidence.moved();
-        }
         let (pages, evidence) = (&mut self.pages, &mut self.evidence);
         let settings = &self.orders.settings;
         let landed = self

@@ -201,11 +201,6 @@ impl Evidence {
         self.stats.forget(share);
     }
 
-    /// Pages were moved.
-    pub(super) const fn moved(&mut self) {
-        self.change.moved();
-    }
-
     /// How often the guest's accesses turned to slow pages.
     pub(super) const fn changes(&self) -> u64 {
         self.change.noticed()

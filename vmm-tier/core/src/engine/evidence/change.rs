@@ -4,8 +4,7 @@
 //! problem   a guest at rest is watched little, and what was counted for long outweighs what is new
 //! measure   x, the share of the use seen in a batch that fell on the slow tier
 //! normal    the level of x, and how far x rises from one batch to the next on average (it falls when pages
-//!           were moved); at each pace its own, as slow looks find cold pages used that quick looks find idle;
-//!           learned anew when looks come more often, as regions are still coarse then
+//!           were moved); at each pace its own, as slow looks find cold pages used that quick looks find idle
 //! test      one-sided CUSUM (Page, "Continuous inspection schemes", Biometrika 41, 1954) of
 //!           (x − level) / deviation: a sudden change is noticed at once, a small one when it lasts
 //! meaning   the guest is worth a closer look; it is no ground to move a page
@@ -15,20 +14,16 @@
 //! in the lab, a scattered hot set is in DRAM 0.5 to 1.6 s after it moved.
 //!
 //! Worth in the lab: a hot set that moved is in DRAM after 2 to 10 s instead of 17 s and more
-//! (docs/results/lab.md). A replay can't tell: its source counts accesses and never rests. Delay and false
-//! alarms on generated and recorded guests: docs/results/changes.md.
+//! (docs/results/lab.md). A replay can't tell: its source counts accesses and never rests.
 
 use std::{collections::BTreeMap, time::Duration};
 
 /// A batch with fewer accesses a look for each page of the guest says nothing: the guest sleeps.
 const LEAST_USED: f64 = 0.002;
-/// Share of a difference by which the level follows x upwards, and downwards where moves may make x fall,
-/// which is the new normal at once.
+/// Share of a difference by which the level follows x upwards, and downwards: moves make x fall, which is
+/// the new normal at once.
 const FOLLOW_UP: f64 = 1.0 / 64.0;
 const FOLLOW_DOWN: f64 = 1.0 / 4.0;
-/// Batches after another pace, a change or a move in which moves may make x fall. A later fall is the guest's own,
-/// and x may come back: in `pagerank` the scan of edges is in DRAM for 10 s of 37.
-const FALLS: u32 = 10;
 /// Share of a difference by which the deviation is learned.
 const LEARN_DEVIATION: f64 = 1.0 / 32.0;
 /// Differences up to this are noise whatever the past says: a point of hits.
@@ -84,13 +79,12 @@ impl Normal {
         (x - self.level) / self.deviation
     }
 
-    /// Takes an x that is no change; `after_moves` if what makes it fall may be moves.
-    fn learn(&mut self, x: f64, after_moves: bool) {
+    fn learn(&mut self, x: f64) {
         self.learned = self.learned.saturating_add(1);
         let first = (self.learned <= LEARN).then(|| 1.0 / f64::from(self.learned));
-        let follow = first.unwrap_or(match after_moves && x < self.level {
-            true => FOLLOW_DOWN,
-            false => FOLLOW_UP,
+        let follow = first.unwrap_or(match x > self.level {
+            true => FOLLOW_UP,
+            false => FOLLOW_DOWN,
         });
         self.level += (x - self.level) * follow;
         if x > self.last {
@@ -111,8 +105,6 @@ pub(crate) struct ChangeDetector {
     normals: BTreeMap<u32, Normal>,
     /// The pace of the last batch.
     pace: Option<u32>,
-    /// Batches at this pace since another, a change, or a move.
-    batches: u32,
     sum: f64,
     /// Changes noticed.
     noticed: u64,
@@ -133,11 +125,6 @@ impl ChangeDetector {
         };
     }
 
-    /// Pages were moved, which may make x fall.
-    pub(crate) const fn moved(&mut self) {
-        self.batches = 0;
-    }
-
     /// Takes the use of either tier seen in a batch: accesses a look, summed over pages. Returns whether
     /// the accesses have turned to slow pages.
     pub(crate) fn observe(&mut self, fast: f64, slow: f64, looks: Looks) -> bool {
@@ -148,18 +135,11 @@ impl ChangeDetector {
             return false;
         }
         let pace = looks.pace();
-        let before = self.pace.replace(pace);
-        if before != Some(pace) {
-            // Quicker looks begin with regions that slow looks have blurred: what was normal is not yet.
-            if before.is_some_and(|before| pace < before) {
-                self.normals.remove(&pace);
-            }
+        if self.pace.replace(pace) != Some(pace) {
             // This batch may have begun at another pace.
             self.sum = 0.0;
-            self.batches = 0;
             return false;
         }
-        self.batches = self.batches.saturating_add(1);
         let x = slow / all;
         let normal = self.normals.entry(pace).or_insert(Normal::new(x));
         self.sum = (self.sum + normal.above(x) - ALLOWANCE).max(0.0);
@@ -167,13 +147,12 @@ impl ChangeDetector {
             self.sum = 0.0;
         }
         if self.sum < THRESHOLD {
-            normal.learn(x, self.batches <= FALLS);
+            normal.learn(x);
             return false;
         }
         normal.level = x;
         normal.last = x;
         self.sum = 0.0;
-        self.batches = 0;
         self.noticed += 1;
         true
     }
@@ -295,36 +274,5 @@ mod tests {
         // What is normal at a pace is known when it comes again.
         assert!(!detector.observe(900.0, 100.0, quick));
         assert!(feed(&mut detector, &mut random, 3, 1.0, 0.01).is_some());
-    }
-
-    #[test]
-    fn use_when_it_swings_by_itself_gives_no_alarm() {
-        let (mut detector, mut random) = (ChangeDetector::default(), Random::new(3));
-        feed(&mut detector, &mut random, 50, 0.04, 0.003);
-        for _ in 0..20 {
-            assert_eq!(feed(&mut detector, &mut random, 10, 0.002, 0.001), None);
-            assert_eq!(feed(&mut detector, &mut random, 40, 0.04, 0.003), None);
-        }
-    }
-
-    #[test]
-    fn guest_when_it_is_looked_at_more_closely_gives_no_alarm_while_regions_are_blurred() {
-        let (mut detector, mut random) = (ChangeDetector::default(), Random::new(5));
-        let quick = Looks {
-            every: LOOKS.every / 10,
-            ..LOOKS
-        };
-        for _ in 0..20 {
-            feed(&mut detector, &mut random, 50, 0.75, 0.01);
-            for report in 0..50 {
-                let x = 0.55 + 0.2 * (-f64::from(report) / 8.0).exp();
-                assert!(!detector.observe(1000.0 * (1.0 - x), 1000.0 * x, quick));
-            }
-            assert_eq!(detector.noticed(), 0);
-        }
-        assert!(
-            (0..3).any(|_| detector.observe(100.0, 900.0, quick)),
-            "a change at work"
-        );
     }
 }
