@@ -250,10 +250,14 @@ impl Running {
     /// # Errors
     /// When QEMU has gone.
     pub fn say(&mut self, line: &str) -> anyhow::Result<()> {
-        writeln!(self.stdin, "{line}")?;
-        self.stdin
-            .flush()
-            .with_context(|| format!("console of guest {}", self.name))
+        let said = writeln!(self.stdin, "{line}").and_then(|()| self.stdin.flush());
+        let Err(error) = said else {
+            return Ok(());
+        };
+        // QEMU closes its console a moment before it has ended.
+        std::thread::sleep(Duration::from_millis(500));
+        self.still_there()?;
+        Err(error).with_context(|| format!("console of guest {}", self.name))
     }
 
     /// Kills QEMU and waits for its end.
