@@ -19,6 +19,9 @@
 //!   in turn, four of four guests went so within a minute, no agent near; with a thread for each it
 //!   takes some 50 guests. A bare guest takes no interrupt but the end of a halt, and takes that
 //!   twice without harm.
+//! - A bare guest resets itself, without an exception that it could tell of: twice among 48 that
+//!   waited for half a minute each, halting ten times a second, no agent near. The cause is not
+//!   known. A guest that works does not halt.
 //! - An emulated CPU that halted is never woken again: its thread sleeps for good, and whatever ran
 //!   on that CPU stands still, without a word from the emulated kernel. [`StandStill`] notices. Or
 //!   a CPU waits for ever for another's answer after patching: a soft lockup.

@@ -3,6 +3,7 @@
 //! What is known of its faults stands in [`crate::emulator`]. They strike emulated hosts that no
 //! agent has touched, so a run that shows one may begin again; every other failure counts at once.
 
+use crate::event::Mark;
 use crate::result::ScenarioResult;
 use crate::scenario::{Scenario, System};
 
@@ -20,6 +21,8 @@ pub enum Fault {
     SoftLockup,
     /// An interrupt was delivered twice to a guest's Linux, which ended or stands still.
     LinuxGuestLost,
+    /// A guest without an operating system reset itself, and no agent had been near any guest.
+    BareGuestReset,
 }
 
 impl std::fmt::Display for Fault {
@@ -30,6 +33,7 @@ impl std::fmt::Display for Fault {
             Self::CpuLost => "a CPU never woke up",
             Self::SoftLockup => "a CPU was never answered by another",
             Self::LinuxGuestLost => "a guest's Linux was interrupted twice for one interrupt",
+            Self::BareGuestReset => "a guest reset itself before any agent ran",
         })
     }
 }
@@ -67,6 +71,17 @@ pub fn find(scenario: &Scenario, result: &ScenarioResult, console: &str) -> Opti
         return Some(Fault::SoftLockup);
     }
     let failed = result.runs.iter().filter(|run| !run.pass);
+    let reset_alone = failed.clone().any(|run| {
+        let error = run.error.as_deref().unwrap_or_default();
+        let mut marks = run.marks.iter();
+        // QEMU ends with 0 where a guest resets: an exception that the guest notices ends it with a line.
+        error.starts_with("QEMU of guest")
+            && error.ends_with("(exit status: 0)")
+            && !marks.any(|(_, mark, _)| *mark == Mark::AgentStarted)
+    });
+    if reset_alone {
+        return Some(Fault::BareGuestReset);
+    }
     let mut errors = failed.filter_map(|run| Some((run.run.as_str(), run.error.as_deref()?)));
     let lost = errors.any(|(name, error)| {
         let run = scenario.runs.iter().find(|run| run.name == name);
@@ -140,6 +155,19 @@ mod tests {
         let mut passed = failed("x", End::TooEarly);
         passed.pass = true;
         assert_eq!(find(&bare, &passed, "Oops: int3"), None);
+    }
+
+    #[test]
+    fn bare_guest_when_it_resets_itself_is_the_emulators_only_before_any_agent_ran() {
+        let bare = scenario("bare");
+        let reset = || failed("QEMU of guest a ended (exit status: 0)", End::Told);
+        assert_eq!(find(&bare, &reset(), ""), Some(Fault::BareGuestReset));
+        let mut beside_an_agent = reset();
+        let mark = (1.0, Mark::AgentStarted, "a".to_owned());
+        beside_an_agent.runs[0].marks.push(mark);
+        assert_eq!(find(&bare, &beside_an_agent, ""), None);
+        let crashed = failed("QEMU of guest a ended (signal: 6 (SIGABRT))", End::Told);
+        assert_eq!(find(&bare, &crashed, ""), None);
     }
 
     #[test]

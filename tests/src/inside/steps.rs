@@ -136,7 +136,13 @@ impl Runner<'_> {
 
     fn step(&mut self, step: &Step) -> anyhow::Result<()> {
         match step {
-            Step::StartGuest { guest } => self.each(guest, Self::start_guest),
+            Step::StartGuest { guest, with_work } => self.each(guest, |runner, name| {
+                runner.start_guest(name)?;
+                match with_work {
+                    true => runner.start_work(name),
+                    false => Ok(()),
+                }
+            }),
             Step::AwaitGuestUp { guest } => {
                 self.reporter
                     .progress("waiting for the guest to be up again");

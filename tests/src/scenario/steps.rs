@@ -17,6 +17,9 @@ pub enum Step {
         /// Which.
         #[serde(default)]
         guest: String,
+        /// Starts its workload too, before the next guest: a guest that waits halts ten times a second.
+        #[serde(default)]
+        with_work: bool,
     },
     /// Waits until a guest that was reset is up again.
     AwaitGuestUp {
