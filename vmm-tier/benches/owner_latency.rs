@@ -20,7 +20,7 @@ use std::{
 use played::{Agent, MIB, Qemu, event};
 use qmp::{Client, client};
 use ring::{SoftPmu, physical};
-use serde_json::json;
+use serde_json::{Value, json};
 use tier_sys::process::ProcessHandle;
 use vm_memory::{Bytes as _, FileOffset, MmapRegion, VolatileMemory as _};
 
@@ -80,9 +80,16 @@ fn main() {
         "\n{:<28} {:>14}   its threads",
         "agent beside a guest", "of one core"
     );
-    for (name, order) in [("paused", Some("tier-pause")), ("without a source", None)] {
-        show(name, &cpu(&Qemu::new(), "", order, thread::sleep));
-    }
+    let paused = |reply: &Value| reply["state"] == "paused";
+    show(
+        "paused",
+        &cpu(&Qemu::new(), "", Some("tier-pause"), thread::sleep, paused),
+    );
+    let blind = |reply: &Value| reply["state"] == "blind";
+    show(
+        "without a source",
+        &cpu(&Qemu::new(), "", None, thread::sleep, blind),
+    );
     match at_rest() {
         Some(shares) => show("at rest, of 64 GiB", &shares),
         None => println!("SKIPPED: frame numbers are for root only"),
@@ -137,7 +144,8 @@ fn at_rest() -> Option<BTreeMap<String, f64>> {
             thread::sleep(Duration::from_millis(10));
         }
     };
-    Some(cpu(&qemu, &more, None, deliver))
+    let samples = |reply: &Value| reply["state"] == "running" && reply["source"]["accepted"] != 0;
+    Some(cpu(&qemu, &more, None, deliver, samples))
 }
 
 /// An agent that asks `qemu` for the layout, once QEMU has its manner.
@@ -198,12 +206,14 @@ fn until_ended(agent: &Agent) -> Duration {
 }
 
 /// The shares of a core that the threads of an agent with `more` in its configuration take after `order`,
-/// once it knows where all of the guest's memory lies; `pass` lets time pass.
+/// once it knows where all of the guest's memory lies; `pass` lets time pass. At the end `query-tier` must
+/// say what `does` wants.
 fn cpu(
     qemu: &Arc<Qemu>,
     more: &str,
     order: Option<&str>,
     mut pass: impl FnMut(Duration),
+    does: impl Fn(&Value) -> bool,
 ) -> BTreeMap<String, f64> {
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
     let _server = qemu.serve(&folder.path().join("qmp"));
@@ -218,10 +228,8 @@ fn cpu(
     let (before, begin) = (cpu_times(agent.pid()), Instant::now());
     pass(MEASURED);
     let wall = begin.elapsed();
-    if more.contains("[source]") {
-        // Else the agent did nothing.
-        agent.ask_until(|reply| reply["state"] == "running" && reply["source"]["accepted"] != 0);
-    }
+    // Else something else was measured.
+    agent.ask_until(does);
     let mut shares = BTreeMap::new();
     for (thread, time) in cpu_times(agent.pid()) {
         let time = time - before.get(&thread).copied().unwrap_or_default();

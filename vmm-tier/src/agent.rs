@@ -37,7 +37,7 @@ use crossbeam::{
     select,
 };
 use tier_core::{
-    addr::{BASE_PAGE, NodeSet},
+    addr::BASE_PAGE,
     engine::{self, Action, Event, NodeMemory, PoolMemory, Refusal, VmEngine, VmState},
     map::GuestMemoryMap,
     sample::{SampleBatch, SourceKind},
@@ -287,8 +287,7 @@ impl Agent {
 
     fn read_nodes(&mut self, now: Instant) {
         self.pace.nodes_read(now);
-        let tiers = self.engine.tiers();
-        let nodes = NodeSet::from_iter(tiers.fast.iter().chain(tiers.slow.iter()));
+        let nodes = self.engine.tiers().nodes();
         let marks = match zoneinfo::read(&self.vm.root) {
             Ok(marks) => marks,
             Err(error) => {

@@ -8,6 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tier_sys::{
+    hugetlb::{self, NodePool},
+    sysroot::SysRoot,
+};
+
 use super::pmu::{Pmu, Truth};
 use super::{Reporter, agent, guest, locked};
 use crate::event::{Event, GuestSample, NodeFacts, PoolSample, ProcessCosts, Sample};
@@ -94,7 +99,7 @@ fn measure(
     sample.kernel_promoted_pages = counter(&vmstat, "pgpromote_success");
     let mut board = locked(board);
     let nodes = sample.free_kib.len();
-    sample.pools = pools(nodes);
+    sample.pools = pools();
     let pmu = board.pmu.clone();
     sample.pmu = pmu.as_ref().map(|pmu| pmu.counts());
     truths.retain(|name, _| board.guests.contains_key(name));
@@ -152,23 +157,16 @@ pub fn pool_folder(node: usize) -> PathBuf {
 }
 
 /// The pool of 2 MiB pages of each node; empty if no node has such pages.
-fn pools(nodes: usize) -> Vec<PoolSample> {
-    let value = |node: usize, name: &str| {
-        let text = fs::read_to_string(pool_folder(node).join(name)).ok()?;
-        text.trim().parse().ok()
+fn pools() -> Vec<PoolSample> {
+    let pools = hugetlb::read(&SysRoot::real()).unwrap_or_default();
+    let pool = pools.into_iter().find(|pool| pool.page_size == 2 << 20);
+    let nodes = pool.filter(|pool| pool.pages > 0).map(|pool| pool.nodes);
+    let sample = |own: NodePool| PoolSample {
+        total: own.pages,
+        free: own.free,
+        surplus: own.surplus,
     };
-    let pool = |node| {
-        Some(PoolSample {
-            total: value(node, "nr_hugepages")?,
-            free: value(node, "free_hugepages")?,
-            surplus: value(node, "surplus_hugepages")?,
-        })
-    };
-    let pools: Vec<_> = (0..nodes).filter_map(pool).collect();
-    match pools.iter().any(|pool| pool.total > 0) {
-        true => pools,
-        false => Vec::new(),
-    }
+    nodes.unwrap_or_default().into_iter().map(sample).collect()
 }
 
 /// All memory nodes in order.

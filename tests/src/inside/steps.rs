@@ -324,20 +324,17 @@ impl Runner<'_> {
             let (page, _) = pages.find(|(_, node)| *node != 0)?;
             watch.guest_address(*page)
         });
-        let socket = agent::control_socket(name);
-        let ctl = |execute: &str, arguments: Value| {
-            let mut command = Command::new(AGENT);
-            command
-                .arg("ctl")
-                .arg(&socket)
-                .arg(execute)
-                .arg(arguments.to_string());
-            ask(command).unwrap_or_else(|error| json!(format!("{error:#}")))
+        let answer = |execute: &str, arguments: &str| {
+            ask_agent(name, execute, arguments).unwrap_or_else(|error| json!(format!("{error:#}")))
+        };
+        let explain = |address: u64| {
+            let arguments = json!({ "address": address });
+            answer("tier-explain", &arguments.to_string())
         };
         let why = json!({
             "nodes": measure::nodes(),
-            "query-tier": ctl("query-tier", json!({})),
-            "tier-explain": hot_on_slow.map(|address| ctl("tier-explain", json!({ "address": address }))),
+            "query-tier": answer("query-tier", ""),
+            "tier-explain": hot_on_slow.map(explain),
         });
         self.note("stuck", why);
     }
@@ -531,15 +528,10 @@ impl Runner<'_> {
         note: &str,
         until: Option<&Until>,
     ) -> anyhow::Result<()> {
-        let socket = agent::control_socket(&self.name(guest)?);
+        let name = self.name(guest)?;
         let began = Instant::now();
         loop {
-            let mut command = Command::new(AGENT);
-            command.arg("ctl").arg(&socket).arg(execute);
-            if !arguments.is_empty() {
-                command.arg(arguments);
-            }
-            let answer = ask(command)?;
+            let answer = ask_agent(&name, execute, arguments)?;
             let missing = until.filter(|until| !until.holds(&answer["reply"]));
             let patience = scaled(REPLY_WITHIN);
             match missing {
@@ -600,6 +592,19 @@ impl Runner<'_> {
 }
 
 /// Runs a command and keeps what it says.
+/// Asks the agent beside a guest; without arguments the command has none.
+fn ask_agent(name: &str, execute: &str, arguments: &str) -> anyhow::Result<Value> {
+    let mut command = Command::new(AGENT);
+    command
+        .arg("ctl")
+        .arg(agent::control_socket(name))
+        .arg(execute);
+    if !arguments.is_empty() {
+        command.arg(arguments);
+    }
+    ask(command)
+}
+
 fn ask(mut command: Command) -> anyhow::Result<Value> {
     let output = command
         .output()

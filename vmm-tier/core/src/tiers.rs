@@ -175,6 +175,12 @@ impl Division {
 }
 
 impl Tiers {
+    /// The nodes of both tiers.
+    #[must_use]
+    pub fn nodes(&self) -> NodeSet {
+        self.fast.iter().chain(self.slow.iter()).collect()
+    }
+
     /// The nodes that are in both tiers.
     #[must_use]
     pub fn shared(&self) -> NodeSet {

@@ -7,12 +7,15 @@ use tier_core::{
     engine::{Action, Event, NodeMemory, Order, PoolMemory, ScanReport, ScanRequest, VmEngine},
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
-    sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
+    sample::SourceKind,
     settings::EngineSettings,
     time::Time,
 };
 
-use crate::common::{BASE, FAST, SLOW, settings, tiers};
+use crate::{
+    common::{BASE, FAST, SLOW, settings, tiers},
+    lab::aggregation,
+};
 
 const MIB: u64 = 1 << 20;
 const GIANT_PAGE: u64 = 1 << 30;
@@ -217,24 +220,11 @@ impl Host {
         for _ in 0..times {
             self.now = self.now + Duration::from_millis(400);
             let first = self.huge.len() - hot;
-            let samples = (0..self.huge.len()).map(|n| AccessSample {
-                address: SampleAddress::Host(Hva(BASE + n as u64 * self.page_bytes)),
-                len: self.page_bytes,
-                weight: if n >= first { 20.0 } else { 0.0 },
-                kind: AccessKind::Any,
-            });
-            let batch = SampleBatch {
-                source: SourceKind::Damon,
-                end: self.now,
-                span: Duration::from_millis(400),
-                tests: 20,
-                period: 1,
-                settled: true,
-                map_generation: 1,
-                samples: samples.collect(),
-                account: SampleAccount::default(),
-            };
-            self.step(Event::Samples(batch));
+            let bytes = self.page_bytes;
+            let page = |n| Hva(BASE + n as u64 * bytes);
+            let weight = |n| if n >= first { 20.0 } else { 0.0 };
+            let pages = (0..self.huge.len()).map(|n| (page(n), weight(n)));
+            self.step(aggregation(self.now, bytes, pages));
         }
     }
 

@@ -504,14 +504,7 @@ impl World {
     }
 
     fn nodes(&mut self, fast: bool, slow: bool) {
-        let node = |node, free_bytes| NodeMemory {
-            node,
-            free_bytes,
-            cached_bytes: 0,
-            low_watermark_bytes: 0,
-            high_watermark_bytes: 0,
-            pools: vec![],
-        };
+        let node = NodeMemory::with_free;
         let mut nodes = Vec::new();
         nodes.extend(fast.then(|| node(FAST, self.kernel.free())));
         nodes.extend(slow.then(|| node(SLOW, self.kernel.slow_free)));

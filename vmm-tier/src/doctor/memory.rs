@@ -1,10 +1,6 @@
 //! Findings about the host's memory: huge pages, and who else moves pages.
 
-use tier_core::{
-    addr::{NodeId, NodeSet},
-    text::size::human,
-    tiers::Tiers,
-};
+use tier_core::{addr::NodeId, text::size::human, tiers::Tiers};
 use tier_sys::{
     hugetlb::{HugePool, NodePool},
     knobs::Knobs,
@@ -51,7 +47,7 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
             pool.page_size >> 10
         )
     };
-    let nodes = NodeSet::from_iter(tiers.fast.iter().chain(tiers.slow.iter()));
+    let nodes = tiers.nodes();
     let of_tiers = |own: &&NodePool| nodes.contains(own.node);
     let mut own = pool.nodes.iter().filter(of_tiers);
     if let Some(own) = own.find(|own| own.surplus > 0) {
@@ -236,6 +232,8 @@ fn running(kdamond: &Kdamond) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use tier_core::addr::NodeSet;
+
     use super::*;
 
     fn pool(reserved: u64, own: [(u64, u64, u64); 2]) -> HugePool {

@@ -188,14 +188,7 @@ impl Machine {
     }
 
     fn nodes(&self) -> Event {
-        let node = |node, free_bytes| NodeMemory {
-            node,
-            free_bytes,
-            cached_bytes: 0,
-            low_watermark_bytes: 0,
-            high_watermark_bytes: 0,
-            pools: vec![],
-        };
+        let node = NodeMemory::with_free;
         // The fast node is full: whatever is promoted takes another page's place.
         Event::Nodes(vec![node(FAST, HEADROOM), node(SLOW, 1 << 60)])
     }

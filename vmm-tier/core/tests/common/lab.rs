@@ -83,14 +83,23 @@ impl Lab {
 
 /// One aggregation as the source tells it.
 pub(crate) fn observation(now: Time, frames: u32, weight: impl Fn(u32) -> f32) -> Event {
-    let samples = (0..frames)
-        .map(|frame| AccessSample {
-            address: SampleAddress::Host(Hva(BASE + u64::from(frame) * BASE_PAGE)),
-            len: BASE_PAGE,
-            weight: weight(frame),
-            kind: AccessKind::Any,
-        })
-        .collect();
+    let page = |frame| Hva(BASE + u64::from(frame) * BASE_PAGE);
+    aggregation(
+        now,
+        BASE_PAGE,
+        (0..frames).map(|frame| (page(frame), weight(frame))),
+    )
+}
+
+/// The same of pages of `len` bytes with their weights.
+pub(crate) fn aggregation(now: Time, len: u64, pages: impl Iterator<Item = (Hva, f32)>) -> Event {
+    let samples = pages.map(|(hva, weight)| AccessSample {
+        address: SampleAddress::Host(hva),
+        len,
+        weight,
+        kind: AccessKind::Any,
+    });
+    let samples = samples.collect();
     Event::Samples(SampleBatch {
         source: SourceKind::Damon,
         end: now,

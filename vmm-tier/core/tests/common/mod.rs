@@ -58,14 +58,7 @@ impl Kernel {
     }
 
     pub(crate) fn nodes(&self) -> Event {
-        let node = |node, free_bytes| NodeMemory {
-            node,
-            free_bytes,
-            cached_bytes: 0,
-            low_watermark_bytes: 0,
-            high_watermark_bytes: 0,
-            pools: vec![],
-        };
+        let node = NodeMemory::with_free;
         Event::Nodes(vec![node(FAST, self.free()), node(SLOW, self.slow_free)])
     }
 

@@ -107,14 +107,7 @@ impl EngineHost {
 }
 
 fn nodes(host: &Host) -> Event {
-    let node = |node, free_bytes| NodeMemory {
-        node,
-        free_bytes,
-        cached_bytes: 0,
-        low_watermark_bytes: 0,
-        high_watermark_bytes: 0,
-        pools: vec![],
-    };
+    let node = NodeMemory::with_free;
     Event::Nodes(vec![node(FAST, host.fast_free()), node(SLOW, PLENTY)])
 }
 

@@ -20,7 +20,6 @@ pub(super) struct Frames {
     pagemap: Pagemap,
     inverse: InverseMap,
     budget: RereadBudget,
-    at_rest: bool,
     /// Addresses that were found, and those that were not, that the budget has not seen yet.
     hits: u64,
     misses: u64,
@@ -35,7 +34,6 @@ impl Frames {
             inverse: inverse_of(&pagemap, map)?,
             pagemap,
             budget: RereadBudget::default(),
-            at_rest: false,
             hits: 0,
             misses: 0,
         })
@@ -55,14 +53,12 @@ impl Frames {
     /// Reads the pages of another map.
     pub(super) fn set_map(&mut self, map: &GuestMemoryMap) -> anyhow::Result<()> {
         self.inverse = inverse_of(&self.pagemap, map)?;
-        self.budget = RereadBudget::default();
-        self.budget.set_at_rest(self.at_rest);
+        self.budget.start_over();
         Ok(())
     }
 
     /// The guest is at rest, or no longer.
     pub(super) const fn set_at_rest(&mut self, at_rest: bool) {
-        self.at_rest = at_rest;
         self.budget.set_at_rest(at_rest);
     }
 

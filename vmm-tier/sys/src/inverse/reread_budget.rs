@@ -101,6 +101,14 @@ impl RereadBudget {
         }
     }
 
+    /// Other pages are read from now on: what was learned of these is forgotten.
+    pub fn start_over(&mut self) {
+        *self = Self {
+            at_rest: self.at_rest,
+            ..Self::default()
+        };
+    }
+
     /// The guest is at rest, or no longer.
     pub const fn set_at_rest(&mut self, at_rest: bool) {
         self.at_rest = at_rest;

@@ -54,6 +54,19 @@ pub struct NodeMemory {
 }
 
 impl NodeMemory {
+    /// A node of which only the free memory counts: without watermarks, lists of CPUs and pools.
+    #[must_use]
+    pub const fn with_free(node: NodeId, free_bytes: u64) -> Self {
+        Self {
+            node,
+            free_bytes,
+            cached_bytes: 0,
+            low_watermark_bytes: 0,
+            high_watermark_bytes: 0,
+            pools: Vec::new(),
+        }
+    }
+
     /// Bytes that must stay free.
     const fn reserve_bytes(&self, headroom_bytes: u64) -> u64 {
         self.high_watermark_bytes.saturating_add(headroom_bytes)
