@@ -101,12 +101,18 @@ pub enum DamonError {
     Files(#[from] SysRootError),
 }
 
+/// The first slots, and how many more there are.
 fn list(slots: &[SlotUse]) -> String {
-    slots
+    const MOST: usize = 4;
+    let mut text = slots
         .iter()
+        .take(MOST)
         .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
+        .collect::<Vec<_>>();
+    if slots.len() > MOST {
+        text.push(format!("and {} more", slots.len() - MOST));
+    }
+    text.join("; ")
 }
 
 /// DAMON's sysfs folder, and the run directory in which our slots are written down.
@@ -173,10 +179,13 @@ impl Damon {
     ) -> Result<Kdamond, DamonError> {
         settings.check()?;
         let ranges = settings::sorted_ranges(ranges)?;
-        let _lock = self.slots.lock()?;
-        self.slots.reclaim_orphans(&self.admin, &self.root)?;
-        let slot = self.slots.take_free(&self.admin, &self.root, pid)?;
-        // From here on, dropping the value empties the slot again.
+        let slot = {
+            let _lock = self.slots.lock()?;
+            self.slots.reclaim_orphans(&self.admin, &self.root)?;
+            self.slots.take_free(&self.admin, &self.root, pid)?
+        };
+        // The slot is written down as ours, so the lock is others' from here on. Dropping the value empties
+        // the slot again.
         let mut kdamond = Kdamond {
             admin: self.admin.clone(),
             slots: self.slots.clone(),
@@ -186,11 +195,9 @@ impl Damon {
             thread: 0,
             ranges,
             settings: *settings,
-            locked: true,
             done: false,
         };
         kdamond.begin()?;
-        kdamond.locked = false;
         Ok(kdamond)
     }
 }
@@ -207,8 +214,6 @@ pub struct Kdamond {
     /// What is watched: (start, end), rising.
     ranges: Vec<(u64, u64)>,
     settings: DamonSettings,
-    /// Whether the caller holds the lock of the run directory while this value is dropped.
-    locked: bool,
     done: bool,
 }
 
@@ -345,11 +350,6 @@ impl Kdamond {
             return Ok(());
         }
         self.done = true;
-        let _lock = if self.locked {
-            None
-        } else {
-            Some(self.slots.lock()?)
-        };
         self.slots.give_back(&self.admin, self.slot)
     }
 }

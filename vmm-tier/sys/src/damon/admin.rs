@@ -18,8 +18,12 @@ use crate::{
 
 /// More slots than anyone has; a guard against an absurd number in the file.
 const MAX_SLOTS: u32 = 4096;
-/// How long DAMON's files may be busy: another agent's commit waits for the end of an aggregation.
-const BUSY_LIMIT: Duration = Duration::from_secs(1);
+/// How long DAMON's files may be busy. Another agent's commit waits for the end of an aggregation, some seconds
+/// for a guest at rest, and many agents may commit.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
+/// The same for turning a slot on, which the kernel also calls busy for as long as a module has DAMON for
+/// itself.
+const ON_BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// Schemes of one context that are looked at.
 const MAX_SCHEMES: u32 = 64;
 
@@ -46,24 +50,31 @@ impl SysfsFiles {
 impl AdminFiles for SysfsFiles {
     fn read(&self, file: &str) -> Result<String, SysRootError> {
         let path = self.folder.join(file);
-        Ok(while_busy(|| read_text(&path, SMALL_FILE))?
+        Ok(while_busy(BUSY_LIMIT, || read_text(&path, SMALL_FILE))?
             .trim()
             .to_owned())
     }
 
     fn write(&self, file: &str, value: &str) -> Result<(), SysRootError> {
         let path = self.folder.join(file);
-        while_busy(|| write_value(&path, value))
+        let limit = match value {
+            "on" => ON_BUSY_LIMIT,
+            _ => BUSY_LIMIT,
+        };
+        while_busy(limit, || write_value(&path, value))
     }
 }
 
 /// DAMON's files share one lock that they only try to take: whoever comes while another agent commits
 /// is told "busy". So does one who asks for what can't be had at all; hence the limit.
-fn while_busy<T>(mut call: impl FnMut() -> Result<T, SysRootError>) -> Result<T, SysRootError> {
+fn while_busy<T>(
+    limit: Duration,
+    mut call: impl FnMut() -> Result<T, SysRootError>,
+) -> Result<T, SysRootError> {
     let begin = Instant::now();
     loop {
         match call() {
-            Err(error) if error.errno() == Some(libc::EBUSY) && begin.elapsed() < BUSY_LIMIT => {
+            Err(error) if error.errno() == Some(libc::EBUSY) && begin.elapsed() < limit => {
                 std::thread::sleep(Duration::from_millis(10));
             }
             result => return result,

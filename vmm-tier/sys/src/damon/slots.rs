@@ -23,10 +23,10 @@ use crate::{
     sysroot::{SMALL_FILE, SysRoot, read_text, replace_file},
 };
 
-/// Slots that are made when there are none: one a guest, and they can't be added to later.
-const NEW_SLOTS: u32 = 16;
-/// How long another agent may hold the lock: it does some file accesses, and at most waits for a
-/// kdamond to end.
+/// Slots that are made when there are none: one a guest, and none can be added while one is in use. The
+/// kernel keeps some KiB for each.
+const NEW_SLOTS: u32 = 256;
+/// How long other agents may hold the lock: each does some file accesses.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An orphan that was cleared away.
@@ -142,19 +142,24 @@ impl Slots {
             replace(&self.marker(), &owner.boot_id)?;
             admin.set_slot_count(NEW_SLOTS)?;
         }
-        let uses = self.uses(admin, root)?;
-        let Some(free) = uses.iter().find(|own| own.is_free()) else {
-            return Err(DamonError::AllTaken { slots: uses });
-        };
-        self.write(&SlotRecord {
-            slot: free.slot,
-            thread: None,
-            target_pid,
-            owner_pid: owner.pid,
-            owner_start: owner.start,
-            boot_id: owner.boot_id,
-        })?;
-        Ok(free.slot)
+        let mut slots = Vec::new();
+        for slot in 0..admin.slot_count()? {
+            let own = admin.slot_use(root, slot, self.record(slot))?;
+            if !own.is_free() {
+                slots.push(own);
+                continue;
+            }
+            self.write(&SlotRecord {
+                slot,
+                thread: None,
+                target_pid,
+                owner_pid: owner.pid,
+                owner_start: owner.start,
+                boot_id: owner.boot_id,
+            })?;
+            return Ok(slot);
+        }
+        Err(DamonError::AllTaken { slots })
     }
 
     /// Writes down the kernel thread of a slot that has been turned on.
@@ -169,9 +174,10 @@ impl Slots {
     }
 
     /// Turns a slot of ours off, empties it and forgets it; removes the slots if we made them and
-    /// nobody uses any.
+    /// nobody uses any. The lock is taken only when the slot is empty: the kernel waits for a kdamond to end.
     pub(super) fn give_back(&self, admin: &Admin, slot: u32) -> Result<(), DamonError> {
         empty(admin, slot)?;
+        let _lock = self.lock()?;
         self.forget(slot)?;
         self.remove_slots(admin)
     }

@@ -276,6 +276,35 @@ fn start_when_there_are_no_slots_makes_them_and_removes_them_at_the_end() {
 }
 
 #[test]
+fn stop_when_another_agent_holds_the_lock_is_off_and_empty_before_it_waits() {
+    let host = Host::new("vaddr\nfvaddr");
+    let kdamond = host.start().unwrap();
+    let lock = Slots::new(&host.run_dir()).lock().unwrap();
+
+    let stopping = std::thread::spawn(move || kdamond.stop());
+    let contexts = || host.kernel.get("0/contexts/nr_contexts");
+    while !host.kernel.running().is_empty() || contexts().as_deref() != Some("0") {
+        assert!(!stopping.is_finished(), "it waits for the lock");
+        std::thread::yield_now();
+    }
+    assert_eq!(host.files_left(), ["0.json", "created-slots"]);
+    drop(lock);
+
+    stopping.join().unwrap().unwrap();
+    assert_eq!(host.files_left(), [""; 0]);
+}
+
+#[test]
+fn start_when_a_host_has_many_guests_finds_a_slot_for_each() {
+    let host = Host::new("vaddr\nfvaddr");
+    let kdamonds: Vec<_> = (0..100).map(|_| host.start().unwrap()).collect();
+    let slots: Vec<_> = kdamonds.iter().map(Kdamond::slot).collect();
+    assert_eq!(slots, (0..100).collect::<Vec<_>>());
+    drop(kdamonds);
+    assert_eq!(host.kernel.get("nr_kdamonds").as_deref(), Some("0"));
+}
+
+#[test]
 fn start_when_kernel_lacks_fvaddr_takes_vaddr() {
     let host = Host::new("vaddr\npaddr");
     let _kdamond = host.start().unwrap();
