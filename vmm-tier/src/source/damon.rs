@@ -8,7 +8,10 @@ use tier_core::{
     map::GuestMemoryMap,
     sample::{Sight, SourceKind},
 };
-use tier_sys::damon::{DamonSettings, source::DamonSource};
+use tier_sys::damon::{
+    DamonSettings,
+    source::{DamonSource, DamonSourceError},
+};
 
 use super::{Polled, Setup, Source, turn::Turn};
 
@@ -19,7 +22,16 @@ struct Damon {
     pace: PaceKeeper,
     /// `None` while it rests.
     watching: Option<DamonSource>,
+    /// What the kdamond has not taken yet, since DAMON was busy with those of other agents.
+    owed: Owed,
     turn: Turn,
+}
+
+/// What a kdamond is still to take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Owed {
+    ranges: bool,
+    intervals: bool,
 }
 
 /// Watches the ranges of `map`.
@@ -32,6 +44,7 @@ pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<B
         map: Arc::clone(map),
         pace: setup.pace_keeper(),
         watching: None,
+        owed: Owed::default(),
         turn: Turn::watch(),
     };
     damon.watch()?;
@@ -47,6 +60,7 @@ impl Damon {
         let (settings, generation) = (self.settings(), self.map.generation());
         let source = DamonSource::start(root, run_dir, *pid, &ranges, settings, generation)?;
         self.watching = Some(source);
+        self.owed = Owed::default();
         self.turn = Turn::watch();
         Ok(())
     }
@@ -70,11 +84,36 @@ impl Damon {
     }
 
     fn set_intervals(&mut self) -> anyhow::Result<()> {
+        self.owed.intervals = true;
+        self.pay()
+    }
+
+    /// Has the kdamond take what is owed. Where DAMON is busy the kdamond goes on as it was, and takes it after a
+    /// later report.
+    fn pay(&mut self) -> anyhow::Result<()> {
         let settings = self.settings();
-        if let Some(source) = &mut self.watching {
-            source.set_intervals(&settings)?;
+        let Some(source) = &mut self.watching else {
+            self.owed = Owed::default();
+            return Ok(());
+        };
+        let mut pay = || {
+            if self.owed.ranges {
+                source.update_ranges(&ranges(&self.map), self.map.generation())?;
+                self.owed.ranges = false;
+            }
+            if self.owed.intervals {
+                source.set_intervals(&settings)?;
+                self.owed.intervals = false;
+            }
+            Ok(())
+        };
+        match pay() {
+            Err(error) if DamonSourceError::is_busy(&error) => {
+                tracing::debug!(pid = self.setup.pid, "DAMON is busy: settings change later");
+                Ok(())
+            }
+            result => Ok(result?),
         }
-        Ok(())
     }
 
     /// Begins and ends turns. Returns how long to wait if there is nothing to watch.
@@ -132,7 +171,10 @@ impl Source for Damon {
         if let Some(pace) = changed {
             let (sampling, regions) = (pace.sampling, pace.max_regions);
             tracing::debug!(pid = self.setup.pid, ?sampling, regions, "pace");
-            self.set_intervals()?;
+            self.owed.intervals = true;
+        }
+        if !poll.batches.is_empty() && (self.owed.ranges || self.owed.intervals) {
+            self.pay()?;
         }
         let ended = poll.ended.then(|| {
             "DAMON stopped watching: QEMU ended, or someone turned the kdamond off".to_owned()
@@ -145,9 +187,7 @@ impl Source for Damon {
 
     fn set_map(&mut self, map: &Arc<GuestMemoryMap>) -> anyhow::Result<()> {
         self.map = Arc::clone(map);
-        if let Some(source) = &mut self.watching {
-            source.update_ranges(&ranges(map), map.generation())?;
-        }
+        self.owed.ranges = true;
         self.set_intervals()
     }
 

@@ -1,16 +1,11 @@
 //! Which slots are ours: a file a slot in the run directory, under one lock.
 
 use std::{
-    fs::{DirBuilder, File},
+    fs::DirBuilder,
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
-
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
+    time::Duration,
 };
 
 use super::{
@@ -19,6 +14,7 @@ use super::{
     slot_use::{SlotRecord, SlotUse},
 };
 use crate::{
+    file_lock::FileLock,
     process::{self, Identity},
     sysroot::{SMALL_FILE, SysRoot, read_text, replace_file},
 };
@@ -44,10 +40,6 @@ pub(super) struct Slots {
     run_dir: PathBuf,
 }
 
-/// Held while slots are taken or given back; released when dropped.
-#[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
-
 impl Slots {
     pub(super) fn new(run_dir: &Path) -> Self {
         Self {
@@ -68,7 +60,7 @@ impl Slots {
         self.folder().join("created-slots")
     }
 
-    pub(super) fn lock(&self) -> Result<Lock, DamonError> {
+    pub(super) fn lock(&self) -> Result<FileLock, DamonError> {
         let error = |path: &Path| {
             let path = path.display().to_string();
             move |source: io::Error| DamonError::RunDirectory { path, source }
@@ -81,19 +73,7 @@ impl Slots {
             .create(&folder)
             .map_err(error(&folder))?;
         let path = self.run_dir.join("damon.lock");
-        let mut options = File::options();
-        options.create(true).truncate(false).write(true);
-        let file = options.open(&path).map_err(error(&path))?;
-        let begin = Instant::now();
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock(file)),
-                Err(Errno::WOULDBLOCK | Errno::INTR) if begin.elapsed() < LOCK_TIMEOUT => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(errno) => return Err(error(&path)(errno.into())),
-            }
-        }
+        FileLock::take(&path, LOCK_TIMEOUT).map_err(error(&path))
     }
 
     /// What is written down of a slot.

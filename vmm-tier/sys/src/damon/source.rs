@@ -40,6 +40,14 @@ pub enum DamonSourceError {
     Event(#[from] EventError),
 }
 
+impl DamonSourceError {
+    /// Whether DAMON was busy with other kdamonds: to try again is of use.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Damon(DamonError::Files(error)) if error.errno() == Some(libc::EBUSY))
+    }
+}
+
 /// What one poll brought.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DamonPoll {
