@@ -210,6 +210,7 @@ impl Agent {
             match action {
                 Action::Scan(request) => self.page_work.put_aside(request),
                 Action::Move(batch) => self.page_work.submit_moves(batch),
+                Action::MovePaired(pair) => self.page_work.submit_pair(pair),
                 Action::RefreshMap => self.qemu.discovery.want(),
             }
         }
@@ -282,6 +283,17 @@ impl Agent {
                 self.step(Event::Moved(report));
             }
             Done::Refused(report, _) => self.step(Event::Moved(report)),
+            Done::Paired(demoted, promoted) => {
+                self.read_nodes(Instant::now());
+                for report in [demoted, promoted] {
+                    self.sources.moved(&report);
+                    self.step(Event::Moved(report));
+                }
+            }
+            Done::PairRefused(demoted, promoted, _) => {
+                self.step(Event::Moved(demoted));
+                self.step(Event::Moved(promoted));
+            }
         }
     }
 
@@ -296,11 +308,17 @@ impl Agent {
             }
         };
         let pools = self.pools_in_use();
+        let tiers = self.engine.tiers();
+        let pairs = |pool: &HugePool| {
+            let ends = tiers.fast.iter().next().zip(tiers.slow.iter().next());
+            ends.map_or(0, |(fast, slow)| pool.pairs_between(fast, slow))
+        };
         let memory = nodes.iter().filter_map(|node| {
             let marks = marks.get(&node)?;
             let pools = pools.iter().map(|pool| PoolMemory {
                 page_bytes: pool.page_size,
                 free_bytes: pool.spare_on(node, &nodes) * pool.page_size,
+                pair_bytes: pairs(pool).saturating_mul(pool.page_size),
             });
             Some(NodeMemory {
                 node,

@@ -23,6 +23,8 @@ use self::source::{SourceConfig, cpu_budget, damon_choice, source_choice};
 pub(crate) use self::{args::RunArgs, source::DamonChoice};
 use crate::source::{ParseSourceError, SourceChoice};
 
+/// Where agents keep account of what they set up, unless they are told otherwise.
+pub(crate) const RUN_DIR: &str = "/run/vmm-tier";
 /// The largest configuration file that is read.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -189,7 +191,7 @@ impl Settings {
             name: args.name.or(name),
             control: args.control.or(control),
             proxy: args.proxy.or(proxy),
-            run_dir: run_dir.unwrap_or_else(|| PathBuf::from("/run/vmm-tier")),
+            run_dir: run_dir.unwrap_or_else(|| PathBuf::from(RUN_DIR)),
             fast,
             slow,
             fast_limit: limit,

@@ -9,6 +9,7 @@ mod guest;
 mod host;
 mod memory;
 mod probe;
+pub(crate) mod repair;
 mod report;
 mod source_report;
 mod sources;
@@ -27,10 +28,7 @@ use self::{
     probe::Probes,
     report::Report,
 };
-use crate::map_cmd::print;
-
-/// Where agents keep account of kdamonds unless they are told otherwise.
-const RUN_DIR: &str = "/run/vmm-tier";
+use crate::{config::RUN_DIR, map_cmd::print};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -10,6 +10,7 @@ mod generated_page;
 mod log;
 mod map_cmd;
 mod metrics;
+mod pair_journal;
 mod record;
 mod source;
 
@@ -92,6 +93,12 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Put right what agents left that were killed: hugetlb pools in the middle of a move, kdamonds
+        #[arg(long, conflicts_with_all = ["qmp", "json"])]
+        repair: bool,
+        /// Where agents keep account of what must be put right
+        #[arg(long, value_name = "DIR", default_value = config::RUN_DIR, requires = "repair")]
+        run_dir: PathBuf,
     },
 }
 
@@ -151,7 +158,12 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             map_cmd::print(&comparison::compare(&args)?)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Doctor { qmp, json } => doctor::run(qmp.as_deref(), json),
+        Command::Doctor {
+            repair: true,
+            run_dir,
+            ..
+        } => doctor::repair::run(&run_dir),
+        Command::Doctor { qmp, json, .. } => doctor::run(qmp.as_deref(), json),
     }
 }
 

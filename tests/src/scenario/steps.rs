@@ -321,7 +321,12 @@ pub enum Check {
     },
     /// Total and surplus of each node's pool of 2 MiB pages are, at each look after the last step that set
     /// them, what they were at the first. At least one pool has pages.
-    PoolsUnchanged,
+    PoolsUnchanged {
+        /// Pages that a look in the middle of a pair of moves may find on the slow node instead: the next look
+        /// must find them back [none].
+        #[serde(default)]
+        pair_pages: u64,
+    },
     /// Bytes moved in a phase.
     PhaseMovedAtMost {
         /// The phase.

@@ -62,7 +62,7 @@ use self::{
 use crate::{
     addr::Gpa,
     map::GuestMemoryMap,
-    moves::{MoveBatch, MoveReport},
+    moves::{MoveBatch, MoveReport, PairedBatch},
     sample::{DropReason, SampleAccount, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
@@ -76,7 +76,7 @@ pub enum Event {
     Samples(SampleBatch),
     /// The kernel's answer to [`Action::Scan`].
     Scanned(ScanReport),
-    /// The kernel's answer to [`Action::Move`].
+    /// The kernel's answer to [`Action::Move`], or to a half of [`Action::MovePaired`].
     Moved(MoveReport),
     /// Free memory of the tiers' nodes.
     Nodes(Vec<NodeMemory>),
@@ -105,6 +105,8 @@ pub enum Action {
     Scan(ScanRequest),
     /// Move pages. Batches must be carried out in the order in which they come.
     Move(MoveBatch),
+    /// Let pages change places, as one piece of work. The answer is an [`Event::Moved`] for each batch.
+    MovePaired(PairedBatch),
     /// The map is out of date: pages are gone that it names.
     RefreshMap,
 }

@@ -45,8 +45,22 @@ pub struct MoveBatch {
     pub direction: Direction,
     /// Where the pages shall go.
     pub target: NodeId,
+    /// Bytes of the frames of all pages: those of a hugetlb pool, or small frames.
+    pub frame_bytes: u64,
     /// The pages, each folio once.
     pub pages: Vec<Page>,
+}
+
+/// Pages of a hugetlb pool that change places.
+///
+/// Where the pool has a free page, that page serves. Where it has none, the kernel takes pages from free memory for
+/// as long as it copies: the pools are as they were only when as many were promoted as were demoted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairedBatch {
+    /// Goes first.
+    pub demote: MoveBatch,
+    /// As many pages of the same size. Of them go as many as were demoted.
+    pub promote: MoveBatch,
 }
 
 crate::words! {

@@ -6,7 +6,7 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId},
     engine::{Action, Event, NodeMemory, Order, PoolMemory, ScanReport, ScanRequest, VmEngine},
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
-    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
+    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult, PairedBatch},
     sample::SourceKind,
     settings::EngineSettings,
     time::Time,
@@ -45,6 +45,14 @@ struct Host {
     /// Of the fast and the slow node.
     pools: [Pool; 2],
     promoted: usize,
+    /// Free memory of each node.
+    free_bytes: u64,
+    /// Bytes that the pools let change places in pairs.
+    pair_bytes: u64,
+    /// Of the promotions in pairs each third finds no memory.
+    pairs_fail: bool,
+    /// Promotions in pairs so far.
+    paired: usize,
     /// Largest batch of huge pages so far.
     largest: usize,
 }
@@ -71,6 +79,10 @@ impl Host {
                 free: spare[n],
             }),
             promoted: 0,
+            free_bytes: 16 * BASE_PAGE,
+            pair_bytes: 0,
+            pairs_fail: false,
+            paired: 0,
             largest: 0,
         };
         host.step(Event::Source(Some(SourceKind::Damon)));
@@ -110,13 +122,14 @@ impl Host {
     fn nodes(&self) -> Event {
         let node = |n: usize, node| NodeMemory {
             node,
-            free_bytes: 512 * MIB,
+            free_bytes: self.free_bytes,
             cached_bytes: 0,
             low_watermark_bytes: 0,
-            high_watermark_bytes: 512 * MIB - 16 * BASE_PAGE,
+            high_watermark_bytes: 0,
             pools: vec![PoolMemory {
                 page_bytes: self.page_bytes,
                 free_bytes: self.pools[n].free * self.page_bytes,
+                pair_bytes: self.pair_bytes,
             }],
         };
         Event::Nodes(vec![node(0, FAST), node(1, SLOW)])
@@ -138,6 +151,11 @@ impl Host {
                     let nodes = self.nodes();
                     todo.extend(self.engine.step(self.now, nodes));
                     Event::Moved(report)
+                }
+                Action::MovePaired(pair) => {
+                    let (demoted, promoted) = self.apply_pair(&pair);
+                    todo.extend(self.engine.step(self.now, Event::Moved(demoted)));
+                    Event::Moved(promoted)
                 }
                 Action::RefreshMap => continue,
             };
@@ -193,6 +211,33 @@ impl Host {
             results,
             cpu_time: Duration::from_micros(100),
         }
+    }
+
+    /// Moves a pair as the worker does: what has no partner goes back.
+    fn apply_pair(&mut self, pair: &PairedBatch) -> (MoveReport, MoveReport) {
+        assert_eq!(pair.demote.pages.len(), pair.promote.pages.len());
+        let pages = pair.demote.pages.len() as u64;
+        let may_use = self.pair_bytes.max(self.pools[1].free * self.page_bytes);
+        assert!(pages * self.page_bytes <= may_use);
+        let before = self.pools;
+        let failed = |result: &mut PageResult, node| {
+            result.outcome = Outcome::NoMemory;
+            result.node = Some(node);
+        };
+        let mut demoted = self.apply(&pair.demote);
+        let mut promoted = self.apply(&pair.promote);
+        for n in 0..pair.promote.pages.len() {
+            self.paired += 1;
+            if self.pairs_fail && self.paired.is_multiple_of(3) {
+                *self.node_of(pair.promote.pages[n]) = SLOW;
+                *self.node_of(pair.demote.pages[n]) = FAST;
+                failed(&mut promoted.results[n], SLOW);
+                failed(&mut demoted.results[n], FAST);
+                self.promoted -= 1;
+            }
+        }
+        assert_eq!(self.pools, before);
+        (demoted, promoted)
     }
 
     fn scan(&self, request: ScanRequest) -> ScanReport {
@@ -264,6 +309,31 @@ fn hot_giant_pages_when_the_slow_pool_has_a_spare_page_go_up_one_by_one() {
     host.observe(600, 3);
     assert_eq!((host.hot_on_fast(3), host.largest), (3, 1));
     assert_eq!((host.promoted, host.pools), (3, before));
+}
+
+#[test]
+fn hot_huge_pages_when_no_page_is_to_spare_change_places_in_pairs() {
+    for (pair_bytes, pairs_fail) in [(u64::MAX, false), (2 * HUGE_PAGE, false), (u64::MAX, true)] {
+        let mut host = Host::new(HUGE_PAGE, (200, 44), [0, 0]);
+        host.pair_bytes = pair_bytes.min(400 * HUGE_PAGE);
+        host.free_bytes = 64 * MIB;
+        host.pairs_fail = pairs_fail;
+        host.observe(200, 32);
+        assert_eq!(host.hot_on_fast(32), 32, "{pair_bytes} {pairs_fail}");
+        assert_eq!(host.promoted, 32);
+        assert!(host.paired >= 32);
+        let failed = host.engine.snapshot().failed;
+        assert_eq!(failed.contains_key(&Outcome::NoMemory), pairs_fail);
+    }
+}
+
+#[test]
+fn hot_huge_pages_when_free_memory_is_short_make_no_pairs() {
+    let mut host = Host::new(HUGE_PAGE, (200, 44), [0, 0]);
+    host.pair_bytes = u64::MAX;
+    host.free_bytes = HUGE_PAGE - 1;
+    host.observe(100, 32);
+    assert_eq!((host.promoted, host.paired), (0, 0));
 }
 
 #[test]

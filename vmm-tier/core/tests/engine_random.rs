@@ -357,6 +357,7 @@ impl World {
                 self.step(nodes);
                 self.step(Event::Moved(report));
             }
+            Action::MovePaired(_) => unreachable!("no page is of a pool"),
             Action::RefreshMap => {}
         }
     }

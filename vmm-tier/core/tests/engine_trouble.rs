@@ -19,6 +19,7 @@ use crate::{
 fn moves_of(lab: &mut Lab, event: Event) -> Vec<MoveBatch> {
     let moves = |action| match action {
         Action::Move(batch) => Some(batch),
+        Action::MovePaired(_) => unreachable!("no page is of a pool"),
         Action::Scan(_) | Action::RefreshMap => None,
     };
     lab.engine
@@ -166,6 +167,7 @@ fn moves_when_the_kernel_refuses_them_all_are_tried_ever_less() {
                     batches += 1;
                     Event::Moved(lab.kernel.apply(&batch))
                 }
+                Action::MovePaired(_) => unreachable!("no page is of a pool"),
                 Action::RefreshMap => continue,
             };
             todo.extend(lab.engine.step(now, answer));

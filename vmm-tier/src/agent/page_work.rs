@@ -1,12 +1,19 @@
 //! Work on the guest's pages: look-ups and moves, which a worker thread carries out.
 
+mod pool_moves;
 mod scans;
 mod worker;
 
 use crossbeam::channel::Receiver;
-use tier_core::{engine::ScanRequest, moves::MoveBatch};
+use tier_core::{
+    engine::ScanRequest,
+    moves::{MoveBatch, PairedBatch},
+};
 
-pub(super) use self::worker::{Done, Worker};
+pub(super) use self::{
+    pool_moves::PoolMoves,
+    worker::{Done, Worker},
+};
 use self::{scans::Scans, worker::Job};
 use super::{log_once::LogOnce, vm::Vm};
 
@@ -33,6 +40,11 @@ impl PageWork {
     /// Has pages moved.
     pub(super) fn submit_moves(&self, batch: MoveBatch) {
         self.worker.submit(Job::Move(batch));
+    }
+
+    /// Has pages change places.
+    pub(super) fn submit_pair(&self, pair: PairedBatch) {
+        self.worker.submit(Job::Pair(pair));
     }
 
     /// Takes a look-up, which waits for [`Self::submit_scan`].
@@ -75,10 +87,10 @@ impl PageWork {
                     tracing::error!(vm = vm.name, "pages can't be looked up: {reason}");
                 }
             }
-            Done::Moved(_) => {
+            Done::Moved(_) | Done::Paired(..) => {
                 self.move_trouble.end();
             }
-            Done::Refused(_, reason) => {
+            Done::Refused(_, reason) | Done::PairRefused(_, _, reason) => {
                 if self.move_trouble.is_news(reason) {
                     tracing::error!(vm = vm.name, "pages can't be moved: {reason}");
                 }

@@ -28,7 +28,7 @@ use super::{
     engine_settings,
     operator_settings::OperatorSettings,
     pace::Pace,
-    page_work::{PageWork, Worker},
+    page_work::{PageWork, PoolMoves, Worker},
     qemu::{Answer, Asker, Begun, Connected, Job, Qemu, Socket},
     sources::Sources,
     state_file::{Overrides, StateFile},
@@ -95,8 +95,10 @@ fn start(
         None => StateFile::open(&settings.run_dir, &root, &name, is_named, pid),
         Some(_) => (StateFile::nowhere(&root, &name, pid), Overrides::default()),
     };
+    let run_dir = settings.run_dir.clone();
     let settings = OperatorSettings::new(engine.settings().clone(), overrides, file);
-    let worker = Worker::start(&root, pid).context("the worker thread can't be started")?;
+    let pools = PoolMoves::new(&run_dir, &root, &name, pid, engine.tiers().nodes());
+    let worker = Worker::start(&root, pid, pools).context("the worker thread can't be started")?;
     let Connected {
         monitor,
         status,

@@ -16,6 +16,7 @@ use std::{
 
 use tier_sys::sysroot::SysRoot;
 
+pub(super) use self::document::name_of;
 use self::document::{Document, Identity, StateFileError, VERSION};
 pub(super) use self::overrides::{LimitOverride, Overrides, PolicyOverride, SettingKind};
 use super::log_once::LogOnce;
@@ -84,7 +85,7 @@ impl StateFile {
         pid: u32,
     ) -> (Self, Overrides) {
         let mut saved = Self {
-            path: run_dir.join("state").join(document::name_of(vm)),
+            path: run_dir.join("state").join(name_of(vm)),
             is_named,
             ..Self::nowhere(root, vm, pid)
         };

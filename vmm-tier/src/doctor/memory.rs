@@ -11,6 +11,10 @@ use super::{
     facts::{DamonFacts, Kdamond},
 };
 
+/// What a pool without a page to spare means.
+const IN_PAIRS: &str = "pages of this pool change places in pairs, by pages that the kernel takes from free memory for \
+                        a moment; the pools stay as they are. A page to spare on the slow node saves that";
+
 /// A pool that is in use, or `None` for an empty pool.
 pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding> {
     if pool.pages == 0 && pool.surplus == 0 {
@@ -49,7 +53,14 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
     };
     let nodes = tiers.nodes();
     let of_tiers = |own: &&NodePool| nodes.contains(own.node);
+    let ends = tiers.fast.iter().next().zip(tiers.slow.iter().next());
+    let makes_pairs = ends.is_some_and(|(fast, slow)| {
+        nodes.iter().count() == 2 && pool.pairs_between(fast, slow) > 0
+    });
     let mut own = pool.nodes.iter().filter(of_tiers);
+    if makes_pairs && own.clone().any(|own| own.surplus > 0) {
+        return Some(finding(Level::Ok, IN_PAIRS));
+    }
     if let Some(own) = own.find(|own| own.surplus > 0) {
         let meaning = "no page of this pool is moved: a page that a move frees would leave the pool, as there are \
                        surplus pages. Make them a part of the pool";
@@ -60,7 +71,10 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
         return Some(finding(Level::Ok, usable));
     }
     let meaning = "no page of this pool can be moved: an exchange needs a free page that is promised to nobody";
-    let warning = finding(Level::Warn, meaning);
+    let warning = match makes_pairs {
+        true => finding(Level::Note, IN_PAIRS),
+        false => finding(Level::Warn, meaning),
+    };
     let mut slow = pool
         .nodes
         .iter()
@@ -265,9 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn pool_when_all_free_pages_are_promised_warns_and_adds_one_to_the_slow_node() {
+    fn pool_when_all_free_pages_are_promised_notes_pairs_and_adds_one_to_the_slow_node() {
         let found = hugetlb(&pool(4, [(44, 0, 0), (156, 4, 0)]), Some(&tiers())).unwrap();
-        assert_eq!(found.level, Level::Warn);
+        assert_eq!(
+            (found.level, found.meaning.as_str()),
+            (Level::Note, IN_PAIRS)
+        );
         assert_eq!(
             found.what,
             "hugetlb pool of 2 MiB: node 0: 0 free of 44, node 1: 4 free of 156; 4 promised"
@@ -281,6 +298,19 @@ mod tests {
             (Level::Ok, None),
             "one to spare"
         );
+    }
+
+    #[test]
+    fn pool_when_no_page_is_free_moves_in_pairs_unless_they_would_change_it() {
+        let level = |own| hugetlb(&pool(0, own), Some(&tiers())).unwrap().level;
+        assert_eq!(level([(44, 0, 14), (156, 0, 0)]), Level::Ok);
+        assert_eq!(level([(44, 0, 0), (156, 0, 3)]), Level::Warn);
+        let giant = HugePool {
+            page_size: 1 << 30,
+            ..pool(0, [(4, 0, 0), (8, 0, 0)])
+        };
+        let found = hugetlb(&giant, Some(&tiers())).unwrap();
+        assert_eq!(found.level, Level::Warn, "can't be made at will");
     }
 
     #[test]

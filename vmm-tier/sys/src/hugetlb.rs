@@ -5,7 +5,9 @@ use std::path::Path;
 use serde::Serialize;
 use tier_core::addr::{NodeId, NodeSet};
 
-use crate::sysroot::{SysRoot, SysRootError, numbered_entries, read_value, read_value_optional};
+use crate::sysroot::{
+    SysRoot, SysRootError, numbered_entries, read_value, read_value_optional, write_value,
+};
 
 /// A pool of one node, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -56,10 +58,41 @@ impl HugePool {
         if of_tiers.any(|pool| pool.surplus > 0) {
             return 0;
         }
-        let own = self.nodes.iter().find(|pool| pool.node == node);
-        own.map_or(0, |pool| pool.free).min(self.available())
+        self.on(node)
+            .map_or(0, |pool| pool.free)
+            .min(self.available())
+    }
+
+    fn on(&self, node: NodeId) -> Option<&NodePool> {
+        self.nodes.iter().find(|pool| pool.node == node)
+    }
+
+    /// Pages that may change places at once between two nodes, `fast` ones first, while all pools stay as they
+    /// are: each move takes a temporary page from the kernel's free memory and gives it the page that is left
+    /// (`alloc_migrate_hugetlb_folio`). As far as the pool is concerned: there must be such memory.
+    ///
+    /// None where a node has a free page that is not promised: the kernel takes that instead. None of pages that
+    /// the kernel can't make at will. A move takes a surplus page's standing along, from a node that has any to
+    /// the other (`move_hugetlb_state`): with surplus on the slow node, as many must be on the fast one.
+    #[must_use]
+    pub fn pairs_between(&self, fast: NodeId, slow: NodeId) -> u64 {
+        let (Some(fast), Some(slow)) = (self.on(fast), self.on(slow)) else {
+            return 0;
+        };
+        let has_free = self.available() > 0 && fast.free + slow.free > 0;
+        if has_free || self.page_size > LARGEST_BLOCK {
+            return 0;
+        }
+        match slow.surplus {
+            0 => u64::MAX,
+            _ => fast.surplus,
+        }
     }
 }
+
+/// The largest page that the kernel takes from its free memory when a move finds none in the pool: a block of
+/// `MAX_PAGE_ORDER`, 10, of pages of 4 KiB.
+const LARGEST_BLOCK: u64 = 4 << 20;
 
 /// Reads the pools of every page size, smallest first.
 ///
@@ -93,6 +126,23 @@ pub fn read(root: &SysRoot) -> Result<Vec<HugePool>, SysRootError> {
         });
     }
     Ok(pools)
+}
+
+/// Sets how many pages of `page_size` bytes the pool of a node has. The kernel may give fewer.
+///
+/// # Errors
+/// [`SysRootError`].
+pub fn set_pages(
+    root: &SysRoot,
+    page_size: u64,
+    node: NodeId,
+    pages: u64,
+) -> Result<(), SysRootError> {
+    let kib = page_size >> 10;
+    let path = root.sys(format!(
+        "devices/system/node/node{node}/hugepages/hugepages-{kib}kB/nr_hugepages"
+    ));
+    write_value(&path, &pages.to_string())
 }
 
 /// The folders `hugepages-NkB`, by rising size in KiB.
@@ -159,6 +209,52 @@ mod tests {
             [0, 0],
             "more than are free"
         );
+    }
+
+    /// What the kernel does to pages of the two nodes' pools and their surplus when a page goes from `from` to
+    /// the other node by a temporary page.
+    fn go(pool: &mut HugePool, from: usize) {
+        let to = 1 - from;
+        pool.nodes[from].pages -= 1;
+        pool.nodes[to].pages += 1;
+        if pool.nodes[from].surplus > 0 {
+            pool.nodes[from].surplus -= 1;
+            pool.nodes[to].surplus += 1;
+        }
+    }
+
+    #[test]
+    fn pairs_between_when_carried_out_leave_the_pools_as_they_were() {
+        for fast_surplus in 0..6 {
+            for slow_surplus in 0..6 {
+                let before = pool(0, [(0, fast_surplus), (0, slow_surplus)]);
+                let most = before.pairs_between(NodeId(0), NodeId(1)).min(8);
+                for pairs in 1..=most {
+                    let mut after = before.clone();
+                    (0..pairs).for_each(|_| go(&mut after, 0));
+                    (0..pairs).for_each(|_| go(&mut after, 1));
+                    assert_eq!(after, before, "{pairs} pairs");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_between_when_a_page_is_free_or_can_not_be_made_are_none() {
+        let pairs = |pool: &HugePool| pool.pairs_between(NodeId(0), NodeId(1));
+        assert_eq!(pairs(&pool(0, [(0, 0), (0, 0)])), u64::MAX);
+        assert_eq!(pairs(&pool(0, [(0, 14), (0, 0)])), u64::MAX);
+        assert_eq!(pairs(&pool(0, [(0, 0), (0, 3)])), 0);
+        assert_eq!(pairs(&pool(0, [(0, 2), (0, 3)])), 2);
+        assert_eq!(pairs(&pool(0, [(0, 0), (1, 0)])), 0, "one is to spare");
+        assert_eq!(pairs(&pool(0, [(1, 14), (0, 0)])), 0);
+        assert_eq!(pairs(&pool(4, [(0, 0), (4, 0)])), u64::MAX, "all promised");
+        let giant = HugePool {
+            page_size: 1 << 30,
+            ..pool(0, [(0, 0), (0, 0)])
+        };
+        assert_eq!(pairs(&giant), 0);
+        assert_eq!(giant.pairs_between(NodeId(0), NodeId(7)), 0, "no such node");
     }
 
     #[test]

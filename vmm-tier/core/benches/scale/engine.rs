@@ -182,6 +182,7 @@ impl Machine {
         let answer = |action| match action {
             Action::Scan(request) => Some(Event::Scanned(self.scan(request))),
             Action::Move(batch) => Some(Event::Moved(self.move_pages(&batch))),
+            Action::MovePaired(_) => unreachable!("no page is of a pool"),
             Action::RefreshMap => None,
         };
         actions.into_iter().filter_map(answer).collect()

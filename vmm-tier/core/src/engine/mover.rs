@@ -28,7 +28,7 @@ use super::{
 use crate::{
     addr::BASE_PAGE,
     dual_heap::Placement,
-    moves::{Direction, MoveBatch, MoveReport, Outcome, PageResult},
+    moves::{Direction, MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
     time::Time,
@@ -116,6 +116,13 @@ impl Mover {
     /// Bytes that may be demoted now into frames of `frame_bytes`.
     pub(super) fn slow_room(&self, frame_bytes: u64) -> Room {
         self.rooms.slow(&self.tiers, frame_bytes)
+    }
+
+    /// Bytes that may change places now between pages with frames of `frame_bytes`, where neither tier has room
+    /// for one.
+    pub(super) fn pair_room(&self, settings: &EngineSettings, frame_bytes: u64) -> Room {
+        self.rooms
+            .pairs(&self.tiers, FastBounds::of(settings), frame_bytes)
     }
 
     /// Whether the tier can take what of the pin's range is not there yet, if the pin asks for that.
@@ -206,6 +213,7 @@ impl Mover {
             promote,
             then_promote,
             frame_bytes,
+            is_paired,
             ..
         } = draft;
         let frame_bytes = frame_bytes.unwrap_or(BASE_PAGE);
@@ -220,6 +228,17 @@ impl Mover {
         };
         let demotion = self.batch(Direction::Demote, frame_bytes, moving(demote));
         let promotion = self.batch(Direction::Promote, frame_bytes, moving(promote));
+        if is_paired {
+            let partner = self.batch(Direction::Promote, frame_bytes, moving(then_promote));
+            let demotion = match (demotion, partner) {
+                (Some(demote), Some(promote)) => {
+                    Some(Action::MovePaired(PairedBatch { demote, promote }))
+                }
+                (demotion, _) => demotion.map(Action::Move),
+            };
+            let promotion = promotion.map(Action::Move);
+            return promotion.into_iter().chain(demotion).collect();
+        }
         if let Some(demotion) = &demotion {
             self.in_flight.exchange = Some(WaitingExchange {
                 demotion: demotion.id,
@@ -273,6 +292,7 @@ impl Mover {
             id,
             direction,
             target,
+            frame_bytes,
             pages,
         })
     }

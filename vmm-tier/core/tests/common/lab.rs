@@ -63,6 +63,7 @@ impl Lab {
                     todo.extend(self.engine.step(self.now, self.kernel.nodes()));
                     Event::Moved(report)
                 }
+                Action::MovePaired(_) => unreachable!("no page is of a pool"),
                 Action::RefreshMap => continue,
             };
             todo.extend(self.engine.step(self.now, answer));

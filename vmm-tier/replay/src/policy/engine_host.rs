@@ -99,6 +99,11 @@ impl EngineHost {
                     Action::Move(batch) => {
                         events.push(Event::Moved(self.places.carry_out(&batch, host)));
                     }
+                    Action::MovePaired(pair) => {
+                        for batch in [pair.demote, pair.promote] {
+                            events.push(Event::Moved(self.places.carry_out(&batch, host)));
+                        }
+                    }
                     Action::RefreshMap => {}
                 }
             }

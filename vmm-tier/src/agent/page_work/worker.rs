@@ -14,9 +14,9 @@ use std::{
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use tier_core::{
-    addr::{HUGE_PAGE, Hva, NodeId},
+    addr::{BASE_PAGE, HUGE_PAGE, Hva, NodeId},
     engine::{ScanReport, ScanRequest},
-    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
+    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult, PairedBatch},
 };
 use tier_sys::{
     pagemap::{PageRange, Pagemap},
@@ -25,6 +25,7 @@ use tier_sys::{
     sysroot::SysRoot,
 };
 
+use super::pool_moves::PoolMoves;
 use crate::log::with_causes;
 
 /// Jobs that may wait. The engine has at most one look-up and one exchange (a demotion and a
@@ -36,6 +37,7 @@ const QUEUE: usize = 8;
 pub(in crate::agent) enum Job {
     Scan(ScanRequest),
     Move(MoveBatch),
+    Pair(PairedBatch),
 }
 
 /// What became of it.
@@ -48,6 +50,10 @@ pub(in crate::agent) enum Done {
     /// The kernel refused the whole call for a reason that an operator must mend. The report is that
     /// of a batch of which nothing moved.
     Refused(MoveReport, String),
+    /// What became of the demotions and of the promotions of a pair.
+    Paired(MoveReport, MoveReport),
+    /// The same of a pair of which nothing moved, or which could not be undone, and why.
+    PairRefused(MoveReport, MoveReport, String),
 }
 
 /// The thread and its channels. Dropping it ends the thread after the job at hand.
@@ -61,7 +67,11 @@ pub(in crate::agent) struct Worker {
 
 impl Worker {
     /// Starts the thread for the process `pid`.
-    pub(in crate::agent) fn start(root: &SysRoot, pid: u32) -> std::io::Result<Self> {
+    pub(in crate::agent) fn start(
+        root: &SysRoot,
+        pid: u32,
+        pools: PoolMoves,
+    ) -> std::io::Result<Self> {
         // Without it (another user's process) huge pages go unnoticed; moving will tell why.
         let pagemap = Pagemap::open(root, pid).ok();
         let (jobs, todo) = bounded(QUEUE);
@@ -71,13 +81,18 @@ impl Worker {
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);
         let work = move || {
+            pools.repair();
             for job in todo {
                 if told.load(Ordering::Relaxed) {
                     return;
                 }
                 let result = match job {
                     Job::Scan(request) => look_up(pid, pagemap.as_ref(), request),
-                    Job::Move(batch) => carry_out(pid, &batch),
+                    Job::Move(batch) if batch.frame_bytes == BASE_PAGE => {
+                        carry_out(pid, &batch).into()
+                    }
+                    Job::Move(batch) => pools.carry_out(&batch, |part| carry_out(pid, part)).into(),
+                    Job::Pair(pair) => pools.carry_out_pair(&pair, |part| carry_out(pid, part)),
                 };
                 if results.send(result).is_err() {
                     return;
@@ -189,39 +204,79 @@ fn pages_of(request: ScanRequest, huge: &[Hva]) -> Vec<Page> {
     pages
 }
 
-fn carry_out(pid: u32, batch: &MoveBatch) -> Done {
-    let started = thread_cpu_time();
-    let report = |results, cpu_time: Duration| MoveReport {
-        id: batch.id,
-        direction: batch.direction,
-        target: batch.target,
-        results,
-        cpu_time,
-    };
-    match pages::move_pages(pid, batch.target, &batch.pages, true) {
-        Ok(results) => Done::Moved(report(results, thread_cpu_time().saturating_sub(started))),
-        Err(error) => {
-            let unmoved = |&page| PageResult {
-                page,
-                outcome: Outcome::Busy,
-                node: None,
-            };
-            let results = batch.pages.iter().map(unmoved).collect();
-            Done::Refused(
-                report(results, thread_cpu_time().saturating_sub(started)),
-                with_causes(&error),
-            )
+/// What became of a batch, and why the kernel refused all of it, if it did.
+pub(super) struct Carried {
+    pub(super) report: MoveReport,
+    pub(super) refusal: Option<String>,
+}
+
+impl From<Carried> for Done {
+    fn from(carried: Carried) -> Self {
+        match carried.refusal {
+            None => Self::Moved(carried.report),
+            Some(reason) => Self::Refused(carried.report, reason),
         }
     }
 }
 
+/// A report of which nothing moved, for this reason.
+pub(super) fn unmoved(batch: &MoveBatch, outcome: Outcome) -> MoveReport {
+    let unmoved = |&page| PageResult {
+        page,
+        outcome,
+        node: None,
+    };
+    MoveReport {
+        id: batch.id,
+        direction: batch.direction,
+        target: batch.target,
+        results: batch.pages.iter().map(unmoved).collect(),
+        cpu_time: Duration::ZERO,
+    }
+}
+
+fn carry_out(pid: u32, batch: &MoveBatch) -> Carried {
+    let started = thread_cpu_time();
+    let (results, refusal) = match pages::move_pages(pid, batch.target, &batch.pages, true) {
+        Ok(results) => (Some(results), None),
+        Err(error) => (None, Some(with_causes(&error))),
+    };
+    let report = unmoved(batch, Outcome::Busy);
+    let report = MoveReport {
+        results: results.unwrap_or(report.results),
+        cpu_time: thread_cpu_time().saturating_sub(started),
+        ..report
+    };
+    Carried { report, refusal }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::{
+        path::Path,
+        process::{Command, Stdio},
+    };
 
-    use tier_core::{addr::BASE_PAGE, pages::Span};
+    use tier_core::{addr::NodeSet, pages::Span};
 
     use super::*;
+
+    /// A worker on this process.
+    fn start() -> std::io::Result<Worker> {
+        worker_on(std::process::id())
+    }
+
+    fn worker_on(pid: u32) -> std::io::Result<Worker> {
+        let root = SysRoot::real();
+        let pools = PoolMoves::new(
+            Path::new("/nonexistent"),
+            &root,
+            "vm",
+            pid,
+            NodeSet::default(),
+        );
+        Worker::start(&root, pid, pools)
+    }
 
     #[test]
     fn pages_of_a_span_when_some_are_huge_cover_it_once() {
@@ -244,7 +299,7 @@ mod tests {
 
     #[test]
     fn worker_when_given_its_own_process_answers_in_order() {
-        let worker = Worker::start(&SysRoot::real(), std::process::id()).unwrap();
+        let worker = start().unwrap();
         let memory = vec![1_u8; 16 * BASE_PAGE as usize];
         let hva = Hva(memory.as_ptr() as u64).align_down(BASE_PAGE);
         let hva = Hva(hva.0 + BASE_PAGE);
@@ -274,7 +329,7 @@ mod tests {
         let pid = child.id();
         child.kill().unwrap();
         child.wait().unwrap();
-        let worker = Worker::start(&SysRoot::real(), pid).unwrap();
+        let worker = worker_on(pid).unwrap();
         let span = Span {
             hva: Hva(HUGE_PAGE),
             bytes: HUGE_PAGE,
@@ -290,7 +345,7 @@ mod tests {
 
     #[test]
     fn worker_when_dropped_with_jobs_waiting_ends() {
-        let worker = Worker::start(&SysRoot::real(), std::process::id()).unwrap();
+        let worker = start().unwrap();
         let span = Span {
             hva: Hva(HUGE_PAGE),
             bytes: HUGE_PAGE,

@@ -75,7 +75,7 @@ impl StateFileError {
 }
 
 /// The file's name for a VM: names that differ give files that differ, whatever they are made of.
-pub(super) fn name_of(vm: &str) -> String {
+pub(in crate::agent) fn name_of(vm: &str) -> String {
     let mut name = String::new();
     for byte in vm.bytes() {
         match byte {

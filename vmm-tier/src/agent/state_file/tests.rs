@@ -52,7 +52,7 @@ fn overrides() -> Overrides {
 }
 
 fn file(folder: &TempDir, vm: &str) -> PathBuf {
-    folder.path().join("state").join(document::name_of(vm))
+    folder.path().join("state").join(name_of(vm))
 }
 
 fn names(folder: &TempDir) -> Vec<String> {
@@ -376,7 +376,7 @@ fn names_of_files_when_vms_have_any_names_differ_and_stay_in_the_folder() {
         "vm1", "VM1", "vm/1", "vm%2f1", "..", ".", "../vm1", "a b", "ä", "vm1.json", "\n", "",
         &long, &longer,
     ];
-    let names: BTreeSet<String> = vms.iter().map(|vm| document::name_of(vm)).collect();
+    let names: BTreeSet<String> = vms.iter().map(|vm| name_of(vm)).collect();
     assert_eq!(names.len(), vms.len(), "{names:?}");
     for name in names {
         assert!(!name.contains('/') && !name.starts_with('.'), "{name}");

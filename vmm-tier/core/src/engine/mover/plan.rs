@@ -4,6 +4,8 @@
 //! what they freed, verified by the kernel, is then promoted, page for page. Room that is free anyway is
 //! filled without a demotion.
 //!
+//! Pages of a hugetlb pool change places in one piece of work, so that nobody else takes the page that became free.
+//!
 //! All pages of a step have frames of one size, since a frame of a hugetlb pool makes no room for a small page,
 //! nor the reverse. In a guest with frames of several sizes a page that can't be moved rests, so that the
 //! pages behind it get their turn.
@@ -13,7 +15,7 @@ use super::{
     room::{FastBounds, Room},
 };
 use crate::{
-    addr::{self, HUGE_PAGE},
+    addr::{self, BASE_PAGE, HUGE_PAGE},
     dual_heap::Placement,
     engine::{
         evidence::{
@@ -43,6 +45,8 @@ pub(super) struct Draft {
     pub(super) bytes: u64,
     /// Bytes of the frames of each of them: a batch goes to a node that has such frames.
     pub(super) frame_bytes: Option<u64>,
+    /// Whether the pages change places in pairs: as many are demoted as are promoted then.
+    pub(super) is_paired: bool,
 }
 
 impl Draft {
@@ -249,7 +253,13 @@ impl Planner<'_> {
             let (room, slow_room) = rooms.get_or_insert_with(|| {
                 let room = self.fast_room(&hot);
                 let room = if waits { room.min(Room::NONE) } else { room };
-                (room, self.slow_room(&hot))
+                let mut slow_room = self.slow_room(&hot);
+                let is_full = !room.fits(hot.frame_bytes) && !slow_room.fits(hot.frame_bytes);
+                if is_full {
+                    slow_room = self.mover.pair_room(self.settings, hot.frame_bytes);
+                }
+                self.draft.is_paired = hot.frame_bytes != BASE_PAGE;
+                (room, slow_room)
             });
             let victims = match room.fits(hot.page.bytes) {
                 true => self.pays(hot, &[]).then(Vec::new),

@@ -13,8 +13,9 @@
 //!
 //! Room is asked for frames of a size. Small frames, to which transparent huge pages fold, come from the
 //! node's free memory, as above. A frame of a hugetlb pool comes from the node's pool: only a free page that is
-//! promised to nobody counts. Where the pool has none the kernel would take a page from the free memory
-//! instead, and the pools would no longer be as the administrator left them.
+//! promised to nobody counts. Where the pool has none the kernel takes a page from the free memory instead, and
+//! gives it the page that was left: the pools are no longer as the administrator left them, unless a page
+//! comes the other way at once. Such pairs need free memory on both nodes while they are made.
 //!
 //! Room is signed. Where it is negative, headroom is owed: that many bytes must be demoted before any is
 //! promoted.
@@ -34,6 +35,9 @@ pub struct PoolMemory {
     pub page_bytes: u64,
     /// Bytes of free pages that are promised to nobody, and whose use leaves the pools as they are.
     pub free_bytes: u64,
+    /// Bytes of pages that may change places with the other tier at once while the pools stay as they are, as
+    /// far as the pool is concerned; 0 where the kernel would use up free pages, or can't make such pages.
+    pub pair_bytes: u64,
 }
 
 /// Memory of one node, as the kernel tells it.
@@ -259,6 +263,22 @@ impl Rooms {
         rooms.max().unwrap_or(Room::NONE).max(Room::NONE)
     }
 
+    /// Bytes that may change places now between pages with frames of a pool, without a free page of it. Each
+    /// tier must have one node: else the pools of its nodes would change among themselves.
+    pub(crate) fn pairs(&self, tiers: &Tiers, bounds: FastBounds, frame_bytes: u64) -> Room {
+        let pairs = |nodes: &NodeSet, headroom_bytes| {
+            let mut nodes = self.of(nodes);
+            let (Some(node), None) = (nodes.next(), nodes.next()) else {
+                return Room::NONE;
+            };
+            let pool = node.pools.iter().find(|p| p.page_bytes == frame_bytes);
+            let of_pool = Room(pool.map_or(0, |pool| signed(pool.pair_bytes)));
+            node.room(BASE_PAGE, headroom_bytes).min(of_pool)
+        };
+        let fast = pairs(&tiers.fast, bounds.headroom_bytes);
+        fast.min(pairs(&tiers.slow, 0)).max(Room::NONE)
+    }
+
     /// The room of all nodes of a tier together, whatever the limit: for ranges that go there in many
     /// batches.
     pub(crate) fn all_nodes_bytes(
@@ -442,6 +462,7 @@ mod tests {
                 .map(|&(page_bytes, pages)| PoolMemory {
                     page_bytes,
                     free_bytes: pages * page_bytes,
+                    pair_bytes: 0,
                 })
                 .collect(),
         };
@@ -461,6 +482,36 @@ mod tests {
         assert_eq!(rooms.target(&tiers().fast, huge), Some(NodeId(1)));
         let limited = rooms.fast(&tiers(), bounds(Some(64)), 63 * MIB, huge);
         assert_eq!(limited.bytes(), MIB, "the limit holds for all frames");
+    }
+
+    #[test]
+    fn pairs_when_free_memory_or_the_pool_of_a_node_is_short_are_bounded_by_it() {
+        let pairs = |free_mib: [u64; 2], pair_pages: [u64; 2], slow_nodes| {
+            let mut rooms = Rooms::default();
+            let node = |n: u16| NodeMemory {
+                high_watermark_bytes: 10 * MIB,
+                pools: vec![PoolMemory {
+                    page_bytes: 2 * MIB,
+                    free_bytes: 0,
+                    pair_bytes: pair_pages[usize::from(n.min(1))].saturating_mul(2 * MIB),
+                }],
+                ..NodeMemory::with_free(NodeId(n), free_mib[usize::from(n.min(1))] * MIB)
+            };
+            rooms.set((0..=slow_nodes).map(node).collect());
+            let tiers = Tiers {
+                fast: NodeSet::from_iter([NodeId(0)]),
+                slow: (1..=slow_nodes).map(NodeId).collect(),
+                ..tiers()
+            };
+            rooms.pairs(&tiers, bounds(None), 2 * MIB).bytes() / MIB
+        };
+        const ALL: u64 = u64::MAX;
+        assert_eq!(pairs([44, 100], [ALL, ALL], 1), 30, "headroom is kept");
+        assert_eq!(pairs([44, 16], [ALL, ALL], 1), 6);
+        assert_eq!(pairs([44, 100], [ALL, 3], 1), 6);
+        assert_eq!(pairs([44, 100], [0, ALL], 1), 0);
+        assert_eq!(pairs([5, 100], [ALL, ALL], 1), 0);
+        assert_eq!(pairs([44, 100], [ALL, ALL], 2), 0, "two slow nodes");
     }
 
     proptest! {

@@ -237,7 +237,8 @@ impl Subject<'_> {
         let is_full = |room: Room| !room.fits(frame_bytes);
         let none = frame_bytes != BASE_PAGE
             && is_full(self.fast_room(&self.page))
-            && is_full(self.slow_room(&self.page));
+            && is_full(self.slow_room(&self.page))
+            && is_full(self.pair_room(&self.page));
         none.then(|| {
             format!(
                 "a slow node's pool of {frame_bytes} byte pages has a free page that is promised to nobody, and no \
@@ -373,6 +374,11 @@ impl Subject<'_> {
         self.engine.mover.slow_room(page.frame_bytes)
     }
 
+    fn pair_room(&self, page: &Candidate) -> Room {
+        let VmEngine { mover, .. } = self.engine;
+        mover.pair_room(self.engine.settings(), page.frame_bytes)
+    }
+
     fn judge(&self) -> Judge<'_> {
         let VmEngine {
             pages,
@@ -402,7 +408,7 @@ impl Subject<'_> {
                 evidence.stats.coverage() * 100.0
             ));
         }
-        let slow_room = self.slow_room(&cold);
+        let slow_room = self.slow_room(&cold).max(self.pair_room(&cold));
         (!slow_room.fits(cold.page.bytes)).then(|| {
             format!(
                 "the slow tier has room: {} of {} bytes",

@@ -1,0 +1,409 @@
+//! Moves of hugetlb pages. The pools stay as the administrator has set them.
+//!
+//! What the engine planned with was read a moment ago, and several agents use one pool. So the pools are read once
+//! more under a lock of all agents of the host, and what would change them is left undone.
+//!
+//! ```text
+//!  a free page on the slow node      none
+//!  cold ─► free page                 cold ─► page from free memory    (the pools differ here)
+//!  hot  ─► where cold was            hot  ─► page from free memory    (and are as before)
+//! ```
+//!
+//! Only the right way needs a [journal](crate::pair_journal).
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tier_core::{
+    addr::{NodeId, NodeSet},
+    moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
+};
+use tier_sys::{
+    file_lock::FileLock,
+    hugetlb::{self, HugePool},
+    sysroot::SysRoot,
+};
+
+use super::worker::{Carried, Done, unmoved};
+use crate::{agent::state_file::name_of, log::with_causes, pair_journal::PairJournal};
+
+/// How long other agents may have the lock: each moves a batch.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// See the [module](self).
+pub(in crate::agent) struct PoolMoves {
+    root: SysRoot,
+    /// The file of the lock.
+    lock: PathBuf,
+    /// The nodes of both tiers.
+    nodes: NodeSet,
+    journal: PairJournal,
+}
+
+impl PoolMoves {
+    pub(in crate::agent) fn new(
+        run_dir: &Path,
+        root: &SysRoot,
+        vm: &str,
+        pid: u32,
+        nodes: NodeSet,
+    ) -> Self {
+        Self {
+            root: root.clone(),
+            lock: run_dir.join("hugetlb.lock"),
+            nodes,
+            journal: PairJournal::new(run_dir, root, vm, &name_of(vm), pid),
+        }
+    }
+
+    /// Moves back what an agent left that was killed in the middle of a pair.
+    pub(super) fn repair(&self) {
+        if !self.journal.has_record() {
+            return;
+        }
+        let repaired = self.lock().and_then(|_lock| {
+            let pages = self.journal.repair();
+            pages.map_err(|error| with_causes(&error))
+        });
+        match repaired {
+            Ok(pages) => tracing::info!(
+                pages,
+                "an agent was killed in the middle of a move: the hugetlb pools are as they were"
+            ),
+            Err(error) => tracing::warn!("an unfinished pair of moves stays: {error}"),
+        }
+    }
+
+    fn lock(&self) -> Result<FileLock, String> {
+        FileLock::take(&self.lock, LOCK_TIMEOUT).map_err(|error| {
+            format!(
+                "{} can't be locked for moves of hugetlb pages: {error}",
+                self.lock.display()
+            )
+        })
+    }
+
+    /// The pool of pages of `page_bytes` bytes as it is now.
+    fn pool(&self, page_bytes: u64) -> Result<HugePool, String> {
+        let pools = hugetlb::read(&self.root).map_err(|error| with_causes(&error))?;
+        let pool = pools.into_iter().find(|pool| pool.page_size == page_bytes);
+        pool.ok_or_else(|| format!("there is no pool of {page_bytes} byte pages"))
+    }
+
+    /// Moves pages onto free pages of the target's pool, as far as it has any to spare.
+    pub(super) fn carry_out(
+        &self,
+        batch: &MoveBatch,
+        mut move_pages: impl FnMut(&MoveBatch) -> Carried,
+    ) -> Carried {
+        let locked = self.lock().and_then(|lock| {
+            let pool = self.pool(batch.frame_bytes)?;
+            Ok((lock, pool.spare_on(batch.target, &self.nodes)))
+        });
+        match locked {
+            Ok((_lock, spare)) => carry_out_first(batch, spare, &mut move_pages),
+            Err(reason) => Carried {
+                report: unmoved(batch, Outcome::Busy),
+                refusal: Some(reason),
+            },
+        }
+    }
+
+    /// Lets pages change places.
+    pub(super) fn carry_out_pair(
+        &self,
+        pair: &PairedBatch,
+        mut move_pages: impl FnMut(&MoveBatch) -> Carried,
+    ) -> Done {
+        let done = self.lock().and_then(|_lock| {
+            // What an earlier pair left away comes first.
+            let repaired = self.journal.repair();
+            repaired.map_err(|error| with_causes(&error))?;
+            let pool = self.pool(pair.demote.frame_bytes)?;
+            let spare = pool.spare_on(pair.demote.target, &self.nodes);
+            match spare {
+                0 => {
+                    let most = pool.pairs_between(pair.promote.target, pair.demote.target);
+                    self.by_free_memory(pair, most, &mut move_pages)
+                }
+                spare => self.by_spare_pages(pair, spare, &mut move_pages),
+            }
+        });
+        done.unwrap_or_else(|reason| {
+            let unmoved = |batch| unmoved(batch, Outcome::Busy);
+            Done::PairRefused(unmoved(&pair.demote), unmoved(&pair.promote), reason)
+        })
+    }
+
+    /// Demotes onto pages to spare, and promotes onto what became free.
+    fn by_spare_pages(
+        &self,
+        pair: &PairedBatch,
+        spare: u64,
+        move_pages: &mut impl FnMut(&MoveBatch) -> Carried,
+    ) -> Result<Done, String> {
+        let demoted = carry_out_first(&pair.demote, spare, move_pages);
+        let down = count_moved(&demoted.report) as u64;
+        // Somebody who holds no lock may have taken it meanwhile.
+        let free = self.pool(pair.promote.frame_bytes)?;
+        let free = free.spare_on(pair.promote.target, &self.nodes);
+        let promoted = carry_out_first(&pair.promote, down.min(free), move_pages);
+        Ok(done(demoted, promoted, None))
+    }
+
+    /// Demotes and promotes as many pages by pages from free memory; what was demoted in vain goes back.
+    fn by_free_memory(
+        &self,
+        pair: &PairedBatch,
+        most: u64,
+        move_pages: &mut impl FnMut(&MoveBatch) -> Carried,
+    ) -> Result<Done, String> {
+        if most > 0 {
+            let begun = self.journal.begin(pair);
+            begun.map_err(|error| with_causes(&error))?;
+        }
+        let mut demoted = carry_out_first(&pair.demote, most, move_pages);
+        let down = count_moved(&demoted.report);
+        let promoted = carry_out_first(&pair.promote, down as u64, move_pages);
+        let up = count_moved(&promoted.report);
+        let ended = match up < down {
+            true => {
+                let mut results = promoted.report.results.iter();
+                let failed = results.find(|result| result.outcome != Outcome::Moved);
+                let why = failed.map_or(Outcome::Busy, |result| result.outcome);
+                let to = pair.promote.target;
+                undo(&mut demoted.report, down - up, to, why, move_pages);
+                // What did not go back is tried once more, and told.
+                self.journal.repair().map(|_| ())
+            }
+            false => self.journal.end(),
+        };
+        let trouble = ended.err().map(|error| with_causes(&error));
+        Ok(done(demoted, promoted, trouble))
+    }
+}
+
+fn done(demoted: Carried, promoted: Carried, trouble: Option<String>) -> Done {
+    match demoted.refusal.or(promoted.refusal).or(trouble) {
+        None => Done::Paired(demoted.report, promoted.report),
+        Some(reason) => Done::PairRefused(demoted.report, promoted.report, reason),
+    }
+}
+
+/// Moves the first `most` pages of a batch: for the others the pool has no page.
+fn carry_out_first(
+    batch: &MoveBatch,
+    most: u64,
+    move_pages: &mut impl FnMut(&MoveBatch) -> Carried,
+) -> Carried {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let mut all = Carried {
+        report: unmoved(batch, Outcome::NoMemory),
+        refusal: None,
+    };
+    if most == 0 {
+        return all;
+    }
+    let part = MoveBatch {
+        pages: batch.pages.iter().take(most).copied().collect(),
+        ..batch.clone()
+    };
+    let carried = move_pages(&part);
+    all.refusal = carried.refusal;
+    all.report.cpu_time = carried.report.cpu_time;
+    for (result, known) in all.report.results.iter_mut().zip(carried.report.results) {
+        *result = known;
+    }
+    all
+}
+
+fn count_moved(report: &MoveReport) -> usize {
+    let moved = |result: &&PageResult| result.outcome == Outcome::Moved;
+    report.results.iter().filter(moved).count()
+}
+
+/// Moves the last `count` demoted pages back to `node`, which have no partner: `why` is what became of the
+/// partner.
+fn undo(
+    demoted: &mut MoveReport,
+    count: usize,
+    node: NodeId,
+    why: Outcome,
+    move_pages: &mut impl FnMut(&MoveBatch) -> Carried,
+) {
+    let moved = |&at: &usize| demoted.results[at].outcome == Outcome::Moved;
+    let alone: Vec<usize> = (0..demoted.results.len())
+        .rev()
+        .filter(moved)
+        .take(count)
+        .collect();
+    let pages: Vec<_> = alone.iter().map(|&at| demoted.results[at].page).collect();
+    let back = move_pages(&MoveBatch {
+        id: demoted.id,
+        direction: demoted.direction,
+        target: node,
+        frame_bytes: pages.first().map_or(0, |page| page.bytes),
+        pages,
+    });
+    for (at, back) in alone.into_iter().zip(back.report.results) {
+        if back.outcome == Outcome::Moved {
+            demoted.results[at].outcome = why;
+            demoted.results[at].node = back.node;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tier_core::addr::HUGE_PAGE;
+
+    use super::*;
+    use crate::pair_journal::tests::{Host, pair};
+
+    fn moves(host: &Host) -> PoolMoves {
+        let nodes = NodeSet::from_iter([NodeId(0), NodeId(1)]);
+        PoolMoves::new(host.run_dir(), &host.root, "vm", 77, nodes)
+    }
+
+    /// Moves three pages up and three down; `fails` says of each call, from 0, and page whether it fails. Returns
+    /// also the pages of each call and whether the journal was in use at one.
+    fn paired(host: &Host, fails: impl Fn(usize, usize) -> bool) -> (Done, Vec<Vec<u64>>, bool) {
+        let mut calls = Vec::new();
+        let mut is_on_record = false;
+        let done = moves(host).carry_out_pair(&pair(3), |batch| {
+            is_on_record |= host.records().len() == 1;
+            let mut report = unmoved(batch, Outcome::NoMemory);
+            for (at, result) in report.results.iter_mut().enumerate() {
+                if !fails(calls.len(), at) {
+                    result.outcome = Outcome::Moved;
+                    result.node = Some(batch.target);
+                }
+            }
+            let number = |page: &tier_core::moves::Page| page.hva.0 / HUGE_PAGE;
+            calls.push(batch.pages.iter().map(number).collect());
+            Carried {
+                report,
+                refusal: None,
+            }
+        });
+        assert!(host.records().is_empty());
+        (done, calls, is_on_record)
+    }
+
+    fn outcomes(done: &Done) -> [Vec<(Outcome, Option<u16>)>; 2] {
+        let Done::Paired(demoted, promoted) = done else {
+            panic!("{done:?}");
+        };
+        [demoted, promoted].map(|report| {
+            let results = report.results.iter();
+            let told = results.map(|r| (r.outcome, r.node.map(|node| node.0)));
+            told.collect()
+        })
+    }
+
+    const DOWN: (Outcome, Option<u16>) = (Outcome::Moved, Some(1));
+    const UP: (Outcome, Option<u16>) = (Outcome::Moved, Some(0));
+    const NONE: (Outcome, Option<u16>) = (Outcome::NoMemory, None);
+
+    #[test]
+    fn pair_when_no_page_is_free_goes_by_free_memory_and_is_on_record() {
+        let host = Host::new((44, 0), (156, 0));
+        let (done, calls, is_on_record) = paired(&host, |_, _| false);
+        assert_eq!(outcomes(&done), [vec![DOWN; 3], vec![UP; 3]]);
+        assert_eq!(calls, [[100, 101, 102], [200, 201, 202]]);
+        assert!(is_on_record);
+    }
+
+    #[test]
+    fn pair_when_pages_are_to_spare_moves_as_many_and_needs_no_record() {
+        // The model's pools stay as they are: two pages are free on either node.
+        let host = Host::new((44, 2), (158, 2));
+        let (done, calls, is_on_record) = paired(&host, |_, _| false);
+        assert_eq!(
+            outcomes(&done),
+            [vec![DOWN, DOWN, NONE], vec![UP, UP, NONE]]
+        );
+        assert_eq!(calls, [[100, 101], [200, 201]]);
+        assert!(!is_on_record);
+    }
+
+    #[test]
+    fn pair_when_somebody_took_the_page_that_became_free_does_not_promote() {
+        let host = Host::new((44, 0), (157, 1));
+        let (done, calls, _) = paired(&host, |_, _| false);
+        assert_eq!(outcomes(&done), [vec![DOWN, NONE, NONE], vec![NONE; 3]]);
+        assert_eq!(calls, [[100]]);
+    }
+
+    #[test]
+    fn pair_when_a_demotion_fails_promotes_one_less() {
+        let host = Host::new((44, 0), (156, 0));
+        let (done, calls, _) = paired(&host, |call, page| (call, page) == (0, 1));
+        assert_eq!(
+            outcomes(&done),
+            [vec![DOWN, NONE, DOWN], vec![UP, UP, NONE]]
+        );
+        assert_eq!(calls, [vec![100, 101, 102], vec![200, 201]]);
+    }
+
+    #[test]
+    fn pair_when_promotions_fail_takes_as_many_pages_back() {
+        let host = Host::new((44, 0), (156, 0));
+        let (done, calls, _) = paired(&host, |call, page| call == 1 && page < 2);
+        let back = (Outcome::NoMemory, Some(0));
+        assert_eq!(
+            outcomes(&done),
+            [vec![DOWN, back, back], vec![NONE, NONE, UP]]
+        );
+        assert_eq!(
+            calls,
+            [vec![100, 101, 102], vec![200, 201, 202], vec![102, 101]]
+        );
+    }
+
+    #[test]
+    fn pair_when_nothing_moves_is_over_at_once() {
+        let host = Host::new((44, 0), (156, 0));
+        let (done, calls, _) = paired(&host, |_, _| true);
+        assert_eq!(outcomes(&done), [vec![NONE; 3], vec![NONE; 3]]);
+        assert_eq!(calls.len(), 1);
+    }
+
+    #[test]
+    fn pair_when_the_pools_would_change_does_not_begin() {
+        // All free pages are promised on neither node, and there is surplus.
+        let host = Host::new((44, 0), (158, 2));
+        host.set_surplus(0, 14);
+        let (done, calls, _) = paired(&host, |_, _| false);
+        assert_eq!(outcomes(&done), [vec![NONE; 3], vec![NONE; 3]]);
+        assert!(calls.is_empty());
+    }
+
+    #[test]
+    fn pair_when_another_agent_has_the_lock_for_long_is_refused() {
+        let host = Host::new((44, 0), (156, 0));
+        let _lock = moves(&host).lock().unwrap();
+        let done = moves(&host).carry_out_pair(&pair(3), |_| panic!("moves"));
+        let Done::PairRefused(_, _, reason) = done else {
+            panic!("{done:?}");
+        };
+        assert!(reason.contains("hugetlb.lock"), "{reason}");
+    }
+
+    #[test]
+    fn batch_when_the_pool_has_fewer_free_pages_moves_as_many() {
+        let host = Host::new((44, 2), (156, 0));
+        let mut moved = 0;
+        let carried = moves(&host).carry_out(&pair(3).promote, |batch| {
+            moved = batch.pages.len();
+            Carried {
+                report: unmoved(batch, Outcome::Busy),
+                refusal: None,
+            }
+        });
+        assert_eq!(moved, 2);
+        assert_eq!(carried.report.results[2].outcome, Outcome::NoMemory);
+    }
+}

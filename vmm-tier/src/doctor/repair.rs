@@ -1,0 +1,134 @@
+//! `vmm-tier doctor --repair`: puts right what agents left that were killed, and touches nothing else.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use tier_sys::{
+    damon::{Damon, DamonError},
+    sysroot::SysRoot,
+};
+
+use crate::{
+    log::with_causes,
+    map_cmd::print,
+    pair_journal::{self, PairError, PairRecord},
+};
+
+/// What was done about something that an agent left.
+#[derive(Debug, PartialEq, Eq)]
+enum Done {
+    Mended(String),
+    /// Nothing is to be done.
+    Left(String),
+    Failed(String),
+}
+
+/// Repairs, and prints a line for each thing that was found. The exit code is 0 only if nothing is left to repair.
+///
+/// # Errors
+/// If the lines can't be printed.
+pub(crate) fn run(run_dir: &Path) -> anyhow::Result<ExitCode> {
+    let root = SysRoot::real();
+    let mut all = pairs(&root, run_dir);
+    all.extend(kdamonds(&root, run_dir));
+    if all.is_empty() {
+        all.push(Done::Left("nothing to repair".to_owned()));
+    }
+    let mut text = String::new();
+    for done in &all {
+        let (mark, what) = match done {
+            Done::Mended(what) => ("mended ", what),
+            Done::Left(what) => ("", what),
+            Done::Failed(what) => ("failed ", what),
+        };
+        text += &format!("{mark}{what}\n");
+    }
+    print(&text)?;
+    Ok(
+        match all.iter().any(|done| matches!(done, Done::Failed(_))) {
+            true => ExitCode::FAILURE,
+            false => ExitCode::SUCCESS,
+        },
+    )
+}
+
+/// Pairs of moves between hugetlb pools of which one half is missing.
+fn pairs(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
+    let repair = |(path, record): (PathBuf, Result<PairRecord, PairError>)| {
+        let record = match record {
+            Ok(record) if record.is_under_way(root) => {
+                return Done::Left(format!(
+                    "{}: its agent runs and moves pages just now",
+                    record.vm
+                ));
+            }
+            Ok(record) => record,
+            Err(error) => return Done::Failed(with_causes(&error)),
+        };
+        match record.repair(root, &path) {
+            Ok(pages) => Done::Mended(format!(
+                "{}: hugetlb pools: {pages} pages went back after an unfinished pair of moves",
+                record.vm
+            )),
+            Err(error) => Done::Failed(format!("{}: {}", record.vm, with_causes(&error))),
+        }
+    };
+    let records = pair_journal::records(run_dir);
+    records.into_iter().map(repair).collect()
+}
+
+fn kdamonds(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
+    match Damon::open(root, run_dir).and_then(|damon| damon.reclaim_orphans()) {
+        Ok(orphans) => {
+            let told = |orphan: tier_sys::damon::Reclaimed| {
+                Done::Mended(format!(
+                    "kdamond {} of the dead agent {}: turned off and emptied",
+                    orphan.record.slot, orphan.record.owner_pid
+                ))
+            };
+            orphans.into_iter().map(told).collect()
+        }
+        Err(DamonError::NotInKernel { .. }) => Vec::new(),
+        Err(error) => vec![Done::Failed(with_causes(&error))],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair_journal::tests::{Host, pair};
+
+    #[test]
+    fn pairs_when_their_agent_runs_or_their_record_is_damaged_are_left() {
+        let host = Host::new((44, 0), (156, 0));
+        host.journal().begin(&pair(2)).unwrap();
+        std::fs::write(host.run_dir().join("pairs/a.json"), "{").unwrap();
+
+        let done = pairs(&host.root, host.run_dir());
+
+        assert!(
+            matches!(&done[0], Done::Failed(what) if what.contains("a.json")),
+            "{done:?}"
+        );
+        let left = Done::Left("vm: its agent runs and moves pages just now".to_owned());
+        assert_eq!(done[1], left);
+        assert_eq!(host.records().len(), 2);
+    }
+
+    #[test]
+    fn pairs_when_agent_and_guest_are_gone_are_mended() {
+        let host = Host::new((44, 0), (156, 0));
+        host.journal().begin(&pair(2)).unwrap();
+        host.set(0, (42, 42));
+        host.set(1, (158, 158));
+        host.end_all_processes();
+
+        let done = pairs(&host.root, host.run_dir());
+
+        let what = "vm: hugetlb pools: 2 pages went back after an unfinished pair of moves";
+        assert_eq!(done, [Done::Mended(what.to_owned())]);
+        assert_eq!(pairs(&host.root, host.run_dir()), []);
+    }
+}

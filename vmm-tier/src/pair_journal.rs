@@ -1,0 +1,530 @@
+//! Pairs of moves between hugetlb pools, written down before they begin.
+//!
+//! Between the two halves of a pair the pools differ from what the administrator has set. An agent that is killed
+//! just then can't put that right. Its record lets the next agent of the guest, or `vmm-tier doctor --repair`, move
+//! back what has no partner, and nothing else.
+
+use std::{
+    fs::DirBuilder,
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tier_core::{
+    addr::{Hva, NodeId},
+    moves::{Outcome, Page, PairedBatch},
+};
+use tier_sys::{
+    hugetlb,
+    pages::{self, PagesError},
+    process::Identity,
+    sysroot::{SysRoot, SysRootError, read_text, replace_file},
+};
+
+/// The version that this program writes and reads.
+const VERSION: u64 = 1;
+/// The largest record that is read: a batch of thousands of pages.
+const MAX_BYTES: u64 = 1 << 20;
+/// The folder of the records in the run directory.
+const FOLDER: &str = "pairs";
+
+/// Why a pair can't be written down, or one that was left can't be undone.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PairError {
+    #[error("{path} can't be written: make its folder writable, or name another run-dir")]
+    Unwritable { path: PathBuf, source: io::Error },
+    #[error(
+        "the record {path} of a pair of moves is damaged: {reason}; compare nr_hugepages of the nodes with what \
+             they should be, then remove the file"
+    )]
+    Damaged { path: PathBuf, reason: String },
+    #[error("no hugetlb pool of {page_bytes} byte pages on node {node}")]
+    NoPool { page_bytes: u64, node: NodeId },
+    #[error("the hugetlb pools can't be read or set")]
+    Pools(#[from] SysRootError),
+    #[error("the pages of an unfinished pair can't be moved back")]
+    Pages(#[from] PagesError),
+    #[error(
+        "{pages} pages of {page_bytes} bytes lie on node {slow} instead of node {fast} since a pair of moves did not \
+         end, and can't be moved back now: free memory on node {fast}, then `vmm-tier doctor --repair`"
+    )]
+    StillAway {
+        pages: u64,
+        page_bytes: u64,
+        fast: NodeId,
+        slow: NodeId,
+    },
+}
+
+/// What the pool of a node had before a pair began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct PoolBefore {
+    node: u16,
+    pages: u64,
+}
+
+/// A pair that has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct PairRecord {
+    version: u64,
+    /// The VM's name.
+    pub(crate) vm: String,
+    agent: Identity,
+    qemu: Identity,
+    page_bytes: u64,
+    fast: PoolBefore,
+    slow: PoolBefore,
+    /// Addresses in QEMU of the pages that go down.
+    demote: Vec<u64>,
+    /// Addresses in QEMU of the pages that go up.
+    promote: Vec<u64>,
+}
+
+/// Where the pairs of one VM are written down.
+#[derive(Clone, Debug)]
+pub(crate) struct PairJournal {
+    path: PathBuf,
+    vm: String,
+    root: SysRoot,
+    agent: Identity,
+    qemu: Identity,
+}
+
+impl PairJournal {
+    /// The journal of the VM in the file `name` of the run directory.
+    pub(crate) fn new(run_dir: &Path, root: &SysRoot, vm: &str, name: &str, pid: u32) -> Self {
+        Self {
+            path: run_dir.join(FOLDER).join(name),
+            vm: vm.to_owned(),
+            root: root.clone(),
+            agent: Identity::of(root, std::process::id()),
+            qemu: Identity::of(root, pid),
+        }
+    }
+
+    /// Writes a pair down that is about to begin.
+    pub(crate) fn begin(&self, pair: &PairedBatch) -> Result<PairRecord, PairError> {
+        let page_bytes = pair.demote.pages.first().map_or(0, |page| page.bytes);
+        let (fast, slow) = (pair.promote.target, pair.demote.target);
+        let addresses = |pages: &[Page]| pages.iter().map(|page| page.hva.0).collect();
+        let record = PairRecord {
+            version: VERSION,
+            vm: self.vm.clone(),
+            agent: self.agent.clone(),
+            qemu: self.qemu.clone(),
+            page_bytes,
+            fast: pool_of(&self.root, page_bytes, fast)?.before(),
+            slow: pool_of(&self.root, page_bytes, slow)?.before(),
+            demote: addresses(&pair.demote.pages),
+            promote: addresses(&pair.promote.pages),
+        };
+        self.write(&record)
+            .map_err(|source| PairError::Unwritable {
+                path: self.path.clone(),
+                source,
+            })?;
+        Ok(record)
+    }
+
+    fn write(&self, record: &PairRecord) -> io::Result<()> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)?;
+        replace_file(&self.path, &serde_json::to_vec(record)?, 0o600)
+    }
+
+    /// The pair has ended: as many pages went up as down.
+    pub(crate) fn end(&self) -> Result<(), PairError> {
+        remove(&self.path)
+    }
+
+    /// Whether a pair was left that did not end.
+    pub(crate) fn has_record(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// Moves back what a pair left that did not end, and returns how many pages.
+    pub(crate) fn repair(&self) -> Result<u64, PairError> {
+        let Some(record) = read(&self.path)? else {
+            return Ok(0);
+        };
+        record.repair(&self.root, &self.path)
+    }
+}
+
+/// The records that agents left in the run directory, each with its path.
+pub(crate) fn records(run_dir: &Path) -> Vec<(PathBuf, Result<PairRecord, PairError>)> {
+    let entries = std::fs::read_dir(run_dir.join(FOLDER));
+    let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
+    let mut paths: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|ext| ext == "json"))
+        .collect();
+    paths.sort_unstable();
+    let read = |path: PathBuf| {
+        let record = read(&path).transpose()?;
+        Some((path, record))
+    };
+    paths.into_iter().filter_map(read).collect()
+}
+
+fn read(path: &Path) -> Result<Option<PairRecord>, PairError> {
+    let damaged = |reason: String| PairError::Damaged {
+        path: path.to_owned(),
+        reason,
+    };
+    let text = match read_text(path, MAX_BYTES) {
+        Ok(text) => text,
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) => return Err(damaged(error.to_string())),
+    };
+    let record: PairRecord = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+    match record.version {
+        VERSION => Ok(Some(record)),
+        other => Err(damaged(format!(
+            "it is of version {other}, this program reads {VERSION}"
+        ))),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), PairError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PairError::Unwritable {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The pool of a node.
+struct Pool {
+    node: NodeId,
+    pages: u64,
+    free: u64,
+}
+
+impl Pool {
+    const fn before(&self) -> PoolBefore {
+        PoolBefore {
+            node: self.node.0,
+            pages: self.pages,
+        }
+    }
+}
+
+fn pool_of(root: &SysRoot, page_bytes: u64, node: NodeId) -> Result<Pool, PairError> {
+    let pools = hugetlb::read(root)?;
+    let pool = pools.into_iter().find(|pool| pool.page_size == page_bytes);
+    let own = pool.and_then(|pool| pool.nodes.into_iter().find(|own| own.node == node));
+    own.map(|own| Pool {
+        node,
+        pages: own.pages,
+        free: own.free,
+    })
+    .ok_or(PairError::NoPool { page_bytes, node })
+}
+
+impl PairRecord {
+    /// Whether the agent that wrote it still runs: then the pair is under way.
+    pub(crate) fn is_under_way(&self, root: &SysRoot) -> bool {
+        self.agent.is_alive(root)
+    }
+
+    /// Moves back what has no partner and removes the record, which is at `path`. Returns how many pages went
+    /// back. What others changed meanwhile stays.
+    pub(crate) fn repair(&self, root: &SysRoot, path: &Path) -> Result<u64, PairError> {
+        // Pools and pages are of one boot.
+        if self.qemu.boot_id != Identity::of(root, std::process::id()).boot_id {
+            remove(path)?;
+            return Ok(0);
+        }
+        let went_back = match self.qemu.is_alive(root) {
+            true => self.move_back(root)?,
+            false => self.give_back(root)?,
+        };
+        remove(path)?;
+        Ok(went_back)
+    }
+
+    /// Pages that the pools still lack on the fast node and have too many on the slow one.
+    fn away(&self, root: &SysRoot) -> Result<u64, PairError> {
+        let fast = pool_of(root, self.page_bytes, NodeId(self.fast.node))?;
+        let slow = pool_of(root, self.page_bytes, NodeId(self.slow.node))?;
+        Ok(self.away_of(fast.pages, slow.pages))
+    }
+
+    fn away_of(&self, fast_pages: u64, slow_pages: u64) -> u64 {
+        let lacks = self.fast.pages.saturating_sub(fast_pages);
+        let too_many = slow_pages.saturating_sub(self.slow.pages);
+        lacks.min(too_many).min(self.demote.len() as u64)
+    }
+
+    /// Moves demoted pages back that have no partner, as far as the pools lack them.
+    fn move_back(&self, root: &SysRoot) -> Result<u64, PairError> {
+        let away = usize::try_from(self.away(root)?).unwrap_or(0);
+        if away == 0 {
+            return Ok(0);
+        }
+        let pid = self.qemu.pid;
+        let on = |addresses: &[u64], node: u16| -> Result<Vec<Hva>, PairError> {
+            let pages: Vec<Hva> = addresses.iter().copied().map(Hva).collect();
+            let places = pages::query_nodes(pid, &pages)?;
+            let places = pages.into_iter().zip(places);
+            let there = places.filter(|(_, place)| place.node() == Some(NodeId(node)));
+            Ok(there.map(|(page, _)| page).collect())
+        };
+        let down = on(&self.demote, self.slow.node)?;
+        let up = on(&self.promote, self.fast.node)?;
+        let alone = down.len().saturating_sub(up.len()).min(away);
+        if alone == 0 {
+            return Ok(0);
+        }
+        let page = |&hva: &Hva| Page {
+            hva,
+            bytes: self.page_bytes,
+        };
+        let back: Vec<Page> = down.iter().rev().take(alone).map(page).collect();
+        let results = pages::move_pages(pid, NodeId(self.fast.node), &back, true)?;
+        let moved = results
+            .iter()
+            .filter(|r| r.outcome == Outcome::Moved)
+            .count();
+        if moved < alone {
+            return Err(self.still_away((alone - moved) as u64));
+        }
+        Ok(moved as u64)
+    }
+
+    /// The guest is gone, and its pages are free: pages of the slow node's pool become pages of the fast one's.
+    fn give_back(&self, root: &SysRoot) -> Result<u64, PairError> {
+        let away = self.away(root)?;
+        if away == 0 {
+            return Ok(0);
+        }
+        let (fast, slow) = (NodeId(self.fast.node), NodeId(self.slow.node));
+        let pool = pool_of(root, self.page_bytes, slow)?;
+        // Fewer pages than are used would become surplus.
+        if pool.free < away {
+            return Err(self.still_away(away));
+        }
+        hugetlb::set_pages(root, self.page_bytes, slow, pool.pages - away)?;
+        let pool = pool_of(root, self.page_bytes, fast)?;
+        hugetlb::set_pages(root, self.page_bytes, fast, pool.pages + away)?;
+        match self.away(root)? {
+            0 => Ok(away),
+            left => Err(self.still_away(left)),
+        }
+    }
+
+    fn still_away(&self, pages: u64) -> PairError {
+        PairError::StillAway {
+            pages,
+            page_bytes: self.page_bytes,
+            fast: NodeId(self.fast.node),
+            slow: NodeId(self.slow.node),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use tier_core::moves::{Direction, MoveBatch};
+
+    use super::*;
+
+    const HUGE: u64 = 2 << 20;
+
+    /// A host with two pools of 2 MiB pages, this process, and QEMU as process 77.
+    pub(crate) struct Host {
+        folder: tempfile::TempDir,
+        pub(crate) root: SysRoot,
+    }
+
+    impl Host {
+        /// The pages of the fast and the slow node, and how many of them are free.
+        pub(crate) fn new(fast: (u64, u64), slow: (u64, u64)) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let root = SysRoot::at(folder.path());
+            let host = Self { folder, root };
+            host.put("proc/sys/kernel/random/boot_id", "b0");
+            host.process(std::process::id(), 5);
+            host.process(77, 9);
+            for (name, value) in [
+                ("nr_hugepages", fast.0 + slow.0),
+                ("free_hugepages", fast.1 + slow.1),
+                ("resv_hugepages", 0),
+                ("surplus_hugepages", 0),
+            ] {
+                let path = format!("sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
+                host.put(&path, &value.to_string());
+            }
+            host.set(0, fast);
+            host.set(1, slow);
+            host
+        }
+
+        fn put(&self, path: &str, text: &str) {
+            let path = self.folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+
+        fn process(&self, pid: u32, start: u64) {
+            let zeros = "0 ".repeat(17);
+            let stat = format!("{pid} (qemu) S 1 {zeros} {start} 0 0 0\n");
+            self.put(&format!("proc/{pid}/stat"), &stat);
+        }
+
+        fn pool(node: u16) -> String {
+            format!("sys/devices/system/node/node{node}/hugepages/hugepages-2048kB")
+        }
+
+        pub(crate) fn run_dir(&self) -> &Path {
+            self.folder.path()
+        }
+
+        pub(crate) fn end_all_processes(&self) {
+            for pid in [77, std::process::id()] {
+                std::fs::remove_dir_all(self.folder.path().join(format!("proc/{pid}"))).unwrap();
+            }
+        }
+
+        pub(crate) fn set(&self, node: u16, (pages, free): (u64, u64)) {
+            let folder = Self::pool(node);
+            self.put(&format!("{folder}/nr_hugepages"), &pages.to_string());
+            self.put(&format!("{folder}/free_hugepages"), &free.to_string());
+            self.put(&format!("{folder}/surplus_hugepages"), "0");
+        }
+
+        pub(crate) fn set_surplus(&self, node: u16, surplus: u64) {
+            let path = format!("{}/surplus_hugepages", Self::pool(node));
+            self.put(&path, &surplus.to_string());
+        }
+
+        fn pages(&self, node: u16) -> String {
+            let path = format!("{}/nr_hugepages", Self::pool(node));
+            std::fs::read_to_string(self.folder.path().join(path)).unwrap()
+        }
+
+        pub(crate) fn journal(&self) -> PairJournal {
+            PairJournal::new(self.folder.path(), &self.root, "vm", "vm.json", 77)
+        }
+
+        pub(crate) fn records(&self) -> Vec<(PathBuf, Result<PairRecord, PairError>)> {
+            records(self.folder.path())
+        }
+    }
+
+    pub(crate) fn pair(pages: u64) -> PairedBatch {
+        let batch = |direction, target, from: u64| MoveBatch {
+            id: 1,
+            direction,
+            target: NodeId(target),
+            frame_bytes: HUGE,
+            pages: (from..from + pages)
+                .map(|n| Page {
+                    hva: Hva(n * HUGE),
+                    bytes: HUGE,
+                })
+                .collect(),
+        };
+        PairedBatch {
+            demote: batch(Direction::Demote, 1, 100),
+            promote: batch(Direction::Promote, 0, 200),
+        }
+    }
+
+    #[test]
+    fn pair_when_it_begins_is_on_record_and_when_it_ends_is_not() {
+        let host = Host::new((44, 0), (156, 0));
+        let journal = host.journal();
+        assert_eq!(journal.repair().unwrap(), 0, "nothing was left");
+
+        let record = journal.begin(&pair(3)).unwrap();
+
+        assert_eq!((record.fast.pages, record.slow.pages), (44, 156));
+        let found = host.records();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].1.as_ref().unwrap(), &record);
+        assert!(record.is_under_way(&host.root));
+        journal.end().unwrap();
+        assert!(host.records().is_empty());
+        journal.end().unwrap();
+    }
+
+    #[test]
+    fn pages_away_when_others_change_the_pools_are_at_most_what_is_missing() {
+        let host = Host::new((44, 0), (156, 0));
+        let record = host.journal().begin(&pair(4)).unwrap();
+        assert_eq!(record.away_of(44, 156), 0);
+        assert_eq!(record.away_of(41, 159), 3);
+        assert_eq!(record.away_of(34, 166), 4, "no more than went");
+        assert_eq!(record.away_of(50, 160), 0, "somebody gave the node pages");
+        assert_eq!(record.away_of(41, 157), 1, "somebody took two away");
+    }
+
+    #[test]
+    fn repair_when_the_guest_is_gone_sets_the_pools_as_they_were_and_forgets_the_pair() {
+        let host = Host::new((44, 0), (156, 0));
+        host.journal().begin(&pair(4)).unwrap();
+        // Killed after three of four went down; then the guest ended.
+        host.set(0, (41, 41));
+        host.set(1, (159, 159));
+        std::fs::remove_dir_all(host.folder.path().join("proc/77")).unwrap();
+
+        assert_eq!(host.journal().repair().unwrap(), 3);
+
+        assert_eq!((host.pages(0), host.pages(1)), ("44".into(), "156".into()));
+        assert!(host.records().is_empty());
+    }
+
+    #[test]
+    fn repair_when_others_use_the_pages_leaves_them_and_says_so() {
+        let host = Host::new((44, 0), (156, 0));
+        host.journal().begin(&pair(4)).unwrap();
+        host.set(0, (41, 0));
+        host.set(1, (159, 2));
+        std::fs::remove_dir_all(host.folder.path().join("proc/77")).unwrap();
+
+        let error = host.journal().repair().unwrap_err();
+
+        assert!(
+            matches!(error, PairError::StillAway { pages: 3, .. }),
+            "{error}"
+        );
+        assert_eq!((host.pages(0), host.pages(1)), ("41".into(), "159".into()));
+        assert_eq!(host.records().len(), 1, "for another try");
+    }
+
+    #[test]
+    fn repair_when_the_record_is_of_another_boot_only_forgets_it() {
+        let host = Host::new((44, 0), (156, 0));
+        host.journal().begin(&pair(4)).unwrap();
+        host.put("proc/sys/kernel/random/boot_id", "b1");
+        host.set(0, (41, 41));
+        host.set(1, (159, 159));
+        assert_eq!(host.journal().repair().unwrap(), 0);
+        assert_eq!(host.pages(0), "41");
+        assert!(host.records().is_empty());
+    }
+
+    #[test]
+    fn repair_when_the_record_is_damaged_says_so_and_leaves_it() {
+        for text in ["", "{", "{\"version\":9}", "[1,2]", "null"] {
+            let host = Host::new((44, 0), (156, 0));
+            host.put("pairs/vm.json", text);
+            let error = host.journal().repair().unwrap_err();
+            assert!(
+                matches!(error, PairError::Damaged { .. }),
+                "{text}: {error}"
+            );
+            assert!(host.records()[0].1.is_err());
+        }
+    }
+}
