@@ -204,6 +204,20 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
             format!("≤ {mib}"),
             |v| v <= *mib,
         ),
+        Check::LongestGap { max_ms } => {
+            let told =
+                |ms: Option<u64>| ms.map_or("not measured".to_owned(), |ms| format!("{ms} ms"));
+            CheckResult::new(
+                "longest time without progress",
+                format!(
+                    "{}, without an agent {}",
+                    told(summary.gap_ms),
+                    told(summary.gap_without_ms)
+                ),
+                format!("≤ {max_ms} ms"),
+                summary.gap_ms.is_some_and(|ms| ms <= *max_ms),
+            )
+        }
         Check::ThroughputRatio { min } => CheckResult::number(
             "throughput at the plateau over that without".to_owned(),
             summary.throughput_ratio,
@@ -444,6 +458,14 @@ mod tests {
         assert!(!passes(&[still, away, away, still], 2), "at two looks");
         assert!(!passes(&[still, away], 2), "at the end");
         assert!(!passes(&[still, [42, 156], still], 2), "pages are gone");
+    }
+
+    #[test]
+    fn gap_when_longer_than_allowed_fails_and_is_told_beside_that_without_an_agent() {
+        let check = outcome("{ that = 'longest-gap', max-ms = 130 }");
+        assert_eq!(check.measured, "130 ms, without an agent 20 ms");
+        assert!(check.pass);
+        assert!(!outcome("{ that = 'longest-gap', max-ms = 129 }").pass);
     }
 
     #[test]

@@ -215,6 +215,9 @@ pub struct GuestSample {
     /// The workload's own count for the last second it reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates_per_s: Option<f64>,
+    /// The longest time in milliseconds in which a batch of accesses did not end, since the last sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_ms: Option<u64>,
     /// Every access to its memory since the last sample, where there is a software PMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accesses: Option<Accesses>,
@@ -396,6 +399,8 @@ pub enum GuestEvent {
         count: u64,
         /// In how many milliseconds.
         ms: u64,
+        /// The longest of them in which a batch of accesses did not end.
+        gap_ms: u64,
     },
     /// An order was carried out.
     Obeyed {
@@ -440,11 +445,15 @@ mod tests {
 
     #[test]
     fn guest_event_when_the_kernel_prints_too_takes_only_its_own_lines() {
-        let line = "[    1.0] random: crng init done @lab {\"guest\":\"updates\",\"count\":5,\"ms\":1000}\r";
+        let line = "[    1.0] random: crng init done @lab {\"guest\":\"updates\",\"count\":5,\"ms\":1000,\"gap-ms\":7}\r";
 
         assert_eq!(
             guest_event(line),
-            Some(GuestEvent::Updates { count: 5, ms: 1000 })
+            Some(GuestEvent::Updates {
+                count: 5,
+                ms: 1000,
+                gap_ms: 7
+            })
         );
         assert_eq!(guest_event("[ 1.0] Freeing unused kernel memory"), None);
         assert_eq!(guest_event("@lab {\"guest\":\"upd[ 2.0] oops"), None);

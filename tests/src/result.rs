@@ -143,6 +143,9 @@ pub struct GuestPoint {
     pub hot_slow_bytes: u64,
     /// The workload's throughput.
     pub updates_per_s: Option<f64>,
+    /// The longest time in milliseconds in which a batch of accesses did not end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap_ms: Option<u64>,
     /// As the agent says.
     pub promoted_bytes: Option<u64>,
     /// As the agent says.
@@ -301,6 +304,7 @@ fn point(sample: &Sample, phase: &str) -> Point {
             hot_share: guest.share(),
             hot_slow_bytes: slow * PAGE_BYTES,
             updates_per_s: guest.updates_per_s,
+            gap_ms: guest.gap_ms,
             promoted_bytes: agent.and_then(|agent| agent.promoted_bytes),
             demoted_bytes: agent.and_then(|agent| agent.demoted_bytes),
             state: agent.and_then(|agent| agent.state.clone()),
@@ -357,6 +361,7 @@ pub(crate) mod tests {
                     GuestSample {
                         hot_pages: vec![2000 + lifted, 8000 - lifted],
                         updates_per_s: Some(if with_agent { 990.0 } else { 1000.0 }),
+                        gap_ms: Some(if second == 15 { 130 } else { 20 }),
                         agent: with_agent.then(|| AgentSample {
                             cpu_s: (second - 10) as f64 * 0.05,
                             promoted_bytes: Some(lifted * 4096),

@@ -56,6 +56,11 @@ pub struct Summary {
     pub throughput_quiet: bool,
     /// The ratio of all seconds as they are.
     pub throughput_ratio_raw: Option<f64>,
+    /// The longest time in milliseconds in which the guest made no progress without an agent. Seconds in which
+    /// the emulator waited for a CPU of the machine don't count.
+    pub gap_without_ms: Option<u64>,
+    /// The same during tiering.
+    pub gap_ms: Option<u64>,
     /// The agent's CPU time over the time it ran.
     pub agent_cpu_share: Option<f64>,
     /// The same over the last 10 s.
@@ -167,6 +172,10 @@ impl RunResult {
             .filter(|(t, _, _)| *t > last_t - THROUGHPUT_S)
             .map(|(_, point, guest)| (*point, *guest))
             .collect();
+        let all: Vec<_> = series
+            .iter()
+            .map(|(_, point, guest)| (*point, *guest))
+            .collect();
         let throughput_without = median(&rates(&without, false));
         let throughput_plateau = median(&rates(&plateau, false));
         let (quiet_with, quiet_without) = (quiet(&plateau), quiet(&without));
@@ -213,6 +222,8 @@ impl RunResult {
             throughput_ratio,
             throughput_quiet,
             throughput_ratio_raw: ratio(throughput_plateau, throughput_without),
+            gap_without_ms: longest_gap(&without),
+            gap_ms: longest_gap(&all),
             agent_cpu_share: share_of(last_t, agent_cpu(last_guest)),
             agent_cpu_share_plateau: plateau_cpu,
             kdamond_cpu_share: share_of(last_t - first_t, has_agent.then_some(last.kdamond_cpu_s)),
@@ -271,6 +282,11 @@ fn quiet<'a>(seconds: &[(&'a Point, &'a GuestPoint)]) -> Vec<(&'a Point, &'a Gue
     let mut found = seconds.to_vec();
     found.retain(|(point, _)| point.emulator_wait_share <= QUIET_WAIT_SHARE);
     found
+}
+
+fn longest_gap(seconds: &[(&Point, &GuestPoint)]) -> Option<u64> {
+    let quiet = quiet(seconds).into_iter();
+    quiet.filter_map(|(_, guest)| guest.gap_ms).max()
 }
 
 fn ratio(with: Option<f64>, without: Option<f64>) -> Option<f64> {

@@ -198,23 +198,26 @@ impl<M: Machine> Life<'_, M> {
     /// Accesses the memory and obeys, until told to finish.
     fn work(&mut self) -> Result<(), Trouble<M::Error>> {
         let began = self.machine.micros();
-        let (mut listened, mut count) = (began, 0);
+        let (mut listened, mut count, mut gap) = (began, 0, 0);
         let mut pace = Pace::new(self.work.most_per_s, began);
         self.told = began;
         loop {
             if self.idle {
                 self.machine.halt(HALT_US);
             } else {
+                let before = self.machine.micros();
                 self.updates.run(self.memory, BATCH);
                 count += BATCH;
+                gap = self.machine.micros().saturating_sub(before).max(gap);
                 let due = pace.due(BATCH, self.machine.micros());
                 // Nothing but reading the clock: the instruction for such loops would leave the guest.
                 while self.machine.micros() < due {}
             }
             if let Some(micros) = self.second_passed() {
                 let ms = micros / 1000;
-                self.machine.tell(Line::Updates { count, ms });
-                count = 0;
+                let gap_ms = gap / 1000;
+                self.machine.tell(Line::Updates { count, ms, gap_ms });
+                (count, gap) = (0, 0);
                 let hot = self.updates.hot();
                 self.machine
                     .second(self.memory, hot)

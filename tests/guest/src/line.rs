@@ -43,6 +43,8 @@ pub enum Line<'a> {
         count: u64,
         /// In how many milliseconds.
         ms: u64,
+        /// The longest of them in which a batch of accesses did not end: the guest stood still, or was slow.
+        gap_ms: u64,
     },
     /// An order has been carried out.
     Obeyed {
@@ -92,9 +94,10 @@ impl fmt::Display for Line<'_> {
                 write!(f, r#"],"first":{first},"last":{last}}}"#)
             }
             Self::Ready => f.write_str(r#"{"guest":"ready"}"#),
-            Self::Updates { count, ms } => {
-                write!(f, r#"{{"guest":"updates","count":{count},"ms":{ms}}}"#)
-            }
+            Self::Updates { count, ms, gap_ms } => write!(
+                f,
+                r#"{{"guest":"updates","count":{count},"ms":{ms},"gap-ms":{gap_ms}}}"#
+            ),
             Self::Obeyed { order } => {
                 f.write_str(r#"{"guest":"obeyed","order":""#)?;
                 write!(Escaped(f), "{order}")?;

@@ -59,6 +59,8 @@ pub struct Watch {
     pub monitor: Monitor,
     /// The workload's last report, and when it came.
     pub updates: Option<(Instant, f64)>,
+    /// The longest gap that it reported since the last sample.
+    pub gap_ms: Option<u64>,
     /// Guest-physical runs of the hot set that were not yet translated.
     pub new_runs: Option<Vec<[u64; 2]>>,
     /// Addresses of the hot pages in QEMU.
@@ -144,6 +146,7 @@ impl Running {
             pid: child.id(),
             monitor,
             updates: None,
+            gap_ms: None,
             new_runs: None,
             hot_pages: Vec::new(),
             ram,

@@ -107,6 +107,7 @@ fn measure(
         let entry = sample.guests.entry(name.clone()).or_default();
         let mut watch = locked(watch);
         entry.updates_per_s = watch.updates_per_s();
+        entry.gap_ms = watch.gap_ms.take();
         if let Err(error) = watch.translate() {
             reporter.log("lab", format!("guest {name}: {error:#}"));
         }

@@ -334,6 +334,11 @@ pub enum Check {
         /// Largest number of mebibytes.
         mib: f64,
     },
+    /// The longest time in which the guest made no progress during tiering; that without an agent is told beside it.
+    LongestGap {
+        /// Milliseconds at most.
+        max_ms: u64,
+    },
     /// Median throughput at the plateau over the median without the agent.
     ThroughputRatio {
         /// Least ratio.

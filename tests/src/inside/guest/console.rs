@@ -35,9 +35,11 @@ impl Listener {
             let line = String::from_utf8_lossy(&line);
             match guest_event(&line) {
                 None => self.reporter.log(&self.source, line.trim_end()),
-                Some(GuestEvent::Updates { count, ms }) => {
+                Some(GuestEvent::Updates { count, ms, gap_ms }) => {
                     let rate = count as f64 * 1000.0 / ms.max(1) as f64;
-                    locked(&self.watch).updates = Some((Instant::now(), rate));
+                    let mut watch = locked(&self.watch);
+                    watch.updates = Some((Instant::now(), rate));
+                    watch.gap_ms = watch.gap_ms.max(Some(gap_ms));
                 }
                 Some(GuestEvent::Touched { .. } | GuestEvent::Compared { .. }) => {}
                 Some(GuestEvent::Hot {
