@@ -64,7 +64,9 @@ impl CheckResult {
 fn pools_unchanged(result: &RunResult, pair_pages: u64) -> CheckResult {
     let set = result.notes.iter().filter(|note| note.name == POOLS_SET);
     let since = set.map(|note| note.t).fold(0.0, f64::max);
-    let looks = result.series.iter().filter(|point| point.t > since);
+    // A guest that ends gives surplus pages back.
+    let looks = result.series.iter();
+    let looks = looks.filter(|point| point.t > since && !point.guests.is_empty());
     let totals = |pool: &PoolSample| (pool.total, pool.surplus);
     let looks: Vec<Vec<(u64, u64)>> = looks
         .map(|point| point.pools.iter().map(totals).collect())

@@ -170,7 +170,7 @@ pub struct Sample {
 /// The note of a step that set the pools.
 pub const POOLS_SET: &str = "pools-set";
 
-/// A node's pool of 2 MiB pages, in pages.
+/// A node's pool of hugetlb pages, in pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PoolSample {

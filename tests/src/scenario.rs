@@ -214,6 +214,9 @@ pub enum Backend {
     Shm,
     /// `memory-backend-memfd,share=on` of 2 MiB pages of the host's pool.
     Hugetlb,
+    /// The same of 1 GiB pages.
+    #[serde(rename = "hugetlb-1g")]
+    Hugetlb1G,
 }
 
 impl Scenario {

@@ -151,17 +151,18 @@ fn place(watch: &guest::Watch, nodes: usize, entry: &mut GuestSample) {
     }
 }
 
-/// The folder of a node's pool of 2 MiB pages.
+/// The folder of a node's pool of pages of `page_mib` MiB.
 #[must_use]
-pub fn pool_folder(node: usize) -> PathBuf {
-    format!("/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB").into()
+pub fn pool_folder(node: usize, page_mib: u64) -> PathBuf {
+    let kib = page_mib << 10;
+    format!("/sys/devices/system/node/node{node}/hugepages/hugepages-{kib}kB").into()
 }
 
-/// The pool of 2 MiB pages of each node; empty if no node has such pages.
+/// The pool of each node, of the smallest pages of which there are any; empty if there are none.
 fn pools() -> Vec<PoolSample> {
     let pools = hugetlb::read(&SysRoot::real()).unwrap_or_default();
-    let pool = pools.into_iter().find(|pool| pool.page_size == 2 << 20);
-    let nodes = pool.filter(|pool| pool.pages > 0).map(|pool| pool.nodes);
+    let pool = pools.into_iter().find(|pool| pool.pages > 0);
+    let nodes = pool.map(|pool| pool.nodes);
     let sample = |own: NodePool| PoolSample {
         total: own.pages,
         free: own.free,

@@ -87,7 +87,12 @@ fn clear_up() {
     let _ = fs::write(format!("{KDAMONDS}/nr_kdamonds"), "0");
     let _ = rustix::mount::unmount(BALLAST, UnmountFlags::empty());
     for node in 0..measure::nodes().len() {
-        let _ = fs::write(measure::pool_folder(node).join("nr_hugepages"), "0");
+        for page_mib in [2, 1024] {
+            let _ = fs::write(
+                measure::pool_folder(node, page_mib).join("nr_hugepages"),
+                "0",
+            );
+        }
     }
 }
 
@@ -239,7 +244,7 @@ impl Runner<'_> {
                 note,
                 seconds,
             } => self.read_records(guest, note, Duration::from_secs(*seconds)),
-            Step::SetPools { pages } => self.set_pools(pages),
+            Step::SetPools { pages, page_mib } => self.set_pools(pages, *page_mib),
             Step::Look { name } => {
                 self.look(name);
                 Ok(())
@@ -265,9 +270,9 @@ impl Runner<'_> {
         names.into_iter().try_for_each(|name| what(self, name))
     }
 
-    fn set_pools(&self, pages: &[u64]) -> anyhow::Result<()> {
+    fn set_pools(&self, pages: &[u64], page_mib: u64) -> anyhow::Result<()> {
         for (node, pages) in pages.iter().enumerate() {
-            let path = measure::pool_folder(node).join("nr_hugepages");
+            let path = measure::pool_folder(node, page_mib).join("nr_hugepages");
             fs::write(&path, pages.to_string())
                 .with_context(|| format!("writing {pages} to {}", path.display()))?;
         }

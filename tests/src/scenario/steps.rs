@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// MiB of the smallest hugetlb page.
+const fn small_huge_page() -> u64 {
+    2
+}
+
 /// One step of a run. `guest` is the guest's name; empty means the run's first guest. Where a step
 /// says so, `*` means all, one after the other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,10 +55,13 @@ pub enum Step {
         /// The line.
         line: String,
     },
-    /// Sets the pools of 2 MiB pages, node by node. Pages that are in use stay, as surplus.
+    /// Sets the pools of hugetlb pages, node by node. Pages that are in use stay, as surplus.
     SetPools {
         /// Pages of each node.
         pages: Vec<u64>,
+        /// Their size in MiB [2].
+        #[serde(default = "small_huge_page")]
+        page_mib: u64,
     },
     /// Moves the hot set within the working set.
     MoveHot {
@@ -319,7 +327,7 @@ pub enum Check {
         /// Largest ratio.
         max: f64,
     },
-    /// Total and surplus of each node's pool of 2 MiB pages are, at each look after the last step that set
+    /// Total and surplus of each node's pool of hugetlb pages are, at each look after the last step that set
     /// them, what they were at the first. At least one pool has pages.
     PoolsUnchanged {
         /// Pages that a look in the middle of a pair of moves may find on the slow node instead: the next look

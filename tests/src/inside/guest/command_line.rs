@@ -35,8 +35,14 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
     let mib = guest.mib;
     let backend = match guest.backend {
         Backend::Memfd => format!("memory-backend-memfd,id=ram0,size={mib}M,share=on"),
-        Backend::Hugetlb => {
-            format!("memory-backend-memfd,id=ram0,size={mib}M,share=on,hugetlb=on,hugetlbsize=2M")
+        Backend::Hugetlb | Backend::Hugetlb1G => {
+            let page = match guest.backend {
+                Backend::Hugetlb1G => "1G",
+                _ => "2M",
+            };
+            format!(
+                "memory-backend-memfd,id=ram0,size={mib}M,share=on,hugetlb=on,hugetlbsize={page}"
+            )
         }
         Backend::Ram => format!("memory-backend-ram,id=ram0,size={mib}M"),
         Backend::Shm => format!(
