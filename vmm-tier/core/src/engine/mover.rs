@@ -307,10 +307,11 @@ impl Mover {
             results.push(result);
         }
         self.totals.add(direction, &results, report.cpu_time);
-        let any = |outcome| results.iter().any(|result| result.outcome == outcome);
-        self.throttle.finished(now, any(Outcome::Moved));
+        let mut outcomes = results.iter().map(|result| result.outcome);
+        self.throttle
+            .finished(now, outcomes.any(Outcome::is_success));
         let mut actions = Vec::new();
-        if any(Outcome::Gone) {
+        if results.iter().any(|result| result.outcome == Outcome::Gone) {
             actions.push(Action::RefreshMap);
         }
         if let Some(exchange) = self.in_flight.exchange_after(report.id) {

@@ -16,7 +16,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use tier_core::{
     addr::{HUGE_PAGE, Hva, NodeId},
     engine::{ScanReport, ScanRequest},
-    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
+    moves::{MoveBatch, MoveReport, Page, PageResult},
 };
 use tier_sys::{
     pagemap::{PageRange, Pagemap},
@@ -203,7 +203,7 @@ fn carry_out(pid: u32, batch: &MoveBatch) -> Done {
         Err(error) => {
             let unmoved = |&page| PageResult {
                 page,
-                outcome: Outcome::Busy,
+                outcome: error.outcome(),
                 node: None,
             };
             let results = batch.pages.iter().map(unmoved).collect();

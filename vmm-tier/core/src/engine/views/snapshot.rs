@@ -58,6 +58,12 @@ crate::report! {
         /// Bytes demoted; each page's place was verified.
         #[metric(counter = "demoted_bytes", since = "the agent's start")]
         pub demoted_bytes: u64,
+        /// Pages that the kernel was asked to move: those that moved, and those of all classes of `failed`.
+        #[metric(counter = "tried_pages", since = "the agent's start")]
+        pub tried_pages: u64,
+        /// Pages that moved; each page's place was verified.
+        #[metric(counter = "moved_pages", since = "the agent's start")]
+        pub moved_pages: u64,
         /// Pages that did not move, by class; see the operating guide.
         #[metric(
             counter = "failed_pages",
@@ -127,6 +133,8 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         changes: evidence.changes(),
         promoted_bytes: mover.totals.promoted_bytes,
         demoted_bytes: mover.totals.demoted_bytes,
+        tried_pages: mover.totals.tried_pages,
+        moved_pages: mover.totals.moved_pages,
         failed: mover.totals.failed.clone(),
         page_sizes: pages.bytes().by_page_size.clone(),
         absent_bytes: pages.scanner.last_round.absent_bytes,
