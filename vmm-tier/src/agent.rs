@@ -232,6 +232,11 @@ impl Agent {
         let who = [
             (self.settings.overrides.paused, Pauser::Operator),
             (self.qemu.migration.under_way().is_some(), Pauser::Migration),
+            // A recording moves nothing.
+            (
+                self.tap.is_none() && self.qemu.holds.reason.is_some(),
+                Pauser::PinnedMemory,
+            ),
         ];
         let who = who.into_iter().filter(|(wants, _)| *wants);
         who.map(|(_, who)| who).collect()

@@ -6,6 +6,7 @@
 
 pub mod alloc;
 pub mod damon;
+pub mod holds;
 pub mod hugetlb;
 pub mod inverse;
 pub mod knobs;
