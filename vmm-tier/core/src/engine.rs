@@ -49,6 +49,7 @@ pub use state::VmState;
 pub use views::{
     explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
     heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
+    sentences,
     snapshot::{Snapshot, TierSnapshot},
 };
 
