@@ -100,8 +100,8 @@ pub trait Observer: Send + Sync {
     fn closed(&self);
 }
 
-/// The process that serves the socket at `path`, without a word said: a monitor that another client holds
-/// tells so much, too.
+/// The process that serves the socket at `path`, without a word said: a monitor that another client
+/// holds tells so much, too.
 ///
 /// # Errors
 /// [`ConnectError`].

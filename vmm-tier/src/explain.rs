@@ -1,5 +1,5 @@
-//! `vmm-tier explain`: a page's place in sentences, or the kernel's counters beside an agent's with known pathologies
-//! by name.
+//! `vmm-tier explain`: a page's place in sentences, or the kernel's counters beside an agent's with
+//! known pathologies by name.
 
 mod host;
 mod page;
@@ -12,9 +12,10 @@ use std::{
 
 use clap::{ArgGroup, Args};
 use qmp::Client;
-use serde_json::Value;
 use tier_core::addr::Gpa;
 use tier_sys::sysroot::SysRoot;
+
+use crate::{log::complain, map_cmd::print};
 
 /// Where agents listen unless they are told otherwise.
 const RUN_DIR: &str = "/run/vmm-tier";
@@ -37,16 +38,16 @@ pub(crate) struct ExplainArgs {
     /// The agent's control socket
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
-    /// Show the kernel's counters over an interval, beside the agent's if a socket is named, and name known
-    /// pathologies
+    /// Show the kernel's counters over an interval, beside the agent's if a socket is named, and name
+    /// known pathologies
     #[arg(long)]
     host: bool,
     /// How many seconds the interval lasts
-    #[arg(long, value_name = "N", default_value_t = 10, requires = "host",
+    #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "address",
           value_parser = clap::value_parser!(u64).range(1..=LONGEST_S))]
     seconds: u64,
     /// Print JSON
-    #[arg(long, requires = "host")]
+    #[arg(long, conflicts_with = "address")]
     json: bool,
 }
 
@@ -78,6 +79,13 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
                 (Some(qmp), None) => agent_beside(qmp, Path::new(RUN_DIR))?,
                 (None, None) => None,
             };
+            if let (Some(qmp), None) = (&args.qmp, &agent) {
+                complain(format_args!(
+                    "no agent in {RUN_DIR} serves the QEMU of {}: the kernel's counters stand alone; name the agent's \
+                     control socket with --control",
+                    qmp.display()
+                ));
+            }
             let time = Duration::from_secs(args.seconds);
             let report = host::look(&root, agent.as_ref(), time)?;
             match args.json {
@@ -86,7 +94,7 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
             }
         }
     };
-    crate::map_cmd::print(&text)?;
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,8 +107,8 @@ fn connect(socket: &Path) -> anyhow::Result<Client> {
     Ok(Client::connect(socket, &options)?.0)
 }
 
-/// The agent beside the QEMU that serves `qmp`, by the control sockets in the agents' folder; `None` if none of
-/// them serves that QEMU. QEMU itself is not asked: the agent holds its monitor.
+/// The agent beside the QEMU that serves `qmp`, by the control sockets in the agents' folder; `None` if
+/// none of them serves that QEMU. QEMU itself is not asked: the agent holds its monitor.
 fn agent_beside(qmp: &Path, run_dir: &Path) -> anyhow::Result<Option<Client>> {
     let pid = qmp::client::peer_of(qmp, PATIENCE)?.pid;
     let sockets = std::fs::read_dir(run_dir).into_iter().flatten();
@@ -118,7 +126,7 @@ fn agent_beside(qmp: &Path, run_dir: &Path) -> anyhow::Result<Option<Client>> {
             continue;
         };
         let state = client.execute_raw("query-tier", None);
-        if state.is_ok_and(|state| state["pid"] == Value::from(pid)) {
+        if state.is_ok_and(|state| state["pid"] == pid) {
             return Ok(Some(client));
         }
     }

@@ -120,7 +120,7 @@ fn arguments_when_they_do_not_go_together_are_refused() {
         (&["--control", "/nowhere", "page"][..], "no address"),
         (
             &["--seconds", "3", "--control", "/nowhere", "1"][..],
-            "--host",
+            "cannot be used with",
         ),
         (&["--host", "--seconds", "0"][..], "0"),
     ] {

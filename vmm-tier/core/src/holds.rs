@@ -1,8 +1,8 @@
 //! Holds: what keeps a guest's memory in place, by what the kernel tells of QEMU's process.
 //!
-//! A device that reads and writes guest memory by itself (VFIO, vDPA) has it pinned. The kernel tries ten times
-//! to move such a page, and each try unmaps the page under the guest. So a guest whose memory is pinned is left
-//! in peace. Memory of a guest_memfd (SEV-SNP, TDX) is in no page table of QEMU.
+//! A device that reads and writes guest memory by itself (VFIO, vDPA) has it pinned. The kernel tries
+//! ten times to move such a page, and each try unmaps the page under the guest. So a guest whose memory
+//! is pinned is left in peace. Memory of a guest_memfd (SEV-SNP, TDX) is in no page table of QEMU.
 
 use std::collections::BTreeSet;
 
@@ -30,11 +30,12 @@ crate::report! {
         /// Memory that is pinned in QEMU's process (`VmPin`).
         #[metric(gauge = "pinned_bytes")]
         pub pinned_bytes: u64,
-        /// Memory that is locked in QEMU's process (`VmLck`): VFIO counts here what it pins, and so does `mlock`,
-        /// whose pages can be moved.
+        /// Memory that is locked in QEMU's process (`VmLck`): VFIO counts here what it pins, and so
+        /// does `mlock`, whose pages can be moved.
         #[metric(gauge = "locked_bytes")]
         pub locked_bytes: u64,
-        /// Whether a part of the guest's memory is private (guest_memfd): it can be neither seen nor moved.
+        /// Whether a part of the guest's memory is private (guest_memfd): it can be neither seen nor
+        /// moved.
         #[metric(gauge = "private_memory")]
         pub private: bool,
         /// Why no page of the guest is moved, if its memory is pinned.
@@ -67,7 +68,8 @@ impl Holder {
     }
 }
 
-/// Whether a link of `/proc/PID/fd` points to a guest_memfd. Newer kernels give it a filesystem of its own.
+/// Whether a link of `/proc/PID/fd` points to a guest_memfd. Newer kernels give it a filesystem of its
+/// own.
 fn is_guest_memfd(target: &str) -> bool {
     target.contains("[kvm-gmem]")
         || target.contains("kvm-guest-memfd")
@@ -76,8 +78,8 @@ fn is_guest_memfd(target: &str) -> bool {
 
 impl Holds {
     /// What a process whose open files are `files` (targets of the links in `/proc/PID/fd`) and whose
-    /// `/proc/PID/status` is `status` keeps in place of `guest_bytes` bytes of guest memory. A line of the
-    /// status that can't be understood counts as not there.
+    /// `/proc/PID/status` is `status` keeps in place of `guest_bytes` bytes of guest memory. A line of
+    /// the status that can't be understood counts as not there.
     #[must_use]
     pub fn of<'a>(
         files: impl IntoIterator<Item = &'a str>,
@@ -118,7 +120,8 @@ impl Holds {
         self.by.contains(&holder)
     }
 
-    /// Why no page may be moved: half of the guest or more is pinned. VFIO counts as locked what it pins.
+    /// Why no page may be moved: half of the guest or more is pinned. VFIO counts as locked what it
+    /// pins.
     fn reason(&self, guest_bytes: u64) -> Option<String> {
         let has_device = self.are_by(Holder::Vfio) || self.are_by(Holder::Vdpa);
         let locked_by_device = if has_device { self.locked_bytes } else { 0 };

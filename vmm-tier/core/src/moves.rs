@@ -50,8 +50,9 @@ pub struct MoveBatch {
 }
 
 crate::words! {
-    /// What became of one page that was to move. Every page of a batch ends in exactly one of these classes;
-    /// [`Outcome::cause`], [`Outcome::retry`] and [`Outcome::remedy`] tell what is to be known of a class.
+    /// What became of one page that was to move. Every page of a batch ends in exactly one of these
+    /// classes; [`Outcome::cause`], [`Outcome::retry`] and [`Outcome::remedy`] tell what is to be known
+    /// of a class.
     pub enum Outcome {
         /// The page went to the target node, and was found there.
         Moved = "moved",

@@ -1,11 +1,11 @@
-//! Pathologies: known ways in which a host's kernel and a tierer in user space spoil each other's work, found in two
-//! readings of the kernel's counters. Pure.
+//! Pathologies: known ways in which a host's kernel and a tierer in user space spoil each other's work,
+//! found in two readings of the kernel's counters. Pure.
 //!
-//! Sources: the lessons of TPP (promotion starved by the watermark; pages that go between the active and the
-//! inactive list: of 428 M scanned pages none was reclaimed); mm/memcontrol.c and mm/vmscan.c of Linux 6.12
-//! for what each counter counts; mm/hugetlb.c for pools.
+//! Sources: the lessons of TPP (promotion starved by the watermark; pages that go between the active
+//! and the inactive list: of 428 M scanned pages none was reclaimed); mm/memcontrol.c and mm/vmscan.c
+//! of Linux 6.12 for what each counter counts; mm/hugetlb.c for pools.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use crate::{
     addr::{NodeId, NodeSet},
@@ -14,7 +14,8 @@ use crate::{
     tiers::Tiers,
 };
 
-/// Pages scanned in an interval below which the active and the inactive list are left out of account: 64 MiB.
+/// Pages scanned in an interval below which the active and the inactive list are left out of account:
+/// 64 MiB.
 const LEAST_SCANNED: u64 = 16 << 10;
 /// Of so many scanned pages reclaim frees at least one, where it works.
 const SCANNED_FOR_EACH: u64 = 100;
@@ -141,8 +142,8 @@ pub struct Reading {
     pub pools: Vec<HugePool>,
     /// Who moves pages.
     pub rivals: Rivals,
-    /// Pages that an agent could not move for lack of free memory on their target (classes `below-watermark` and
-    /// `no-memory`); 0 without an agent.
+    /// Pages that an agent could not move for lack of free memory on their target (classes
+    /// `below-watermark` and `no-memory`); 0 without an agent.
     pub agent_lacked_memory: u64,
 }
 
@@ -180,8 +181,6 @@ pub struct Interval<'a> {
     pub earlier: &'a Reading,
     /// The second.
     pub later: &'a Reading,
-    /// The time between them.
-    pub time: Duration,
 }
 
 impl Interval<'_> {
@@ -360,8 +359,8 @@ fn on_nodes(pool: &HugePool) -> String {
     own.collect::<Vec<_>>().join(" and ")
 }
 
-/// Whether a pool that is in use has no page that a move may take on the nodes of the tiers; without tiers, on any
-/// node.
+/// Whether a pool that is in use has no page that a move may take on the nodes of the tiers; without
+/// tiers, on any node.
 #[must_use]
 pub fn pool_exhausted(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Named> {
     if pool.pages == 0 && pool.surplus == 0 {
@@ -411,13 +410,7 @@ mod tests {
     }
 
     fn named(earlier: &Reading, later: &Reading) -> Vec<Named> {
-        let time = Duration::from_secs(10);
-        Interval {
-            earlier,
-            later,
-            time,
-        }
-        .pathologies(Some(&tiers()))
+        Interval { earlier, later }.pathologies(Some(&tiers()))
     }
 
     #[test]

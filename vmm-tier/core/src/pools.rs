@@ -53,9 +53,9 @@ impl HugePool {
         )
     }
 
-    /// Pages of a node that a move may take while all pools stay as they are. None where a pool of `nodes`
-    /// has surplus pages: a page that a move frees there goes to the kernel's free memory and leaves the
-    /// pool (`free_huge_folio`, mm/hugetlb.c).
+    /// Pages of a node that a move may take while all pools stay as they are. None where a pool of
+    /// `nodes` has surplus pages: a page that a move frees there goes to the kernel's free memory and
+    /// leaves the pool (`free_huge_folio`, mm/hugetlb.c).
     #[must_use]
     pub fn spare_on(&self, node: NodeId, nodes: &NodeSet) -> u64 {
         let mut of_tiers = self.nodes.iter().filter(|pool| nodes.contains(pool.node));

@@ -1,4 +1,5 @@
-//! The kernel's counters over an interval, beside an agent's, and the known pathologies that show in them.
+//! The kernel's counters over an interval, beside an agent's, and the known pathologies that show in
+//! them.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +24,8 @@ use tier_sys::{
     vmstat::VmStat, zoneinfo,
 };
 
-/// Counters of `/proc/vmstat` that tell what the kernel does to pages, in the order in which they are shown.
+/// Counters of `/proc/vmstat` that tell what the kernel does to pages, in the order in which they are
+/// shown.
 const COUNTERS: [(&str, &str); 26] = [
     (
         "pgpromote_candidate",
@@ -274,7 +276,6 @@ fn compare(
     let interval = Interval {
         earlier: &first,
         later: &second,
-        time,
     };
     let known = COUNTERS
         .iter()

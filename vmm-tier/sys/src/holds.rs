@@ -1,4 +1,5 @@
-//! What keeps a process's memory in place: `VmPin` and `VmLck` of `/proc/PID/status`, and what it has open.
+//! What keeps a process's memory in place: `VmPin` and `VmLck` of `/proc/PID/status`, and what it has
+//! open.
 
 use std::fs;
 
@@ -9,8 +10,8 @@ use crate::sysroot::{SMALL_FILE, SysRoot, SysRootError, read_text};
 /// Open files that are looked at, at most: QEMU has some hundred.
 const MOST_FILES: usize = 16 << 10;
 
-/// Reads what keeps `guest_bytes` bytes of guest memory in place. A file that is closed meanwhile counts as
-/// not open.
+/// Reads what keeps `guest_bytes` bytes of guest memory in place. A file that is closed meanwhile
+/// counts as not open.
 ///
 /// # Errors
 /// [`SysRootError`] if the process is gone, or its open files may not be listed.

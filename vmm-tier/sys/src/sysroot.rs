@@ -270,8 +270,8 @@ pub fn read_value_optional<T: FromStr>(path: &Path) -> Result<Option<T>, SysRoot
     }
 }
 
-/// Whether a module parameter is on, which the kernel writes as `Y` or `1`; `None` if it is not there or can't be
-/// read.
+/// Whether a module parameter is on, which the kernel writes as `Y` or `1`; `None` if it is not there
+/// or can't be read.
 #[must_use]
 pub fn read_switch(path: &Path) -> Option<bool> {
     let value = read_optional(path).ok()??;

@@ -1,5 +1,5 @@
-//! docs/qmp.md: made of the descriptions that the control socket itself goes by; and what docs/operating.md
-//! says of the classes of moves.
+//! docs/qmp.md: made of the descriptions that the control socket itself goes by; and what
+//! docs/operating.md says of the classes of moves.
 
 use std::fmt::Write as _;
 

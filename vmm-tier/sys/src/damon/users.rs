@@ -31,7 +31,8 @@ pub struct Kdamond {
 }
 
 impl DamonUsers {
-    /// Reads what sysfs tells. What can't be read is not there: another tool may remove folders meanwhile.
+    /// Reads what sysfs tells. What can't be read is not there: another tool may remove folders
+    /// meanwhile.
     #[must_use]
     pub fn read(root: &SysRoot) -> Self {
         let admin = root.sys("kernel/mm/damon/admin/kdamonds");

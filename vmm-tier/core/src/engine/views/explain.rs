@@ -310,7 +310,14 @@ impl Subject<'_> {
         }
         let Page { bytes, .. } = self.page.page;
         let before = self.before;
-        let turn = || format!("its turn comes: {before} hotter pages go first");
+        let turn = || {
+            let turn = format!("its turn comes: {before} hotter pages go first");
+            let engine = self.engine;
+            match engine.mover.ping_pong.brake(engine.settings()) {
+                Some(brake) => format!("{turn}; {}", brake.reason),
+                None => turn,
+            }
+        };
         let room = self.fast_room(&self.page);
         if room.fits(bytes) {
             if !self.engine.evidence.is_settled() {

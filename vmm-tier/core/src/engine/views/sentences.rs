@@ -1,5 +1,5 @@
-//! The sentences that tell an operator of a page: where it lies, how hot it is, what is planned for it, and what
-//! became of its last moves. `tier-explain` and `vmm-tier explain` say the same.
+//! The sentences that tell an operator of a page: where it lies, how hot it is, what is planned for it,
+//! and what became of its last moves. `tier-explain` and `vmm-tier explain` say the same.
 
 use super::explain::{Explanation, PageCondition, PastMoveNote};
 use crate::{
@@ -207,7 +207,7 @@ mod tests {
         let failed = Explanation {
             state: PageCondition::Cooling,
             cooling_ms: Some(1250),
-            last_move: Some(busy.clone()),
+            last_move: Some(busy),
             last_failure: Some(busy),
             ..page()
         };

@@ -54,8 +54,8 @@ tier_core::report! {
         /// Seconds since the agent's start.
         #[metric(gauge = "agent_uptime_seconds")]
         uptime_s: u64,
-        /// Who wants moves to pause: an operator (`tier-pause`), a migration of the guest, or a device that has the
-        /// guest's memory pinned (`holds`).
+        /// Who wants moves to pause: an operator (`tier-pause`), a migration of the guest, or a device
+        /// that has the guest's memory pinned (`holds`).
         #[metric(states = "paused_by")]
         paused_by: Vec<Pauser>,
         /// QEMU's status of the migration, while a migration is under way.
