@@ -100,6 +100,15 @@ pub trait Observer: Send + Sync {
     fn closed(&self);
 }
 
+/// The process that serves the socket at `path`, without a word said: a monitor that another client
+/// holds tells so much, too.
+///
+/// # Errors
+/// [`ConnectError`].
+pub fn peer_of(path: &Path, timeout: Duration) -> Result<PeerCredentials, ConnectError> {
+    connect::peer_of(path, timeout)
+}
+
 impl Client {
     /// Connects to the socket at `path`, waits for the greeting and negotiates.
     ///

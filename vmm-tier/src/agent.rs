@@ -233,6 +233,11 @@ impl Agent {
         let who = [
             (self.settings.overrides.paused, Pauser::Operator),
             (self.qemu.migration.under_way().is_some(), Pauser::Migration),
+            // A recording moves nothing.
+            (
+                self.tap.is_none() && self.qemu.holds.reason.is_some(),
+                Pauser::PinnedMemory,
+            ),
         ];
         let who = who.into_iter().filter(|(wants, _)| *wants);
         who.map(|(_, who)| who).collect()
@@ -309,16 +314,12 @@ impl Agent {
         };
         let pools = self.pools_in_use();
         let tiers = self.engine.tiers();
-        let pairs = |pool: &HugePool| {
-            let ends = tiers.fast.iter().next().zip(tiers.slow.iter().next());
-            ends.map_or(0, |(fast, slow)| pool.pairs_between(fast, slow))
-        };
         let memory = nodes.iter().filter_map(|node| {
             let marks = marks.get(&node)?;
             let pools = pools.iter().map(|pool| PoolMemory {
                 page_bytes: pool.page_size,
                 free_bytes: pool.spare_on(node, &nodes) * pool.page_size,
-                pair_bytes: pairs(pool).saturating_mul(pool.page_size),
+                pair_bytes: pool.pairs_within(tiers).saturating_mul(pool.page_size),
             });
             Some(NodeMemory {
                 node,

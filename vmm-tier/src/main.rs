@@ -5,6 +5,7 @@ mod config;
 mod ctl;
 mod discover;
 mod doctor;
+mod explain;
 #[cfg(test)]
 mod generated_page;
 mod log;
@@ -27,6 +28,7 @@ use tracing_subscriber::{
 
 use crate::{
     config::{Config, RunArgs, Settings},
+    explain::ExplainArgs,
     metrics::MetricsArgs,
     record::RecordArgs,
 };
@@ -73,6 +75,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Explain why a page of a guest lies where it lies, or what this host's kernel does to pages
+    #[command(
+        after_help = "Exit status: 0 if it could be explained; what is found does not change it."
+    )]
+    Explain(ExplainArgs),
     /// Record a guest's accesses as a trace, or convert another program's trace
     #[command(
         after_help = "The file is called OUTPUT.part until it is complete. No page of the guest is moved."
@@ -153,6 +160,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         } => ctl::run(&socket, &command, arguments.as_deref()),
         Command::Metrics(args) => metrics::run(&args),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
+        Command::Explain(args) => explain::run(&args),
         Command::Record(args) => record::run(*args),
         Command::Replay(args) => {
             map_cmd::print(&comparison::compare(&args)?)?;

@@ -165,7 +165,7 @@ impl Report {
                 format!("{:#x}", range.offset),
                 format!("{:#x}", range.hva),
                 human(range.page_size),
-                range.backing.map_or("unknown", backing_name).to_owned(),
+                range.backing.map_or("unknown", Backing::name).to_owned(),
             ];
             row.extend(amounts(&nodes, range.len, &range.nodes));
             rows.push(row);
@@ -203,15 +203,6 @@ fn note((name, bytes): &(String, u64)) -> String {
         "note: {} of the RAM block {name} are not mapped into the guest",
         human(*bytes)
     )
-}
-
-const fn backing_name(backing: Backing) -> &'static str {
-    match backing {
-        Backing::Anonymous => "anonymous",
-        Backing::Shmem => "shared",
-        Backing::Hugetlb => "hugetlb",
-        Backing::File => "file",
-    }
 }
 
 /// Bytes on each node, then bytes not present.

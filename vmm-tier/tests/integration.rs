@@ -15,6 +15,7 @@ mod ring;
 mod agent;
 mod commands;
 mod doctor;
+mod explain;
 mod guest_agent;
 mod guest_life;
 mod ibs_ring;

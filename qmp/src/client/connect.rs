@@ -43,9 +43,7 @@ pub(super) fn connect(
             source,
         }
     };
-    let peer = PeerCredentials::of(&stream)
-        .map_err(io("ask for the process behind"))?
-        .ok_or_else(|| ConnectError::UnknownPeer { path: path.into() })?;
+    let peer = peer(&stream, path)?;
     let shared = Arc::new(Shared::new());
     let (sender, receiver) = channel::bounded(options.event_capacity.max(1));
     let events = Events::new(sender, receiver.clone());
@@ -79,6 +77,21 @@ pub(super) fn connect(
         reader: Some(reader),
     };
     Ok((client, receiver))
+}
+
+/// The process that serves the socket at `path`.
+pub(super) fn peer_of(path: &Path, timeout: Duration) -> Result<PeerCredentials, ConnectError> {
+    peer(&open(path, timeout)?, path)
+}
+
+fn peer(stream: &UnixStream, path: &Path) -> Result<PeerCredentials, ConnectError> {
+    PeerCredentials::of(stream)
+        .map_err(|source| ConnectError::Io {
+            path: path.into(),
+            action: "ask for the process behind",
+            source,
+        })?
+        .ok_or_else(|| ConnectError::UnknownPeer { path: path.into() })
 }
 
 /// Connects, waiting no longer than `timeout` for room in the backlog: a blocking `connect` would

@@ -36,6 +36,7 @@ pub use guest_pages::{
 };
 pub use journal::Notice;
 pub use mover::{
+    ping_pong::Brake,
     room::{NodeMemory, PoolMemory},
     totals::Planned,
 };
@@ -49,6 +50,7 @@ pub use state::VmState;
 pub use views::{
     explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
     heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
+    sentences,
     snapshot::{Snapshot, TierSnapshot},
 };
 
@@ -244,6 +246,7 @@ impl VmEngine {
         let half_life = self.evidence.half_life();
         if self.pages.set_map(now, map, half_life)? {
             self.mover.in_flight.clear();
+            self.mover.ping_pong.forget_pages();
             self.journal.history.clear();
             self.evidence.forget_pages();
         }
@@ -340,10 +343,10 @@ impl VmEngine {
         self.evidence.changes()
     }
 
-    /// Bytes that the heaps take.
+    /// Bytes that the heaps take, and what is kept of pages that were moved.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.pages.heap.memory_bytes()
+        self.pages.heap.memory_bytes() + self.mover.ping_pong.memory_bytes()
     }
 
     /// How far the drain has come; `None` if none was asked for since the limit was set last.

@@ -47,6 +47,19 @@ pub enum Backing {
     File,
 }
 
+impl Backing {
+    /// What people call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Shmem => "shared",
+            Self::Hugetlb => "hugetlb",
+            Self::File => "file",
+        }
+    }
+}
+
 /// A piece of memory that QEMU mapped for the guest ("RAM block" in QEMU's words).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RamBlock {

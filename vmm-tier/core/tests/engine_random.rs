@@ -137,7 +137,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..4_u32).prop_map(Op::Collapse),
         2 => (0..FRAMES, 1..600_u32, prop::option::of(0..3_u16))
             .prop_map(|(first, count, node)| Op::Elsewhere { first, count, node }),
-        2 => (0..FRAMES, 1..9_usize)
+        2 => (0..FRAMES, 2..Outcome::ALL.len())
             .prop_map(|(frame, i)| Op::Fail { frame, outcome: Outcome::ALL[i] }),
         1 => Just(Op::Heal),
         1 => prop_oneof![Just(FRAMES), Just(1500), Just(512), Just(3)]

@@ -14,7 +14,10 @@ use qmp::{
     commands::{MigrationInfo, MigrationStatus, RunState, StatusInfo},
     event::EventKind,
 };
-use tier_core::engine::{Event, Order};
+use tier_core::{
+    engine::{Event, Order},
+    holds::{Holds, PRIVATE_MEMORY},
+};
 
 use super::{
     Agent,
@@ -199,9 +202,27 @@ impl Agent {
 
     /// Tells the engine whether anything wants moves to pause.
     pub(super) fn apply_pause(&mut self) {
-        let paused = self.settings.overrides.paused || self.qemu.migration.under_way().is_some();
+        let paused = !self.paused_by().is_empty();
         // Never refused.
         let _ = self.order(Order::Pause(paused));
+    }
+
+    /// Takes what keeps the guest's memory in place, if the kernel told: pinned memory is left in peace.
+    pub(super) fn on_holds(&mut self, holds: Option<Holds>) {
+        let Some(holds) = holds else { return };
+        let before = std::mem::replace(&mut self.qemu.holds, holds);
+        let now = &self.qemu.holds;
+        if now.private && !before.private {
+            tracing::warn!(vm = self.vm.name, "{PRIVATE_MEMORY}");
+        }
+        if before.reason.is_some() == now.reason.is_some() {
+            return;
+        }
+        match &now.reason {
+            Some(reason) => tracing::warn!(vm = self.vm.name, "no page is moved: {reason}"),
+            None => tracing::info!(vm = self.vm.name, "the guest's memory is no longer pinned"),
+        }
+        self.apply_pause();
     }
 
     /// Lets the tap know what happened to the guest.
@@ -212,11 +233,17 @@ impl Agent {
     }
 
     fn on_layout(&mut self, layout: Layout) {
-        let Layout { found, vcpus, took } = layout;
+        let Layout {
+            found,
+            vcpus,
+            holds,
+            took,
+        } = layout;
         self.qemu.discovery.end(Instant::now(), took, found.is_ok());
         if let Some(tids) = vcpus {
             self.sources.set_vcpus(tids);
         }
+        self.on_holds(holds);
         let Some(old) = self.engine.map() else { return };
         let map = match found {
             Ok(Discovered { map, .. }) => old.succeeded_by(map),

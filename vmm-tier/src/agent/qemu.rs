@@ -11,6 +11,7 @@ use std::{
 
 use crossbeam::channel::Receiver;
 use qmp::Client;
+use tier_core::holds::Holds;
 
 pub(super) use self::asker::{Answer, Asker, Begun, Connected, Job, Kind, Layout, Monitor, Socket};
 use self::{discovery_pace::DiscoveryPace, migration::Migration};
@@ -31,13 +32,21 @@ pub(super) struct Qemu {
     /// When to ask whether the guest runs, if events don't say.
     next_status_look: Option<Instant>,
     next_reconnect: Instant,
+    /// What keeps the guest's memory in place.
+    pub(super) holds: Holds,
     /// Why the guest's memory map can't be read or tracked.
     pub(super) map_trouble: LogOnce,
 }
 
 impl Qemu {
     /// QEMU behind a connected `monitor`. The guest's layout was found at `mapped`, which took `took`.
-    pub(super) fn new(asker: Asker, monitor: Monitor, mapped: Instant, took: Duration) -> Self {
+    pub(super) fn new(
+        asker: Asker,
+        monitor: Monitor,
+        mapped: Instant,
+        took: Duration,
+        holds: Holds,
+    ) -> Self {
         let now = Instant::now();
         Self {
             monitor: Some(monitor),
@@ -46,6 +55,7 @@ impl Qemu {
             migration: Migration::new(now),
             next_status_look: None,
             next_reconnect: now,
+            holds,
             map_trouble: LogOnce::default(),
         }
     }

@@ -11,6 +11,7 @@ use signal_hook::iterator::Signals;
 use tier_core::{
     addr::{NodeId, NodeSet},
     engine::{Action, Order, VmEngine},
+    holds::Holds,
     map::GuestMemoryMap,
     text::size,
     tiers::{Division, Tiers},
@@ -79,6 +80,7 @@ fn start(
         name: given_name,
         is_kvm,
         vcpus,
+        holds,
     } = begun;
     let mapped = Instant::now();
     let pid = connected.monitor.client.peer().pid;
@@ -108,7 +110,7 @@ fn start(
     let mut agent = Agent {
         vm: Vm::new(name, root, pid, process),
         engine,
-        qemu: Qemu::new(asker, monitor, mapped, map_took),
+        qemu: Qemu::new(asker, monitor, mapped, map_took, Holds::default()),
         page_work: PageWork::new(worker),
         sources,
         clients,
@@ -121,6 +123,7 @@ fn start(
     let state = agent.engine.state();
     agent.go_on(state, actions);
     agent.restore();
+    agent.on_holds(holds);
     agent.on_status(status);
     agent.on_migration_answer(migration);
     agent.run()

@@ -1,6 +1,6 @@
 //! Reads what the doctor needs to know. Decides nothing; a part that can't be read says why.
 
-use std::{ffi::CString, fmt::Display, fs, path::Path};
+use std::{ffi::CString, fmt::Display, path::Path};
 
 use kvm_bindings::{CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm};
@@ -8,13 +8,15 @@ use qmp::{
     Client,
     commands::{MigrationInfo, QueryKvm, QueryMigrate, QueryStatus},
 };
-use tier_core::addr::NodeSet;
+use tier_core::{addr::NodeSet, holds::Holds};
 use tier_sys::{
+    damon::users::DamonUsers,
+    holds,
     hugetlb::{self, HugePool},
     knobs::{self, Knobs},
     maps, numa_maps,
     process::{self, Capabilities},
-    sysroot::{SysRoot, numbered_entries, read_optional, read_value_optional},
+    sysroot::{SysRoot, read_switch},
     topology::Topology,
 };
 
@@ -31,32 +33,11 @@ pub(super) struct HostFacts {
     pub(super) capabilities: Capabilities,
     pub(super) knobs: Result<Knobs, String>,
     pub(super) pools: Result<Vec<HugePool>, String>,
-    pub(super) damon: DamonFacts,
+    pub(super) damon: DamonUsers,
     pub(super) has_tracefs: bool,
     /// Whether DAMON's event is there; tells nothing without tracefs.
     pub(super) has_damon_event: bool,
     pub(super) kvm: Result<KvmFacts, String>,
-}
-
-/// DAMON and who uses it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct DamonFacts {
-    pub(super) has_sysfs: bool,
-    pub(super) kdamonds: Vec<Kdamond>,
-    /// Kernel modules that run DAMON on their own, such as `damon_reclaim`, and are enabled.
-    pub(super) modules: Vec<&'static str>,
-}
-
-/// A kdamond of somebody.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Kdamond {
-    pub(super) number: u32,
-    pub(super) is_running: bool,
-    /// What its schemes do, such as `pageout`, `migrate_hot`, `stat`.
-    pub(super) actions: Vec<String>,
-    /// What it looks at: `vaddr`, `fvaddr`, `paddr`.
-    pub(super) operations: Vec<String>,
-    pub(super) targets: Vec<u32>,
 }
 
 /// What KVM can do.
@@ -82,12 +63,6 @@ fn text<T, E: Display>(result: Result<T, E>) -> Result<T, String> {
     result.map_err(|error| error.to_string())
 }
 
-/// `Y` and `1` are how the kernel writes a module parameter that is on.
-fn is_on(root: &SysRoot, path: &str) -> Option<bool> {
-    let value = read_optional(&root.sys(path)).ok()??;
-    Some(matches!(value.as_str(), "Y" | "1"))
-}
-
 impl HostFacts {
     pub(super) fn read(root: &SysRoot) -> Self {
         Self {
@@ -95,62 +70,11 @@ impl HostFacts {
             capabilities: process::effective_capabilities(),
             knobs: text(Knobs::read(root)),
             pools: text(hugetlb::read(root)),
-            damon: DamonFacts::read(root),
+            damon: DamonUsers::read(root),
             has_tracefs: root.tracing("events").is_dir(),
             has_damon_event: root.tracing("events/damon/damon_aggregated/id").exists(),
             kvm: KvmFacts::read(root),
         }
-    }
-}
-
-impl DamonFacts {
-    fn read(root: &SysRoot) -> Self {
-        let admin = root.sys("kernel/mm/damon/admin/kdamonds");
-        // Another tool may remove folders while they are read: what can't be read is not there.
-        let kdamonds = numbered_entries(&admin, "").unwrap_or_default();
-        let modules = ["damon_reclaim", "damon_lru_sort", "damon_stat"];
-        let enabled =
-            |name: &&str| is_on(root, &format!("module/{name}/parameters/enabled")) == Some(true);
-        Self {
-            has_sysfs: admin.is_dir(),
-            kdamonds: kdamonds
-                .iter()
-                .map(|(number, path)| Kdamond::read(*number, path))
-                .collect(),
-            modules: modules.into_iter().filter(enabled).collect(),
-        }
-    }
-}
-
-impl Kdamond {
-    fn read(number: u32, path: &Path) -> Self {
-        let mut kdamond = Self {
-            number,
-            is_running: read_optional(&path.join("state"))
-                .ok()
-                .flatten()
-                .is_some_and(|state| state == "on"),
-            actions: Vec::new(),
-            operations: Vec::new(),
-            targets: Vec::new(),
-        };
-        for (_, context) in numbered_entries(&path.join("contexts"), "").unwrap_or_default() {
-            for (_, scheme) in numbered_entries(&context.join("schemes"), "").unwrap_or_default() {
-                kdamond
-                    .actions
-                    .extend(read_optional(&scheme.join("action")).ok().flatten());
-            }
-            kdamond
-                .operations
-                .extend(read_optional(&context.join("operations")).ok().flatten());
-            for (_, target) in numbered_entries(&context.join("targets"), "").unwrap_or_default() {
-                let pid = read_value_optional(&target.join("pid_target"))
-                    .ok()
-                    .flatten();
-                kdamond.targets.extend(pid.filter(|&pid: &u32| pid != 0));
-            }
-        }
-        kdamond
     }
 }
 
@@ -172,10 +96,10 @@ impl KvmFacts {
             paging: paging.into_iter().find_map(|(module, parameter)| {
                 Some((
                     module,
-                    is_on(root, &format!("module/{module}/parameters/{parameter}"))?,
+                    read_switch(&root.sys(format!("module/{module}/parameters/{parameter}")))?,
                 ))
             }),
-            guest_pmu: is_on(root, "module/kvm/parameters/enable_pmu"),
+            guest_pmu: read_switch(&root.sys("module/kvm/parameters/enable_pmu")),
             guest_pmu_version: guest_pmu_version(&kvm),
             pmu_capability: kvm.check_extension_raw(u64::from(KVM_CAP_PMU_CAPABILITY)),
             perf_capabilities: perf_capabilities(&kvm),
@@ -235,8 +159,8 @@ pub(super) struct GuestFacts {
     pub(super) allowed: Result<NodeSet, String>,
     /// Policies other than `default` of the guest's mappings, such as `bind:1`.
     pub(super) policies: Vec<String>,
-    /// Whether a device of the host is passed through by VFIO; `None` if the process can't be looked at.
-    pub(super) vfio: Option<bool>,
+    /// What keeps the guest's memory in place; `None` if the process can't be looked at.
+    pub(super) holds: Option<Holds>,
     /// Whether the agent may look into and move the pages of this process.
     pub(super) can_move: Result<(), String>,
     /// What there is for an agent in the guest.
@@ -259,6 +183,7 @@ impl GuestFacts {
             .map(|range| range.hva)
             .take(1)
             .collect();
+        let guest_bytes = map.as_ref().map_or(0, |found| found.map.total_bytes());
         Ok(Self {
             version: format!("{}.{}.{}", triple.major, triple.minor, triple.micro),
             pid,
@@ -273,7 +198,7 @@ impl GuestFacts {
             migration: migration.map(|status| status.to_string()),
             allowed: text(knobs::allowed_nodes(root, pid)),
             policies: policies(root, pid, map.as_ref().ok()),
-            vfio: vfio(root, pid),
+            holds: holds::read(root, pid, guest_bytes).ok(),
             can_move: text(tier_sys::pages::query_nodes(pid, &pages)).map(drop),
             wiring: Wiring::read(&client),
             map,
@@ -303,16 +228,4 @@ fn policies(root: &SysRoot, pid: u32, found: Option<&Discovered>) -> Vec<String>
     policies.sort();
     policies.dedup();
     policies
-}
-
-/// Whether the process holds a VFIO group, container or device.
-fn vfio(root: &SysRoot, pid: u32) -> Option<bool> {
-    let files = fs::read_dir(root.process(pid, "fd")).ok()?;
-    let mut targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
-    Some(targets.any(|target| {
-        let target = target.to_string_lossy();
-        target.starts_with("/dev/vfio/")
-            || target.starts_with("anon_inode:[vfio")
-            || target == "anon_inode:vfio-device"
-    }))
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tier_core::text::size::human;
 use tier_core::{
     addr::{NodeId, NodeSet},
+    holds::{Holder, PRIVATE_MEMORY},
     map::Backing,
     tiers::Division,
 };
@@ -93,14 +94,19 @@ pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<F
         ),
     }
 
-    match guest.vfio {
-        Some(true) => add(
-            "vfio",
-            Level::Fail,
-            "a device of the host is passed through (VFIO)".to_owned(),
-            "it pins all guest memory: nothing can be moved",
-        ),
-        Some(false) => add(
+    match &guest.holds {
+        Some(holds) if holds.are_by(Holder::Vfio) || holds.reason.is_some() => {
+            match &holds.reason {
+                Some(reason) => add("vfio", Level::Fail, reason.clone(), "nothing is moved"),
+                None => add(
+                    "vfio",
+                    Level::Warn,
+                    "a device of the host is passed through (VFIO)".to_owned(),
+                    "memory that the device uses is pinned and stays where it is",
+                ),
+            }
+        }
+        Some(_) => add(
             "vfio",
             Level::Ok,
             "no device of the host is passed through".to_owned(),
@@ -112,6 +118,14 @@ pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<F
             format!("the open files of process {} can't be listed", guest.pid),
             "pinned memory would not be noticed",
         ),
+    }
+    if guest.holds.as_ref().is_some_and(|holds| holds.private) {
+        add(
+            "private-memory",
+            Level::Warn,
+            "the guest has a guest_memfd (SEV-SNP, TDX)".to_owned(),
+            PRIVATE_MEMORY,
+        );
     }
     if let Some(status) = guest
         .migration

@@ -1,15 +1,17 @@
 //! Findings about the host's memory: huge pages, and who else moves pages.
 
-use tier_core::{addr::NodeId, text::size::human, tiers::Tiers};
+use tier_core::{
+    pathology::{Pathology, pool_exhausted},
+    text::size::human,
+    tiers::Tiers,
+};
 use tier_sys::{
-    hugetlb::{HugePool, NodePool},
+    damon::users::{DamonUsers, Kdamond},
+    hugetlb::HugePool,
     knobs::Knobs,
 };
 
-use super::{
-    Area, Finding, Level,
-    facts::{DamonFacts, Kdamond},
-};
+use super::{Area, Finding, Level};
 
 /// What a pool without a page to spare means.
 const IN_PAIRS: &str = "pages of this pool change places in pairs, by pages that the kernel takes from free memory for \
@@ -45,44 +47,41 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
     let Some(tiers) = tiers else {
         return Some(finding(Level::Ok, usable));
     };
-    let set_pages = |node: NodeId, pages: u64| {
-        format!(
-            "echo {pages} > /sys/devices/system/node/node{node}/hugepages/hugepages-{}kB/nr_hugepages",
-            pool.page_size >> 10
-        )
+    if pool.pairs_within(tiers) > 0 {
+        let note = finding(Level::Note, IN_PAIRS);
+        let mut own = pool.nodes.iter();
+        let slow = own.find(|own| pool.surplus == 0 && tiers.slow.contains(own.node));
+        return Some(match slow {
+            Some(own) => note.mend(pool.set_pages(own.node, own.pages + 1)),
+            None => note,
+        });
+    }
+    let Some(exhausted) = pool_exhausted(pool, Some(tiers)) else {
+        return Some(finding(Level::Ok, usable));
     };
     let nodes = tiers.nodes();
-    let of_tiers = |own: &&NodePool| nodes.contains(own.node);
-    let ends = tiers.fast.iter().next().zip(tiers.slow.iter().next());
-    let makes_pairs = ends.is_some_and(|(fast, slow)| {
-        nodes.iter().count() == 2 && pool.pairs_between(fast, slow) > 0
-    });
-    let mut own = pool.nodes.iter().filter(of_tiers);
-    if makes_pairs && own.clone().any(|own| own.surplus > 0) {
-        return Some(finding(Level::Ok, IN_PAIRS));
-    }
-    if let Some(own) = own.find(|own| own.surplus > 0) {
-        let meaning = "no page of this pool is moved: a page that a move frees would leave the pool, as there are \
-                       surplus pages. Make them a part of the pool";
-        return Some(finding(Level::Warn, meaning).mend(set_pages(own.node, own.pages)));
-    }
-    let can_move = nodes.iter().any(|node| pool.spare_on(node, &nodes) > 0);
-    if can_move {
-        return Some(finding(Level::Ok, usable));
-    }
-    let meaning = "no page of this pool can be moved: an exchange needs a free page that is promised to nobody";
-    let warning = match makes_pairs {
-        true => finding(Level::Note, IN_PAIRS),
-        false => finding(Level::Warn, meaning),
+    let mut own = pool.nodes.iter().filter(|own| nodes.contains(own.node));
+    let meaning = match own.any(|own| own.surplus > 0) {
+        true => {
+            "no page of this pool is moved: a page that a move frees would leave the pool, as there are surplus \
+             pages. Make them a part of the pool"
+        }
+        false => exhausted.pathology.meaning(),
     };
-    let mut slow = pool
-        .nodes
-        .iter()
-        .filter(|own| tiers.slow.contains(own.node));
-    Some(match slow.next() {
-        Some(own) => warning.mend(set_pages(own.node, own.pages + 1)),
+    let warning = finding(Level::Warn, meaning);
+    Some(match exhausted.remedy {
+        Some(remedy) => warning.mend(remedy),
         None => warning,
     })
+}
+
+/// A pathology of which no second reading is needed.
+fn rival(id: &'static str, what: String, pathology: Pathology) -> Finding {
+    let found = Finding::new(Area::Rivals, id, Level::Warn, what, pathology.meaning());
+    match pathology.remedy() {
+        Some(remedy) => found.mend(remedy),
+        None => found,
+    }
 }
 
 pub(super) fn huge_pages(knobs: &Knobs) -> Vec<Finding> {
@@ -123,27 +122,25 @@ pub(super) fn rivals(knobs: &Knobs) -> Vec<Finding> {
     if let Some(balancing) = knobs.numa_balancing {
         let what = format!("kernel.numa_balancing = {balancing}");
         out.push(match balancing {
-            0 => Finding::new(area, "numa-balancing", Level::Ok, what, "the kernel moves no pages between nodes by itself"),
-            mode => {
-                let meaning = if mode & 2 != 0 {
-                    "the kernel promotes pages by its own rules and undoes the agent's choices"
-                } else {
-                    "the kernel moves pages towards the CPUs that use them and undoes the agent's choices"
-                };
-                Finding::new(area, "numa-balancing", Level::Warn, what, meaning).mend("sysctl kernel.numa_balancing=0")
-            }
+            0 => Finding::new(
+                area,
+                "numa-balancing",
+                Level::Ok,
+                what,
+                "the kernel moves no pages between nodes by itself",
+            ),
+            mode if mode & 2 != 0 => rival("numa-balancing", what, Pathology::NumaBalancing),
+            _ => Finding {
+                meaning: "the kernel moves pages towards the CPUs that use them and undoes the agent's choices"
+                    .to_owned(),
+                ..rival("numa-balancing", what, Pathology::NumaBalancing)
+            },
         });
     }
     if let Some(demotion) = knobs.demotion_enabled {
         out.push(if demotion {
-            Finding::new(
-                area,
-                "demotion",
-                Level::Warn,
-                "the kernel demotes pages when a node is short",
-                "hot pages of a guest may be demoted under pressure",
-            )
-            .mend("echo false > /sys/kernel/mm/numa/demotion_enabled")
+            let what = "the kernel demotes pages when a node is short".to_owned();
+            rival("demotion", what, Pathology::Demotion)
         } else {
             Finding::new(
                 area,
@@ -155,16 +152,11 @@ pub(super) fn rivals(knobs: &Knobs) -> Vec<Finding> {
         });
     }
     match knobs.ksm_run {
-        Some(1) => out.push(
-            Finding::new(
-                area,
-                "ksm",
-                Level::Warn,
-                "KSM is merging pages",
-                "merged pages belong to several guests and can't be moved for a single guest",
-            )
-            .mend("echo 2 > /sys/kernel/mm/ksm/run"),
-        ),
+        Some(1) => out.push(rival(
+            "ksm",
+            "KSM is merging pages".to_owned(),
+            Pathology::Ksm,
+        )),
         Some(_) => out.push(Finding::new(
             area,
             "ksm",
@@ -177,20 +169,19 @@ pub(super) fn rivals(knobs: &Knobs) -> Vec<Finding> {
     out
 }
 
-pub(super) fn other_damon(damon: &DamonFacts) -> Vec<Finding> {
+pub(super) fn other_damon(damon: &DamonUsers) -> Vec<Finding> {
     let area = Area::Rivals;
     let mut out: Vec<Finding> = damon
         .modules
         .iter()
         .map(|module| {
-            Finding::new(
-                area,
-                "damon-module",
-                Level::Warn,
-                format!("the kernel module {module} is enabled"),
-                "it reclaims or reorders pages by its own rules",
-            )
-            .mend(format!("echo N > /sys/module/{module}/parameters/enabled"))
+            let pathology = match *module {
+                "damon_stat" => Pathology::DamonStat,
+                _ => Pathology::DamonModule,
+            };
+            let what = format!("the kernel module {module} is enabled");
+            rival("damon-module", what, pathology)
+                .mend(format!("echo N > /sys/module/{module}/parameters/enabled"))
         })
         .collect();
     for kdamond in damon.kdamonds.iter().filter(|kdamond| kdamond.is_running) {
@@ -220,14 +211,7 @@ fn running(kdamond: &Kdamond) -> Finding {
         "kdamond {number} watches {}{of}",
         kdamond.operations.join(", ")
     );
-    // `stat` only counts.
-    let mut actions: Vec<_> = kdamond
-        .actions
-        .iter()
-        .map(String::as_str)
-        .filter(|&action| action != "stat")
-        .collect();
-    actions.dedup();
+    let actions = kdamond.acts();
     if actions.is_empty() {
         return Finding::new(
             Area::Rivals,
@@ -238,15 +222,15 @@ fn running(kdamond: &Kdamond) -> Finding {
         );
     }
     let what = format!("{what} and does {}", actions.join(", "));
-    let meaning = "it acts on the same pages by its own rules; its owner should stop it";
-    Finding::new(Area::Rivals, "kdamonds", Level::Warn, what, meaning).mend(format!(
+    rival("kdamonds", what, Pathology::DamonScheme).mend(format!(
         "echo off > /sys/kernel/mm/damon/admin/kdamonds/{number}/state"
     ))
 }
 
 #[cfg(test)]
 mod tests {
-    use tier_core::addr::NodeSet;
+    use tier_core::addr::{NodeId, NodeSet};
+    use tier_sys::hugetlb::NodePool;
 
     use super::*;
 
@@ -303,7 +287,7 @@ mod tests {
     #[test]
     fn pool_when_no_page_is_free_moves_in_pairs_unless_they_would_change_it() {
         let level = |own| hugetlb(&pool(0, own), Some(&tiers())).unwrap().level;
-        assert_eq!(level([(44, 0, 14), (156, 0, 0)]), Level::Ok);
+        assert_eq!(level([(44, 0, 14), (156, 0, 0)]), Level::Note);
         assert_eq!(level([(44, 0, 0), (156, 0, 3)]), Level::Warn);
         let giant = HugePool {
             page_size: 1 << 30,

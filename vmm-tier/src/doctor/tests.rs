@@ -4,6 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use tier_core::{
     addr::{Gpa, Hva},
+    holds::Holds,
     map::{Backing, BlockIndex, GuestMemoryMap, MapRange, RamBlock},
 };
 use tier_sys::process::Capabilities;
@@ -188,7 +189,7 @@ fn guest() -> GuestFacts {
         }),
         allowed: Ok("0-1".parse().unwrap()),
         policies: Vec::new(),
-        vfio: Some(false),
+        holds: Some(Holds::default()),
         can_move: Ok(()),
         wiring: Wiring::default(),
     }
@@ -396,14 +397,24 @@ fn report_when_the_guest_cannot_be_moved_says_why() {
         (levels(&report, Level::Fail), levels(&report, Level::Warn))
     };
     let none: Vec<&str> = Vec::new();
+    let guest_kib = 1 << 20;
+    let holds = |file, kib: u64| Holds::of([file], &format!("VmLck:\t{kib} kB\n"), guest_kib << 10);
 
     assert_eq!(failing(&|_| ()), (none.clone(), none.clone()));
     assert_eq!(
-        failing(&|guest| guest.vfio = Some(true)),
+        failing(&|guest| guest.holds = Some(holds("/dev/vfio/9", guest_kib))),
         (vec!["vfio"], none.clone())
     );
     assert_eq!(
-        failing(&|guest| guest.vfio = None),
+        failing(&|guest| guest.holds = Some(holds("/dev/vfio/9", 4))),
+        (none.clone(), vec!["vfio"])
+    );
+    assert_eq!(
+        failing(&|guest| guest.holds = Some(holds("anon_inode:[kvm-gmem]", 0))),
+        (none.clone(), vec!["private-memory"])
+    );
+    assert_eq!(
+        failing(&|guest| guest.holds = None),
         (none.clone(), vec!["vfio"])
     );
     assert_eq!(

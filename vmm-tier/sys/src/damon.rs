@@ -10,6 +10,7 @@ mod settings;
 mod slot_use;
 mod slots;
 pub mod source;
+pub mod users;
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 

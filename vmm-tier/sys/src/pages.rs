@@ -129,6 +129,18 @@ impl PagesError {
             },
         }
     }
+
+    /// What became of each page of the refused call.
+    #[must_use]
+    pub const fn outcome(&self) -> Outcome {
+        match self {
+            Self::Gone { .. } => Outcome::Gone,
+            Self::CpusetForbids { .. } => Outcome::Cpuset,
+            Self::NotPermitted { .. } | Self::NoSuchNode { .. } | Self::Kernel { .. } => {
+                Outcome::Refused
+            }
+        }
+    }
 }
 
 /// Asks on which node each page lies; moves and touches nothing.
@@ -183,21 +195,19 @@ fn move_with(
     for chunk in pages.chunks(MAX_CALL) {
         match move_chunk(kernel, pid, target, chunk, all) {
             Ok(done) => results.extend(done),
-            Err(libc::ESRCH) => results.extend(chunk.iter().map(|&page| PageResult {
-                page,
-                outcome: Outcome::Gone,
-                node: None,
-            })),
-            // Pages of earlier chunks may have moved: their results are worth more than the error,
-            // which the next batch will meet again.
-            Err(_) if !results.is_empty() => {
+            Err(errno) => {
+                let error = PagesError::new(pid, Some(target), errno);
+                // Pages of earlier chunks may have moved: their results are worth more than the error,
+                // which the next batch will meet again.
+                if results.is_empty() && errno != libc::ESRCH {
+                    return Err(error);
+                }
                 results.extend(chunk.iter().map(|&page| PageResult {
                     page,
-                    outcome: Outcome::Busy,
+                    outcome: error.outcome(),
                     node: None,
                 }));
             }
-            Err(errno) => return Err(PagesError::new(pid, Some(target), errno)),
         }
     }
     Ok(results)
@@ -211,6 +221,7 @@ fn move_chunk(
     pages: &[Page],
     all: bool,
 ) -> Result<Vec<PageResult>, i32> {
+    let before = placement(kernel, pid, pages)?;
     let heads: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
     let mut written: Vec<Option<i32>> = vec![None; pages.len()];
     let mut no_memory = false;
@@ -233,6 +244,8 @@ fn move_chunk(
                 no_memory = true;
                 break;
             }
+            // Kernels before 4.17 say so where no page needed to move.
+            Err(libc::ENOENT) => break,
             Err(errno) if round == 0 => return Err(errno),
             Err(_) | Ok(0) => break,
             Ok(_) => {}
@@ -252,12 +265,18 @@ fn move_chunk(
         }
     }
 
-    let placement = placement(kernel, pid, pages)?;
+    let is_short = no_memory || written.contains(&Some(-libc::ENOMEM));
+    let is_below_watermark = is_short && kernel.is_below_watermark(target);
+    let after = placement(kernel, pid, pages)?;
     let mut results = Vec::with_capacity(pages.len());
-    for ((&page, &status), nodes) in pages.iter().zip(&written).zip(&placement) {
+    let places = before.iter().zip(&after);
+    for ((&page, &status), (before, nodes)) in pages.iter().zip(&written).zip(places) {
         let answers = Answers {
+            bytes: page.bytes,
             status,
             no_memory,
+            is_below_watermark,
+            before,
             nodes,
         };
         results.push(PageResult {
@@ -346,8 +365,11 @@ fn tell_pinned_from_busy(
         let status = Some(status[position]).filter(|&status| status != NOT_WRITTEN);
         let was_tried = last.is_none_or(|last| position <= last);
         let answers = Answers {
+            bytes: results[index].page.bytes,
             status,
             no_memory: false,
+            is_below_watermark: false,
+            before: &[],
             nodes,
         };
         results[index].node = nodes.first().copied().and_then(PageStatus::node);

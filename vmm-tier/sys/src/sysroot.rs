@@ -270,6 +270,14 @@ pub fn read_value_optional<T: FromStr>(path: &Path) -> Result<Option<T>, SysRoot
     }
 }
 
+/// Whether a module parameter is on, which the kernel writes as `Y` or `1`; `None` if it is not there
+/// or can't be read.
+#[must_use]
+pub fn read_switch(path: &Path) -> Option<bool> {
+    let value = read_optional(path).ok()??;
+    Some(matches!(value.as_str(), "Y" | "1"))
+}
+
 /// Reads a value such as the `madvise` in `always [madvise] never`; `None` if the file does not exist.
 ///
 /// # Errors

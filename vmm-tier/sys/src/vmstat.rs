@@ -35,6 +35,12 @@ impl VmStat {
         Ok(Self(lines.collect::<Result<_, _>>()?))
     }
 
+    /// All counters.
+    #[must_use]
+    pub const fn counters(&self) -> &BTreeMap<String, u64> {
+        &self.0
+    }
+
     /// A counter; 0 where this kernel has none of that name.
     #[must_use]
     pub fn get(&self, name: &str) -> u64 {

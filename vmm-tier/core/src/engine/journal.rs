@@ -99,7 +99,7 @@ impl Journal {
     ) {
         for result in results {
             self.history.add(now, direction, result);
-            if result.outcome == Outcome::Moved {
+            if result.outcome.is_success() {
                 continue;
             }
             let hva = result.page.hva;

@@ -7,6 +7,7 @@
 //! ```
 
 pub(crate) mod in_flight;
+pub(crate) mod ping_pong;
 mod plan;
 pub(crate) mod room;
 mod throttle;
@@ -14,6 +15,7 @@ pub(crate) mod totals;
 
 use self::{
     in_flight::{InFlight, MovingPage, WaitingExchange},
+    ping_pong::PingPong,
     plan::{Draft, Planner},
     room::{FastBounds, Room, Rooms},
     throttle::Throttle,
@@ -58,6 +60,7 @@ pub(super) struct Mover {
     pub(super) rooms: Rooms,
     pub(super) in_flight: InFlight,
     pub(super) totals: MoveTotals,
+    pub(super) ping_pong: PingPong,
     /// Why the limit could not be obeyed at the last attempt.
     pub(super) stall: Option<Stall>,
     throttle: Throttle,
@@ -70,6 +73,7 @@ impl Mover {
             rooms: Rooms::default(),
             in_flight: InFlight::default(),
             totals: MoveTotals::default(),
+            ping_pong: PingPong::new(now),
             stall: None,
             throttle: Throttle::new(settings, now),
         }
@@ -180,6 +184,7 @@ impl Mover {
         evidence: &mut Evidence,
         settings: &EngineSettings,
     ) -> Vec<Action> {
+        self.ping_pong.review(now, settings);
         let Some(budget) = self.throttle.budget(now) else {
             return Vec::new();
         };
@@ -320,17 +325,24 @@ impl Mover {
                 outcome: Outcome::Busy,
                 node: None,
             });
-            if result.outcome == Outcome::Moved && direction == Direction::Demote {
-                freed += page.bytes;
+            if result.outcome == Outcome::Moved {
+                let frames = pages.index.frames();
+                let moved = (id, page.bytes);
+                self.ping_pong
+                    .moved(now, moved, direction, frames, settings.horizon);
+                if direction == Direction::Demote {
+                    freed += page.bytes;
+                }
             }
             self.settle(now, (id, page), &result, pages, evidence, settings);
             results.push(result);
         }
         self.totals.add(direction, &results, report.cpu_time);
-        let any = |outcome| results.iter().any(|result| result.outcome == outcome);
-        self.throttle.finished(now, any(Outcome::Moved));
+        let mut outcomes = results.iter().map(|result| result.outcome);
+        self.throttle
+            .finished(now, outcomes.any(Outcome::is_success));
         let mut actions = Vec::new();
-        if any(Outcome::Gone) {
+        if results.iter().any(|result| result.outcome == Outcome::Gone) {
             actions.push(Action::RefreshMap);
         }
         if let Some(exchange) = self.in_flight.exchange_after(report.id) {
@@ -418,6 +430,7 @@ impl Mover {
     /// What is wrong, for a person.
     pub(super) fn check(&self, pages: &GuestPages) -> Result<(), String> {
         self.in_flight.check(pages)?;
+        self.ping_pong.check()?;
         match self.throttle.is_valid() {
             true => Ok(()),
             false => Err(format!("the rate is not kept: {:?}", self.throttle)),

@@ -2,4 +2,5 @@
 
 pub(crate) mod explain;
 pub(crate) mod heatmap;
+pub mod sentences;
 pub(crate) mod snapshot;

@@ -84,7 +84,7 @@ impl Kernel {
             let outcome = match (self.fails.get(&page.hva.0), self.frames[first]) {
                 (Some(&outcome), _) => outcome,
                 (None, None) => Outcome::Absent,
-                (None, Some(node)) if node == batch.target => Outcome::Moved,
+                (None, Some(node)) if node == batch.target => Outcome::AlreadyThere,
                 (None, Some(_)) if no_room => Outcome::NoMemory,
                 (None, Some(_)) => Outcome::Moved,
             };

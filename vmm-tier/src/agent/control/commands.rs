@@ -47,7 +47,9 @@ impl Agent {
             Order::Drain(bytes) => return self.order_drain(bytes),
             Order::Explain(gpa) => {
                 let found = self.engine.explain(Self::now(), gpa);
-                return value(found.map_err(|error| refusal(&error))?);
+                let mut found = found.map_err(|error| refusal(&error))?;
+                found.sentences.extend(self.qemu.holds.sentences());
+                return value(found);
             }
             Order::Heatmap { rows, columns } => {
                 let drawn = self.engine.heatmap(Self::now(), rows, columns);

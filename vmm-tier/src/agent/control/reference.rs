@@ -1,6 +1,10 @@
-//! docs/qmp.md: made of the descriptions that the control socket itself goes by.
+//! docs/qmp.md: made of the descriptions that the control socket itself goes by; and what
+//! docs/operating.md says of the classes of moves.
+
+use std::fmt::Write as _;
 
 use qmp::server;
+use tier_core::moves::Outcome;
 
 use super::Commands;
 use crate::generated_page;
@@ -9,4 +13,18 @@ use crate::generated_page;
 fn reference_when_compared_with_the_commands_is_up_to_date() {
     let (commands, _) = Commands::new();
     generated_page::check("qmp.md", &server::reference(&*commands));
+}
+
+#[test]
+fn classes_reference_when_compared_with_the_outcomes_is_up_to_date() {
+    let mut table =
+        String::from("| class | why | the agent | what you can do |\n|---|---|---|---|\n");
+    for class in Outcome::ALL
+        .into_iter()
+        .filter(|&class| class != Outcome::Moved)
+    {
+        let (why, agent, remedy) = (class.cause(), class.retry(), class.remedy());
+        let _ = writeln!(table, "| `{class}` | {why} | {agent} | {remedy} |");
+    }
+    generated_page::check("operating.md", &table);
 }

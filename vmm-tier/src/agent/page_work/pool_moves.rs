@@ -200,7 +200,7 @@ fn carry_out_first(
 ) -> Carried {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let mut all = Carried {
-        report: unmoved(batch, Outcome::NoMemory),
+        report: unmoved(batch, Outcome::NoHugePage),
         refusal: None,
     };
     if most == 0 {
@@ -274,7 +274,7 @@ mod tests {
         let mut is_on_record = false;
         let done = moves(host).carry_out_pair(&pair(3), |batch| {
             is_on_record |= host.records().len() == 1;
-            let mut report = unmoved(batch, Outcome::NoMemory);
+            let mut report = unmoved(batch, Outcome::NoHugePage);
             for (at, result) in report.results.iter_mut().enumerate() {
                 if !fails(calls.len(), at) {
                     result.outcome = Outcome::Moved;
@@ -305,7 +305,7 @@ mod tests {
 
     const DOWN: (Outcome, Option<u16>) = (Outcome::Moved, Some(1));
     const UP: (Outcome, Option<u16>) = (Outcome::Moved, Some(0));
-    const NONE: (Outcome, Option<u16>) = (Outcome::NoMemory, None);
+    const NONE: (Outcome, Option<u16>) = (Outcome::NoHugePage, None);
 
     #[test]
     fn pair_when_no_page_is_free_goes_by_free_memory_and_is_on_record() {
@@ -352,7 +352,7 @@ mod tests {
     fn pair_when_promotions_fail_takes_as_many_pages_back() {
         let host = Host::new((44, 0), (156, 0));
         let (done, calls, _) = paired(&host, |call, page| call == 1 && page < 2);
-        let back = (Outcome::NoMemory, Some(0));
+        let back = (Outcome::NoHugePage, Some(0));
         assert_eq!(
             outcomes(&done),
             [vec![DOWN, back, back], vec![NONE, NONE, UP]]
@@ -404,6 +404,6 @@ mod tests {
             }
         });
         assert_eq!(moved, 2);
-        assert_eq!(carried.report.results[2].outcome, Outcome::NoMemory);
+        assert_eq!(carried.report.results[2].outcome, Outcome::NoHugePage);
     }
 }

@@ -237,16 +237,17 @@ pub(super) fn unmoved(batch: &MoveBatch, outcome: Outcome) -> MoveReport {
 
 fn carry_out(pid: u32, batch: &MoveBatch) -> Carried {
     let started = thread_cpu_time();
-    let (results, refusal) = match pages::move_pages(pid, batch.target, &batch.pages, true) {
-        Ok(results) => (Some(results), None),
-        Err(error) => (None, Some(with_causes(&error))),
+    let (mut report, refusal) = match pages::move_pages(pid, batch.target, &batch.pages, true) {
+        Ok(results) => {
+            let report = MoveReport {
+                results,
+                ..unmoved(batch, Outcome::Busy)
+            };
+            (report, None)
+        }
+        Err(error) => (unmoved(batch, error.outcome()), Some(with_causes(&error))),
     };
-    let report = unmoved(batch, Outcome::Busy);
-    let report = MoveReport {
-        results: results.unwrap_or(report.results),
-        cpu_time: thread_cpu_time().saturating_sub(started),
-        ..report
-    };
+    report.cpu_time = thread_cpu_time().saturating_sub(started);
     Carried { report, refusal }
 }
 

@@ -26,8 +26,8 @@ use qmp::{
         MigrationInfo, QueryCpusFast, QueryKvm, QueryMigrate, QueryName, QueryStatus, StatusInfo,
     },
 };
-use tier_core::map::GuestMemoryMap;
-use tier_sys::{process::ProcessHandle, sysroot::SysRoot};
+use tier_core::{holds::Holds, map::GuestMemoryMap};
+use tier_sys::{holds, process::ProcessHandle, sysroot::SysRoot};
 
 use crate::discover::{self, DiscoverError, Discovered, KnownMappings};
 
@@ -117,6 +117,8 @@ pub(in crate::agent) struct Begun {
     pub(in crate::agent) is_kvm: bool,
     /// The threads of the guest's CPUs.
     pub(in crate::agent) vcpus: Vec<u32>,
+    /// What keeps its memory in place, if the kernel told.
+    pub(in crate::agent) holds: Option<Holds>,
 }
 
 /// The guest's layout.
@@ -124,6 +126,8 @@ pub(in crate::agent) struct Layout {
     pub(in crate::agent) found: Result<Discovered, DiscoverError>,
     /// The threads of the guest's CPUs, if QEMU told.
     pub(in crate::agent) vcpus: Option<Vec<u32>>,
+    /// What keeps the guest's memory in place, if the kernel told.
+    pub(in crate::agent) holds: Option<Holds>,
     /// How long it took.
     pub(in crate::agent) took: Duration,
 }
@@ -254,6 +258,7 @@ impl Thread {
         let kvm = client.execute(&QueryKvm {});
         Ok(Begun {
             process,
+            holds: holds::read(root, pid, map.total_bytes()).ok(),
             map,
             map_took: elapsed,
             name: name.and_then(|reply| reply.name),
@@ -285,9 +290,14 @@ impl Thread {
         // CPUs come and go without an event too. A QEMU that was too slow is not asked more.
         let left = DISCOVERY_LIMIT.saturating_sub(begin.elapsed());
         let vcpus = (!left.is_zero()).then(|| vcpus(client, left)).flatten();
+        // Devices come and go without an event that all versions of QEMU send.
+        let guest_bytes = found.as_ref().ok().map(|found| found.map.total_bytes());
+        let pid = client.peer().pid;
+        let holds = guest_bytes.and_then(|bytes| holds::read(&self.root, pid, bytes).ok());
         Layout {
             found,
             vcpus,
+            holds,
             took: begin.elapsed(),
         }
     }

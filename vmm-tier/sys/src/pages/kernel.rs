@@ -2,9 +2,14 @@
 
 use std::{io, path::Path, time::Duration};
 
-use tier_core::addr::Hva;
+use tier_core::addr::{Hva, NodeId};
 
-use crate::{maps, sysroot::SysRoot, vmstat::VmStat};
+use crate::{
+    maps,
+    sysroot::SysRoot,
+    vmstat::VmStat,
+    zoneinfo::{self, NodeMarks},
+};
 
 /// The kernel behind the logic of this module, so that partial failures can be tested.
 pub(super) trait PageCalls {
@@ -21,6 +26,10 @@ pub(super) trait PageCalls {
 
     /// Whether each address lies in a mapping of the process (the addresses rise).
     fn mapped(&mut self, pid: u32, addresses: &[Hva]) -> Vec<bool>;
+
+    /// Whether the node's free memory is not above its low watermark, that on the lists of single CPUs
+    /// included.
+    fn is_below_watermark(&mut self, node: NodeId) -> bool;
 
     /// Base pages that are pinned now, on the whole host.
     fn pinned_pages(&mut self) -> u64;
@@ -64,6 +73,12 @@ impl PageCalls for Kernel {
                 .collect(),
             Err(_) => vec![false; addresses.len()],
         }
+    }
+
+    fn is_below_watermark(&mut self, node: NodeId) -> bool {
+        let marks = zoneinfo::read(&SysRoot::at(Path::new("/"))).unwrap_or_default();
+        let is_below = |marks: &NodeMarks| marks.free.saturating_add(marks.cached) <= marks.low;
+        marks.get(&node).is_some_and(is_below)
     }
 
     fn pinned_pages(&mut self) -> u64 {

@@ -25,6 +25,8 @@ struct FakeKernel {
     whole_call_error: Option<i32>,
     mapped: bool,
     calls: usize,
+    /// Whether the target has little free memory.
+    is_below_watermark: bool,
     /// Pages pinned on the host.
     pinned: u64,
     /// What is no longer stuck after a pause.
@@ -82,10 +84,10 @@ impl PageCalls for FakeKernel {
         status: &mut [i32],
         all: bool,
     ) -> Result<u64, i32> {
-        if let Some(errno) = self.whole_call_error {
-            return Err(errno);
-        }
         let Some(nodes) = nodes else {
+            if self.whole_call_error == Some(libc::ESRCH) {
+                return Err(libc::ESRCH);
+            }
             for (address, status) in addresses.iter().zip(status) {
                 let absent = if self.mapped {
                     -libc::ENOENT
@@ -96,6 +98,9 @@ impl PageCalls for FakeKernel {
             }
             return Ok(0);
         };
+        if let Some(errno) = self.whole_call_error {
+            return Err(errno);
+        }
         self.calls += 1;
         let mut queue: Vec<(usize, u64)> = Vec::new();
         for (index, address) in addresses.iter().enumerate() {
@@ -126,6 +131,10 @@ impl PageCalls for FakeKernel {
         vec![self.mapped; addresses.len()]
     }
 
+    fn is_below_watermark(&mut self, _node: NodeId) -> bool {
+        self.is_below_watermark
+    }
+
     fn pinned_pages(&mut self) -> u64 {
         self.pinned
     }
@@ -153,6 +162,21 @@ fn small_pages(count: u64) -> (FakeKernel, Vec<Page>) {
         bytes: BASE_PAGE,
     });
     (kernel, pages.collect())
+}
+
+fn answers<'a>(
+    status: Option<i32>,
+    before: &'a [PageStatus],
+    nodes: &'a [PageStatus],
+) -> Answers<'a> {
+    Answers {
+        bytes: BASE_PAGE,
+        status,
+        no_memory: false,
+        is_below_watermark: false,
+        before,
+        nodes,
+    }
 }
 
 fn outcomes(kernel: &mut FakeKernel, pages: &[Page], all: bool) -> Vec<Outcome> {
@@ -249,7 +273,7 @@ fn move_when_page_is_shared_needs_all() {
     );
     assert_eq!(
         outcomes(&mut kernel, &pages, true),
-        [Outcome::Moved, Outcome::Moved]
+        [Outcome::Moved, Outcome::AlreadyThere]
     );
 }
 
@@ -302,11 +326,8 @@ fn move_when_mapping_is_gone_tells_it_from_the_page_of_zeros() {
     kernel.mapped = false;
     assert_eq!(outcomes(&mut kernel, &pages, false), [Outcome::Gone]);
 
-    let zero = Answers {
-        status: Some(-libc::EFAULT),
-        no_memory: false,
-        nodes: &[PageStatus::Fault],
-    };
+    let zero = [PageStatus::Fault];
+    let zero = answers(Some(-libc::EFAULT), &zero, &zero);
     assert_eq!(zero.outcome(FAST), Outcome::Gone);
     let page = PageResult {
         page: pages[0],
@@ -321,13 +342,67 @@ fn move_when_mapping_is_gone_tells_it_from_the_page_of_zeros() {
 
 #[test]
 fn move_when_kernel_reports_success_but_page_is_elsewhere_says_wrong_node() {
-    let nodes = [PageStatus::Node(NodeId(1))];
-    let answers = Answers {
-        status: Some(0),
-        no_memory: false,
-        nodes: &nodes,
+    let slow = [PageStatus::Node(NodeId(1))];
+    assert_eq!(
+        answers(Some(0), &slow, &slow).outcome(FAST),
+        Outcome::WrongNode
+    );
+}
+
+#[test]
+fn move_when_the_kernel_writes_any_documented_status_has_a_class_for_it() {
+    let slow = [PageStatus::Node(NodeId(1))];
+    for (errno, expected) in [
+        (libc::EACCES, Outcome::Shared),
+        (libc::EBUSY, Outcome::Busy),
+        (libc::EAGAIN, Outcome::Busy),
+        (libc::EIO, Outcome::Busy),
+        (libc::EFAULT, Outcome::Busy),
+        (libc::ENOENT, Outcome::Busy),
+        (libc::EINVAL, Outcome::Pinned),
+        (libc::ENOMEM, Outcome::NoMemory),
+    ] {
+        // Where it is present and lies elsewhere; ENOENT and EFAULT are of a page that has come back.
+        let found = answers(Some(-errno), &slow, &slow).outcome(FAST);
+        assert_eq!(found, expected, "{errno}");
+    }
+    let none = [PageStatus::Absent];
+    assert_eq!(
+        answers(Some(-libc::ENOENT), &none, &none).outcome(FAST),
+        Outcome::Absent
+    );
+    assert_eq!(
+        answers(Some(i32::MIN), &slow, &slow).outcome(FAST),
+        Outcome::Busy
+    );
+}
+
+#[test]
+fn move_when_target_lacks_memory_says_which() {
+    let (mut kernel, pages) = small_pages(1);
+    kernel.room = 0;
+    assert_eq!(outcomes(&mut kernel, &pages, false), [Outcome::NoMemory]);
+    kernel.is_below_watermark = true;
+    assert_eq!(
+        outcomes(&mut kernel, &pages, false),
+        [Outcome::BelowWatermark]
+    );
+    kernel.folios = vec![(HUGE_PAGE, HUGE_PAGE, SLOW)];
+    let huge = Page {
+        hva: Hva(HUGE_PAGE),
+        bytes: HUGE_PAGE,
     };
-    assert_eq!(answers.outcome(FAST), Outcome::WrongNode);
+    assert_eq!(outcomes(&mut kernel, &[huge], false), [Outcome::NoHugePage]);
+}
+
+#[test]
+fn move_when_a_page_lies_there_before_says_so() {
+    let (mut kernel, pages) = small_pages(3);
+    kernel.folios[1].2 = i32::from(FAST.0);
+    assert_eq!(
+        outcomes(&mut kernel, &pages, false),
+        [Outcome::Moved, Outcome::AlreadyThere, Outcome::Moved]
+    );
 }
 
 #[test]
@@ -340,15 +415,18 @@ fn move_when_process_is_gone_makes_every_page_gone() {
 #[test]
 fn move_when_refused_as_a_whole_says_what_to_do() {
     let (mut kernel, pages) = small_pages(1);
-    for (errno, advice) in [
-        (libc::EACCES, "cpuset.mems"),
-        (libc::ENODEV, "not online"),
-        (libc::EPERM, "CAP_SYS_PTRACE"),
+    for (errno, outcome, advice) in [
+        (libc::EACCES, Outcome::Cpuset, "cpuset.mems"),
+        (libc::ENODEV, Outcome::Refused, "not online"),
+        (libc::EPERM, Outcome::Refused, "CAP_SYS_PTRACE"),
+        (libc::EINVAL, Outcome::Refused, "failed"),
+        (libc::EFAULT, Outcome::Refused, "failed"),
+        (libc::ENOSYS, Outcome::Refused, "failed"),
     ] {
         kernel.whole_call_error = Some(errno);
-        let error = move_with(&mut kernel, 7, FAST, &pages, false)
-            .unwrap_err()
-            .to_string();
+        let error = move_with(&mut kernel, 7, FAST, &pages, false).unwrap_err();
+        assert_eq!(error.outcome(), outcome, "{errno}");
+        let error = error.to_string();
         assert!(error.contains(advice), "{error}");
     }
 }
@@ -392,6 +470,85 @@ proptest! {
     }
 }
 
+/// A kernel that answers anything.
+#[derive(Debug)]
+struct Chaos {
+    /// What calls return, in turn.
+    returns: Vec<Result<u64, i32>>,
+    /// What stands in status arrays, in turn; `None` leaves the entry as it was.
+    statuses: Vec<Option<i32>>,
+    calls: usize,
+    entries: usize,
+}
+
+impl PageCalls for Chaos {
+    fn call(
+        &mut self,
+        _pid: u32,
+        _addresses: &[Hva],
+        _nodes: Option<&[i32]>,
+        status: &mut [i32],
+        _all: bool,
+    ) -> Result<u64, i32> {
+        for entry in status {
+            if let Some(value) = self.statuses[self.entries % self.statuses.len()] {
+                *entry = value;
+            }
+            self.entries += 1;
+        }
+        self.calls += 1;
+        self.returns[self.calls % self.returns.len()]
+    }
+
+    fn mapped(&mut self, _pid: u32, addresses: &[Hva]) -> Vec<bool> {
+        vec![self.calls.is_multiple_of(2); addresses.len()]
+    }
+
+    fn is_below_watermark(&mut self, _node: NodeId) -> bool {
+        self.calls.is_multiple_of(2)
+    }
+
+    fn pinned_pages(&mut self) -> u64 {
+        self.calls as u64
+    }
+
+    fn pause(&mut self, _time: Duration) {}
+}
+
+proptest! {
+    #[test]
+    fn move_when_the_kernel_answers_anything_loses_no_page(
+        returns in prop::collection::vec(
+            prop_oneof![4 => Just(Ok(0)), 2 => (0_u64..70).prop_map(Ok), 1 => (1_i32..134).prop_map(Err)],
+            1..12,
+        ),
+        statuses in prop::collection::vec(
+            prop_oneof![
+                3 => (0_i32..3).prop_map(Some),
+                2 => (-133_i32..0).prop_map(Some),
+                1 => Just(None),
+                1 => any::<i32>().prop_map(Some),
+            ],
+            1..40,
+        ),
+        sizes in prop::collection::vec(prop::sample::select(vec![BASE_PAGE, 16 * BASE_PAGE, HUGE_PAGE]), 0..60),
+        all: bool,
+    ) {
+        let pages = (0..).zip(&sizes).map(|(n, &bytes)| Page { hva: Hva(n * HUGE_PAGE), bytes });
+        let pages: Vec<Page> = pages.collect();
+        let mut kernel = Chaos { returns, statuses, calls: 0, entries: 0 };
+        match move_with(&mut kernel, 7, FAST, &pages, all) {
+            // Each page once, in order: the classes' sum is what was asked for.
+            Ok(results) => {
+                let found: Vec<Page> = results.iter().map(|result| result.page).collect();
+                prop_assert_eq!(found, pages);
+            }
+            // The caller gives all pages this class.
+            Err(error) => prop_assert!(!error.outcome().is_success()),
+        }
+    }
+}
+
 /// Anonymous pages of this process, touched.
 fn own_pages(count: usize) -> (Vec<u8>, Vec<Page>) {
     let bytes = vec![1u8; (count + 1) << 12];
@@ -430,7 +587,7 @@ fn query_when_asked_of_ourselves_knows_touched_from_untouched() {
 }
 
 #[test]
-fn move_when_target_is_where_the_pages_are_calls_them_moved_and_keeps_their_bytes() {
+fn move_when_target_is_where_the_pages_are_says_so_and_keeps_their_bytes() {
     let pid = std::process::id();
     let (bytes, pages) = own_pages(64);
     let Ok(found) = query_nodes(pid, &[pages[0].hva]) else {
@@ -444,7 +601,7 @@ fn move_when_target_is_where_the_pages_are_calls_them_moved_and_keeps_their_byte
     assert!(
         results
             .iter()
-            .filter(|r| r.outcome == Outcome::Moved)
+            .filter(|r| r.outcome == Outcome::AlreadyThere)
             .count()
             >= 60,
         "{results:?}"

@@ -56,7 +56,7 @@ impl History {
             self.pages.remove(&oldest);
         }
         self.last_number += 1;
-        let failure = (last.outcome != Outcome::Moved).then_some(last);
+        let failure = (!last.outcome.is_success()).then_some(last);
         let moves = PastMoves {
             last,
             last_failure: failure.or(before.and_then(|before| before.last_failure)),

@@ -82,8 +82,13 @@ impl Planner<'_> {
         self.shrink_to_limit();
         if self.draft.demote.is_empty() {
             let waits = self.draft_pins();
-            if self.draft.bytes == 0 && self.evidence.is_settled() {
+            if self.draft.bytes == 0
+                && self.evidence.is_settled()
+                && let Some(budget) = self.mover.ping_pong.budget(self.now, self.budget)
+            {
+                self.budget = budget;
                 self.draft_exchange(waits);
+                self.mover.ping_pong.take(self.now, self.draft.bytes);
             }
         }
         self.draft

@@ -25,6 +25,10 @@ crate::report! {
 pub(crate) struct MoveTotals {
     pub(crate) promoted_bytes: u64,
     pub(crate) demoted_bytes: u64,
+    /// Pages that the kernel was asked to move.
+    pub(crate) tried_pages: u64,
+    pub(crate) moved_pages: u64,
+    /// Those that did not move, by class.
     pub(crate) failed: BTreeMap<Outcome, u64>,
     pub(crate) planned: Planned,
     pub(crate) costs: MoveCosts,
@@ -33,9 +37,13 @@ pub(crate) struct MoveTotals {
 impl MoveTotals {
     pub(crate) fn add(&mut self, direction: Direction, results: &[PageResult], cpu_time: Duration) {
         let mut moved = 0;
+        self.tried_pages += results.len() as u64;
         for result in results {
             match result.outcome {
-                Outcome::Moved => moved += result.page.bytes,
+                Outcome::Moved => {
+                    moved += result.page.bytes;
+                    self.moved_pages += 1;
+                }
                 failed => *self.failed.entry(failed).or_default() += 1,
             }
         }
@@ -53,22 +61,27 @@ impl MoveTotals {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::{
         addr::{BASE_PAGE, Hva},
         moves::Page,
     };
 
-    #[test]
-    fn totals_when_a_batch_ends_count_what_moved_and_what_failed() {
-        let result = |outcome| PageResult {
+    fn result(outcome: Outcome) -> PageResult {
+        PageResult {
             page: Page {
                 hva: Hva(0),
                 bytes: BASE_PAGE,
             },
             outcome,
             node: None,
-        };
+        }
+    }
+
+    #[test]
+    fn totals_when_a_batch_ends_count_what_moved_and_what_failed() {
         let mut totals = MoveTotals::default();
         let results = [Outcome::Moved, Outcome::Busy, Outcome::Moved].map(result);
         totals.add(Direction::Demote, &results, Duration::from_micros(6));
@@ -77,5 +90,22 @@ mod tests {
         assert_eq!(totals.promoted_bytes, BASE_PAGE);
         assert_eq!(totals.failed, BTreeMap::from([(Outcome::Busy, 1)]));
         assert_eq!(totals.costs.measured()[&BASE_PAGE], 3_000);
+    }
+
+    proptest! {
+        #[test]
+        fn classes_when_summed_are_what_was_tried(
+            batches in prop::collection::vec(prop::collection::vec(prop::sample::select(&Outcome::ALL[..]), 0..40), 0..20),
+        ) {
+            let mut totals = MoveTotals::default();
+            for (direction, batch) in Direction::ALL.into_iter().cycle().zip(&batches) {
+                let results: Vec<PageResult> = batch.iter().copied().map(result).collect();
+                totals.add(direction, &results, Duration::ZERO);
+            }
+            let tried = batches.iter().map(Vec::len).sum::<usize>() as u64;
+            prop_assert_eq!(totals.tried_pages, tried);
+            prop_assert_eq!(totals.moved_pages + totals.failed.values().sum::<u64>(), tried);
+            prop_assert!(!totals.failed.contains_key(&Outcome::Moved));
+        }
     }
 }

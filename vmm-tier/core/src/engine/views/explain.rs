@@ -1,5 +1,6 @@
 //! The explanation of a page: why it is where it is, and what would make it move.
 
+use super::sentences;
 use crate::{
     addr::{BASE_PAGE, Gpa, Hva, NodeId, gpa_number},
     dual_heap::{PageState, Placement},
@@ -94,6 +95,8 @@ crate::report! {
         pub last_failure: Option<PastMoveNote>,
         /// What would make it move, in words.
         pub would_move_if: String,
+        /// All of it in sentences.
+        pub sentences: Vec<String>,
     }
 }
 
@@ -143,9 +146,10 @@ pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanat
         state,
         before: standing.map_or(0, |(before, _)| before),
     };
-    Ok(Explanation {
+    let block = map.block(range.block);
+    let mut explanation = Explanation {
         gpa,
-        block: map.block(range.block).name.clone(),
+        block: block.name.clone(),
         block_offset: range.offset + (gpa.0 - range.gpa.0),
         hva,
         page_hva: page.hva,
@@ -168,7 +172,10 @@ pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanat
         last_move: past.map(|past| note(&past.last)),
         last_failure: past.and_then(|past| past.last_failure.as_ref().map(note)),
         would_move_if: subject.would_move_if(),
-    })
+        sentences: Vec::new(),
+    };
+    explanation.sentences = sentences::of(&explanation, block);
+    Ok(explanation)
 }
 
 fn node_of(engine: &VmEngine, placement: Placement, seen: Option<NodeId>) -> Option<NodeId> {
@@ -304,7 +311,14 @@ impl Subject<'_> {
         }
         let Page { bytes, .. } = self.page.page;
         let before = self.before;
-        let turn = || format!("its turn comes: {before} hotter pages go first");
+        let turn = || {
+            let turn = format!("its turn comes: {before} hotter pages go first");
+            let engine = self.engine;
+            match engine.mover.ping_pong.brake(engine.settings()) {
+                Some(brake) => format!("{turn}; {}", brake.reason),
+                None => turn,
+            }
+        };
         let room = self.fast_room(&self.page);
         if room.fits(bytes) {
             if !self.engine.evidence.is_settled() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{DrainProgress, Planned, PolicySnapshot, TierBias, VmEngine, VmState};
+use crate::engine::{Brake, DrainProgress, Planned, PolicySnapshot, TierBias, VmEngine, VmState};
 use crate::{addr::NodeSet, map::GuestMemoryMap, moves::Outcome, settings::Tier};
 
 crate::report! {
@@ -58,6 +58,13 @@ crate::report! {
         /// Bytes demoted; each page's place was verified.
         #[metric(counter = "demoted_bytes", since = "the agent's start")]
         pub demoted_bytes: u64,
+        /// Pages that the kernel was asked to move: those that moved, and those of all classes of
+        /// `failed`.
+        #[metric(counter = "tried_pages", since = "the agent's start")]
+        pub tried_pages: u64,
+        /// Pages that moved; each page's place was verified.
+        #[metric(counter = "moved_pages", since = "the agent's start")]
+        pub moved_pages: u64,
         /// Pages that did not move, by class; see the operating guide.
         #[metric(
             counter = "failed_pages",
@@ -66,6 +73,11 @@ crate::report! {
             since = "the agent's start"
         )]
         pub failed: BTreeMap<Outcome, u64>,
+        /// Bytes that moved back within half of the horizon, which was not worth the move; estimated.
+        #[metric(counter = "returned_bytes", since = "the agent's start")]
+        pub returned_bytes: u64,
+        /// How exchanges are slowed while pages that were moved come back; absent if they are not.
+        pub brake: Option<Brake>,
         /// Present guest memory, by the size of its pages in bytes.
         #[metric(gauge = "present_bytes", by = "page_size")]
         pub page_sizes: BTreeMap<u64, u64>,
@@ -127,7 +139,11 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         changes: evidence.changes(),
         promoted_bytes: mover.totals.promoted_bytes,
         demoted_bytes: mover.totals.demoted_bytes,
+        tried_pages: mover.totals.tried_pages,
+        moved_pages: mover.totals.moved_pages,
         failed: mover.totals.failed.clone(),
+        returned_bytes: mover.ping_pong.returned_bytes,
+        brake: mover.ping_pong.brake(&orders.settings),
         page_sizes: pages.bytes().by_page_size.clone(),
         absent_bytes: pages.scanner.last_round.absent_bytes,
         elsewhere_bytes: pages.scanner.last_round.elsewhere_bytes,

@@ -2,6 +2,7 @@
 
 use tier_core::{
     engine::{Pin, PinStatus, PinsSnapshot, Snapshot},
+    holds::Holds,
     settings::PolicyName,
 };
 
@@ -19,6 +20,8 @@ tier_core::words! {
         Operator = "operator",
         /// A migration of the guest.
         Migration = "migration",
+        /// A device that has the guest's memory pinned.
+        PinnedMemory = "pinned-memory",
     }
 }
 
@@ -51,12 +54,15 @@ tier_core::report! {
         /// Seconds since the agent's start.
         #[metric(gauge = "agent_uptime_seconds")]
         uptime_s: u64,
-        /// Who wants moves to pause: an operator (`tier-pause`), or a migration of the guest.
+        /// Who wants moves to pause: an operator (`tier-pause`), a migration of the guest, or a device
+        /// that has the guest's memory pinned (`holds`).
         #[metric(states = "paused_by")]
         paused_by: Vec<Pauser>,
         /// QEMU's status of the migration, while a migration is under way.
         #[metric(exempt = "text; `vmm_tier_paused_by` says that a migration is under way")]
         migration: Option<String>,
+        /// What keeps the guest's memory in place.
+        holds: Holds,
         /// Why the kernel refuses to move or look up pages, if it does.
         #[metric(
             presence = "moves_refused",
@@ -103,6 +109,7 @@ impl TierInfo {
             uptime_s: agent.pace.uptime().as_secs(),
             paused_by: agent.paused_by(),
             migration: migration.map(ToString::to_string),
+            holds: agent.qemu.holds.clone(),
             refused: agent.page_work.refused().cloned(),
             policy: PolicyName::DualHeap,
             source: agent.sources.believed_report(engine),

@@ -20,7 +20,7 @@ use crate::agent::control::Pauser;
 fn failures() -> TypeSpec {
     let failures = Outcome::ALL
         .into_iter()
-        .filter(|&outcome| outcome != Outcome::Moved);
+        .filter(|outcome| !outcome.is_success());
     Enum(Vec::leak(failures.map(Outcome::name).collect()))
 }
 

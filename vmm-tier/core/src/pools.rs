@@ -1,0 +1,212 @@
+//! hugetlb pools: pages of each size, on each node and in all.
+
+use serde::Serialize;
+
+use crate::{
+    addr::{NodeId, NodeSet},
+    tiers::Tiers,
+};
+
+/// The largest page that the kernel takes from its free memory when a move finds none in the pool: a block of
+/// `MAX_PAGE_ORDER`, 10, of pages of 4 KiB.
+const LARGEST_BLOCK: u64 = 4 << 20;
+
+/// A pool of one node, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodePool {
+    /// The node.
+    pub node: NodeId,
+    /// Pages in the pool.
+    pub pages: u64,
+    /// Pages of them that nobody uses.
+    pub free: u64,
+    /// Pages beyond what was configured.
+    pub surplus: u64,
+}
+
+/// All pools of one page size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HugePool {
+    /// The page size in bytes.
+    pub page_size: u64,
+    /// Pages in all.
+    pub pages: u64,
+    /// Pages of them that nobody uses.
+    pub free: u64,
+    /// Free pages that are promised to mappings: they are not to be had. The kernel counts them for
+    /// the whole host only.
+    pub reserved: u64,
+    /// Pages beyond what was configured.
+    pub surplus: u64,
+    /// By rising node number.
+    pub nodes: Vec<NodePool>,
+}
+
+impl HugePool {
+    /// Free pages that are not promised to anyone.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.free.saturating_sub(self.reserved)
+    }
+
+    /// The command that gives a node this many pages.
+    #[must_use]
+    pub fn set_pages(&self, node: NodeId, pages: u64) -> String {
+        format!(
+            "echo {pages} > /sys/devices/system/node/node{node}/hugepages/hugepages-{}kB/nr_hugepages",
+            self.page_size >> 10
+        )
+    }
+
+    /// Pages of a node that a move may take while all pools stay as they are. None where a pool of
+    /// `nodes` has surplus pages: a page that a move frees there goes to the kernel's free memory and
+    /// leaves the pool (`free_huge_folio`, mm/hugetlb.c).
+    #[must_use]
+    pub fn spare_on(&self, node: NodeId, nodes: &NodeSet) -> u64 {
+        let mut of_tiers = self.nodes.iter().filter(|pool| nodes.contains(pool.node));
+        if of_tiers.any(|pool| pool.surplus > 0) {
+            return 0;
+        }
+        self.on(node)
+            .map_or(0, |pool| pool.free)
+            .min(self.available())
+    }
+
+    fn on(&self, node: NodeId) -> Option<&NodePool> {
+        self.nodes.iter().find(|pool| pool.node == node)
+    }
+
+    /// Pages that may change places at once between two nodes, `fast` ones first, while all pools stay as they
+    /// are: each move takes a temporary page from the kernel's free memory and gives it the page that is left
+    /// (`alloc_migrate_hugetlb_folio`). As far as the pool is concerned: there must be such memory.
+    ///
+    /// None where a node has a free page that is not promised: the kernel takes that instead. None of pages that
+    /// the kernel can't make at will. A move takes a surplus page's standing along, from a node that has any to
+    /// the other (`move_hugetlb_state`): with surplus on the slow node, as many must be on the fast one.
+    #[must_use]
+    pub fn pairs_between(&self, fast: NodeId, slow: NodeId) -> u64 {
+        let (Some(fast), Some(slow)) = (self.on(fast), self.on(slow)) else {
+            return 0;
+        };
+        let has_free = self.available() > 0 && fast.free + slow.free > 0;
+        if has_free || self.page_size > LARGEST_BLOCK {
+            return 0;
+        }
+        match slow.surplus {
+            0 => u64::MAX,
+            _ => fast.surplus,
+        }
+    }
+
+    /// [`Self::pairs_between`] for the nodes of two tiers. None unless each tier has one node: else the pools of
+    /// its nodes would change among themselves.
+    #[must_use]
+    pub fn pairs_within(&self, tiers: &Tiers) -> u64 {
+        let only = |nodes: &NodeSet| {
+            let mut nodes = nodes.iter();
+            nodes.next().filter(|_| nodes.next().is_none())
+        };
+        let ends = only(&tiers.fast).zip(only(&tiers.slow));
+        ends.map_or(0, |(fast, slow)| self.pairs_between(fast, slow))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pools of two nodes: free, surplus.
+    fn pool(reserved: u64, own: [(u64, u64); 2]) -> HugePool {
+        let nodes = (0..).zip(own).map(|(node, (free, surplus))| NodePool {
+            node: NodeId(node),
+            pages: 100,
+            free,
+            surplus,
+        });
+        HugePool {
+            page_size: 2 << 20,
+            pages: 200,
+            free: own.iter().map(|own| own.0).sum(),
+            reserved,
+            surplus: own.iter().map(|own| own.1).sum(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    fn spare(pool: &HugePool, tiers: &[u16]) -> [u64; 2] {
+        let tiers = tiers.iter().copied().map(NodeId).collect();
+        [0, 1].map(|node| pool.spare_on(NodeId(node), &tiers))
+    }
+
+    #[test]
+    fn spare_on_when_pages_are_promised_leaves_them() {
+        assert_eq!(spare(&pool(0, [(0, 0), (19, 0)]), &[0, 1]), [0, 19]);
+        assert_eq!(spare(&pool(4, [(0, 0), (5, 0)]), &[0, 1]), [0, 1]);
+        assert_eq!(spare(&pool(4, [(3, 0), (2, 0)]), &[0, 1]), [1, 1]);
+        assert_eq!(
+            spare(&pool(9, [(3, 0), (2, 0)]), &[0, 1]),
+            [0, 0],
+            "more than are free"
+        );
+    }
+
+    /// What the kernel does to pages of the two nodes' pools and their surplus when a page goes from `from` to
+    /// the other node by a temporary page.
+    fn go(pool: &mut HugePool, from: usize) {
+        let to = 1 - from;
+        pool.nodes[from].pages -= 1;
+        pool.nodes[to].pages += 1;
+        if pool.nodes[from].surplus > 0 {
+            pool.nodes[from].surplus -= 1;
+            pool.nodes[to].surplus += 1;
+        }
+    }
+
+    #[test]
+    fn pairs_between_when_carried_out_leave_the_pools_as_they_were() {
+        for fast_surplus in 0..6 {
+            for slow_surplus in 0..6 {
+                let before = pool(0, [(0, fast_surplus), (0, slow_surplus)]);
+                let most = before.pairs_between(NodeId(0), NodeId(1)).min(8);
+                for pairs in 1..=most {
+                    let mut after = before.clone();
+                    (0..pairs).for_each(|_| go(&mut after, 0));
+                    (0..pairs).for_each(|_| go(&mut after, 1));
+                    assert_eq!(after, before, "{pairs} pairs");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_between_when_a_page_is_free_or_can_not_be_made_are_none() {
+        let pairs = |pool: &HugePool| pool.pairs_between(NodeId(0), NodeId(1));
+        assert_eq!(pairs(&pool(0, [(0, 0), (0, 0)])), u64::MAX);
+        assert_eq!(pairs(&pool(0, [(0, 14), (0, 0)])), u64::MAX);
+        assert_eq!(pairs(&pool(0, [(0, 0), (0, 3)])), 0);
+        assert_eq!(pairs(&pool(0, [(0, 2), (0, 3)])), 2);
+        assert_eq!(pairs(&pool(0, [(0, 0), (1, 0)])), 0, "one is to spare");
+        assert_eq!(pairs(&pool(0, [(1, 14), (0, 0)])), 0);
+        assert_eq!(pairs(&pool(4, [(0, 0), (4, 0)])), u64::MAX, "all promised");
+        let giant = HugePool {
+            page_size: 1 << 30,
+            ..pool(0, [(0, 0), (0, 0)])
+        };
+        assert_eq!(pairs(&giant), 0);
+        assert_eq!(giant.pairs_between(NodeId(0), NodeId(7)), 0, "no such node");
+    }
+
+    #[test]
+    fn spare_on_when_a_node_of_the_tiers_has_surplus_pages_is_none() {
+        let pool = pool(0, [(7, 1), (19, 0)]);
+        assert_eq!(spare(&pool, &[0, 1]), [0, 0]);
+        assert_eq!(spare(&pool, &[1]), [7, 19], "of another node");
+        assert_eq!(
+            pool.spare_on(NodeId(2), &NodeSet::default()),
+            0,
+            "no such node"
+        );
+    }
+}
