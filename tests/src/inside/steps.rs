@@ -23,7 +23,7 @@ use crate::sys::pages_on_nodes;
 const BALLAST: &str = "/run/ballast";
 const KDAMONDS: &str = "/sys/kernel/mm/damon/admin/kdamonds";
 /// On the reference machine, as the two below.
-const AGENT_END_WITHIN: Duration = Duration::from_secs(15);
+const AGENT_END_WITHIN: Duration = Duration::from_secs(45);
 /// Huge pages are looked at 2 s in 20 when nothing moves: a hot set that no page was moved of for
 /// so long stays.
 const NO_RISE_WITHIN: Duration = Duration::from_secs(60);

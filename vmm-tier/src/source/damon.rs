@@ -1,6 +1,9 @@
 //! DAMON as a source: at the pace that the guest needs, and in turns while it is at rest.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tier_core::{
     addr::Hva,
@@ -27,11 +30,24 @@ struct Damon {
     turn: Turn,
 }
 
+/// How long a kdamond goes on as it was when DAMON was busy, before it is asked again. Each commit keeps DAMON busy
+/// until the end of an aggregation, so agents that all ask at each report keep each other waiting.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
+
 /// What a kdamond is still to take.
 #[derive(Clone, Copy, Debug, Default)]
 struct Owed {
     ranges: bool,
     intervals: bool,
+    /// DAMON was busy: not before this time.
+    from: Option<Instant>,
+}
+
+impl Owed {
+    fn is_due(self) -> bool {
+        let may = self.from.is_none_or(|from| from <= Instant::now());
+        may && (self.ranges || self.intervals)
+    }
 }
 
 /// Watches the ranges of `map`.
@@ -110,6 +126,7 @@ impl Damon {
         match pay() {
             Err(error) if DamonSourceError::is_busy(&error) => {
                 tracing::debug!(pid = self.setup.pid, "DAMON is busy: settings change later");
+                self.owed.from = Some(Instant::now() + BUSY_PAUSE);
                 Ok(())
             }
             result => Ok(result?),
@@ -173,7 +190,7 @@ impl Source for Damon {
             tracing::debug!(pid = self.setup.pid, ?sampling, regions, "pace");
             self.owed.intervals = true;
         }
-        if !poll.batches.is_empty() && (self.owed.ranges || self.owed.intervals) {
+        if !poll.batches.is_empty() && self.owed.is_due() {
             self.pay()?;
         }
         let ended = poll.ended.then(|| {

@@ -21,9 +21,11 @@ const MAX_SLOTS: u32 = 4096;
 /// How long DAMON's files may be busy. Another agent's commit waits for the end of an aggregation, some seconds
 /// for a guest at rest, and many agents may commit.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
-/// The same for what can be tried again later: a commit, and turning a slot on, which the kernel also calls busy
-/// for as long as a module has DAMON for itself.
-const SHORT_BUSY_LIMIT: Duration = Duration::from_secs(1);
+/// The same for turning a slot on, which the kernel also calls busy for as long as a module has DAMON for
+/// itself.
+const ON_BUSY_LIMIT: Duration = Duration::from_secs(2);
+/// The same for a commit, which can be tried again later.
+const COMMIT_BUSY_LIMIT: Duration = Duration::from_millis(200);
 /// Schemes of one context that are looked at.
 const MAX_SCHEMES: u32 = 64;
 
@@ -58,7 +60,8 @@ impl AdminFiles for SysfsFiles {
     fn write(&self, file: &str, value: &str) -> Result<(), SysRootError> {
         let path = self.folder.join(file);
         let limit = match value {
-            "on" | "commit" => SHORT_BUSY_LIMIT,
+            "on" => ON_BUSY_LIMIT,
+            "commit" => COMMIT_BUSY_LIMIT,
             _ => BUSY_LIMIT,
         };
         while_busy(limit, || write_value(&path, value))
