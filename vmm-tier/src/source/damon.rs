@@ -1,6 +1,9 @@
 //! DAMON as a source: at the pace that the guest needs, and in turns while it is at rest.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tier_core::{
     addr::Hva,
@@ -8,9 +11,15 @@ use tier_core::{
     map::GuestMemoryMap,
     sample::{Sight, SourceKind},
 };
-use tier_sys::damon::{DamonSettings, source::DamonSource};
+use tier_sys::{
+    damon::{DamonSettings, source::DamonSource},
+    wait::Wait,
+};
 
 use super::{Polled, Setup, Source, turn::Turn};
+
+/// How late a report may be noticed.
+const NOTICED_WITHIN: Duration = Duration::from_millis(100);
 
 /// A kdamond on QEMU's address space, and the pace that it keeps.
 struct Damon {
@@ -20,6 +29,8 @@ struct Damon {
     /// `None` while it rests.
     watching: Option<DamonSource>,
     turn: Turn,
+    /// Before this no report is to come.
+    next_report: Instant,
 }
 
 /// Watches the ranges of `map`.
@@ -33,6 +44,7 @@ pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<B
         pace: setup.pace_keeper(),
         watching: None,
         turn: Turn::watch(),
+        next_report: Instant::now(),
     };
     damon.watch()?;
     Ok(Box::new(damon))
@@ -47,6 +59,7 @@ impl Damon {
         let (settings, generation) = (self.settings(), self.map.generation());
         let source = DamonSource::start(root, run_dir, *pid, &ranges, settings, generation)?;
         self.watching = Some(source);
+        self.next_report = Instant::now();
         self.turn = Turn::watch();
         Ok(())
     }
@@ -71,6 +84,7 @@ impl Damon {
 
     fn set_intervals(&mut self) -> anyhow::Result<()> {
         let settings = self.settings();
+        self.next_report = Instant::now();
         if let Some(source) = &mut self.watching {
             source.set_intervals(&settings)?;
         }
@@ -114,20 +128,24 @@ impl Source for Damon {
         )
     }
 
-    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
+    fn poll(&mut self, wait: Wait<'_>) -> anyhow::Result<Polled> {
         if let Some(left) = self.take_turns()? {
-            std::thread::sleep(left.min(timeout));
+            wait.at_most(left).pass()?;
             return Ok(Polled::default());
         }
+        let left = (self.next_report).saturating_duration_since(Instant::now());
         let Some(source) = &mut self.watching else {
             return Ok(Polled::default());
         };
-        let mut poll = source.poll(timeout)?;
+        let mut poll = source.poll(wait.at_most(left.max(NOTICED_WITHIN)))?;
         let mut changed = None;
         for batch in &mut poll.batches {
             self.turn.report();
             batch.settled = self.pace.is_settled(batch);
             changed = self.pace.observe(batch).or(changed);
+            // The report may have waited; the kdamond is never early.
+            let next = self.pace.pace().aggregation.saturating_sub(NOTICED_WITHIN);
+            self.next_report = Instant::now() + next;
         }
         if let Some(pace) = changed {
             let (sampling, regions) = (pace.sampling, pace.max_regions);

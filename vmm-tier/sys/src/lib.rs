@@ -19,4 +19,5 @@ pub mod smaps;
 pub mod sysroot;
 pub mod topology;
 pub mod vmstat;
+pub mod wait;
 pub mod zoneinfo;
