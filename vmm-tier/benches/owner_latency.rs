@@ -77,7 +77,7 @@ fn main() {
         println!("{name:<28} {query:>14} {pause:>14} {signal:>14} {start:>14}");
     }
     println!(
-        "\n{:<28} {:>14}   its threads",
+        "\n{:<28} {:>14}   its threads, and how often each wakes up",
         "agent beside a guest", "of one core"
     );
     let paused = |reply: &Value| reply["state"] == "paused";
@@ -96,13 +96,22 @@ fn main() {
     }
 }
 
+/// What a thread takes in some time, or in a second.
+#[derive(Clone, Copy, Default)]
+struct Use {
+    /// Seconds of CPU time.
+    cpu: f64,
+    /// Times that it waited, and so was woken.
+    wakes: f64,
+}
+
 /// Prints the shares of a core that the threads take, in percent.
-fn show(name: &str, shares: &BTreeMap<String, f64>) {
-    let all: f64 = shares.values().sum();
-    let threads: Vec<String> = shares
+fn show(name: &str, threads: &BTreeMap<String, Use>) {
+    let all: f64 = threads.values().map(|thread| thread.cpu).sum();
+    let threads: Vec<String> = threads
         .iter()
-        .filter(|(_, share)| **share >= 0.000_05)
-        .map(|(thread, share)| format!("{thread} {:.3}", share * 100.0))
+        .filter(|(_, thread)| thread.cpu >= 0.000_005)
+        .map(|(name, Use { cpu, wakes })| format!("{name} {:.3} ({wakes:.1}/s)", cpu * 100.0))
         .collect();
     println!(
         "{name:<28} {:>12.3} %   {}",
@@ -111,9 +120,9 @@ fn show(name: &str, shares: &BTreeMap<String, f64>) {
     );
 }
 
-/// The shares of a core that an agent's threads take beside a guest of 64 GiB in 4 KiB pages, while a
-/// source delivers 1000 samples a second of some of them.
-fn at_rest() -> Option<BTreeMap<String, f64>> {
+/// What an agent's threads take in a second beside a guest of 64 GiB in 4 KiB pages, while a source
+/// delivers 1000 samples a second of some of them.
+fn at_rest() -> Option<BTreeMap<String, Use>> {
     let file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
     file.set_len(GIB).expect("a file in memory");
     let file = Arc::new(file);
@@ -205,16 +214,16 @@ fn until_ended(agent: &Agent) -> Duration {
     begin.elapsed()
 }
 
-/// The shares of a core that the threads of an agent with `more` in its configuration take after `order`,
-/// once it knows where all of the guest's memory lies; `pass` lets time pass. At the end `query-tier` must
-/// say what `does` wants.
+/// What the threads of an agent with `more` in its configuration take in a second after `order`, once it
+/// knows where all of the guest's memory lies; `pass` lets time pass. At the end `query-tier` must say what
+/// `does` wants.
 fn cpu(
     qemu: &Arc<Qemu>,
     more: &str,
     order: Option<&str>,
     mut pass: impl FnMut(Duration),
     does: impl Fn(&Value) -> bool,
-) -> BTreeMap<String, f64> {
+) -> BTreeMap<String, Use> {
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
     let _server = qemu.serve(&folder.path().join("qmp"));
     let mut agent = Agent::start_in(folder, more);
@@ -225,28 +234,37 @@ fn cpu(
         agent.ask(order, None);
     }
     pass(WARM_UP);
-    let (before, begin) = (cpu_times(agent.pid()), Instant::now());
+    let (before, begin) = (uses(agent.pid()), Instant::now());
     pass(MEASURED);
-    let wall = begin.elapsed();
+    let (after, wall) = (uses(agent.pid()), begin.elapsed().as_secs_f64());
     // Else something else was measured.
     agent.ask_until(does);
-    let mut shares = BTreeMap::new();
-    for (thread, time) in cpu_times(agent.pid()) {
-        let time = time - before.get(&thread).copied().unwrap_or_default();
-        *shares.entry(thread.0).or_default() += time.as_secs_f64() / wall.as_secs_f64();
+    let mut threads: BTreeMap<String, Use> = BTreeMap::new();
+    for (thread, after) in after {
+        let before = before.get(&thread).copied().unwrap_or_default();
+        let sum = threads.entry(thread.0).or_default();
+        sum.cpu += (after.cpu - before.cpu) / wall;
+        sum.wakes += (after.wakes - before.wakes) / wall;
     }
-    shares
+    threads
 }
 
-/// CPU time of each thread of a process by its name and number, to the nanosecond (`schedstat`).
-fn cpu_times(pid: u32) -> BTreeMap<(String, String), Duration> {
+/// What each thread of a process took so far, by its name and number: CPU time to the nanosecond
+/// (`schedstat`).
+fn uses(pid: u32) -> BTreeMap<(String, String), Use> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a running agent");
-    let times = threads.flatten().filter_map(|thread| {
-        let name = fs::read_to_string(thread.path().join("comm")).ok()?;
-        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        let time = Duration::from_nanos(text.split(' ').next()?.parse().ok()?);
+    let uses = threads.flatten().filter_map(|thread| {
+        let read = |file| fs::read_to_string(thread.path().join(file)).ok();
+        let nanos: f64 = read("schedstat")?.split(' ').next()?.parse().ok()?;
+        let status = read("status")?;
+        let mut lines = status.lines();
+        let wakes = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        let taken = Use {
+            cpu: nanos * 1e-9,
+            wakes: wakes.trim().parse().ok()?,
+        };
         let number = thread.file_name().to_string_lossy().into_owned();
-        Some(((name.trim_end().to_owned(), number), time))
+        Some(((read("comm")?.trim_end().to_owned(), number), taken))
     });
-    times.collect()
+    uses.collect()
 }
