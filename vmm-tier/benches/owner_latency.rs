@@ -30,9 +30,11 @@ const GIB: u64 = 1 << 30;
 const SLOW: Duration = Duration::from_secs(2);
 /// A reply that takes longer is given up.
 const GIVEN_UP: Duration = Duration::from_secs(120);
-/// How long CPU time is measured, and how long an agent is left alone before.
-const MEASURED: Duration = Duration::from_secs(20);
-const WARM_UP: Duration = Duration::from_secs(15);
+/// How long an agent is left alone, and how long its CPU time is measured after that.
+const SHORT: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(20));
+/// The same at rest. The first discovery of 64 GiB takes a second or more, and so the second waits for half
+/// a minute. Later discoveries come every 10 s, and one each minute is thorough.
+const LONG: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60));
 
 #[derive(Clone, Copy)]
 enum Manner {
@@ -83,12 +85,19 @@ fn main() {
     let paused = |reply: &Value| reply["state"] == "paused";
     show(
         "paused",
-        &cpu(&Qemu::new(), "", Some("tier-pause"), thread::sleep, paused),
+        &cpu(
+            &Qemu::new(),
+            "",
+            Some("tier-pause"),
+            SHORT,
+            thread::sleep,
+            paused,
+        ),
     );
     let blind = |reply: &Value| reply["state"] == "blind";
     show(
         "without a source",
-        &cpu(&Qemu::new(), "", None, thread::sleep, blind),
+        &cpu(&Qemu::new(), "", None, SHORT, thread::sleep, blind),
     );
     match at_rest() {
         Some(shares) => show("at rest, of 64 GiB", &shares),
@@ -154,7 +163,7 @@ fn at_rest() -> Option<BTreeMap<String, Use>> {
         }
     };
     let samples = |reply: &Value| reply["state"] == "running" && reply["source"]["accepted"] != 0;
-    Some(cpu(&qemu, &more, None, deliver, samples))
+    Some(cpu(&qemu, &more, None, LONG, deliver, samples))
 }
 
 /// An agent that asks `qemu` for the layout, once QEMU has its manner.
@@ -221,6 +230,7 @@ fn cpu(
     qemu: &Arc<Qemu>,
     more: &str,
     order: Option<&str>,
+    (warm_up, measured): (Duration, Duration),
     mut pass: impl FnMut(Duration),
     does: impl Fn(&Value) -> bool,
 ) -> BTreeMap<String, Use> {
@@ -233,9 +243,9 @@ fn cpu(
     if let Some(order) = order {
         agent.ask(order, None);
     }
-    pass(WARM_UP);
+    pass(warm_up);
     let (before, begin) = (uses(agent.pid()), Instant::now());
-    pass(MEASURED);
+    pass(measured);
     let (after, wall) = (uses(agent.pid()), begin.elapsed().as_secs_f64());
     // Else something else was measured.
     agent.ask_until(does);
