@@ -33,7 +33,7 @@ const GIVEN_UP: Duration = Duration::from_secs(120);
 /// How long an agent is left alone, and how long its CPU time is measured after that.
 const SHORT: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(20));
 /// The same at rest. The first discovery of 64 GiB takes a second or more, and so the second waits for half
-/// a minute. Later discoveries come every 10 s, and one each minute is thorough.
+/// a minute. Later discoveries come every 10 s.
 const LONG: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60));
 
 #[derive(Clone, Copy)]
