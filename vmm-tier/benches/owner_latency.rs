@@ -30,9 +30,11 @@ const GIB: u64 = 1 << 30;
 const SLOW: Duration = Duration::from_secs(2);
 /// A reply that takes longer is given up.
 const GIVEN_UP: Duration = Duration::from_secs(120);
-/// How long CPU time is measured, and how long an agent is left alone before.
-const MEASURED: Duration = Duration::from_secs(20);
-const WARM_UP: Duration = Duration::from_secs(15);
+/// How long an agent is left alone, and how long its CPU time is measured after that.
+const SHORT: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(20));
+/// The same at rest. The first discovery of 64 GiB takes a second or more, and so the second waits for half
+/// a minute. Later discoveries come every 10 s.
+const LONG: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60));
 
 #[derive(Clone, Copy)]
 enum Manner {
@@ -77,18 +79,25 @@ fn main() {
         println!("{name:<28} {query:>14} {pause:>14} {signal:>14} {start:>14}");
     }
     println!(
-        "\n{:<28} {:>14}   its threads",
+        "\n{:<28} {:>14}   its threads, and how often each wakes up",
         "agent beside a guest", "of one core"
     );
     let paused = |reply: &Value| reply["state"] == "paused";
     show(
         "paused",
-        &cpu(&Qemu::new(), "", Some("tier-pause"), thread::sleep, paused),
+        &cpu(
+            &Qemu::new(),
+            "",
+            Some("tier-pause"),
+            SHORT,
+            thread::sleep,
+            paused,
+        ),
     );
     let blind = |reply: &Value| reply["state"] == "blind";
     show(
         "without a source",
-        &cpu(&Qemu::new(), "", None, thread::sleep, blind),
+        &cpu(&Qemu::new(), "", None, SHORT, thread::sleep, blind),
     );
     match at_rest() {
         Some(shares) => show("at rest, of 64 GiB", &shares),
@@ -96,13 +105,22 @@ fn main() {
     }
 }
 
+/// What a thread takes in some time, or in a second.
+#[derive(Clone, Copy, Default)]
+struct Use {
+    /// Seconds of CPU time.
+    cpu: f64,
+    /// Times that it waited, and so was woken.
+    wakes: f64,
+}
+
 /// Prints the shares of a core that the threads take, in percent.
-fn show(name: &str, shares: &BTreeMap<String, f64>) {
-    let all: f64 = shares.values().sum();
-    let threads: Vec<String> = shares
+fn show(name: &str, threads: &BTreeMap<String, Use>) {
+    let all: f64 = threads.values().map(|thread| thread.cpu).sum();
+    let threads: Vec<String> = threads
         .iter()
-        .filter(|(_, share)| **share >= 0.000_05)
-        .map(|(thread, share)| format!("{thread} {:.3}", share * 100.0))
+        .filter(|(_, thread)| thread.cpu >= 0.000_005)
+        .map(|(name, Use { cpu, wakes })| format!("{name} {:.3} ({wakes:.1}/s)", cpu * 100.0))
         .collect();
     println!(
         "{name:<28} {:>12.3} %   {}",
@@ -111,9 +129,9 @@ fn show(name: &str, shares: &BTreeMap<String, f64>) {
     );
 }
 
-/// The shares of a core that an agent's threads take beside a guest of 64 GiB in 4 KiB pages, while a
-/// source delivers 1000 samples a second of some of them.
-fn at_rest() -> Option<BTreeMap<String, f64>> {
+/// What an agent's threads take in a second beside a guest of 64 GiB in 4 KiB pages, while a source
+/// delivers 1000 samples a second of some of them.
+fn at_rest() -> Option<BTreeMap<String, Use>> {
     let file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
     file.set_len(GIB).expect("a file in memory");
     let file = Arc::new(file);
@@ -145,7 +163,7 @@ fn at_rest() -> Option<BTreeMap<String, f64>> {
         }
     };
     let samples = |reply: &Value| reply["state"] == "running" && reply["source"]["accepted"] != 0;
-    Some(cpu(&qemu, &more, None, deliver, samples))
+    Some(cpu(&qemu, &more, None, LONG, deliver, samples))
 }
 
 /// An agent that asks `qemu` for the layout, once QEMU has its manner.
@@ -205,16 +223,17 @@ fn until_ended(agent: &Agent) -> Duration {
     begin.elapsed()
 }
 
-/// The shares of a core that the threads of an agent with `more` in its configuration take after `order`,
-/// once it knows where all of the guest's memory lies; `pass` lets time pass. At the end `query-tier` must
-/// say what `does` wants.
+/// What the threads of an agent with `more` in its configuration take in a second after `order`, once it
+/// knows where all of the guest's memory lies; `pass` lets time pass. At the end `query-tier` must say what
+/// `does` wants.
 fn cpu(
     qemu: &Arc<Qemu>,
     more: &str,
     order: Option<&str>,
+    (warm_up, measured): (Duration, Duration),
     mut pass: impl FnMut(Duration),
     does: impl Fn(&Value) -> bool,
-) -> BTreeMap<String, f64> {
+) -> BTreeMap<String, Use> {
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
     let _server = qemu.serve(&folder.path().join("qmp"));
     let mut agent = Agent::start_in(folder, more);
@@ -224,29 +243,38 @@ fn cpu(
     if let Some(order) = order {
         agent.ask(order, None);
     }
-    pass(WARM_UP);
-    let (before, begin) = (cpu_times(agent.pid()), Instant::now());
-    pass(MEASURED);
-    let wall = begin.elapsed();
+    pass(warm_up);
+    let (before, begin) = (uses(agent.pid()), Instant::now());
+    pass(measured);
+    let (after, wall) = (uses(agent.pid()), begin.elapsed().as_secs_f64());
     // Else something else was measured.
     agent.ask_until(does);
-    let mut shares = BTreeMap::new();
-    for (thread, time) in cpu_times(agent.pid()) {
-        let time = time - before.get(&thread).copied().unwrap_or_default();
-        *shares.entry(thread.0).or_default() += time.as_secs_f64() / wall.as_secs_f64();
+    let mut threads: BTreeMap<String, Use> = BTreeMap::new();
+    for (thread, after) in after {
+        let before = before.get(&thread).copied().unwrap_or_default();
+        let sum = threads.entry(thread.0).or_default();
+        sum.cpu += (after.cpu - before.cpu) / wall;
+        sum.wakes += (after.wakes - before.wakes) / wall;
     }
-    shares
+    threads
 }
 
-/// CPU time of each thread of a process by its name and number, to the nanosecond (`schedstat`).
-fn cpu_times(pid: u32) -> BTreeMap<(String, String), Duration> {
+/// What each thread of a process took so far, by its name and number: CPU time to the nanosecond
+/// (`schedstat`).
+fn uses(pid: u32) -> BTreeMap<(String, String), Use> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a running agent");
-    let times = threads.flatten().filter_map(|thread| {
-        let name = fs::read_to_string(thread.path().join("comm")).ok()?;
-        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        let time = Duration::from_nanos(text.split(' ').next()?.parse().ok()?);
+    let uses = threads.flatten().filter_map(|thread| {
+        let read = |file| fs::read_to_string(thread.path().join(file)).ok();
+        let nanos: f64 = read("schedstat")?.split(' ').next()?.parse().ok()?;
+        let status = read("status")?;
+        let mut lines = status.lines();
+        let wakes = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        let taken = Use {
+            cpu: nanos * 1e-9,
+            wakes: wakes.trim().parse().ok()?,
+        };
         let number = thread.file_name().to_string_lossy().into_owned();
-        Some(((name.trim_end().to_owned(), number), time))
+        Some(((read("comm")?.trim_end().to_owned(), number), taken))
     });
-    times.collect()
+    uses.collect()
 }

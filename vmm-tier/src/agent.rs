@@ -121,7 +121,7 @@ impl Agent {
                 News::None => self.on_idle(),
             }
             let now = Instant::now();
-            if self.tick_is_due_in(now).is_zero() {
+            if self.tick_is_due_in(now).is_zero() || self.pace.looks_at_rest(now, self.stir()) {
                 self.pace.ticked(now);
                 if let Some(end) = self.on_tick(now) {
                     return self.end(end);
@@ -262,17 +262,25 @@ impl Agent {
             return tap.tick().then_some(End::Heard);
         }
         let at_work = self.engine.state() != VmState::Running;
-        let stir = Stir {
-            moved_bytes: self.engine.moved_bytes(),
-            changes: self.engine.changes(),
-        };
+        let stir = self.stir();
         let quiet = self.pace.idle.look(at_work, stir, now);
         if let Some(quiet) = quiet {
             tracing::debug!(vm = self.vm.name, quiet, ?stir, "sampling");
             self.sources.set_quiet(quiet);
+            self.qemu.migration.set_at_rest(quiet, now);
+            if !quiet {
+                self.read_nodes(now);
+            }
             self.step(Event::Rest(quiet));
         }
         None
+    }
+
+    fn stir(&self) -> Stir {
+        Stir {
+            moved_bytes: self.engine.moved_bytes(),
+            changes: self.engine.changes(),
+        }
     }
 
     /// Takes what became of a look-up or of a batch of moves.

@@ -45,6 +45,29 @@ const MAX_ATTEMPTS: u32 = 5;
 #[derive(Debug, Default)]
 pub(crate) struct KnownMappings(Vec<MappingMemory>);
 
+/// What earlier discoveries learnt of one QEMU process.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    mappings: KnownMappings,
+    layout: Option<KnownLayout>,
+}
+
+impl Known {
+    /// The next discovery asks QEMU where everything lies, also if its lists are the same.
+    pub(crate) fn doubt_layout(&mut self) {
+        self.layout = None;
+    }
+}
+
+/// What QEMU's lists said, and where everything lay then.
+#[derive(Debug)]
+struct KnownLayout {
+    lists: Layout,
+    /// Without the kernel's view.
+    map: GuestMemoryMap,
+    unmapped: Vec<(String, u64)>,
+}
+
 /// A guest's memory map and how it was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Discovered {
@@ -52,7 +75,7 @@ pub(crate) struct Discovered {
     pub(crate) pid: u32,
     /// The map, of generation 1.
     pub(crate) map: GuestMemoryMap,
-    /// Addresses that QEMU translated in the last attempt.
+    /// Addresses that QEMU translated in the last attempt; 0 if the known layout was trusted.
     pub(crate) probes: u32,
     /// Attempts; more than one if the layout changed meanwhile.
     pub(crate) attempts: u32,
@@ -160,11 +183,11 @@ pub(crate) fn discover(client: &Client, root: &SysRoot) -> Result<Discovered, Di
         client,
         deadline: None,
     };
-    find(&monitor, root, &mut KnownMappings::default())
+    find(&monitor, root, &mut Known::default())
 }
 
 /// Finds the map, waiting for QEMU no longer than `limit` in all. `known` is what earlier calls learnt
-/// of the same process.
+/// of the same process: where QEMU's lists are the same, everything lies where it lay.
 ///
 /// # Errors
 /// See [`DiscoverError`].
@@ -172,7 +195,7 @@ pub(crate) fn discover_within(
     limit: Duration,
     client: &Client,
     root: &SysRoot,
-    known: &mut KnownMappings,
+    known: &mut Known,
 ) -> Result<Discovered, DiscoverError> {
     let deadline = Instant::now() + limit;
     let monitor = Monitor {
@@ -192,11 +215,25 @@ pub(crate) fn discover_within(
 fn find(
     monitor: &Monitor<'_>,
     root: &SysRoot,
-    known: &mut KnownMappings,
+    known: &mut Known,
 ) -> Result<Discovered, DiscoverError> {
     let begin = Instant::now();
     let pid = monitor.client.peer().pid;
     let mut layout = Layout::read(monitor)?;
+    let Known {
+        mappings,
+        layout: known,
+    } = known;
+    if let Some(known) = known.as_ref().filter(|known| known.lists == layout) {
+        return Ok(Discovered {
+            pid,
+            map: with_kernel_view(&known.map, root, pid, mappings)?,
+            probes: 0,
+            attempts: 1,
+            elapsed: begin.elapsed(),
+            unmapped: known.unmapped.clone(),
+        });
+    }
     for attempts in 1..=MAX_ATTEMPTS {
         let inputs = layout.inputs(root, pid)?;
         let found = map::discover(&inputs, 1, &mut Translator(monitor));
@@ -208,9 +245,15 @@ fn find(
             continue;
         }
         let found = found.map_err(of_probing)?;
+        let map = with_kernel_view(&found.map, root, pid, mappings)?;
+        *known = Some(KnownLayout {
+            lists: layout,
+            map: found.map,
+            unmapped: found.unmapped.clone(),
+        });
         return Ok(Discovered {
             pid,
-            map: with_kernel_view(&found.map, root, pid, known)?,
+            map,
             probes: found.probes,
             attempts,
             elapsed: begin.elapsed(),

@@ -25,7 +25,7 @@ use tier_core::{
     map::GuestMemoryMap,
     sample::{SampleBatch, Sight, SourceKind},
 };
-use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
+use tier_sys::{damon::DamonSettings, sysroot::SysRoot, wait::Wait};
 
 pub(crate) use self::choice::{Candidate, ParseSourceError, SourceChoice, checked};
 
@@ -83,8 +83,8 @@ pub(crate) trait Source: Send {
     /// One line for operators: what it is, its period, what it sees.
     fn label(&self) -> String;
 
-    /// Waits up to `timeout` and takes what has come. Called in a loop by the source's own thread.
-    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled>;
+    /// Waits and takes what has come. Called in a loop by the source's own thread.
+    fn poll(&mut self, wait: Wait<'_>) -> anyhow::Result<Polled>;
 
     /// Batches are of this map from now on.
     fn set_map(&mut self, map: &Arc<GuestMemoryMap>) -> anyhow::Result<()>;

@@ -57,8 +57,9 @@ impl Agent {
                 self.qemu.migration.asked(Instant::now());
                 self.on_migration(Some(MigrationStatus::from(status.as_str())));
             }
-            // Firmware and virtio-mem change the layout of memory.
+            // Firmware (after a reset or a sleep) and virtio-mem change the layout of memory.
             EventKind::Reset { .. }
+            | EventKind::Wakeup
             | EventKind::DeviceDeleted { .. }
             | EventKind::MemoryDeviceSizeChange { .. } => self.qemu.discovery.want(),
             _ => {}

@@ -4,13 +4,19 @@ use std::time::{Duration, Instant};
 
 /// How often the agent looks around when nothing happens.
 pub(super) const TICK: Duration = Duration::from_millis(100);
-/// The same while the guest is at rest: samples are messages, and what they set off needs no tick.
-const REST_TICK: Duration = Duration::from_millis(500);
+/// The same while the guest is at rest, if a message wakes the agent in any case: samples come every
+/// 500 ms then, and a tick of its own would wake the agent as often again.
+const REST_TICK: Duration = Duration::from_millis(450);
+/// The same if no message comes.
+const LONE_TICK: Duration = Duration::from_secs(1);
 /// The same while nothing can be moved: what ends that (a command, an event of QEMU, a sample) is a
 /// message.
 const STOPPED_TICK: Duration = Duration::from_secs(1);
 /// How often the nodes' free memory is read while nothing moves.
 const NODES_CHECK: Duration = Duration::from_millis(500);
+/// The same while the guest is at rest: the kernel adds up each CPU's pages for it. When other programs
+/// take DRAM, cold pages make room for them that much later.
+const REST_NODES_CHECK: Duration = Duration::from_secs(2);
 /// After this time without a move or a change the guest is watched less closely.
 const REST: Duration = Duration::from_secs(5);
 /// Fewer bytes than these do not keep the guest from rest: single pages near the border between hot and
@@ -42,8 +48,8 @@ impl Pace {
         self.started.elapsed()
     }
 
-    /// How long it is until the agent looks around: less often while the guest is at rest or nothing can
-    /// be moved, and at `asks_at` for a question that is due then.
+    /// How long the agent may wait before it looks around: longer while the guest is at rest or nothing
+    /// can be moved, and until `asks_at` for a question that is due then.
     pub(super) fn tick_is_due_in(
         &self,
         now: Instant,
@@ -55,12 +61,21 @@ impl Pace {
         };
         let every = match (is_stopped, self.idle.now) {
             (true, _) => STOPPED_TICK,
-            (false, true) => REST_TICK,
+            (false, true) => LONE_TICK,
             (false, false) => TICK,
         };
         let regular = ticked + every;
+        // At rest questions wait for the tick.
+        let asks_at = asks_at.filter(|_| is_stopped || !self.idle.now);
         let at = asks_at.map_or(regular, |asks_at| regular.min(asks_at));
         at.saturating_duration_since(now)
+    }
+
+    /// Whether the agent, which is awake, looks around at rest: it did not for a while, or `stir` ends
+    /// the rest.
+    pub(super) fn looks_at_rest(&self, now: Instant, stir: Stir) -> bool {
+        let is_due = |ticked| now.saturating_duration_since(ticked) >= REST_TICK;
+        self.idle.now && (self.idle.ends_by(stir) || self.ticked.is_none_or(is_due))
     }
 
     /// The agent looks around.
@@ -75,7 +90,12 @@ impl Pace {
 
     /// The nodes' free memory is read.
     pub(super) fn nodes_read(&mut self, now: Instant) {
-        self.next_nodes_read = now + NODES_CHECK;
+        self.next_nodes_read = now
+            + if self.idle.now {
+                REST_NODES_CHECK
+            } else {
+                NODES_CHECK
+            };
     }
 }
 
@@ -107,11 +127,16 @@ impl Idle {
         }
     }
 
+    /// Whether what stirred so far keeps the guest from rest.
+    fn ends_by(&self, stir: Stir) -> bool {
+        let moved_bytes = stir.moved_bytes.saturating_sub(self.last.moved_bytes);
+        moved_bytes >= STIRRING_BYTES || stir.changes != self.last.changes
+    }
+
     /// Takes note of what stirred so far, and of whether there is work even so (the source still
     /// learns about the guest). Returns the new answer when it changes.
     pub(super) fn look(&mut self, at_work: bool, stir: Stir, now: Instant) -> Option<bool> {
-        let moved_bytes = stir.moved_bytes.saturating_sub(self.last.moved_bytes);
-        if at_work || moved_bytes >= STIRRING_BYTES || stir.changes != self.last.changes {
+        if at_work || self.ends_by(stir) {
             self.last = stir;
             self.since = now;
         }
@@ -159,6 +184,31 @@ mod tests {
             changes: 1,
             ..moved
         };
+        assert!(quiet.ends_by(changed) && !quiet.ends_by(moved));
         assert_eq!(quiet.look(false, changed, start + 5 * REST), Some(false));
+    }
+
+    #[test]
+    fn tick_when_the_guest_is_at_rest_comes_with_messages_or_once_a_second() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let still = Stir::default();
+        assert!(pace.tick_is_due_in(start, false, None).is_zero());
+        pace.ticked(start);
+        let soon = start + TICK / 2;
+        assert_eq!(pace.tick_is_due_in(start, false, None), TICK);
+        assert_eq!(pace.tick_is_due_in(start, false, Some(soon)), TICK / 2);
+        assert_eq!(pace.idle.look(false, still, start + REST), Some(true));
+
+        assert_eq!(pace.tick_is_due_in(start, false, Some(soon)), LONE_TICK);
+        assert!(!pace.looks_at_rest(start, still));
+        assert!(pace.looks_at_rest(start + REST_TICK, still));
+        let changed = Stir {
+            changes: 1,
+            ..still
+        };
+        assert!(pace.looks_at_rest(start, changed), "at once");
+        // A question is asked in time where nothing else wakes the agent.
+        assert_eq!(pace.tick_is_due_in(start, true, Some(soon)), TICK / 2);
     }
 }

@@ -131,11 +131,11 @@ impl Qemu {
         if now >= self.migration.next_look && self.asker.ask(Job::Migration(Arc::clone(&client))) {
             self.migration.asked(now);
         }
-        let begins = self.discovery.is_due(now) && self.asker.ask(Job::Layout(client));
-        if begins {
-            self.discovery.begin();
+        if !self.discovery.is_due(now) || self.asker.is_asked(Kind::Layout) {
+            return false;
         }
-        begins
+        let is_thorough = self.discovery.begin(now);
+        self.asker.ask(Job::Layout(client, is_thorough))
     }
 
     /// Asks at once what may have changed, also if the question is under way.

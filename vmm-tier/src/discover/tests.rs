@@ -436,7 +436,7 @@ fn smaps_when_the_mappings_are_the_same_is_read_once() {
         is_old: false,
         base,
     };
-    let mut known = KnownMappings::default();
+    let mut known = Known::default();
 
     let (results, _) = play(player, |client| {
         let mut find = || discover_within(Duration::from_secs(60), client, &root, &mut known);
@@ -467,7 +467,7 @@ fn discovery_when_its_time_is_up_says_so_and_asks_no_more() {
     let root = SysRoot::at(std::path::Path::new("/nonexistent"));
 
     let (result, log) = play(player, |client| {
-        discover_within(Duration::ZERO, client, &root, &mut KnownMappings::default())
+        discover_within(Duration::ZERO, client, &root, &mut Known::default())
     });
 
     assert!(
@@ -475,4 +475,40 @@ fn discovery_when_its_time_is_up_says_so_and_asks_no_more() {
         "{result:?}"
     );
     assert_eq!(log, ["qmp_capabilities"]);
+}
+
+#[test]
+fn layout_when_the_lists_are_the_same_is_asked_for_again_only_if_doubted() {
+    let (_buffer, base) = buffer();
+    // Two readings a discovery that asks for addresses, one that does not.
+    let layouts = vec![plain(), plain(), plain(), with_dimm()];
+    let player = Player {
+        layouts,
+        is_old: false,
+        base,
+    };
+    let (root, mut known) = (SysRoot::real(), Known::default());
+
+    let (found, _) = play(player, |client| {
+        let mut find = |is_doubted| {
+            if is_doubted {
+                known.doubt_layout();
+            }
+            discover_within(Duration::from_secs(60), client, &root, &mut known).unwrap()
+        };
+        [
+            find(false),
+            find(false),
+            find(false),
+            find(false),
+            find(true),
+        ]
+    });
+
+    let probes = found.each_ref().map(|found| found.probes > 0);
+    assert_eq!(probes, [true, false, true, false, true]);
+    let [first, same, plugged, still, doubted] = found.map(|found| found.map);
+    assert!(first.same_layout(&same) && !same.same_layout(&plugged));
+    assert!(plugged.same_layout(&still) && still.same_layout(&doubted));
+    assert_eq!(same.blocks()[0].backing, Some(Backing::Anonymous));
 }

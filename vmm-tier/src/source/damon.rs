@@ -11,12 +11,18 @@ use tier_core::{
     map::GuestMemoryMap,
     sample::{Sight, SourceKind},
 };
-use tier_sys::damon::{
-    DamonSettings,
-    source::{DamonSource, DamonSourceError},
+use tier_sys::{
+    damon::{
+        DamonSettings,
+        source::{DamonSource, DamonSourceError},
+    },
+    wait::Wait,
 };
 
 use super::{Polled, Setup, Source, turn::Turn};
+
+/// How late a report may be noticed.
+const NOTICED_WITHIN: Duration = Duration::from_millis(100);
 
 /// A kdamond on QEMU's address space, and the pace that it keeps.
 struct Damon {
@@ -28,6 +34,8 @@ struct Damon {
     /// What the kdamond has not taken yet, since DAMON was busy with those of other agents.
     owed: Owed,
     turn: Turn,
+    /// Before this no report is to come.
+    next_report: Instant,
 }
 
 /// How long a kdamond goes on as it was when DAMON was busy, before it is asked again. Each commit keeps DAMON busy
@@ -62,6 +70,7 @@ pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<B
         watching: None,
         owed: Owed::default(),
         turn: Turn::watch(),
+        next_report: Instant::now(),
     };
     damon.watch()?;
     Ok(Box::new(damon))
@@ -77,6 +86,7 @@ impl Damon {
         let source = DamonSource::start(root, run_dir, *pid, &ranges, settings, generation)?;
         self.watching = Some(source);
         self.owed = Owed::default();
+        self.next_report = Instant::now();
         self.turn = Turn::watch();
         Ok(())
     }
@@ -108,6 +118,7 @@ impl Damon {
     /// later report.
     fn pay(&mut self) -> anyhow::Result<()> {
         let settings = self.settings();
+        self.next_report = Instant::now();
         let Some(source) = &mut self.watching else {
             self.owed = Owed::default();
             return Ok(());
@@ -170,20 +181,24 @@ impl Source for Damon {
         )
     }
 
-    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
+    fn poll(&mut self, wait: Wait<'_>) -> anyhow::Result<Polled> {
         if let Some(left) = self.take_turns()? {
-            std::thread::sleep(left.min(timeout));
+            wait.at_most(left).pass()?;
             return Ok(Polled::default());
         }
+        let left = (self.next_report).saturating_duration_since(Instant::now());
         let Some(source) = &mut self.watching else {
             return Ok(Polled::default());
         };
-        let mut poll = source.poll(timeout)?;
+        let mut poll = source.poll(wait.at_most(left.max(NOTICED_WITHIN)))?;
         let mut changed = None;
         for batch in &mut poll.batches {
             self.turn.report();
             batch.settled = self.pace.is_settled(batch);
             changed = self.pace.observe(batch).or(changed);
+            // The report may have waited; the kdamond is never early.
+            let next = self.pace.pace().aggregation.saturating_sub(NOTICED_WITHIN);
+            self.next_report = Instant::now() + next;
         }
         if let Some(pace) = changed {
             let (sampling, regions) = (pace.sampling, pace.max_regions);

@@ -28,7 +28,7 @@ use tier_core::{
     time::Time,
     wire::{Decoder, MAX_FRAME, Wish},
 };
-use tier_sys::process;
+use tier_sys::{process, wait::Wait};
 
 pub(crate) use self::address::{GuestAddress, ParseGuestAddressError};
 use self::{
@@ -49,6 +49,8 @@ const ALONE_AFTER: Duration = Duration::from_secs(15);
 const CUT_AFTER: Duration = Duration::from_secs(1);
 /// Bytes that one poll takes in at most.
 const BYTES_A_POLL: usize = 4 * MAX_FRAME;
+/// How often the agent is told what it may send, and turns are looked at.
+const UPKEEP_EVERY: Duration = Duration::from_millis(500);
 /// How long to wait for what may be read again.
 const REFILL: Duration = Duration::from_millis(20);
 /// Sessions are told of at most so often: a guest may begin one after the other.
@@ -82,7 +84,7 @@ pub(crate) fn open(
     let link = Link::open(address)?;
     let mut agent = GuestAgent::new(setup, map, address.clone(), link);
     while agent.peer.session.is_none() && agent.opened.elapsed() < GREETING {
-        agent.exchange(GREETING)?;
+        agent.exchange(GREETING.into())?;
     }
     // Whoever opens it tells of this one.
     agent.told.0 = agent.peer.sessions;
@@ -125,14 +127,10 @@ impl GuestAgent {
     }
 
     /// Waits until something comes, takes it in, and answers.
-    fn exchange(&mut self, timeout: Duration) -> anyhow::Result<()> {
+    fn exchange(&mut self, wait: Wait<'_>) -> anyhow::Result<()> {
         self.send_replies(process::now());
         let may_read = self.peer.limits.may_read(process::now()) > 0;
-        let wait = if may_read {
-            timeout
-        } else {
-            timeout.min(REFILL)
-        };
+        let wait = if may_read { wait } else { wait.at_most(REFILL) };
         let busy = self.peer.session.is_some() && self.silence() < STALLED_AFTER;
         match self.link.wait(wait, may_read, busy)? {
             Woken::Readable => self.read(),
@@ -302,8 +300,8 @@ impl Source for GuestAgent {
         line
     }
 
-    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
-        self.exchange(timeout)?;
+    fn poll(&mut self, wait: Wait<'_>) -> anyhow::Result<Polled> {
+        self.exchange(wait.at_most(UPKEEP_EVERY))?;
         self.tell_session();
         let now = process::now();
         let mut batches = self.peer.take_batches(now, &self.map);

@@ -26,7 +26,7 @@ use tier_replay::{
     format::{BatchEnd, Event, Origin},
     machine::Access,
 };
-use tier_sys::process;
+use tier_sys::{process, wait::Wait};
 
 use super::{Opener, Polled, Setup, Source};
 
@@ -171,12 +171,12 @@ impl Source for Replay {
         )
     }
 
-    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
+    fn poll(&mut self, wait: Wait<'_>) -> anyhow::Result<Polled> {
         let mut polled = Polled::default();
         self.read_on()?;
-        let wait = self.due_in().unwrap_or(timeout).min(timeout);
-        if !wait.is_zero() {
-            std::thread::sleep(wait);
+        let due_in = self.due_in().unwrap_or(wait.timeout);
+        if !due_in.is_zero() {
+            wait.at_most(due_in).pass()?;
         }
         while polled.batches.len() < MOST_BATCHES && self.due_in() == Some(Duration::ZERO) {
             if let Some((mut batch, _)) = self.next.take() {

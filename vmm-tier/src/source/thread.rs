@@ -18,13 +18,16 @@ use tier_core::{
     map::GuestMemoryMap,
     sample::{DropReason, SampleAccount, SampleBatch, Sight, SourceKind},
 };
+use tier_sys::wait::{Bell, Wait};
 
 use super::{Opener, Setup, Source};
 
 /// Batches and news that may wait for the agent.
 pub(crate) const QUEUE: usize = 16;
-/// How long the thread waits for samples before it looks for orders.
+/// How long the thread waits for samples, unless orders come before.
 const POLL: Duration = Duration::from_millis(100);
+/// The same while the guest is at rest: each look wakes a CPU.
+const REST_POLL: Duration = Duration::from_secs(1);
 /// How often a source is asked for its label again.
 const LABEL_EVERY: Duration = Duration::from_secs(2);
 /// How long it waits after a failure; doubled each time up to the second.
@@ -63,6 +66,8 @@ enum SourceOrder {
 #[derive(Debug)]
 pub(crate) struct SourceThread {
     orders: Option<Sender<SourceOrder>>,
+    /// Rings when there are orders, or none will come any more.
+    bell: Arc<Bell>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -76,6 +81,8 @@ impl SourceThread {
         out: Sender<(SourceKind, Report)>,
     ) -> std::io::Result<Self> {
         let (sender, orders) = unbounded();
+        let bell = Arc::new(Bell::new()?);
+        let heard = Arc::clone(&bell);
         let thread = std::thread::Builder::new()
             .name(format!("src-{kind}"))
             .spawn(move || {
@@ -88,6 +95,7 @@ impl SourceThread {
                     quiet: false,
                     work: true,
                     orders,
+                    bell: heard,
                     out,
                     unsent: SampleAccount::default(),
                 }
@@ -96,6 +104,7 @@ impl SourceThread {
             })?;
         Ok(Self {
             orders: Some(sender),
+            bell,
             thread: Some(thread),
         })
     }
@@ -129,6 +138,7 @@ impl SourceThread {
         if let Some(orders) = &self.orders {
             // Sending fails only when the thread is lost, which is reported.
             let _ = orders.send(order);
+            self.bell.ring();
         }
     }
 }
@@ -136,6 +146,7 @@ impl SourceThread {
 impl Drop for SourceThread {
     fn drop(&mut self) {
         self.orders = None;
+        self.bell.ring();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -167,6 +178,7 @@ struct Sampler {
     quiet: bool,
     work: bool,
     orders: Receiver<SourceOrder>,
+    bell: Arc<Bell>,
     out: Sender<(SourceKind, Report)>,
     /// Accounts of batches that found the channel full; sent with the next batch.
     unsent: SampleAccount,
@@ -240,6 +252,8 @@ impl Sampler {
         }
         let mut labelled = Instant::now();
         loop {
+            // Before the look for orders: it rings for those that come after the look.
+            self.bell.silence();
             match self.orders.try_recv() {
                 Ok(order) => {
                     self.note(&order);
@@ -256,7 +270,10 @@ impl Sampler {
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return Ok(End::Told),
             }
-            let polled = source.poll(POLL)?;
+            let polled = source.poll(Wait {
+                timeout: if self.quiet { REST_POLL } else { POLL },
+                bell: Some(&self.bell),
+            })?;
             for batch in polled.batches {
                 self.deliver(batch);
             }
@@ -303,5 +320,80 @@ impl Sampler {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tier_core::sample::SourceKind;
+    use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
+
+    use super::*;
+    use crate::source::Polled;
+
+    /// A source that never delivers, and waits until it is woken.
+    struct Waiting {
+        quiet: Sender<bool>,
+    }
+
+    impl Source for Waiting {
+        fn kind(&self) -> SourceKind {
+            SourceKind::Ibs
+        }
+
+        fn sight(&self) -> Sight {
+            Sight::Guest
+        }
+
+        fn label(&self) -> String {
+            String::new()
+        }
+
+        fn poll(&mut self, wait: Wait<'_>) -> anyhow::Result<Polled> {
+            let timeout = Duration::from_secs(600);
+            Wait { timeout, ..wait }.pass()?;
+            Ok(Polled::default())
+        }
+
+        fn set_map(&mut self, _: &Arc<GuestMemoryMap>) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
+            Ok(self.quiet.send(quiet)?)
+        }
+
+        fn stop(self: Box<Self>) -> anyhow::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn thread_when_its_source_waits_is_woken_by_orders_and_by_the_end() {
+        let setup = Setup {
+            root: SysRoot::real(),
+            run_dir: std::env::temp_dir(),
+            pid: std::process::id(),
+            vcpus: Vec::new(),
+            is_kvm: false,
+            damon: DamonSettings::default(),
+            quiet_factor: 10,
+            cpu_budget: 0.01,
+        };
+        let map = Arc::new(GuestMemoryMap::new(0, Vec::new(), Vec::new()).unwrap());
+        let ((quiet, told), (out, reports)) = (unbounded(), unbounded());
+        let open: Opener = Box::new(move |_, _| {
+            let quiet = quiet.clone();
+            Ok(Box::new(Waiting { quiet }))
+        });
+        let thread = SourceThread::start(SourceKind::Ibs, open, setup, map, out).unwrap();
+        assert!(matches!(reports.recv().unwrap().1, Report::Up { .. }));
+        assert!(!told.recv().unwrap(), "at the start");
+
+        thread.set_quiet(true);
+
+        assert!(told.recv().unwrap());
+        drop(thread);
+        assert!(told.recv().is_err(), "it ended");
     }
 }

@@ -18,7 +18,7 @@ use tier_core::{
     sampling_period::PeriodLook,
     time::Time,
 };
-use tier_sys::{perf::record::Sample, process};
+use tier_sys::{perf::record::Sample, process, wait::Wait};
 
 pub(super) use self::{feed::Feed, gathered::Gathered};
 use super::{Polled, Setup, Source};
@@ -118,6 +118,16 @@ impl<D: Decode> VcpuSource<D> {
         }
     }
 
+    /// How long it is until the next batch may be handed on.
+    fn batch_is_due_in(&self) -> Duration {
+        let since = process::now().since(self.since);
+        match REST_BATCH.checked_sub(since) {
+            Some(left) if self.quiet => left,
+            // Nothing came in all that time.
+            _ => REST_BATCH,
+        }
+    }
+
     /// What was gathered since the last batch, if anything and if it is time.
     fn batch(&mut self) -> Option<SampleBatch> {
         let end = process::now();
@@ -153,8 +163,8 @@ impl<D: Decode> Source for VcpuSource<D> {
         self.decode.label(&self.feed)
     }
 
-    fn poll(&mut self, timeout: Duration) -> anyhow::Result<Polled> {
-        self.feed.wait(timeout)?;
+    fn poll(&mut self, wait: Wait<'_>) -> anyhow::Result<Polled> {
+        self.feed.wait(wait.at_most(self.batch_is_due_in()))?;
         self.collect();
         let (wall, cpu) = self.clock.lap();
         let look = self.gathered.look(wall, cpu);

@@ -21,4 +21,5 @@ pub mod smaps;
 pub mod sysroot;
 pub mod topology;
 pub mod vmstat;
+pub mod wait;
 pub mod zoneinfo;

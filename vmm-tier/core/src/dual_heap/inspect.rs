@@ -40,6 +40,11 @@ impl DualHeap {
         self.decay.value(self.key(self.pages.get(id.0)), now)
     }
 
+    /// Asks for what is known of a page that is looked at soon, so that its cache miss overlaps others.
+    pub fn prefetch(&self, id: PageId) {
+        self.pages.read_ahead(id.0);
+    }
+
     /// What is known of a page.
     #[must_use]
     pub fn state(&self, id: PageId) -> PageState {

@@ -4,8 +4,9 @@
 //! until QEMU exits), but it translates single addresses (`gpa2hva`). So every address where RAM can
 //! begin on a PC is probed: 1 MiB, 4 GiB, 1 TiB (where RAM goes when it would cover the addresses that
 //! AMD reserves for HyperTransport), each memory device, and the end of every range found. From a hit
-//! the range's end is found: by doubling, at most to the end of the block, and where that fails by
-//! bisecting, on "same region and same distance between host and guest address".
+//! the range's end is found: where the memory device that begins there ends; else by doubling, at most
+//! to the end of the block, and where that fails by bisecting. The test is "same region and same
+//! distance between host and guest address".
 //!
 //! QEMU splits a backend into consecutive pieces, so a hole *within* a range of constant distance does
 //! not occur above 1 MiB, except between the plugged parts of a virtio-mem device with dynamic memslots,
@@ -25,8 +26,8 @@ use super::{
     blocks::{BlockRow, Located, MemoryDevice, Vma, locate},
 };
 
-/// The most probes one discovery makes. A guest with 256 DIMMs of 64 GiB needs about 4600; layouts
-/// without memory devices less than 100.
+/// The most probes one discovery makes. A guest with 256 DIMMs needs about 520, but one with as many
+/// devices that have holes needs more; layouts without memory devices need less than 100.
 pub const MAX_PROBES: u32 = 16384;
 /// The most RAM blocks or memory devices that are looked at.
 const MAX_BLOCKS: usize = 4096;
@@ -345,6 +346,17 @@ impl<'a, P: GpaProbe> Search<'a, P> {
         region: &str,
         limit: u64,
     ) -> Result<u64, DiscoverError<P::Error>> {
+        let devices = &self.inputs.devices;
+        let begins = devices.iter().find(|device| device.gpa == gpa);
+        // A device may cover less than its block (nvdimm keeps labels at the end).
+        let whole = begins.filter(|device| !device.has_holes && device.len > 0);
+        let whole = whole.filter(|device| device.len.is_multiple_of(BASE_PAGE));
+        if let Some(len) = whole.map(|device| device.len.min(limit))
+            && self.continues(gpa, hva, region, len - BASE_PAGE)?
+            && (len == limit || !self.continues(gpa, hva, region, len)?)
+        {
+            return Ok(len);
+        }
         // The page before `inside` belongs to the range, the page before `outside` does not.
         let mut inside = BASE_PAGE;
         let holed = self.device_of(gpa).filter(|device| device.has_holes);
@@ -356,22 +368,6 @@ impl<'a, P: GpaProbe> Search<'a, P> {
             }
             inside = outside;
             outside = outside.saturating_add(stride.unwrap_or(outside)).min(limit);
-        }
-        // A device may cover less than its block (nvdimm keeps labels at the end).
-        let device = self
-            .inputs
-            .devices
-            .iter()
-            .find(|device| device.gpa == gpa)
-            .map(|device| device.len);
-        if let Some(len) =
-            device.filter(|&len| len.is_multiple_of(BASE_PAGE) && len > inside && len < outside)
-        {
-            match self.continues(gpa, hva, region, len - BASE_PAGE)? {
-                true if !self.continues(gpa, hva, region, len)? => return Ok(len),
-                true => inside = len,
-                false => outside = len,
-            }
         }
         while outside - inside > BASE_PAGE {
             let middle = inside + (((outside - inside) / 2) & !(BASE_PAGE - 1)).max(BASE_PAGE);

@@ -29,7 +29,7 @@ use qmp::{
 use tier_core::{holds::Holds, map::GuestMemoryMap};
 use tier_sys::{holds, process::ProcessHandle, sysroot::SysRoot};
 
-use crate::discover::{self, DiscoverError, Discovered, KnownMappings};
+use crate::discover::{self, DiscoverError, Discovered, Known};
 
 /// How long QEMU may take to accept a connection, and to answer a command.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -66,8 +66,9 @@ pub(in crate::agent) enum Job {
     Status(Arc<Client>),
     /// Whether the guest migrates.
     Migration(Arc<Client>),
-    /// The guest's memory map and CPUs.
-    Layout(Arc<Client>),
+    /// The guest's memory map and CPUs; and whether QEMU is asked for all of it even if its lists are
+    /// the same as before.
+    Layout(Arc<Client>, bool),
 }
 
 /// A kind of question.
@@ -151,7 +152,7 @@ impl Asker {
         let mut thread = Thread {
             socket,
             root,
-            known: KnownMappings::default(),
+            known: Known::default(),
         };
         std::thread::Builder::new()
             .name("asker".to_owned())
@@ -209,7 +210,7 @@ impl Job {
             Self::Begin | Self::Connect => Kind::Connect,
             Self::Status(_) => Kind::Status,
             Self::Migration(_) => Kind::Migration,
-            Self::Layout(_) => Kind::Layout,
+            Self::Layout(..) => Kind::Layout,
         }
     }
 }
@@ -229,7 +230,7 @@ impl Answer {
 struct Thread {
     socket: Socket,
     root: SysRoot,
-    known: KnownMappings,
+    known: Known,
 }
 
 impl Thread {
@@ -239,7 +240,7 @@ impl Thread {
             Job::Connect => Answer::Connected(self.connect(PATIENCE).map(Connected::ask)),
             Job::Status(client) => Answer::Status(client.execute(&QueryStatus {})),
             Job::Migration(client) => Answer::Migration(client.execute(&QueryMigrate {})),
-            Job::Layout(client) => Answer::Layout(self.layout(&client)),
+            Job::Layout(client, is_thorough) => Answer::Layout(self.layout(&client, is_thorough)),
         }
     }
 
@@ -284,8 +285,11 @@ impl Thread {
         })
     }
 
-    fn layout(&mut self, client: &Client) -> Layout {
+    fn layout(&mut self, client: &Client, is_thorough: bool) -> Layout {
         let begin = Instant::now();
+        if is_thorough {
+            self.known.doubt_layout();
+        }
         let found = discover::discover_within(DISCOVERY_LIMIT, client, &self.root, &mut self.known);
         // CPUs come and go without an event too. A QEMU that was too slow is not asked more.
         let left = DISCOVERY_LIMIT.saturating_sub(begin.elapsed());

@@ -1,8 +1,12 @@
-//! The pace of discoveries: when the guest's layout may be looked up again.
+//! The pace of discoveries: when the guest's layout may be looked up again, and how thoroughly.
 //!
 //! A guest resets itself, and QEMU tells so, as often as the guest likes. So a wish for a discovery is
 //! granted at once only if the last one was long enough ago. It bounds what QEMU is asked for, and has
 //! no part in placement.
+//!
+//! A thorough discovery asks QEMU where hundreds of addresses lie. Where nothing has happened for a
+//! while, most discoveries only compare QEMU's lists of RAM blocks and memory devices with those of the
+//! last thorough discovery.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +15,16 @@ pub(in crate::agent) const REGULAR: Duration = Duration::from_secs(10);
 /// The least time between the end of a discovery and the next: the firmware of a guest that resets
 /// itself takes about as long to lay its memory out.
 const APART: Duration = Duration::from_secs(1);
+/// Discoveries are thorough for so long after the last wish, and the first after that: firmware, which
+/// opens and closes windows over RAM, may run after a reset.
+const UNSETTLED: Duration = Duration::from_secs(30);
+/// How often a discovery is thorough when nobody asks for it. What may be noticed so much later is an
+/// address that lies elsewhere although neither QEMU's lists nor an event say so.
+const THOROUGH: Duration = Duration::from_secs(60);
+/// For each second that a thorough discovery took, so many pass until the next that nobody asks for, up
+/// to [`THOROUGH_AT_LATEST`].
+const THOROUGH_REST: u32 = 1024;
+const THOROUGH_AT_LATEST: Duration = Duration::from_secs(600);
 /// For each second that a discovery took, so many seconds pass until the next: discoveries take 3 % of
 /// the time, and so at most 3 % of a CPU here and of QEMU's main loop.
 const REST: u32 = 32;
@@ -22,6 +36,13 @@ pub(in crate::agent) struct DiscoveryPace {
     is_wanted: bool,
     regular_at: Instant,
     not_before: Instant,
+    /// Discoveries are thorough until one begins at this time or later; `None` if one has.
+    settled_at: Option<Instant>,
+    /// When the next is thorough that nobody asks for.
+    thorough_at: Instant,
+    /// The discovery under way is thorough, and the last that has to be.
+    is_thorough: bool,
+    settles: bool,
 }
 
 impl DiscoveryPace {
@@ -31,6 +52,10 @@ impl DiscoveryPace {
             is_wanted: false,
             regular_at: now,
             not_before: now,
+            settled_at: Some(now + UNSETTLED),
+            thorough_at: now,
+            is_thorough: true,
+            settles: false,
         };
         pace.end(now, took, true);
         pace
@@ -46,9 +71,15 @@ impl DiscoveryPace {
         now >= self.not_before && (self.is_wanted || now >= self.regular_at)
     }
 
-    /// A discovery begins: what is wanted from now on is for the next.
-    pub(in crate::agent) const fn begin(&mut self) {
-        self.is_wanted = false;
+    /// A discovery begins at `now`: what is wanted from now on is for the next. Returns whether it is to
+    /// be thorough.
+    pub(in crate::agent) fn begin(&mut self, now: Instant) -> bool {
+        if std::mem::take(&mut self.is_wanted) {
+            self.settled_at = Some(now + UNSETTLED);
+        }
+        self.settles = self.settled_at.is_some_and(|at| now >= at);
+        self.is_thorough = self.settled_at.is_some() || now >= self.thorough_at;
+        self.is_thorough
     }
 
     /// A discovery has ended after `took`. One that failed may have waited for QEMU most of that time:
@@ -58,6 +89,13 @@ impl DiscoveryPace {
         let rest = if succeeded { rest } else { rest.min(REGULAR) };
         self.not_before = now + rest;
         self.regular_at = now + REGULAR;
+        if self.settles && succeeded {
+            self.settled_at = None;
+        }
+        if self.is_thorough && succeeded {
+            let rest = (took * THOROUGH_REST).clamp(THOROUGH, THOROUGH_AT_LATEST);
+            self.thorough_at = now + rest;
+        }
     }
 }
 
@@ -74,7 +112,7 @@ mod tests {
         while now < start + time {
             pace.want();
             if pace.is_due(now) {
-                pace.begin();
+                assert!(pace.begin(now), "each is wanted");
                 now += took;
                 pace.end(now, took, succeeds);
                 runs += 1;
@@ -114,13 +152,47 @@ mod tests {
 
         assert!(!pace.is_due(start + APART / 2));
         assert!(pace.is_due(start + APART));
-        pace.begin();
+        pace.begin(start + APART);
         pace.want();
         pace.end(start + APART, Duration::from_millis(5), true);
         assert!(
             pace.is_due(start + 2 * APART),
             "what happened during a discovery calls for another"
         );
+    }
+
+    #[test]
+    fn discovery_when_nobody_wants_it_for_long_is_thorough_once_a_minute() {
+        let start = Instant::now();
+        let took = Duration::from_millis(5);
+        let mut pace = DiscoveryPace::new(start, took);
+        let mut now = start;
+        let mut look = |pace: &mut DiscoveryPace| {
+            now += REGULAR;
+            assert!(pace.is_due(now));
+            let is_thorough = pace.begin(now);
+            pace.end(now, took, true);
+            is_thorough
+        };
+        // Until 30 s after the start it is too early to trust QEMU's lists.
+        let regular: Vec<bool> = (0..15).map(|_| look(&mut pace)).collect();
+        let thorough: Vec<usize> = (0..15).filter(|&n| regular[n]).map(|n| n + 1).collect();
+        assert_eq!(thorough, [1, 2, 3, 9, 15], "of one each {REGULAR:?}");
+
+        pace.want();
+
+        let after: Vec<bool> = (0..5).map(|_| look(&mut pace)).collect();
+        assert_eq!(after, [true, true, true, true, false]);
+    }
+
+    #[test]
+    fn thorough_discovery_when_it_failed_is_tried_again_at_the_regular_time() {
+        let start = Instant::now();
+        let mut pace = DiscoveryPace::new(start, Duration::ZERO);
+        let now = start + THOROUGH;
+        assert!(pace.begin(now));
+        pace.end(now, Duration::ZERO, false);
+        assert!(pace.begin(now + REGULAR));
     }
 
     #[test]

@@ -7,10 +7,14 @@ use qmp::commands::MigrationStatus;
 /// How often QEMU is asked about a migration: it sends events about it only if its manager has switched
 /// the migration capability `events` on.
 const CHECK: Duration = Duration::from_secs(1);
+/// The same while the guest is at rest, where less than 1 MiB moves meanwhile. When the rest ends, QEMU
+/// is asked at once.
+const REST_CHECK: Duration = Duration::from_secs(5);
 
 /// See the [module](self).
 pub(in crate::agent) struct Migration {
     status: Option<MigrationStatus>,
+    at_rest: bool,
     pub(super) next_look: Instant,
 }
 
@@ -18,13 +22,22 @@ impl Migration {
     pub(super) const fn new(now: Instant) -> Self {
         Self {
             status: None,
+            at_rest: false,
             next_look: now,
         }
     }
 
     /// QEMU was asked at `now`, or has said by itself how a migration stands.
     pub(in crate::agent) fn asked(&mut self, now: Instant) {
-        self.next_look = now + CHECK;
+        self.next_look = now + if self.at_rest { REST_CHECK } else { CHECK };
+    }
+
+    /// The guest is at rest from `now` on, or no longer.
+    pub(in crate::agent) fn set_at_rest(&mut self, at_rest: bool, now: Instant) {
+        self.at_rest = at_rest;
+        if !at_rest {
+            self.next_look = self.next_look.min(now);
+        }
     }
 
     /// QEMU is to be asked at `at`: what happened may belong to a migration.
@@ -66,6 +79,24 @@ const fn is_under_way(status: &MigrationStatus) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn question_when_the_guest_rests_comes_seldom_and_at_once_after_that() {
+        let now = Instant::now();
+        let mut migration = Migration::new(now);
+        migration.asked(now);
+        assert_eq!(migration.next_look, now + CHECK);
+        migration.set_at_rest(true, now);
+        assert_eq!(migration.next_look, now + CHECK);
+        migration.asked(now);
+        assert_eq!(migration.next_look, now + REST_CHECK);
+
+        migration.set_at_rest(false, now + CHECK);
+
+        assert_eq!(migration.next_look, now + CHECK);
+        migration.asked(now + CHECK);
+        assert_eq!(migration.next_look, now + 2 * CHECK);
+    }
 
     #[test]
     fn migration_when_over_or_never_begun_is_not_under_way() {

@@ -13,13 +13,14 @@ use nix::sys::socket::{
     socket,
 };
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags},
     io::Errno,
     net::{
         AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect,
         send, socket_with,
     },
 };
+use tier_sys::wait::Wait;
 
 use super::address::GuestAddress;
 
@@ -39,7 +40,7 @@ pub(super) enum Woken {
     Connected,
     /// The connection is gone.
     Gone,
-    /// The time is over.
+    /// The wait is over.
     TimedOut,
 }
 
@@ -103,10 +104,10 @@ impl Link {
         self.next_try = Instant::now() + RECONNECT_EVERY;
     }
 
-    /// Waits until something can be read (if `read`), the connection changes, or the time is over.
+    /// Waits until something can be read (if `read`), the connection changes, or the wait is over.
     /// Sends what waits to be sent meanwhile.
-    pub(super) fn wait(&mut self, timeout: Duration, read: bool, busy: bool) -> io::Result<Woken> {
-        let until = Instant::now() + timeout;
+    pub(super) fn wait(&mut self, wait: Wait<'_>, read: bool, busy: bool) -> io::Result<Woken> {
+        let until = Instant::now() + wait.timeout;
         loop {
             if let Some(woken) = self.connect_if_due() {
                 return Ok(woken);
@@ -125,12 +126,7 @@ impl Link {
             if let Some(listener) = &self.listener {
                 fds.push(PollFd::new(listener, PollFlags::IN));
             }
-            // The longest time-out is far below what a Timespec holds.
-            let time = Timespec::try_from(left).unwrap_or_default();
-            match poll(&mut fds, Some(&time)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+            let rings = wait.at_most(left).until_ready(&mut fds)?;
             let seen: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
             drop(fds);
             let of_peer = self
@@ -158,7 +154,7 @@ impl Link {
             {
                 return Ok(Woken::Connected);
             }
-            if Instant::now() >= until {
+            if rings || Instant::now() >= until {
                 return Ok(Woken::TimedOut);
             }
         }

@@ -102,7 +102,7 @@ impl Rig {
     }
 
     fn poll(&mut self) {
-        let polled = self.host.poll(Duration::from_millis(1)).unwrap();
+        let polled = self.host.poll(Duration::from_millis(1).into()).unwrap();
         self.batches.extend(polled.batches);
     }
 
@@ -471,7 +471,7 @@ fn poll_when_nobody_answers_for_long_ends_and_says_what_to_do() {
         return;
     };
     rig.host.opened = long_ago;
-    let ended = rig.host.poll(Duration::ZERO).unwrap().ended.unwrap();
+    let ended = rig.host.poll(Duration::ZERO.into()).unwrap().ended.unwrap();
     assert!(ended.contains("start guest-agent in the guest"), "{ended}");
 
     // Somebody is there, but speaks another language.
@@ -482,7 +482,7 @@ fn poll_when_nobody_answers_for_long_ends_and_says_what_to_do() {
     rig.guest.write_all(&other).unwrap();
     let ended = rig
         .host
-        .poll(Duration::from_secs(5))
+        .poll(Duration::from_secs(5).into())
         .unwrap()
         .ended
         .unwrap();
@@ -491,7 +491,7 @@ fn poll_when_nobody_answers_for_long_ends_and_says_what_to_do() {
     // One that has begun a session may be silent for as long as it likes.
     rig.send(1, 0, hello());
     rig.host.peer.heard = Some(Time(0));
-    assert_eq!(rig.host.poll(Duration::ZERO).unwrap().ended, None);
+    assert_eq!(rig.host.poll(Duration::ZERO.into()).unwrap().ended, None);
     assert!(
         rig.host.label().contains("silent for 2"),
         "{}",
@@ -530,7 +530,7 @@ fn open_when_qemu_listens_connects_again_after_each_end() {
         let begin = Instant::now();
         let peer = loop {
             assert!(begin.elapsed() < Duration::from_secs(20), "no connection");
-            source.poll(Duration::from_millis(5)).unwrap();
+            source.poll(Duration::from_millis(5).into()).unwrap();
             if let Ok((peer, _)) = listener.accept() {
                 break peer;
             }

@@ -290,7 +290,7 @@ fn source_when_a_ring_file_tells_of_its_own_memory_delivers_these_pages() {
         ring.push(&record(LOAD | PHYSICAL, physical(page), 4096));
     }
     ring.push(&record(LOAD | PHYSICAL, 0xf_ffff_ffff_f000, 4096));
-    let polled = source.poll(Duration::from_millis(1)).unwrap();
+    let polled = source.poll(Duration::from_millis(1).into()).unwrap();
 
     let [batch] = &polled.batches[..] else {
         panic!("{polled:?}")
@@ -310,7 +310,7 @@ fn source_when_a_ring_file_tells_of_its_own_memory_delivers_these_pages() {
     source.set_map(&map).unwrap();
     ring.push(&record(LOAD | PHYSICAL, physical(4), 4096));
     source.moved(&[(Hva(start), PAGE)]);
-    let polled = source.poll(Duration::from_millis(1)).unwrap();
+    let polled = source.poll(Duration::from_millis(1).into()).unwrap();
     let batch = &polled.batches[0];
     assert_eq!(batch.account.dropped.get(&DropReason::StaleMap), Some(&1));
     assert_eq!(batch.samples.len(), 1);

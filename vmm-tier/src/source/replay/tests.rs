@@ -103,7 +103,7 @@ fn recording_when_played_comes_as_the_source_delivered_it() {
     assert_eq!(source.sight(), Sight::Guest);
     let mut batches = Vec::new();
     while batches.len() < 2 {
-        batches.extend(source.poll(Duration::from_secs(1)).unwrap().batches);
+        batches.extend(source.poll(Duration::from_secs(1).into()).unwrap().batches);
     }
     let first = &batches[0];
     let sample = |gpa: u64, len: u64, weight| AccessSample {
@@ -131,7 +131,7 @@ fn recording_when_played_comes_as_the_source_delivered_it() {
     assert_eq!(second.account.dropped[&DropReason::NotGuestRam], 1);
     assert_eq!(second.account.dropped[&DropReason::NoAddress], 2);
     assert!(second.account.is_valid());
-    let after = source.poll(Duration::ZERO).unwrap();
+    let after = source.poll(Duration::ZERO.into()).unwrap();
     assert_eq!(after, Polled::default(), "silent at the end");
     assert!(source.label().contains("which has ended"));
 }
@@ -154,7 +154,7 @@ fn recording_when_it_is_damaged_is_down_and_not_begun_again() {
     fs::write(&path, bytes).unwrap();
     let broken = Arc::default();
     let mut source = Replay::open(&path, &map(8), Arc::clone(&broken)).unwrap();
-    let error = source.poll(Duration::ZERO).unwrap_err();
+    let error = source.poll(Duration::ZERO.into()).unwrap_err();
     assert!(
         format!("{error:#}").contains("damaged at byte"),
         "{error:#}"

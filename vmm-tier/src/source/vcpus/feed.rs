@@ -14,11 +14,14 @@ use tier_sys::perf::{
     ring_file,
     threads::{ThreadEvent, ThreadEvents},
 };
+use tier_sys::wait::Wait;
 
 use crate::source::Setup;
 
-/// A ring file wakes nobody: the time between two looks at it.
+/// A ring file wakes nobody: the longest time between two looks at a file that fills.
 const FILE_WAIT: Duration = Duration::from_millis(100);
+/// A ring file fills if this share of it, or more, was written between two looks.
+const FILLS: f64 = 1.0 / 16.0;
 
 /// See the [module](self).
 pub(in crate::source) enum Feed {
@@ -31,6 +34,8 @@ pub(in crate::source) enum Feed {
     File {
         ring: Ring<MappedRing>,
         path: PathBuf,
+        /// It filled before the last look.
+        fills: bool,
     },
 }
 
@@ -61,18 +66,18 @@ impl Feed {
         Ok(Self::File {
             ring: ring_file::open(path, sample_type)?,
             path: path.to_owned(),
+            fills: true,
         })
     }
 
-    /// Waits up to `timeout` for records.
-    pub(super) fn wait(&mut self, timeout: Duration) -> anyhow::Result<()> {
+    /// Waits for records.
+    pub(super) fn wait(&mut self, wait: Wait<'_>) -> anyhow::Result<()> {
         match self {
-            Self::Threads { events, .. } => events
-                .wait(timeout)
-                .context("the rings of the vCPU threads can't be waited for")?,
-            Self::File { .. } => std::thread::sleep(timeout.min(FILE_WAIT)),
+            Self::Threads { events, .. } => events.wait(wait),
+            Self::File { fills: true, .. } => wait.at_most(FILE_WAIT).pass(),
+            Self::File { .. } => wait.pass(),
         }
-        Ok(())
+        .context("the rings of the vCPU threads can't be waited for")
     }
 
     /// Hands every sample to `take`, with the index of its event.
@@ -80,7 +85,10 @@ impl Feed {
     pub(super) fn collect(&mut self, mut take: impl FnMut(usize, Sample<'_>)) -> Collected {
         match self {
             Self::Threads { events, .. } => events.collect(take),
-            Self::File { ring, .. } => ring.collect(|sample| take(0, sample)),
+            Self::File { ring, fills, .. } => {
+                *fills = ring.filled() >= FILLS;
+                ring.collect(|sample| take(0, sample))
+            }
         }
     }
 

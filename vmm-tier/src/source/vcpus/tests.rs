@@ -123,7 +123,7 @@ fn source_when_a_real_thread_touches_pages_tells_each_and_ends_with_it() {
     let deadline = Instant::now() + Duration::from_secs(10);
     let (mut samples, mut ended) = (Vec::new(), None);
     while ended.is_none() && Instant::now() < deadline {
-        let polled = source.poll(Duration::from_millis(50)).unwrap();
+        let polled = source.poll(Duration::from_millis(50).into()).unwrap();
         for batch in polled.batches {
             assert_eq!((batch.map_generation, batch.period), (5, 1));
             assert!(batch.account.is_valid());
@@ -166,7 +166,7 @@ fn source_when_threads_come_and_go_follows_them() {
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut samples = 0;
     while samples == 0 && Instant::now() < deadline {
-        let polled = source.poll(Duration::from_millis(20)).unwrap();
+        let polled = source.poll(Duration::from_millis(20).into()).unwrap();
         assert_eq!(polled.ended, None);
         samples += polled
             .batches

@@ -2,7 +2,7 @@
 
 mod bursts;
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use tier_core::{
     addr::Hva,
@@ -19,6 +19,7 @@ use crate::{
     },
     process,
     sysroot::SysRoot,
+    wait::Wait,
 };
 
 /// Bytes of a `damon_aggregated` sample in the ring: header 8, thread 8, time 8, size 4, raw 52.
@@ -160,13 +161,13 @@ impl DamonSource {
         &self.kdamond
     }
 
-    /// Waits up to `timeout` (or until the ring fills) and takes what has come. An aggregation that is
-    /// still being written stays for the next poll.
+    /// Waits (at most until the ring fills) and takes what has come. An aggregation that is still being
+    /// written stays for the next poll.
     ///
     /// # Errors
     /// [`DamonSourceError`].
-    pub fn poll(&mut self, timeout: Duration) -> Result<DamonPoll, DamonSourceError> {
-        let polled = self.event.poll(timeout)?;
+    pub fn poll<'a>(&mut self, wait: impl Into<Wait<'a>>) -> Result<DamonPoll, DamonSourceError> {
+        let polled = self.event.poll(wait)?;
         let (fields, bursts, account) = (&self.fields, &mut self.bursts, &mut self.account);
         let collected = self.event.collect(|sample| match fields.region(&sample) {
             Ok(region) => bursts.push(region),

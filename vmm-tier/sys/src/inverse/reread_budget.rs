@@ -7,7 +7,7 @@
 //! longer and longer.
 //!
 //! A replay can't tell what this is worth: there nobody else moves pages. It is bounded: a thousandth of
-//! a core, a fifth of that while the guest is at rest, and a twentieth of a core while many samples miss.
+//! a core, a tenth of that while the guest is at rest, and a twentieth of a core while many samples miss.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::Reread;
 const CALM: f64 = 0.001;
 /// The same while the guest is at rest: an agent may take a thousandth of a core then, all in all. Pages
 /// that the agent moves are read at once in any case.
-const AT_REST: f64 = 0.000_2;
+const AT_REST: f64 = 0.000_1;
 /// The share while many samples miss.
 const URGENT: f64 = 0.05;
 /// By how much the share of misses must exceed the usual one.

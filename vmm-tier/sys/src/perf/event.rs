@@ -3,11 +3,10 @@
 use std::{
     fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    time::Duration,
 };
 
 use perf_event_open_sys::{bindings as abi, ioctls, perf_event_open};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 
 use super::{
     collect::{Collected, Drained},
@@ -15,7 +14,7 @@ use super::{
     refusal::{Asked, Refusal, Step, Surroundings},
     ring::{MappedRing, Ring},
 };
-use crate::sysroot::SysRoot;
+use crate::{sysroot::SysRoot, wait::Wait};
 
 /// How often an event writes a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,7 +259,7 @@ impl EventError {
 pub enum Polled {
     /// There is enough to read.
     Ready,
-    /// The time is over; there may be less than the watermark to read.
+    /// The wait is over; there may be less than the watermark to read.
     TimedOut,
     /// The watched thread ended; what stands in the ring can still be read.
     Ended,
@@ -380,24 +379,22 @@ impl Event {
         Ok(())
     }
 
-    /// Waits until the ring is filled to its watermark, the watched thread ends, or `timeout` is over.
+    /// Waits until the ring is filled to its watermark, the watched thread ends, or the wait does.
     ///
     /// # Errors
     /// [`EventError::Refused`] if the kernel can't wait.
-    pub fn poll(&self, timeout: Duration) -> Result<Polled, EventError> {
-        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec {
-            tv_sec: 3600,
-            tv_nsec: 0,
-        });
-        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(Polled::TimedOut),
-            Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => {
-                Ok(Polled::Ended)
-            }
-            Ok(_) => Ok(Polled::Ready),
-            Err(errno) => Err(self.refused(errno.into())),
-        }
+    pub fn poll<'a>(&self, wait: impl Into<Wait<'a>>) -> Result<Polled, EventError> {
+        let mut fds = vec![PollFd::new(&self.fd, PollFlags::IN)];
+        let waited = wait.into().until_ready(&mut fds);
+        waited.map_err(|error| self.refused(error))?;
+        let seen = fds[0].revents();
+        Ok(if seen.is_empty() {
+            Polled::TimedOut
+        } else if seen.intersects(PollFlags::HUP | PollFlags::ERR) {
+            Polled::Ended
+        } else {
+            Polled::Ready
+        })
     }
 
     /// Hands every record in the ring to `take`.

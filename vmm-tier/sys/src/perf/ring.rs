@@ -63,6 +63,12 @@ impl<M: RingMemory> Ring<M> {
         &self.memory
     }
 
+    /// The share of the ring that waits to be read.
+    pub fn filled(&self) -> f64 {
+        let waits = self.memory.head().wrapping_sub(self.memory.tail());
+        waits as f64 / self.memory.capacity() as f64
+    }
+
     /// Hands every record that stands in the ring at the moment of the call to `take`, and frees
     /// their space.
     pub fn drain(&mut self, mut take: impl FnMut(Record<'_>)) -> Drained {

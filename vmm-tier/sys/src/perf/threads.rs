@@ -4,16 +4,16 @@
 //! `kernel/events/core.c`), so every thread has its own events and rings. Threads come and go: one that
 //! is gone is no error, and what it wrote before it ended is still read.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{collections::BTreeMap, io};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 
 use super::{
     collect::{Collected, Drained},
     event::{Event, EventError, EventSpec, Rate, Target},
     record::Sample,
 };
-use crate::sysroot::SysRoot;
+use crate::{sysroot::SysRoot, wait::Wait};
 
 /// What is opened on each thread: an event, perhaps behind a leader that only counts.
 #[derive(Clone, Debug)]
@@ -144,23 +144,15 @@ impl ThreadEvents {
         self.wanted.len()
     }
 
-    /// Waits until a ring is filled to its watermark, a thread ends, or `timeout` is over.
+    /// Waits until a ring is filled to its watermark, a thread ends, or the wait does.
     ///
     /// # Errors
     /// The kernel's, if it can't wait.
-    pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        // Nobody to wait for, or rings that are read without waiting.
-        if self.threads.is_empty() {
-            std::thread::sleep(timeout);
-            return Ok(());
-        }
+    pub fn wait<'a>(&mut self, wait: impl Into<Wait<'a>>) -> io::Result<()> {
+        // Rings that are read without waiting.
         if self.threads.values().any(|thread| thread.leaving) {
             return Ok(());
         }
-        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec {
-            tv_sec: 3600,
-            tv_nsec: 0,
-        });
         let mut tids = Vec::new();
         let mut fds = Vec::new();
         for (&tid, thread) in &self.threads {
@@ -169,10 +161,7 @@ impl ThreadEvents {
                 fds.push(PollFd::new(event, PollFlags::IN));
             }
         }
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+        wait.into().until_ready(&mut fds)?;
         let gone = PollFlags::HUP | PollFlags::ERR;
         let ended: Vec<u32> = tids
             .into_iter()

@@ -12,18 +12,24 @@ use std::{collections::BTreeMap, time::Duration};
 
 use self::population::Population;
 use super::access_stats::AccessStats;
-use crate::{addr, dual_heap::Placement, engine::guest_pages::GuestPages, random, time::Time};
+use crate::{
+    addr,
+    dual_heap::{PageId, Placement},
+    engine::guest_pages::GuestPages,
+    random,
+    time::Time,
+};
 
 /// How often pages are looked at. Heats change within half-lives, which are some seconds.
 const EVERY: Duration = Duration::from_secs(1);
 /// The same while the guest is at rest.
-const AT_REST_EVERY: Duration = Duration::from_secs(4);
+const AT_REST_EVERY: Duration = Duration::from_secs(8);
 /// Pages are also looked at whenever the counts of all pages together have changed by this factor: at
 /// the start, and when the guest works harder or rests. Earlier looks then say nothing of what a count
 /// means now. Worth nothing on accesses at a steady rate. In a guest of 8192 equally hot pages whose
 /// rate rises tenfold, 3 to 5 MB move without it, and nothing with it.
 const CHANGED: f64 = 1.2;
-/// Pages looked at each time: at 100 ns each (a cache miss or two) 0.02 % of a CPU. Five such samples
+/// Pages looked at each time, with a cache miss or two each: 0.02 % of a CPU. Five such samples
 /// count together, so a heat that one page in 10 000 has is seen.
 const PAGES: u32 = 2048;
 
@@ -76,12 +82,16 @@ impl ExpectedHeat {
         }
         let mut by_page_bytes: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
         let frames = pages.index.frames();
-        for _ in 0..PAGES.min(frames) {
+        let drawn = (0..PAGES.min(frames)).filter_map(|_| {
             self.looked += 1;
             let frame = random::scaled(random::spread(self.looked as u32), frames);
-            let Some(id) = pages.index.page_of_frame(frame) else {
-                continue;
-            };
+            let id = pages.index.page_of_frame(frame)?;
+            pages.heap.prefetch(id);
+            Some(id)
+        });
+        // All at once, so that their cache misses overlap.
+        let drawn: Vec<PageId> = drawn.collect();
+        for id in drawn {
             if pages.heap.placement(id) == Placement::Untracked {
                 continue;
             }

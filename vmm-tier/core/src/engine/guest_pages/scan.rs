@@ -25,7 +25,7 @@ const CHUNK_FRAMES: u64 = 4096;
 const LEAST_ROUND: Duration = Duration::from_secs(4);
 /// What is left of the share of a CPU while the guest is at rest: a round over 64 GiB of small pages takes
 /// hours then instead of twelve minutes. A sample of an unknown page is looked up out of turn as ever.
-const AT_REST: f64 = 1.0 / 16.0;
+const AT_REST: f64 = 1.0 / 32.0;
 /// Chunks waiting out of turn; more are left to the regular round.
 const URGENT_MAX: usize = 256;
 
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn scanner_when_the_guest_is_at_rest_takes_a_sixteenth_and_goes_on_at_once_when_that_ends() {
+    fn scanner_when_the_guest_is_at_rest_takes_less_and_goes_on_at_once_when_that_ends() {
         let mut scanner = scanner();
         scanner.set_at_rest(true, Time(0));
         let mut now = Time(0);
@@ -312,7 +312,7 @@ mod tests {
         let request = scanner.next(now).unwrap();
         // A hundredth of the time.
         let done = answer(request, Duration::from_millis(100));
-        scanner.finish(&done, Leftovers::default(), now, 0.16);
+        scanner.finish(&done, Leftovers::default(), now, 0.32);
         now = now + Duration::from_millis(9800);
         assert_eq!(scanner.next(now), None);
         scanner.set_at_rest(false, now);
