@@ -311,7 +311,11 @@ pub fn arguments(root: &Path, kernel: &Path, host: &Host, files: &Files) -> Vec<
         add(&["-device", "virtserialport,chardev=bridge,name=bridge"]);
     }
     // panic=-1 with -no-reboot: a crashed emulated host ends the emulator.
-    add(&["-append", "console=ttyS0 quiet mitigations=off panic=-1"]);
+    let args = format!(
+        "console=ttyS0 quiet mitigations=off panic=-1 {}",
+        host.kernel_args
+    );
+    add(&["-append", args.trim_end()]);
     list
 }
 

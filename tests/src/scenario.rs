@@ -39,6 +39,8 @@ pub struct Host {
     pub cpus: u32,
     /// The memory nodes in order; node 0 holds the CPUs.
     pub nodes: Vec<Node>,
+    /// More for the kernel's command line.
+    pub kernel_args: String,
     /// A software PMU on the emulated CPUs. It slows them while it counts; without it there is
     /// none.
     pub pmu: Option<Pmu>,
@@ -64,6 +66,7 @@ impl Default for Host {
     fn default() -> Self {
         Self {
             cpus: 2,
+            kernel_args: String::new(),
             pmu: None,
             nodes: vec![
                 Node {
