@@ -295,6 +295,19 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
                 found.is_some_and(|found| found.kdamond_threads == *count),
             )
         }
+        Check::GrowsAtMost { from, to, at, max } => {
+            let number = |note: &str| {
+                let found = result.notes.iter().find(|found| found.name == note)?;
+                found.value.pointer(at)?.as_f64()
+            };
+            let growth = number(from).zip(number(to)).map(|(from, to)| to - from);
+            CheckResult::number(
+                format!("{at} from {from} to {to}"),
+                growth,
+                format!("≤ {max} more"),
+                |growth| growth <= *max,
+            )
+        }
         Check::Note { note, at, is } => {
             let found = result.notes.iter().find(|found| found.name == *note);
             let value = found.map(|found| found.value.pointer(at));
@@ -468,6 +481,27 @@ mod tests {
         assert_eq!(check.measured, "130 ms, without an agent 20 ms");
         assert!(check.pass);
         assert!(!outcome("{ that = 'longest-gap', max-ms = 129 }").pass);
+    }
+
+    #[test]
+    fn number_when_it_grows_beyond_the_most_or_is_not_told_fails() {
+        let passes = |later: serde_json::Value| {
+            let mut result = lifted();
+            let note = |name: &str, value| crate::result::Note {
+                t: 1.0,
+                name: name.to_owned(),
+                value,
+            };
+            let earlier = serde_json::json!({"reply": {"changes": 3}});
+            result.notes = vec![note("a", earlier), note("b", later)];
+            let check =
+                "{ that = 'grows-at-most', from = 'a', to = 'b', at = '/reply/changes', max = 1 }";
+            let run = run_with(check);
+            evaluate(&run.checks[0], &run, &result).pass
+        };
+        assert!(passes(serde_json::json!({"reply": {"changes": 4}})));
+        assert!(!passes(serde_json::json!({"reply": {"changes": 5}})));
+        assert!(!passes(serde_json::json!({"reply": {}})));
     }
 
     #[test]

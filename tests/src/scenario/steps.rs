@@ -377,6 +377,17 @@ pub enum Check {
         /// How many.
         count: u64,
     },
+    /// A number that two notes hold grows by so much at most from one to the other.
+    GrowsAtMost {
+        /// The earlier note's name.
+        from: String,
+        /// The later note's name.
+        to: String,
+        /// Where in the answers, as a JSON pointer.
+        at: String,
+        /// The most.
+        max: f64,
+    },
     /// A note of this name (a command's answer) holds this value.
     Note {
         /// The note's name.
