@@ -64,7 +64,7 @@ use self::{
 use crate::{
     addr::Gpa,
     map::GuestMemoryMap,
-    moves::{MoveBatch, MoveReport, PairedBatch},
+    moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
     sample::{DropReason, SampleAccount, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
@@ -228,6 +228,10 @@ impl VmEngine {
 
     fn take_moves(&mut self, now: Time, report: &MoveReport) -> Vec<Action> {
         let runs = self.state() == VmState::Running;
+        let is_moved = |page: &PageResult| page.outcome == Outcome::Moved;
+        if report.results.iter().any(is_moved) {
+            self.evidence.moved();
+        }
         let (pages, evidence) = (&mut self.pages, &mut self.evidence);
         let settings = &self.orders.settings;
         let landed = self

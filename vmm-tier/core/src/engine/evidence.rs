@@ -180,7 +180,8 @@ impl Evidence {
                 pages: pages.heap.len(Placement::Fast) + pages.heap.len(Placement::Slow),
                 every: batch.span / batch.tests,
             };
-            if self.change.observe(intake.fast_use, intake.slow_use, looks) {
+            let is_change = self.change.observe(intake.fast_use, intake.slow_use, looks);
+            if is_change || self.change.outdates_counts() {
                 self.doubt(now, pages);
             }
         }
@@ -190,7 +191,8 @@ impl Evidence {
         }
     }
 
-    /// The guest does something else: all that was counted before weighs as a single look.
+    /// The guest does something else, or is looked at much more closely: all that was counted before
+    /// weighs as a single look.
     fn doubt(&mut self, now: Time, pages: &mut GuestPages) {
         self.keep(self.stats.share_of_one_look(now), now, pages);
     }
@@ -199,6 +201,11 @@ impl Evidence {
     fn keep(&mut self, share: f64, now: Time, pages: &mut GuestPages) {
         pages.heap.scale(now, share);
         self.stats.forget(share);
+    }
+
+    /// Pages were moved.
+    pub(super) const fn moved(&mut self) {
+        self.change.moved();
     }
 
     /// How often the guest's accesses turned to slow pages.

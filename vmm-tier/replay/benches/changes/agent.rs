@@ -57,6 +57,22 @@ pub(crate) struct Log {
     pub(crate) rests: Vec<(Ticks, Ticks)>,
     /// When all ended.
     pub(crate) end: Ticks,
+    /// Accesses that were looked at, and those that hit DRAM.
+    pub(crate) accesses: u64,
+    pub(crate) hits: u64,
+}
+
+impl Log {
+    /// Bytes moved before `at`.
+    pub(crate) fn moved_until(&self, at: Ticks) -> u64 {
+        let moved = self.moved.partition_point(|(when, _)| *when < at);
+        moved.checked_sub(1).map_or(0, |last| self.moved[last].1)
+    }
+
+    /// Bytes moved from `at` on.
+    pub(crate) fn moved_since(&self, at: Ticks) -> u64 {
+        self.moved.last().map_or(0, |last| last.1) - self.moved_until(at)
+    }
 }
 
 /// See the [module](self).
@@ -67,6 +83,7 @@ pub(crate) struct Agent {
     host: Host,
     engine: EngineHost,
     keeper: PaceKeeper,
+    is_late: bool,
     /// `Err` while it rests in its turns, with what the next start goes on with.
     damon: Result<Damon, Random>,
     /// When the turn began, and whether a report came in it.
@@ -88,6 +105,7 @@ impl Agent {
         rule: Rule,
         until: Ticks,
         seed: u64,
+        is_late: bool,
     ) -> Self {
         let mut host = Host::new(Arc::clone(guest), fast_bytes, Conditions::default());
         let mut engine = EngineHost::new(&host, HALF_LIFE);
@@ -99,6 +117,7 @@ impl Agent {
             host,
             engine,
             keeper,
+            is_late,
             damon: Err(Random::new(seed)),
             turn: (0, false),
             rival: Rival::new(rule),
@@ -134,6 +153,12 @@ impl Agent {
             self.look_for_rest(now);
             self.take_turns(now);
         }
+    }
+
+    /// The guest accesses a page.
+    pub(crate) fn see(&mut self, page: u32) {
+        self.log.accesses += 1;
+        self.log.hits += u64::from(self.host.is_fast(page));
     }
 
     /// The guest ended, if it did not end before.
@@ -247,6 +272,7 @@ impl Agent {
                 is_quickened,
                 now,
                 random,
+                self.is_late,
             ));
         }
         self.turn = (now, false);

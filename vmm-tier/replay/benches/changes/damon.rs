@@ -14,6 +14,9 @@ use tier_core::{
 
 use crate::clock::{Ticks, ticks};
 
+/// How much a look is late on average, where looks are late.
+const LATE: Ticks = 1;
+
 /// Pages that are looked at as one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Region {
@@ -76,7 +79,12 @@ pub(crate) struct Damon {
     settings: Settings,
     /// What the next aggregation begins with.
     wanted: Settings,
+    /// Each look comes up to twice [`LATE`] late.
+    is_late: bool,
+    /// The end of the last aggregation since the start.
+    reported: Option<Ticks>,
     next_look: Ticks,
+    last_look: Ticks,
     looked: u32,
     /// Regions after the aggregation before.
     last_regions: usize,
@@ -91,6 +99,7 @@ impl Damon {
         is_quickened: bool,
         now: Ticks,
         random: Random,
+        is_late: bool,
     ) -> Self {
         let settings = Settings::of(pace, is_quickened, pages, page_bytes);
         let huge = (HUGE_PAGE / page_bytes) as u32;
@@ -110,7 +119,10 @@ impl Damon {
             regions: regions.collect(),
             settings,
             wanted: settings,
+            is_late,
+            reported: None,
             next_look: now + settings.sampling,
+            last_look: now,
             looked: 0,
             last_regions: 0,
         }
@@ -133,7 +145,8 @@ impl Damon {
     /// Looks at each region; `used` has for each page the tick in which it was used last. Returns a
     /// report at the end of an aggregation.
     pub(crate) fn look(&mut self, now: Ticks, used: &[Ticks]) -> Option<Report> {
-        let since = now.saturating_sub(self.settings.sampling);
+        let since = self.last_look;
+        self.last_look = now;
         let mut most = 0;
         for region in &mut self.regions {
             let page = region.first + self.random.below(region.pages().into()) as u32;
@@ -141,15 +154,19 @@ impl Damon {
             most = most.max(region.accesses);
         }
         self.looked += 1;
-        self.next_look = now + self.settings.sampling;
+        self.next_look = now + self.settings.sampling + self.lateness();
         if self.looked < self.settings.looks {
             return None;
         }
         self.join(most / 10);
+        // As `tier_sys`: what a late kdamond looked for is measured from report to report.
+        let usual = self.settings.sampling * self.looked;
+        let since = self.reported.replace(now).map(|last| now - last);
+        let since = since.filter(|since| (usual / 2..=usual * 4).contains(since));
         let report = Report {
             regions: self.regions.clone(),
             tests: self.looked,
-            span: crate::clock::duration(self.settings.sampling * self.looked),
+            span: crate::clock::duration(since.unwrap_or(usual)),
         };
         self.looked = 0;
         for region in &mut self.regions {
@@ -162,6 +179,13 @@ impl Damon {
         }
         self.next_look = now + self.settings.sampling;
         Some(report)
+    }
+
+    fn lateness(&mut self) -> Ticks {
+        match self.is_late {
+            true => self.random.below(2 * u64::from(LATE) + 1) as Ticks,
+            false => 0,
+        }
     }
 
     /// `kdamond_merge_regions`.

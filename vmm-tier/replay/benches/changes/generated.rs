@@ -1,12 +1,18 @@
 //! Generated guests: the workloads of `vmm-tier replay`, and some of them with their memory moved about.
 //!
 //! Accesses come at a steady rate, so their number is the time. A guest's memory *is moved* by giving
-//! accesses other pages, 256 KiB at a time: what was hot lies elsewhere then. All of it is moved by
-//! turning memory round by a quarter to three quarters, a part by turning the blocks of that part.
+//! accesses other pages, 256 KiB (or a huge page) at a time: what was hot lies elsewhere then. All of
+//! it is moved by turning memory round by a quarter to three quarters, a part by turning the blocks of
+//! that part.
 
 use std::{convert::Infallible, time::Duration};
 
-use tier_core::{addr::BASE_PAGE, random::Random, sample::AccessKind, time::Time};
+use tier_core::{
+    addr::{BASE_PAGE, HUGE_PAGE},
+    random::Random,
+    sample::AccessKind,
+    time::Time,
+};
 use tier_replay::{
     machine::{Access, Accesses, Guest},
     workload::{self, Scale},
@@ -16,8 +22,11 @@ use crate::input::Input;
 
 /// Accesses a second.
 pub(crate) const RATE: u64 = 250_000;
-/// Pages that are moved together.
-const BLOCK: u32 = 64;
+/// Bytes that are moved together; a huge page, where pages are huge.
+const BLOCK: u64 = 64 * BASE_PAGE;
+/// Pages of 4 KiB of a guest on huge pages: few, so that cold pages are found used at most looks, as in
+/// a larger guest with more accesses, and the agent watches in turns at its quickest pace.
+const HUGE_PAGES: u32 = 24_576;
 /// The least and the most seconds from one change to the next.
 const GAP: (f64, f64) = (25.0, 70.0);
 /// Seconds of a short run.
@@ -44,6 +53,10 @@ pub(crate) struct Generated {
     pub(crate) name: &'static str,
     workload: &'static str,
     event: Option<Event>,
+    /// Its pages are huge.
+    is_huge: bool,
+    /// DAMON's looks come late, as beside a busy or emulated CPU.
+    is_late: bool,
     /// Seconds of a run, and runs with a seed each.
     seconds: u32,
     pub(crate) runs: u64,
@@ -54,6 +67,8 @@ const fn once(name: &'static str, workload: &'static str, event: Option<Event>) 
         name,
         workload,
         event,
+        is_huge: false,
+        is_late: false,
         seconds: 1200,
         runs: 1,
     }
@@ -64,6 +79,12 @@ const fn steady(name: &'static str) -> Generated {
         seconds: 3600,
         ..once(name, name, None)
     }
+}
+
+const fn huge(mut guest: Generated, is_late: bool) -> Generated {
+    guest.is_huge = true;
+    guest.is_late = is_late;
+    guest
 }
 
 const ALL_MOVES: Option<Event> = Some(Event::Move { one_in: 1 });
@@ -92,6 +113,22 @@ pub(crate) const CHANGING: &[Generated] = &[
     once("zipf, 1/4 moves", "zipf", A_QUARTER_MOVES),
     once("scan-hot, all moves", "scan-hot", ALL_MOVES),
     once("scattered, all moves", "scattered", ALL_MOVES),
+    huge(
+        once("huge pages, all moves", "gups-demeter", ALL_MOVES),
+        false,
+    ),
+    huge(
+        once("huge pages, 1/4 moves", "gups-demeter", A_QUARTER_MOVES),
+        false,
+    ),
+    huge(
+        once(
+            "huge pages, all moves, late looks",
+            "gups-demeter",
+            ALL_MOVES,
+        ),
+        true,
+    ),
 ];
 
 /// Guests that don't, or without a moment.
@@ -107,6 +144,20 @@ pub(crate) const STEADY: &[Generated] = &[
     steady("scan-hot"),
     steady("scattered"),
     steady("scattered-huge"),
+    huge(
+        Generated {
+            workload: "gups-demeter",
+            ..steady("huge pages")
+        },
+        false,
+    ),
+    huge(
+        Generated {
+            workload: "gups-demeter",
+            ..steady("huge pages, late looks")
+        },
+        true,
+    ),
     steady("sequential"),
     steady("pagerank"),
     steady("btree"),
@@ -121,9 +172,12 @@ impl Generated {
             rate_per_s: RATE,
             seconds,
             seed: run + 1,
-            ..Scale::default()
+            pages: match self.is_huge {
+                true => HUGE_PAGES,
+                false => Scale::default().pages,
+            },
         };
-        let (guest, accesses, mut changes) = make(self.workload, &scale);
+        let (mut guest, accesses, mut changes) = make(self.workload, &scale);
         let mut random = Random::new(run ^ 0xc4a2);
         let accesses: Boxed = match self.event {
             None => accesses,
@@ -132,13 +186,19 @@ impl Generated {
                 if event != Event::Sleep {
                     changes.clone_from(&due);
                 }
-                Box::new(Moved::new(accesses, event, due, random, guest.pages()))
+                let block = if self.is_huge { HUGE_PAGE } else { BLOCK };
+                let blocks = (guest.bytes() / block) as u32;
+                Box::new(Moved::new(accesses, event, due, random, block, blocks))
             }
         };
+        if self.is_huge {
+            guest = guest.in_huge_pages().expect("a guest that exists");
+        }
         Input {
             guest,
             accesses: Box::new(Infallibly(accesses)),
             changes,
+            is_late: self.is_late,
         }
     }
 }
@@ -220,19 +280,28 @@ struct Moved {
     /// Moments to come, the last first.
     due: Vec<Time>,
     random: Random,
+    block_bytes: u64,
     /// Where each block lies.
     places: Vec<u32>,
 }
 
 impl Moved {
-    fn new(accesses: Boxed, event: Event, mut due: Vec<Time>, random: Random, pages: u32) -> Self {
+    fn new(
+        accesses: Boxed,
+        event: Event,
+        mut due: Vec<Time>,
+        random: Random,
+        block_bytes: u64,
+        blocks: u32,
+    ) -> Self {
         due.reverse();
         Self {
             accesses,
             event,
             due,
             random,
-            places: (0..pages / BLOCK).collect(),
+            block_bytes,
+            places: (0..blocks).collect(),
         }
     }
 
@@ -280,7 +349,7 @@ impl Accesses for Moved {
                 continue;
             }
             // The guest's first address is a multiple of a block.
-            let block_bytes = u64::from(BLOCK) * BASE_PAGE;
+            let block_bytes = self.block_bytes;
             let blocks = self.places.len() as u64;
             let base = access.address / (blocks * block_bytes) * (blocks * block_bytes);
             let block = (access.address - base) / block_bytes;

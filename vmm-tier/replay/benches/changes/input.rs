@@ -11,4 +11,6 @@ pub(crate) struct Input {
     pub(crate) accesses: Box<dyn Accesses<Error = Box<dyn Error>>>,
     /// When the guest's use of memory changes, rising.
     pub(crate) changes: Vec<Time>,
+    /// DAMON's looks come late.
+    pub(crate) is_late: bool,
 }

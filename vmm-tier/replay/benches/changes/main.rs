@@ -7,9 +7,10 @@
 //!
 //! Real are the engine, the pace of DAMON and the rules of the agent's rest. Simulated are the guest,
 //! the host (moves are carried out at once, one in a hundred finds its page busy), and DAMON's regions.
-//! **Not modelled**: what an emulated or busy CPU delays, messages between the agent's threads, DAMON's
-//! change of its counts when its settings change, a second stage's accessed bits, and bursts: a guest's
-//! accesses come at a steady rate, 250,000 a second on 128 MiB. Recorded programs are small.
+//! **Not modelled**: what an emulated or busy CPU delays (but late looks, in guests named so), messages
+//! between the agent's threads, DAMON's change of its counts when its settings change, a second stage's
+//! accessed bits, and bursts: a guest's accesses come at a steady rate, 250,000 a second on 128 MiB (96
+//! MiB in huge pages). Recorded programs are small.
 //!
 //! Rules beside the detector end the rest in its place, each in a run of its own. They don't make the
 //! engine forget what it counted, as the detector does.
@@ -54,6 +55,8 @@ pub(crate) const SIZES: [u64; 2] = [8, 4];
 const SEEDS: u64 = 5;
 /// So long a rule beside the detector runs beside a steady guest.
 const RIVALS_UNTIL: Ticks = ticks(Duration::from_secs(900));
+/// One in so many accesses is looked at for whether it hits DRAM: a prime, as workloads have periods.
+const HITS: u32 = 31;
 /// Names of traces.
 const TRACES: [&str; 3] = ["database", "compressor", "interpreter"];
 
@@ -64,6 +67,7 @@ fn play(input: Input, mut agents: Vec<Agent>) -> Result<Vec<Log>, Box<dyn Error>
         mut accesses,
         ..
     } = input;
+    let (mut number, mut is_settled) = (0_u32, false);
     let tick_ns = TICK.as_nanos() as u64;
     let mut used = vec![0; guest.pages() as usize];
     let (mut now, mut now_ends) = (1, tick_ns);
@@ -83,6 +87,7 @@ fn play(input: Input, mut agents: Vec<Agent>) -> Result<Vec<Log>, Box<dyn Error>
                     due = agents.iter().map(Agent::due).min().unwrap_or(Ticks::MAX);
                 }
                 now += 1;
+                is_settled = now >= tally::SETTLED;
                 now_ends += tick_ns;
             }
             let frame = access.address >> 12;
@@ -93,6 +98,10 @@ fn play(input: Input, mut agents: Vec<Agent>) -> Result<Vec<Log>, Box<dyn Error>
                 last = (frame, page);
             }
             used[last.1 as usize] = now;
+            number = number.wrapping_add(1);
+            if is_settled && number.is_multiple_of(HITS) {
+                agents.iter_mut().for_each(|agent| agent.see(last.1));
+            }
         }
     }
     Ok(agents.into_iter().map(|agent| agent.end(now)).collect())
@@ -105,12 +114,14 @@ fn generated(guest: &Generated, kind: Kind, is_short: bool) -> Result<Vec<Row>, 
     for run in 0..runs {
         let input = guest.input(run, is_short);
         let shared = Arc::new(input.guest.clone());
+        let is_late = input.is_late;
         let agents = rows.iter().map(|row| {
             let until = match (kind, row.rule) {
                 (Kind::Steady, Rule::PageHinkley | Rule::Rise | Rule::Nothing) => RIVALS_UNTIL,
                 _ => Ticks::MAX,
             };
-            Agent::new(&shared, shared.bytes() / row.size, row.rule, until, run + 1)
+            let fast_bytes = shared.bytes() / row.size;
+            Agent::new(&shared, fast_bytes, row.rule, until, run + 1, is_late)
         });
         let agents = agents.collect();
         let changes = input.changes.clone();
@@ -130,7 +141,9 @@ fn recorded(name: &'static str, path: &Path) -> Result<Vec<Row>, Box<dyn Error>>
     let agents = rows.iter().flat_map(|row| {
         let fast_bytes = guest.bytes() / row.size;
         let guest = &guest;
-        (0..SEEDS).map(move |seed| Agent::new(guest, fast_bytes, row.rule, Ticks::MAX, seed + 1))
+        let agent =
+            move |seed| Agent::new(guest, fast_bytes, row.rule, Ticks::MAX, seed + 1, false);
+        (0..SEEDS).map(agent)
     });
     let agents = agents.collect();
     let logs = play(trace.input()?, agents)?;

@@ -90,6 +90,7 @@ impl Recorded {
             accesses: Box::new(AtRate::open(&self.path)?),
             // They depend on the size of DRAM.
             changes: Vec::new(),
+            is_late: false,
         })
     }
 

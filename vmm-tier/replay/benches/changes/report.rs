@@ -52,6 +52,8 @@ fn detector(rows: &[Row]) -> Vec<Vec<String>> {
         "false/10 min rest",
         "false/10 min work",
         "at rest",
+        "hits",
+        "MiB moved/10 min",
     ])];
     out.extend(
         rows.iter()
@@ -77,6 +79,8 @@ fn detector(rows: &[Row]) -> Vec<Vec<String>> {
                     number(tally.false_rate_at_rest(), 2),
                     number(tally.false_rate_at_work(), 2),
                     format!("{:.0} %", 100.0 * tally.rest_share()),
+                    number(tally.hit_ratio().map(|hits| 100.0 * hits), 1),
+                    format!("{:.0}", tally.moved_rate()),
                 ]
             }),
     );
@@ -94,6 +98,7 @@ fn tried(rows: &[Row]) -> Vec<Vec<String>> {
         "worst s",
         "1 MiB moved s",
         "acted",
+        "hits",
         "false/10 min rest",
         "worst guest",
         "at rest, steady",
@@ -127,6 +132,7 @@ fn tried(rows: &[Row]) -> Vec<Vec<String>> {
                 number(most(&changing.delays), 1),
                 number(median(&changing.acted), 1),
                 format!("{} of {}", changing.acted.len(), changing.changes),
+                number(changing.hit_ratio().map(|hits| 100.0 * hits), 1),
                 number(steady.false_rate_at_rest(), 2),
                 number(worst, 2),
                 format!("{:.0} %", 100.0 * steady.rest_share()),

@@ -12,7 +12,7 @@ use crate::{
 /// A change that was noticed later was not.
 const WITHIN: Ticks = ticks(Duration::from_secs(10));
 /// What a guest does at first is new: nothing counts before this time.
-const SETTLED: Ticks = ticks(Duration::from_secs(30));
+pub(crate) const SETTLED: Ticks = ticks(Duration::from_secs(30));
 /// Bytes that must move to say that something was done.
 const ACTED_BYTES: u64 = 1 << 20;
 
@@ -33,6 +33,9 @@ pub(crate) struct Tally {
     pub(crate) acted: Vec<f64>,
     pub(crate) false_at_rest: usize,
     pub(crate) false_at_work: usize,
+    accesses: u64,
+    hits: u64,
+    moved_bytes: u64,
 }
 
 impl Tally {
@@ -51,6 +54,9 @@ impl Tally {
         for &(since, until) in &log.rests {
             self.rest += seconds(until.saturating_sub(since.max(SETTLED)));
         }
+        self.accesses += log.accesses;
+        self.hits += log.hits;
+        self.moved_bytes += log.moved_since(SETTLED);
         self.changes += changes.len();
         for (i, &change) in changes.iter().enumerate() {
             let next = changes.get(i + 1).copied().unwrap_or(end);
@@ -65,7 +71,7 @@ impl Tally {
                 self.noticed_at_rest += from_rest;
             }
             let moved = log.moved.partition_point(|(at, _)| *at < change);
-            let before = moved.checked_sub(1).map_or(0, |last| log.moved[last].1);
+            let before = log.moved_until(change);
             let acted = log.moved[moved..]
                 .iter()
                 .find(|(_, bytes)| bytes - before >= ACTED_BYTES);
@@ -98,6 +104,9 @@ impl Tally {
         self.acted.extend(&other.acted);
         self.false_at_rest += other.false_at_rest;
         self.false_at_work += other.false_at_work;
+        self.accesses += other.accesses;
+        self.hits += other.hits;
+        self.moved_bytes += other.moved_bytes;
     }
 
     /// False alarms in ten minutes at rest; `None` if there was hardly any rest.
@@ -109,6 +118,16 @@ impl Tally {
     pub(crate) fn false_rate_at_work(&self) -> Option<f64> {
         let work = self.seconds - self.rest;
         (work >= 60.0).then(|| self.false_at_work as f64 * 600.0 / work)
+    }
+
+    /// Share of accesses that hit DRAM.
+    pub(crate) fn hit_ratio(&self) -> Option<f64> {
+        (self.accesses > 0).then(|| self.hits as f64 / self.accesses as f64)
+    }
+
+    /// MiB moved in ten minutes.
+    pub(crate) fn moved_rate(&self) -> f64 {
+        self.moved_bytes as f64 / f64::from(1 << 20) * 600.0 / self.seconds.max(1.0)
     }
 
     pub(crate) fn rest_share(&self) -> f64 {

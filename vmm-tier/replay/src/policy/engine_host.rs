@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Duration};
 
 use tier_core::{
-    addr::{Gpa, Hva, NodeId, NodeSet},
-    engine::{Action, Event, NodeMemory, Order, ScanReport, ScanRequest, VmEngine},
+    addr::{BASE_PAGE, Gpa, Hva, NodeId, NodeSet},
+    engine::{Action, Event, NodeMemory, Order, PoolMemory, ScanReport, ScanRequest, VmEngine},
     map::{BlockIndex, GuestMemoryMap, LOWEST_GPA, MapRange, RamBlock},
     moves::{self, Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     settings::{EngineSettings, Tier},
@@ -89,7 +89,7 @@ impl EngineHost {
         while let Some(event) = events.pop() {
             // Where it plans it must know what is free.
             let mut actions = std::mem::take(&mut self.waiting);
-            actions.extend(self.engine.step(now, nodes(host)));
+            actions.extend(self.engine.step(now, self.places.nodes(host)));
             actions.extend(self.engine.step(now, event));
             for action in actions {
                 match action {
@@ -109,11 +109,6 @@ impl EngineHost {
             }
         }
     }
-}
-
-fn nodes(host: &Host) -> Event {
-    let node = NodeMemory::with_free;
-    Event::Nodes(vec![node(FAST, host.fast_free()), node(SLOW, PLENTY)])
 }
 
 /// Pages of one size that stand one after the other both in the guest and in the engine's address space.
@@ -194,6 +189,27 @@ impl Places {
             })
             .collect();
         GuestMemoryMap::new(1, blocks, ranges).ok()
+    }
+
+    /// What is free. Pages larger than 4 KiB are moved like those of a pool; any free memory can become
+    /// such a page.
+    fn nodes(&self, host: &Host) -> Event {
+        let node = |node, free_bytes| {
+            let mut sizes: Vec<u64> = self.by_page.iter().map(|s| s.page_bytes).collect();
+            sizes.retain(|&bytes| bytes > BASE_PAGE);
+            sizes.sort_unstable();
+            sizes.dedup();
+            let pool = |page_bytes| PoolMemory {
+                page_bytes,
+                free_bytes,
+                pair_bytes: 0,
+            };
+            NodeMemory {
+                pools: sizes.into_iter().map(pool).collect(),
+                ..NodeMemory::with_free(node, free_bytes)
+            }
+        };
+        Event::Nodes(vec![node(FAST, host.fast_free()), node(SLOW, PLENTY)])
     }
 
     fn hva(&self, page: u32) -> Option<Hva> {
@@ -278,8 +294,12 @@ fn node_of(host: &Host, page: u32) -> NodeId {
 
 #[cfg(test)]
 mod tests {
+    use tier_core::sample::{
+        AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind,
+    };
+
     use super::*;
-    use crate::machine::guest::MemoryRange;
+    use crate::machine::{Conditions, Slice, guest::MemoryRange};
 
     #[test]
     fn places_when_page_sizes_are_mixed_have_one_block_for_each() {
@@ -301,5 +321,44 @@ mod tests {
             assert_eq!(places.page(hva).map(|(page, _)| page), Some(page));
         }
         assert_eq!(places.hva(5), None);
+    }
+
+    #[test]
+    fn hot_huge_page_when_it_is_slow_changes_places_with_a_cold_page() {
+        const HUGE: u64 = 2 << 20;
+        let guest = Arc::new(Guest::uniform(0, 8, HUGE));
+        let mut host = Host::new(Arc::clone(&guest), 2 * HUGE, Conditions::default());
+        let mut engine = EngineHost::new(&host, Duration::from_secs(10));
+        let source = SourceKind::Ibs;
+        engine.give(Time(0), Event::Source(Some(source)), &mut host);
+        assert!(!host.is_fast(7));
+        for second in 1..=10 {
+            let now = Time(second * 1_000_000_000);
+            let samples = (0..100).map(|_| AccessSample {
+                address: SampleAddress::Host(engine.hva(7).unwrap()),
+                len: 8,
+                weight: 1.0,
+                kind: AccessKind::Load,
+            });
+            let batch = SampleBatch {
+                source,
+                end: now,
+                span: Duration::from_secs(1),
+                tests: 0,
+                period: 4093,
+                settled: true,
+                map_generation: engine.map_generation(),
+                samples: samples.collect(),
+                account: SampleAccount::default(),
+            };
+            host.enter(&Slice {
+                start: Time(now.0 - 1_000_000_000),
+                end: now,
+                ..Slice::default()
+            });
+            engine.give(now, Event::Samples(batch), &mut host);
+            engine.give(now, Event::Tick, &mut host);
+        }
+        assert!(host.is_fast(7));
     }
 }
