@@ -13,12 +13,14 @@ use crate::{
 };
 
 /// Families that a dry run without a source that moves pages may lack.
-const MAY_LACK: [&str; 12] = [
+const MAY_LACK: [&str; 14] = [
     "vmm_tier_bias_deviation",
     "vmm_tier_bias_fast_to_slow_ratio",
     "vmm_tier_bias_held_pages",
     "vmm_tier_bias_learned_pages",
     "vmm_tier_bias_significant",
+    "vmm_tier_brake_rate_bytes",
+    "vmm_tier_brake_returned_ratio",
     "vmm_tier_hit_ratio",
     "vmm_tier_move_cost_seconds",
     "vmm_tier_source_coverage_ratio",
