@@ -402,7 +402,7 @@ impl VmEngine {
     /// # Errors
     /// If the address is not guest RAM.
     pub fn explain(&self, now: Time, gpa: Gpa) -> Result<Explanation, ExplainError> {
-        views::explain::explain(self, now, gpa)
+        views::explain(self, now, gpa)
     }
 
     /// Heat and tier over the guest's RAM, in `rows` × `columns` cells. Looks at every page once.

@@ -1,5 +1,6 @@
 //! Work on the guest's pages: look-ups and moves, which a worker thread carries out.
 
+mod done;
 mod pool_moves;
 mod scans;
 mod worker;
@@ -10,10 +11,7 @@ use tier_core::{
     moves::{MoveBatch, PairedBatch},
 };
 
-pub(super) use self::{
-    pool_moves::PoolMoves,
-    worker::{Done, Worker},
-};
+pub(super) use self::{done::Done, pool_moves::PoolMoves, worker::Worker};
 use self::{scans::Scans, worker::Job};
 use super::{log_once::LogOnce, vm::Vm};
 

@@ -26,7 +26,7 @@ use tier_sys::{
     sysroot::SysRoot,
 };
 
-use super::worker::{Carried, Done, unmoved};
+use super::done::{Carried, Done, unmoved};
 use crate::{agent::state_file::name_of, log::with_causes, pair_journal::PairJournal};
 
 /// How long other agents may have the lock: each moves a batch.

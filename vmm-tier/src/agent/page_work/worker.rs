@@ -9,14 +9,13 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
 };
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use tier_core::{
     addr::{BASE_PAGE, HUGE_PAGE, Hva, NodeId},
     engine::{ScanReport, ScanRequest},
-    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult, PairedBatch},
+    moves::{MoveBatch, MoveReport, Outcome, Page, PairedBatch},
 };
 use tier_sys::{
     pagemap::{PageRange, Pagemap},
@@ -25,7 +24,10 @@ use tier_sys::{
     sysroot::SysRoot,
 };
 
-use super::pool_moves::PoolMoves;
+use super::{
+    done::{Carried, Done, unmoved},
+    pool_moves::PoolMoves,
+};
 use crate::log::with_causes;
 
 /// Jobs that may wait. The engine has at most one look-up and one exchange (a demotion and a
@@ -38,22 +40,6 @@ pub(in crate::agent) enum Job {
     Scan(ScanRequest),
     Move(MoveBatch),
     Pair(PairedBatch),
-}
-
-/// What became of it.
-#[derive(Debug)]
-pub(in crate::agent) enum Done {
-    Scanned(ScanReport),
-    /// The kernel did not say where pages lie, and why. The report is empty.
-    NotScanned(ScanReport, String),
-    Moved(MoveReport),
-    /// The kernel refused the whole call for a reason that an operator must mend. The report is that
-    /// of a batch of which nothing moved.
-    Refused(MoveReport, String),
-    /// What became of the demotions and of the promotions of a pair.
-    Paired(MoveReport, MoveReport),
-    /// The same of a pair of which nothing moved, or which could not be undone, and why.
-    PairRefused(MoveReport, MoveReport, String),
 }
 
 /// The thread and its channels. Dropping it ends the thread after the job at hand.
@@ -202,37 +188,6 @@ fn pages_of(request: ScanRequest, huge: &[Hva]) -> Vec<Page> {
         at += bytes;
     }
     pages
-}
-
-/// What became of a batch, and why the kernel refused all of it, if it did.
-pub(super) struct Carried {
-    pub(super) report: MoveReport,
-    pub(super) refusal: Option<String>,
-}
-
-impl From<Carried> for Done {
-    fn from(carried: Carried) -> Self {
-        match carried.refusal {
-            None => Self::Moved(carried.report),
-            Some(reason) => Self::Refused(carried.report, reason),
-        }
-    }
-}
-
-/// A report of which nothing moved, for this reason.
-pub(super) fn unmoved(batch: &MoveBatch, outcome: Outcome) -> MoveReport {
-    let unmoved = |&page| PageResult {
-        page,
-        outcome,
-        node: None,
-    };
-    MoveReport {
-        id: batch.id,
-        direction: batch.direction,
-        target: batch.target,
-        results: batch.pages.iter().map(unmoved).collect(),
-        cpu_time: Duration::ZERO,
-    }
 }
 
 fn carry_out(pid: u32, batch: &MoveBatch) -> Carried {

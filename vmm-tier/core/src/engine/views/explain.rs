@@ -1,6 +1,5 @@
 //! The explanation of a page: why it is where it is, and what would make it move.
 
-use super::sentences;
 use crate::{
     addr::{BASE_PAGE, Gpa, Hva, NodeId, gpa_number},
     dual_heap::{PageState, Placement},
@@ -12,6 +11,7 @@ use crate::{
         mover::room::{FastBounds, Room},
         pins::{Entry, pin::PinStatus, placement_of},
     },
+    map::RamBlock,
     moves::{Direction, Outcome, Page},
     settings::Tier,
     time::Time,
@@ -111,8 +111,12 @@ pub enum ExplainError {
     NotRam(u64),
 }
 
-/// Explains the page at a guest-physical address.
-pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanation, ExplainError> {
+/// Explains the page at a guest-physical address, without sentences. Returns its block too.
+pub(super) fn explain(
+    engine: &VmEngine,
+    now: Time,
+    gpa: Gpa,
+) -> Result<(Explanation, &RamBlock), ExplainError> {
     let VmEngine {
         pages,
         evidence,
@@ -147,7 +151,7 @@ pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanat
         before: standing.map_or(0, |(before, _)| before),
     };
     let block = map.block(range.block);
-    let mut explanation = Explanation {
+    let explanation = Explanation {
         gpa,
         block: block.name.clone(),
         block_offset: range.offset + (gpa.0 - range.gpa.0),
@@ -174,8 +178,7 @@ pub(crate) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanat
         would_move_if: subject.would_move_if(),
         sentences: Vec::new(),
     };
-    explanation.sentences = sentences::of(&explanation, block);
-    Ok(explanation)
+    Ok((explanation, block))
 }
 
 fn node_of(engine: &VmEngine, placement: Placement, seen: Option<NodeId>) -> Option<NodeId> {

@@ -1,0 +1,55 @@
+//! What became of work on pages.
+
+use std::time::Duration;
+
+use tier_core::{
+    engine::ScanReport,
+    moves::{MoveBatch, MoveReport, Outcome, PageResult},
+};
+
+/// What became of a job.
+#[derive(Debug)]
+pub(in crate::agent) enum Done {
+    Scanned(ScanReport),
+    /// The kernel did not say where pages lie, and why. The report is empty.
+    NotScanned(ScanReport, String),
+    Moved(MoveReport),
+    /// The kernel refused the whole call for a reason that an operator must mend. The report is that
+    /// of a batch of which nothing moved.
+    Refused(MoveReport, String),
+    /// What became of the demotions and of the promotions of a pair.
+    Paired(MoveReport, MoveReport),
+    /// The same of a pair of which nothing moved, or which could not be undone, and why.
+    PairRefused(MoveReport, MoveReport, String),
+}
+
+/// What became of a batch, and why the kernel refused all of it, if it did.
+pub(super) struct Carried {
+    pub(super) report: MoveReport,
+    pub(super) refusal: Option<String>,
+}
+
+impl From<Carried> for Done {
+    fn from(carried: Carried) -> Self {
+        match carried.refusal {
+            None => Self::Moved(carried.report),
+            Some(reason) => Self::Refused(carried.report, reason),
+        }
+    }
+}
+
+/// A report of which nothing moved, for this reason.
+pub(super) fn unmoved(batch: &MoveBatch, outcome: Outcome) -> MoveReport {
+    let unmoved = |&page| PageResult {
+        page,
+        outcome,
+        node: None,
+    };
+    MoveReport {
+        id: batch.id,
+        direction: batch.direction,
+        target: batch.target,
+        results: batch.pages.iter().map(unmoved).collect(),
+        cpu_time: Duration::ZERO,
+    }
+}
