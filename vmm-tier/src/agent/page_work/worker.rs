@@ -52,7 +52,8 @@ pub(in crate::agent) enum Done {
     Refused(MoveReport, String),
     /// What became of the demotions and of the promotions of a pair.
     Paired(MoveReport, MoveReport),
-    /// The same of a pair of which nothing moved, or which could not be undone, and why.
+    /// The same of a pair that was refused in whole or in part, or that could not be undone, and why. Pages may
+    /// have moved.
     PairRefused(MoveReport, MoveReport, String),
 }
 
@@ -78,13 +79,13 @@ impl Worker {
         // Each result answers a job, and jobs are bounded: a result never waits, so that the agent may
         // wait for room for a job.
         let (results, done) = unbounded();
-        let ends = Arc::new(AtomicBool::new(false));
+        let ends = pools.ends();
         let told = Arc::clone(&ends);
         let work = move || {
             pools.repair();
             for job in todo {
                 if told.load(Ordering::Relaxed) {
-                    return;
+                    break;
                 }
                 let result = match job {
                     Job::Scan(request) => look_up(pid, pagemap.as_ref(), request),
@@ -95,9 +96,10 @@ impl Worker {
                     Job::Pair(pair) => pools.carry_out_pair(&pair, |part| carry_out(pid, part)),
                 };
                 if results.send(result).is_err() {
-                    return;
+                    break;
                 }
             }
+            pools.leave();
         };
         let thread = std::thread::Builder::new()
             .name("worker".to_owned())
