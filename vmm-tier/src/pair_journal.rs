@@ -31,6 +31,8 @@ const VERSION: u64 = 1;
 const MAX_BYTES: u64 = 1 << 20;
 /// The folder of the records in the run directory.
 const FOLDER: &str = "pairs";
+/// The file of the lock in the run directory.
+const LOCK: &str = "hugetlb.lock";
 
 /// Why a pair can't be written down, or one that was left can't be undone.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +72,18 @@ pub(crate) fn lock(
     timeout: Duration,
     is_over: impl Fn() -> bool,
 ) -> Result<FileLock, PairError> {
-    let path = run_dir.join("hugetlb.lock");
+    let path = run_dir.join(LOCK);
     FileLock::take_unless(&path, timeout, is_over).map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => PairError::Locked { path },
         _ => PairError::Unwritable { path, source },
     })
+}
+
+/// As [`lock`], for who only looks: makes no file where no agent has locked yet. `None` if there is none, or if it
+/// can't be locked.
+pub(crate) fn lock_if_used(run_dir: &Path, timeout: Duration) -> Option<FileLock> {
+    let is_used = run_dir.join(LOCK).exists();
+    is_used.then(|| lock(run_dir, timeout, || false).ok())?
 }
 
 /// What the pool of a node had before a pair began.
