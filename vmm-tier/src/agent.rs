@@ -296,16 +296,13 @@ impl Agent {
                 self.step(Event::Moved(report));
             }
             Done::Refused(report, _) => self.step(Event::Moved(report)),
-            Done::Paired(demoted, promoted) => {
+            // Also of a pair that was refused, pages may have moved.
+            Done::Paired(demoted, promoted) | Done::PairRefused(demoted, promoted, _) => {
                 self.read_nodes(Instant::now());
                 for report in [demoted, promoted] {
                     self.sources.moved(&report);
                     self.step(Event::Moved(report));
                 }
-            }
-            Done::PairRefused(demoted, promoted, _) => {
-                self.step(Event::Moved(demoted));
-                self.step(Event::Moved(promoted));
             }
         }
     }

@@ -9,6 +9,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use tier_core::{
     moves::{Outcome, Page, PairedBatch},
 };
 use tier_sys::{
+    file_lock::FileLock,
     hugetlb,
     pages::{self, PagesError},
     process::Identity,
@@ -29,6 +31,8 @@ const VERSION: u64 = 1;
 const MAX_BYTES: u64 = 1 << 20;
 /// The folder of the records in the run directory.
 const FOLDER: &str = "pairs";
+/// The file of the lock in the run directory.
+const LOCK: &str = "hugetlb.lock";
 
 /// Why a pair can't be written down, or one that was left can't be undone.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,8 @@ pub(crate) enum PairError {
              they should be, then remove the file"
     )]
     Damaged { path: PathBuf, reason: String },
+    #[error("other agents move hugetlb pages just now: {path} is locked")]
+    Locked { path: PathBuf },
     #[error("no hugetlb pool of {page_bytes} byte pages on node {node}")]
     NoPool { page_bytes: u64, node: NodeId },
     #[error("the hugetlb pools can't be read or set")]
@@ -47,8 +53,9 @@ pub(crate) enum PairError {
     #[error("the pages of an unfinished pair can't be moved back")]
     Pages(#[from] PagesError),
     #[error(
-        "{pages} pages of {page_bytes} bytes lie on node {slow} instead of node {fast} since a pair of moves did not \
-         end, and can't be moved back now: free memory on node {fast}, then `vmm-tier doctor --repair`"
+        "{pages} pages of {page_bytes} bytes belong to node {slow} instead of node {fast} since a pair of moves did not \
+         end, and can't be taken back now: free memory on node {fast}, and, if the guest has ended, pages of the pool \
+         on node {slow}; then `vmm-tier doctor --repair`"
     )]
     StillAway {
         pages: u64,
@@ -56,6 +63,27 @@ pub(crate) enum PairError {
         fast: NodeId,
         slow: NodeId,
     },
+}
+
+/// Takes the lock under which agents move hugetlb pages: while it is held no pair is under way, and each record in
+/// the run directory is of a pair that did not end. Gives up after `timeout`, or when `is_over`.
+pub(crate) fn lock(
+    run_dir: &Path,
+    timeout: Duration,
+    is_over: impl Fn() -> bool,
+) -> Result<FileLock, PairError> {
+    let path = run_dir.join(LOCK);
+    FileLock::take_unless(&path, timeout, is_over).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => PairError::Locked { path },
+        _ => PairError::Unwritable { path, source },
+    })
+}
+
+/// As [`lock`], for who only looks: makes no file where no agent has locked yet. `None` if there is none, or if it
+/// can't be locked.
+pub(crate) fn lock_if_used(run_dir: &Path, timeout: Duration) -> Option<FileLock> {
+    let is_used = run_dir.join(LOCK).exists();
+    is_used.then(|| lock(run_dir, timeout, || false).ok())?
 }
 
 /// What the pool of a node had before a pair began.
@@ -122,12 +150,16 @@ impl PairJournal {
             demote: addresses(&pair.demote.pages),
             promote: addresses(&pair.promote.pages),
         };
-        self.write(&record)
-            .map_err(|source| PairError::Unwritable {
-                path: self.path.clone(),
-                source,
-            })?;
+        self.put(&record)?;
         Ok(record)
+    }
+
+    fn put(&self, record: &PairRecord) -> Result<(), PairError> {
+        let write = self.write(record);
+        write.map_err(|source| PairError::Unwritable {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     fn write(&self, record: &PairRecord) -> io::Result<()> {
@@ -139,9 +171,33 @@ impl PairJournal {
         replace_file(&self.path, &serde_json::to_vec(record)?, 0o600)
     }
 
-    /// The pair has ended: as many pages went up as down.
-    pub(crate) fn end(&self) -> Result<(), PairError> {
-        remove(&self.path)
+    /// Corrects the record of a pair of which more pages went down than up: only these pages did.
+    pub(crate) fn narrow(
+        &self,
+        record: PairRecord,
+        demoted: Vec<Hva>,
+        promoted: Vec<Hva>,
+    ) -> Result<(), PairError> {
+        let addresses = |pages: Vec<Hva>| pages.into_iter().map(|page| page.0).collect();
+        let record = PairRecord {
+            demote: addresses(demoted),
+            promote: addresses(promoted),
+            ..record
+        };
+        self.put(&record)
+    }
+
+    /// The pair has ended: as many pages went up as down. Where a page of the fast pool became free meanwhile, a
+    /// promotion took that, and the pools are not as they were: they are set then. Returns how many pages that
+    /// were.
+    pub(crate) fn end(&self, record: &PairRecord) -> Result<u64, PairError> {
+        let away = record.away(&self.root)?;
+        let given_back = match away {
+            0 => 0,
+            away => record.give_back(&self.root, away)?,
+        };
+        remove(&self.path)?;
+        Ok(given_back)
     }
 
     /// Whether a pair was left that did not end.
@@ -149,7 +205,12 @@ impl PairJournal {
         self.path.exists()
     }
 
-    /// Moves back what a pair left that did not end, and returns how many pages.
+    /// Whether the guest's QEMU still runs.
+    pub(crate) fn is_guest_alive(&self) -> bool {
+        self.qemu.is_alive(&self.root)
+    }
+
+    /// Moves back what a pair left that did not end, and returns how many pages. Only under the [`lock`].
     pub(crate) fn repair(&self) -> Result<u64, PairError> {
         let Some(record) = read(&self.path)? else {
             return Ok(0);
@@ -206,7 +267,10 @@ fn remove(path: &Path) -> Result<(), PairError> {
 struct Pool {
     node: NodeId,
     pages: u64,
-    free: u64,
+    /// Pages of them beyond what was configured.
+    surplus: u64,
+    /// Free pages that are promised to nobody.
+    spare: u64,
 }
 
 impl Pool {
@@ -221,23 +285,27 @@ impl Pool {
 fn pool_of(root: &SysRoot, page_bytes: u64, node: NodeId) -> Result<Pool, PairError> {
     let pools = hugetlb::read(root)?;
     let pool = pools.into_iter().find(|pool| pool.page_size == page_bytes);
-    let own = pool.and_then(|pool| pool.nodes.into_iter().find(|own| own.node == node));
-    own.map(|own| Pool {
-        node,
-        pages: own.pages,
-        free: own.free,
-    })
-    .ok_or(PairError::NoPool { page_bytes, node })
+    let own = pool.and_then(|pool| {
+        let available = pool.available();
+        let own = pool.nodes.into_iter().find(|own| own.node == node)?;
+        Some(Pool {
+            node,
+            pages: own.pages,
+            surplus: own.surplus,
+            spare: own.free.min(available),
+        })
+    });
+    own.ok_or(PairError::NoPool { page_bytes, node })
 }
 
 impl PairRecord {
-    /// Whether the agent that wrote it still runs: then the pair is under way.
-    pub(crate) fn is_under_way(&self, root: &SysRoot) -> bool {
+    /// Whether the agent that wrote it still runs.
+    pub(crate) fn is_agent_alive(&self, root: &SysRoot) -> bool {
         self.agent.is_alive(root)
     }
 
     /// Moves back what has no partner and removes the record, which is at `path`. Returns how many pages went
-    /// back. What others changed meanwhile stays.
+    /// back. What others changed meanwhile stays. Only under the [`lock`].
     pub(crate) fn repair(&self, root: &SysRoot, path: &Path) -> Result<u64, PairError> {
         // Pools and pages are of one boot.
         if self.qemu.boot_id != Identity::of(root, std::process::id()).boot_id {
@@ -246,7 +314,11 @@ impl PairRecord {
         }
         let went_back = match self.qemu.is_alive(root) {
             true => self.move_back(root)?,
-            false => self.give_back(root)?,
+            // Its pages are free.
+            false => match self.away(root)? {
+                0 => 0,
+                away => self.give_back(root, away)?,
+            },
         };
         remove(path)?;
         Ok(went_back)
@@ -298,25 +370,34 @@ impl PairRecord {
         if moved < alone {
             return Err(self.still_away((alone - moved) as u64));
         }
+        // A page that went onto a free page of the fast node left one on the slow node, and the pools as they were.
+        let left = self.away(root)?.min(moved as u64);
+        if left > 0 {
+            self.give_back(root, left)?;
+        }
         Ok(moved as u64)
     }
 
-    /// The guest is gone, and its pages are free: pages of the slow node's pool become pages of the fast one's.
-    fn give_back(&self, root: &SysRoot) -> Result<u64, PairError> {
-        let away = self.away(root)?;
-        if away == 0 {
-            return Ok(0);
-        }
+    /// Pages of the slow node's pool that nobody uses become pages of the fast node's. Returns how many.
+    fn give_back(&self, root: &SysRoot, away: u64) -> Result<u64, PairError> {
         let (fast, slow) = (NodeId(self.fast.node), NodeId(self.slow.node));
-        let pool = pool_of(root, self.page_bytes, slow)?;
-        // Fewer pages than are used would become surplus.
-        if pool.free < away {
+        let (own, other) = (
+            pool_of(root, self.page_bytes, fast)?,
+            pool_of(root, self.page_bytes, slow)?,
+        );
+        // Fewer pages than are used, or promised, would become surplus; a number that is written makes surplus pages
+        // lasting.
+        if other.spare < away || own.surplus + other.surplus > 0 {
             return Err(self.still_away(away));
         }
-        hugetlb::set_pages(root, self.page_bytes, slow, pool.pages - away)?;
-        let pool = pool_of(root, self.page_bytes, fast)?;
-        hugetlb::set_pages(root, self.page_bytes, fast, pool.pages + away)?;
-        match self.away(root)? {
+        // First what may fail: the kernel gives fewer pages where memory is short.
+        hugetlb::set_pages(root, self.page_bytes, fast, own.pages + away)?;
+        let now = pool_of(root, self.page_bytes, fast)?;
+        let gained = now.pages.saturating_sub(own.pages).min(away);
+        if gained > 0 {
+            hugetlb::set_pages(root, self.page_bytes, slow, other.pages - gained)?;
+        }
+        match away - gained {
             0 => Ok(away),
             left => Err(self.still_away(left)),
         }
@@ -355,18 +436,22 @@ pub(crate) mod tests {
             host.put("proc/sys/kernel/random/boot_id", "b0");
             host.process(std::process::id(), 5);
             host.process(77, 9);
-            for (name, value) in [
-                ("nr_hugepages", fast.0 + slow.0),
-                ("free_hugepages", fast.1 + slow.1),
-                ("resv_hugepages", 0),
-                ("surplus_hugepages", 0),
-            ] {
-                let path = format!("sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
-                host.put(&path, &value.to_string());
+            for name in ["nr_hugepages", "resv_hugepages", "surplus_hugepages"] {
+                host.put_global(name, 0);
             }
             host.set(0, fast);
             host.set(1, slow);
             host
+        }
+
+        fn put_global(&self, name: &str, value: u64) {
+            let path = format!("sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
+            self.put(&path, &value.to_string());
+        }
+
+        /// So many free pages are promised.
+        pub(crate) fn promise(&self, pages: u64) {
+            self.put_global("resv_hugepages", pages);
         }
 
         fn put(&self, path: &str, text: &str) {
@@ -389,6 +474,10 @@ pub(crate) mod tests {
             self.folder.path()
         }
 
+        pub(crate) fn end_guest(&self) {
+            std::fs::remove_dir_all(self.folder.path().join("proc/77")).unwrap();
+        }
+
         pub(crate) fn end_all_processes(&self) {
             for pid in [77, std::process::id()] {
                 std::fs::remove_dir_all(self.folder.path().join(format!("proc/{pid}"))).unwrap();
@@ -400,6 +489,13 @@ pub(crate) mod tests {
             self.put(&format!("{folder}/nr_hugepages"), &pages.to_string());
             self.put(&format!("{folder}/free_hugepages"), &free.to_string());
             self.put(&format!("{folder}/surplus_hugepages"), "0");
+            let free = |node| self.number(node, "free_hugepages");
+            self.put_global("free_hugepages", free(0) + free(1));
+        }
+
+        fn number(&self, node: u16, name: &str) -> u64 {
+            let path = self.folder.path().join(Self::pool(node)).join(name);
+            std::fs::read_to_string(path).map_or(0, |text| text.trim().parse().unwrap())
         }
 
         pub(crate) fn set_surplus(&self, node: u16, surplus: u64) {
@@ -407,9 +503,8 @@ pub(crate) mod tests {
             self.put(&path, &surplus.to_string());
         }
 
-        fn pages(&self, node: u16) -> String {
-            let path = format!("{}/nr_hugepages", Self::pool(node));
-            std::fs::read_to_string(self.folder.path().join(path)).unwrap()
+        pub(crate) fn pages(&self, node: u16) -> u64 {
+            self.number(node, "nr_hugepages")
         }
 
         pub(crate) fn journal(&self) -> PairJournal {
@@ -452,10 +547,10 @@ pub(crate) mod tests {
         let found = host.records();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].1.as_ref().unwrap(), &record);
-        assert!(record.is_under_way(&host.root));
-        journal.end().unwrap();
+        assert!(record.is_agent_alive(&host.root));
+        assert_eq!(journal.end(&record).unwrap(), 0);
         assert!(host.records().is_empty());
-        journal.end().unwrap();
+        assert_eq!(journal.end(&record).unwrap(), 0);
     }
 
     #[test]
@@ -476,11 +571,11 @@ pub(crate) mod tests {
         // Killed after three of four went down; then the guest ended.
         host.set(0, (41, 41));
         host.set(1, (159, 159));
-        std::fs::remove_dir_all(host.folder.path().join("proc/77")).unwrap();
+        host.end_guest();
 
         assert_eq!(host.journal().repair().unwrap(), 3);
 
-        assert_eq!((host.pages(0), host.pages(1)), ("44".into(), "156".into()));
+        assert_eq!((host.pages(0), host.pages(1)), (44, 156));
         assert!(host.records().is_empty());
     }
 
@@ -490,7 +585,7 @@ pub(crate) mod tests {
         host.journal().begin(&pair(4)).unwrap();
         host.set(0, (41, 0));
         host.set(1, (159, 2));
-        std::fs::remove_dir_all(host.folder.path().join("proc/77")).unwrap();
+        host.end_guest();
 
         let error = host.journal().repair().unwrap_err();
 
@@ -498,8 +593,66 @@ pub(crate) mod tests {
             matches!(error, PairError::StillAway { pages: 3, .. }),
             "{error}"
         );
-        assert_eq!((host.pages(0), host.pages(1)), ("41".into(), "159".into()));
+        assert_eq!((host.pages(0), host.pages(1)), (41, 159));
         assert_eq!(host.records().len(), 1, "for another try");
+    }
+
+    #[test]
+    fn repair_when_free_pages_are_promised_leaves_them_and_says_so() {
+        let host = Host::new((44, 0), (156, 0));
+        host.journal().begin(&pair(4)).unwrap();
+        host.set(0, (41, 0));
+        host.set(1, (159, 3));
+        host.promise(1);
+        host.end_guest();
+
+        let error = host.journal().repair().unwrap_err();
+
+        assert!(
+            matches!(error, PairError::StillAway { pages: 3, .. }),
+            "{error}"
+        );
+        assert_eq!((host.pages(0), host.pages(1)), (41, 159));
+    }
+
+    #[test]
+    fn repair_when_the_fast_node_takes_no_pages_takes_none_of_the_slow_one() {
+        // A file that says 65536 and can't be written.
+        let fixed = Path::new("/proc/sys/kernel/ngroups_max");
+        let pages = 65_536 + 3;
+        let host = Host::new((pages, 0), (156, 0));
+        host.journal().begin(&pair(4)).unwrap();
+        host.set(1, (159, 159));
+        let path = host.folder.path().join(Host::pool(0)).join("nr_hugepages");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(fixed, &path).unwrap();
+        host.end_guest();
+
+        let error = host.journal().repair().unwrap_err();
+
+        assert!(matches!(error, PairError::Pools(_)), "{error}");
+        assert_eq!(host.pages(1), 159);
+        assert_eq!(host.records().len(), 1, "for another try");
+    }
+
+    #[test]
+    fn repair_when_a_node_has_surplus_pages_leaves_the_pools_and_says_so() {
+        for node in [0, 1] {
+            let host = Host::new((44, 0), (156, 0));
+            host.journal().begin(&pair(4)).unwrap();
+            host.set(0, (41, 41));
+            host.set(1, (159, 9));
+            host.set_surplus(node, 2);
+            host.end_guest();
+
+            let error = host.journal().repair().unwrap_err();
+
+            assert!(
+                matches!(error, PairError::StillAway { pages: 3, .. }),
+                "{error}"
+            );
+            assert_eq!((host.pages(0), host.pages(1)), (41, 159));
+        }
     }
 
     #[test]
@@ -510,7 +663,7 @@ pub(crate) mod tests {
         host.set(0, (41, 41));
         host.set(1, (159, 159));
         assert_eq!(host.journal().repair().unwrap(), 0);
-        assert_eq!(host.pages(0), "41");
+        assert_eq!(host.pages(0), 41);
         assert!(host.records().is_empty());
     }
 

@@ -89,7 +89,7 @@ impl PageWork {
                 self.move_trouble.end();
             }
             Done::Refused(_, reason) | Done::PairRefused(_, _, reason) => {
-                if self.move_trouble.is_news(reason) {
+                if self.move_trouble.is_news(reason) && !vm.has_ended() {
                     tracing::error!(vm = vm.name, "pages can't be moved: {reason}");
                 }
             }

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use tier_sys::{
@@ -15,6 +16,9 @@ use crate::{
     map_cmd::print,
     pair_journal::{self, PairError, PairRecord},
 };
+
+/// How long agents may move hugetlb pages before they are let alone: each moves a batch.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What was done about something that an agent left.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +35,7 @@ enum Done {
 /// If the lines can't be printed.
 pub(crate) fn run(run_dir: &Path) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
-    let mut all = pairs(&root, run_dir);
+    let mut all = pairs(&root, run_dir, LOCK_TIMEOUT);
     all.extend(kdamonds(&root, run_dir));
     if all.is_empty() {
         all.push(Done::Left("nothing to repair".to_owned()));
@@ -54,19 +58,29 @@ pub(crate) fn run(run_dir: &Path) -> anyhow::Result<ExitCode> {
     )
 }
 
-/// Pairs of moves between hugetlb pools of which one half is missing.
-fn pairs(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
+/// Pairs of moves between hugetlb pools of which one half is missing. Waits `timeout` at most for agents that move
+/// pages.
+fn pairs(root: &SysRoot, run_dir: &Path, timeout: Duration) -> Vec<Done> {
+    if pair_journal::records(run_dir).is_empty() {
+        return Vec::new();
+    }
+    // Under the lock no pair is under way: what an agent that runs has on record then, it could not undo.
+    let lock = pair_journal::lock(run_dir, timeout, || false);
     let repair = |(path, record): (PathBuf, Result<PairRecord, PairError>)| {
         let record = match record {
-            Ok(record) if record.is_under_way(root) => {
+            Ok(record) => record,
+            Err(error) => return Done::Failed(with_causes(&error)),
+        };
+        match &lock {
+            Err(_) if record.is_agent_alive(root) => {
                 return Done::Left(format!(
                     "{}: its agent runs and moves pages just now",
                     record.vm
                 ));
             }
-            Ok(record) => record,
-            Err(error) => return Done::Failed(with_causes(&error)),
-        };
+            Err(error) => return Done::Failed(format!("{}: {}", record.vm, with_causes(error))),
+            Ok(_) => {}
+        }
         match record.repair(root, &path) {
             Ok(pages) => Done::Mended(format!(
                 "{}: hugetlb pools: {pages} pages went back after an unfinished pair of moves",
@@ -105,8 +119,9 @@ mod tests {
         let host = Host::new((44, 0), (156, 0));
         host.journal().begin(&pair(2)).unwrap();
         std::fs::write(host.run_dir().join("pairs/a.json"), "{").unwrap();
+        let _lock = pair_journal::lock(host.run_dir(), Duration::ZERO, || false).unwrap();
 
-        let done = pairs(&host.root, host.run_dir());
+        let done = pairs(&host.root, host.run_dir(), Duration::ZERO);
 
         assert!(
             matches!(&done[0], Done::Failed(what) if what.contains("a.json")),
@@ -118,6 +133,36 @@ mod tests {
     }
 
     #[test]
+    fn pair_when_its_agent_runs_but_could_not_undo_it_is_mended() {
+        let host = Host::new((44, 0), (156, 0));
+        host.journal().begin(&pair(2)).unwrap();
+        host.set(0, (42, 42));
+        host.set(1, (158, 158));
+        host.end_guest();
+
+        let done = pairs(&host.root, host.run_dir(), Duration::ZERO);
+
+        assert!(matches!(&done[..], [Done::Mended(_)]), "{done:?}");
+        assert!(host.records().is_empty());
+    }
+
+    #[test]
+    fn pair_of_a_dead_agent_when_others_move_pages_is_left_and_told() {
+        let host = Host::new((44, 0), (156, 0));
+        host.journal().begin(&pair(2)).unwrap();
+        host.end_all_processes();
+        let _lock = pair_journal::lock(host.run_dir(), Duration::ZERO, || false).unwrap();
+
+        let done = pairs(&host.root, host.run_dir(), Duration::ZERO);
+
+        assert!(
+            matches!(&done[..], [Done::Failed(what)] if what.contains("hugetlb.lock")),
+            "{done:?}"
+        );
+        assert_eq!(host.records().len(), 1);
+    }
+
+    #[test]
     fn pairs_when_agent_and_guest_are_gone_are_mended() {
         let host = Host::new((44, 0), (156, 0));
         host.journal().begin(&pair(2)).unwrap();
@@ -125,10 +170,10 @@ mod tests {
         host.set(1, (158, 158));
         host.end_all_processes();
 
-        let done = pairs(&host.root, host.run_dir());
+        let done = pairs(&host.root, host.run_dir(), Duration::ZERO);
 
         let what = "vm: hugetlb pools: 2 pages went back after an unfinished pair of moves";
         assert_eq!(done, [Done::Mended(what.to_owned())]);
-        assert_eq!(pairs(&host.root, host.run_dir()), []);
+        assert_eq!(pairs(&host.root, host.run_dir(), Duration::ZERO), []);
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write as _},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -20,9 +21,17 @@ use tier_core::{
     tiers::{Division, Tiers},
 };
 use tier_sys::{
-    damon::users::DamonUsers, hugetlb, knobs::Knobs, sysroot::SysRoot, topology::Topology,
-    vmstat::VmStat, zoneinfo,
+    damon::users::DamonUsers,
+    hugetlb,
+    knobs::Knobs,
+    sysroot::{SysRoot, SysRootError},
+    topology::Topology,
+    vmstat::VmStat,
+    zoneinfo,
 };
+
+use super::RUN_DIR;
+use crate::pair_journal;
 
 /// Counters of `/proc/vmstat` that tell what the kernel does to pages, in the order in which they are
 /// shown.
@@ -75,6 +84,9 @@ const COUNTERS: [(&str, &str); 26] = [
     ("pgrefill", "pages of the active list scanned"),
     ("nr_tlb_remote_flush", "flushes of other CPUs' TLBs"),
 ];
+
+/// How long agents may move hugetlb pages before the pools are read in the middle of that.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What `explain --host` shows. The JSON is a contract: names and units stay.
 #[derive(Debug, Serialize)]
@@ -147,9 +159,9 @@ pub(super) fn look(
             .transpose()
     };
     let began = Instant::now();
-    let (before, earlier) = (ask()?, read(root));
+    let (before, earlier) = (ask()?, read(root, Path::new(RUN_DIR)));
     thread::sleep(time);
-    let (after, later) = (ask()?, read(root));
+    let (after, later) = (ask()?, read(root, Path::new(RUN_DIR)));
     let tiers = after.as_ref().and_then(tiers_of).or_else(|| {
         let facts = Topology::read(root).ok()?.facts();
         Some(Division::of(&facts).ok()?.tiers)
@@ -172,7 +184,7 @@ struct Read {
 }
 
 /// Reads what the kernel says now. What can't be read counts as nothing, and is told.
-fn read(root: &SysRoot) -> Read {
+fn read(root: &SysRoot, run_dir: &Path) -> Read {
     let mut unread = Vec::new();
     let vmstat = part(VmStat::read(root), &mut unread);
     let marks = part(zoneinfo::read(root), &mut unread);
@@ -192,7 +204,7 @@ fn read(root: &SysRoot) -> Read {
     let reading = Reading {
         vmstat: vmstat.counters().clone(),
         nodes: nodes.collect(),
-        pools: part(hugetlb::read(root), &mut unread),
+        pools: part(pools(root, run_dir), &mut unread),
         rivals: Rivals {
             numa_balancing: knobs.numa_balancing.unwrap_or(0),
             demotes: knobs.demotion_enabled == Some(true),
@@ -205,6 +217,13 @@ fn read(root: &SysRoot) -> Read {
         agent_lacked_memory: 0,
     };
     Read { reading, unread }
+}
+
+/// The hugetlb pools while no agent has a pair of pages half moved, as far as the agents of `run_dir` can be waited
+/// for: in the middle of a pair the pools differ from what they are before and after it.
+fn pools(root: &SysRoot, run_dir: &Path) -> Result<Vec<HugePool>, SysRootError> {
+    let _lock = pair_journal::lock_if_used(run_dir, LOCK_TIMEOUT);
+    hugetlb::read(root)
 }
 
 fn part<T: Default, E: Display>(found: Result<T, E>, unread: &mut Vec<String>) -> T {

@@ -5,6 +5,7 @@
 //! again. While it rests it has nothing open.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -95,6 +96,7 @@ impl SourceThread {
                     quiet: false,
                     work: true,
                     orders,
+                    early: VecDeque::new(),
                     bell: heard,
                     out,
                     unsent: SampleAccount::default(),
@@ -178,6 +180,8 @@ struct Sampler {
     quiet: bool,
     work: bool,
     orders: Receiver<SourceOrder>,
+    /// Orders that came while the agent had no room for news.
+    early: VecDeque<SourceOrder>,
     bell: Arc<Bell>,
     out: Sender<(SourceKind, Report)>,
     /// Accounts of batches that found the channel full; sent with the next batch.
@@ -188,6 +192,9 @@ impl Sampler {
     fn run(mut self) {
         let mut pause = RETRY.0;
         loop {
+            for order in std::mem::take(&mut self.early) {
+                self.note(&order);
+            }
             while !self.work {
                 match self.orders.recv() {
                     Ok(order) => self.note(&order),
@@ -254,7 +261,8 @@ impl Sampler {
         loop {
             // Before the look for orders: it rings for those that come after the look.
             self.bell.silence();
-            match self.orders.try_recv() {
+            let order = self.early.pop_front().map(Ok);
+            match order.unwrap_or_else(|| self.orders.try_recv()) {
                 Ok(order) => {
                     self.note(&order);
                     match order {
@@ -315,7 +323,7 @@ impl Sampler {
             }
             // The agent may be waiting for this thread to end.
             match self.orders.try_recv() {
-                Ok(order) => self.note(&order),
+                Ok(order) => self.early.push_back(order),
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return false,
             }
@@ -325,6 +333,7 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam::channel::bounded;
     use tier_core::sample::SourceKind;
     use tier_sys::{damon::DamonSettings, sysroot::SysRoot};
 
@@ -368,9 +377,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn thread_when_its_source_waits_is_woken_by_orders_and_by_the_end() {
-        let setup = Setup {
+    fn setup() -> Setup {
+        Setup {
             root: SysRoot::real(),
             run_dir: std::env::temp_dir(),
             pid: std::process::id(),
@@ -379,14 +387,18 @@ mod tests {
             damon: DamonSettings::default(),
             quiet_factor: 10,
             cpu_budget: 0.01,
-        };
+        }
+    }
+
+    #[test]
+    fn thread_when_its_source_waits_is_woken_by_orders_and_by_the_end() {
         let map = Arc::new(GuestMemoryMap::new(0, Vec::new(), Vec::new()).unwrap());
         let ((quiet, told), (out, reports)) = (unbounded(), unbounded());
         let open: Opener = Box::new(move |_, _| {
             let quiet = quiet.clone();
             Ok(Box::new(Waiting { quiet }))
         });
-        let thread = SourceThread::start(SourceKind::Ibs, open, setup, map, out).unwrap();
+        let thread = SourceThread::start(SourceKind::Ibs, open, setup(), map, out).unwrap();
         assert!(matches!(reports.recv().unwrap().1, Report::Up { .. }));
         assert!(!told.recv().unwrap(), "at the start");
 
@@ -395,5 +407,24 @@ mod tests {
         assert!(told.recv().unwrap());
         drop(thread);
         assert!(told.recv().is_err(), "it ended");
+    }
+
+    #[test]
+    fn order_when_the_agent_has_no_room_for_news_reaches_the_source_later() {
+        let map = Arc::new(GuestMemoryMap::new(0, Vec::new(), Vec::new()).unwrap());
+        let ((quiet, told), (out, reports)) = (unbounded(), bounded(0));
+        let open: Opener = Box::new(move |_, _| {
+            let quiet = quiet.clone();
+            Ok(Box::new(Waiting { quiet }))
+        });
+        let thread = SourceThread::start(SourceKind::Ibs, open, setup(), map, out).unwrap();
+        assert!(!told.recv().unwrap(), "at the start");
+        thread.set_quiet(true);
+        // It takes orders while it waits for room.
+        std::thread::sleep(3 * POLL);
+
+        assert!(matches!(reports.recv().unwrap().1, Report::Up { .. }));
+
+        assert!(told.recv_timeout(RETRY.1).unwrap());
     }
 }

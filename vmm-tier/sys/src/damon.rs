@@ -298,7 +298,7 @@ impl Kdamond {
         let ranges = settings::sorted_ranges(ranges)?;
         // Whole ranges, no pieces: within them the regions stay as DAMON has learned them
         // (damon_set_regions).
-        self.admin.set_ranges(self.slot, &ranges)?;
+        self.admin.update_ranges(self.slot, &ranges)?;
         self.commit()?;
         self.ranges = ranges;
         Ok(())
@@ -310,16 +310,20 @@ impl Kdamond {
     /// [`DamonError::Settings`], [`DamonError::Ended`], [`DamonError::Files`].
     pub fn update_settings(&mut self, settings: &DamonSettings) -> Result<(), DamonError> {
         settings.check()?;
-        self.admin.set_attributes(self.slot, settings)?;
         // What stands in the target's region list are the pieces that it began with: to commit those
         // would undo what DAMON has learned. Huge pages are where they are.
         if settings.by_huge_page {
             let pieces = settings::in_pieces(&self.ranges, settings);
-            self.admin.set_ranges(self.slot, &pieces)?;
+            self.admin.update_ranges(self.slot, &pieces)?;
         } else {
-            self.admin.set_ranges(self.slot, &self.ranges)?;
+            self.admin.update_ranges(self.slot, &self.ranges)?;
         }
-        self.commit()?;
+        self.admin.set_attributes(self.slot, settings)?;
+        if let Err(error) = self.commit() {
+            // A later commit of ranges must not take them along unnoticed.
+            self.admin.set_attributes(self.slot, &self.settings)?;
+            return Err(error);
+        }
         self.settings = DamonSettings {
             operations: self.settings.operations,
             ..*settings
@@ -330,6 +334,8 @@ impl Kdamond {
     fn commit(&self) -> Result<(), DamonError> {
         match self.admin.set_state(self.slot, "commit") {
             Ok(()) => Ok(()),
+            // Whether it runs can't be read either for as long as DAMON is busy.
+            Err(error) if error.errno() == Some(libc::EBUSY) => Err(error.into()),
             Err(_) if !self.is_running()? => Err(DamonError::Ended {
                 slot: self.slot,
                 pid: self.pid,

@@ -26,6 +26,18 @@ impl FileLock {
     /// # Errors
     /// The kernel's; [`io::ErrorKind::WouldBlock`] if another still has the lock.
     pub fn take(path: &Path, timeout: Duration) -> io::Result<Self> {
+        Self::take_unless(path, timeout, || false)
+    }
+
+    /// As [`Self::take`], but waits no longer when `is_over`.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_unless(
+        path: &Path,
+        timeout: Duration,
+        is_over: impl Fn() -> bool,
+    ) -> io::Result<Self> {
         let mut options = File::options();
         options.create(true).truncate(false).write(true);
         let file = options.open(path)?;
@@ -33,7 +45,7 @@ impl FileLock {
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Self(file)),
-                Err(Errno::WOULDBLOCK | Errno::INTR) if begin.elapsed() < timeout => {
+                Err(Errno::WOULDBLOCK | Errno::INTR) if begin.elapsed() < timeout && !is_over() => {
                     std::thread::sleep(POLL);
                 }
                 Err(errno) => return Err(errno.into()),
@@ -52,6 +64,9 @@ mod tests {
         let path = folder.path().join("lock");
         let held = FileLock::take(&path, Duration::ZERO).unwrap();
         let refused = FileLock::take(&path, Duration::ZERO).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        let hour = Duration::from_secs(3600);
+        let refused = FileLock::take_unless(&path, hour, || true).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
         let waiting = {
             let path = path.clone();

@@ -10,11 +10,7 @@ use super::VmEngine;
 use crate::{addr::Gpa, time::Time};
 
 /// Explains the page at a guest-physical address.
-pub(super) fn explain(
-    engine: &VmEngine,
-    now: Time,
-    gpa: Gpa,
-) -> Result<Explanation, ExplainError> {
+pub(super) fn explain(engine: &VmEngine, now: Time, gpa: Gpa) -> Result<Explanation, ExplainError> {
     let (mut explanation, block) = explain::explain(engine, now, gpa)?;
     explanation.sentences = sentences::of(&explanation, block);
     Ok(explanation)

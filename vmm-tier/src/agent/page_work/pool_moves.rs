@@ -13,11 +13,15 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use tier_core::{
-    addr::{NodeId, NodeSet},
+    addr::{Hva, NodeId, NodeSet},
     moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
 };
 use tier_sys::{
@@ -27,19 +31,28 @@ use tier_sys::{
 };
 
 use super::done::{Carried, Done, unmoved};
-use crate::{agent::state_file::name_of, log::with_causes, pair_journal::PairJournal};
+use crate::{
+    agent::state_file::name_of,
+    log::with_causes,
+    pair_journal::{self, PairError, PairJournal},
+};
 
 /// How long other agents may have the lock: each moves a batch.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the kernel may take to free the memory of a guest that ended in the middle of a pair.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often is looked whether it has.
+const EXIT_POLL: Duration = Duration::from_millis(50);
 
 /// See the [module](self).
 pub(in crate::agent) struct PoolMoves {
     root: SysRoot,
-    /// The file of the lock.
-    lock: PathBuf,
+    run_dir: PathBuf,
     /// The nodes of both tiers.
     nodes: NodeSet,
     journal: PairJournal,
+    /// The agent ends: nothing waits for the lock any more.
+    ends: Arc<AtomicBool>,
 }
 
 impl PoolMoves {
@@ -52,10 +65,16 @@ impl PoolMoves {
     ) -> Self {
         Self {
             root: root.clone(),
-            lock: run_dir.join("hugetlb.lock"),
+            run_dir: run_dir.to_owned(),
             nodes,
             journal: PairJournal::new(run_dir, root, vm, &name_of(vm), pid),
+            ends: Arc::default(),
         }
+    }
+
+    /// Set when the agent ends.
+    pub(super) fn ends(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.ends)
     }
 
     /// Moves back what an agent left that was killed in the middle of a pair.
@@ -76,13 +95,28 @@ impl PoolMoves {
         }
     }
 
+    /// The agent ends. Moves back what it leaves of a pair, which it does only if it could not before: where the
+    /// guest ended in the middle of the pair, its memory may not be free yet.
+    pub(super) fn leave(&self) {
+        let begin = Instant::now();
+        while self.journal.has_record() {
+            let lock = pair_journal::lock(&self.run_dir, EXIT_TIMEOUT, || false);
+            let Err(error) = lock.and_then(|_lock| self.journal.repair()) else {
+                return;
+            };
+            if self.journal.is_guest_alive() || begin.elapsed() > EXIT_TIMEOUT {
+                let error = with_causes(&error);
+                tracing::error!("an unfinished pair of moves stays: {error}");
+                return;
+            }
+            std::thread::sleep(EXIT_POLL);
+        }
+    }
+
     fn lock(&self) -> Result<FileLock, String> {
-        FileLock::take(&self.lock, LOCK_TIMEOUT).map_err(|error| {
-            format!(
-                "{} can't be locked for moves of hugetlb pages: {error}",
-                self.lock.display()
-            )
-        })
+        let ends = || self.ends.load(Ordering::Relaxed);
+        let lock = pair_journal::lock(&self.run_dir, LOCK_TIMEOUT, ends);
+        lock.map_err(|error| with_causes(&error))
     }
 
     /// The pool of pages of `page_bytes` bytes as it is now.
@@ -160,10 +194,13 @@ impl PoolMoves {
         most: u64,
         move_pages: &mut impl FnMut(&MoveBatch) -> Carried,
     ) -> Result<Done, String> {
-        if most > 0 {
-            let begun = self.journal.begin(pair);
-            begun.map_err(|error| with_causes(&error))?;
+        // With more nodes in a tier the pools of its nodes would change among themselves.
+        if most == 0 || self.nodes.iter().count() > 2 {
+            let unmoved = |batch| unmoved(batch, Outcome::NoHugePage);
+            return Ok(Done::Paired(unmoved(&pair.demote), unmoved(&pair.promote)));
         }
+        let begun = self.journal.begin(pair);
+        let record = begun.map_err(|error| with_causes(&error))?;
         let mut demoted = carry_out_first(&pair.demote, most, move_pages);
         let down = count_moved(&demoted.report);
         let promoted = carry_out_first(&pair.promote, down as u64, move_pages);
@@ -172,16 +209,42 @@ impl PoolMoves {
             true => {
                 let mut results = promoted.report.results.iter();
                 let failed = results.find(|result| result.outcome != Outcome::Moved);
-                let why = failed.map_or(Outcome::Busy, |result| result.outcome);
+                let why = failed.map_or(Outcome::Busy, |result| of_partner(result.outcome));
                 let to = pair.promote.target;
+                let (went_down, went_up) = (moved(&demoted.report), moved(&promoted.report));
                 undo(&mut demoted.report, down - up, to, why, move_pages);
                 // What did not go back is tried once more, and told.
-                self.journal.repair().map(|_| ())
+                let narrowed = self.journal.narrow(record, went_down, went_up);
+                narrowed.and_then(|()| self.journal.repair()).map(|_| ())
             }
-            false => self.journal.end(),
+            false => self.end(&record),
         };
         let trouble = ended.err().map(|error| with_causes(&error));
         Ok(done(demoted, promoted, trouble))
+    }
+
+    fn end(&self, record: &pair_journal::PairRecord) -> Result<(), PairError> {
+        let given_back = self.journal.end(record)?;
+        if given_back > 0 {
+            tracing::info!(
+                pages = given_back,
+                "pages of a hugetlb pool became free between two moves: the pools were set as they had been"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What became of a page that was moved and went back, since its partner ended as `partner`: what ails the partner
+/// itself says nothing of the page.
+const fn of_partner(partner: Outcome) -> Outcome {
+    match partner {
+        Outcome::NoMemory
+        | Outcome::NoHugePage
+        | Outcome::BelowWatermark
+        | Outcome::Cpuset
+        | Outcome::Refused => partner,
+        _ => Outcome::Busy,
     }
 }
 
@@ -219,9 +282,15 @@ fn carry_out_first(
     all
 }
 
-fn count_moved(report: &MoveReport) -> usize {
+/// The pages that moved.
+fn moved(report: &MoveReport) -> Vec<Hva> {
     let moved = |result: &&PageResult| result.outcome == Outcome::Moved;
-    report.results.iter().filter(moved).count()
+    let results = report.results.iter().filter(moved);
+    results.map(|result| result.page.hva).collect()
+}
+
+fn count_moved(report: &MoveReport) -> usize {
+    moved(report).len()
 }
 
 /// Moves the last `count` demoted pages back to `node`, which have no partner: `why` is what became of the
@@ -369,6 +438,86 @@ mod tests {
         let (done, calls, _) = paired(&host, |_, _| true);
         assert_eq!(outcomes(&done), [vec![NONE; 3], vec![NONE; 3]]);
         assert_eq!(calls.len(), 1);
+    }
+
+    #[test]
+    fn pair_when_pages_become_free_in_between_leaves_the_pools_as_they_were() {
+        let host = Host::new((44, 0), (156, 0));
+        let (done, ..) = paired(&host, |call, _| {
+            if call == 1 {
+                // The demotions made the pools differ. Then a guest ended, and promotions take its pages: pages of
+                // the slow node become free instead.
+                host.set(0, (41, 2));
+                host.set(1, (159, 3));
+            }
+            false
+        });
+        assert_eq!(outcomes(&done), [vec![DOWN; 3], vec![UP; 3]]);
+        assert_eq!((host.pages(0), host.pages(1)), (44, 156));
+    }
+
+    #[test]
+    fn pair_when_a_partner_is_pinned_calls_the_page_that_went_back_busy() {
+        for partner in [
+            Outcome::Pinned,
+            Outcome::Shared,
+            Outcome::Absent,
+            Outcome::AlreadyThere,
+        ] {
+            assert_eq!(of_partner(partner), Outcome::Busy);
+        }
+        assert_eq!(of_partner(Outcome::NoMemory), Outcome::NoMemory);
+    }
+
+    #[test]
+    fn pair_when_a_tier_has_two_nodes_and_no_page_is_free_does_not_begin() {
+        let host = Host::new((44, 0), (156, 0));
+        let nodes = (0..3).map(NodeId).collect();
+        let moves = PoolMoves::new(host.run_dir(), &host.root, "vm", 77, nodes);
+        let done = moves.carry_out_pair(&pair(3), |_| panic!("moves"));
+        assert_eq!(outcomes(&done), [vec![NONE; 3], vec![NONE; 3]]);
+    }
+
+    #[test]
+    fn pair_when_the_agent_ends_waits_for_no_lock() {
+        let host = Host::new((44, 0), (156, 0));
+        let other = moves(&host);
+        let _lock = other.lock().unwrap();
+        let moves = moves(&host);
+        moves.ends().store(true, Ordering::Relaxed);
+        let begin = Instant::now();
+        let done = moves.carry_out_pair(&pair(3), |_| panic!("moves"));
+        assert!(matches!(done, Done::PairRefused(..)));
+        assert!(begin.elapsed() < LOCK_TIMEOUT);
+    }
+
+    #[test]
+    fn pair_that_its_guest_left_in_the_middle_is_repaired_when_the_agent_ends() {
+        let host = Host::new((44, 0), (156, 0));
+        let moves = moves(&host);
+        let done = moves.carry_out_pair(&pair(3), |batch| {
+            let mut report = unmoved(batch, Outcome::Gone);
+            if batch.target == NodeId(1) {
+                report.results.iter_mut().for_each(|result| {
+                    result.outcome = Outcome::Moved;
+                });
+                host.set(0, (41, 0));
+                host.set(1, (159, 0));
+                host.end_guest();
+            }
+            let refusal = None;
+            Carried { report, refusal }
+        });
+        // Its memory is not free yet.
+        assert!(matches!(done, Done::PairRefused(..)), "{done:?}");
+        assert_eq!(host.records().len(), 1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| moves.leave());
+            std::thread::sleep(2 * EXIT_POLL);
+            host.set(1, (159, 159));
+        });
+        assert_eq!((host.pages(0), host.pages(1)), (44, 156));
+        assert!(host.records().is_empty());
     }
 
     #[test]

@@ -64,13 +64,13 @@ impl Worker {
         // Each result answers a job, and jobs are bounded: a result never waits, so that the agent may
         // wait for room for a job.
         let (results, done) = unbounded();
-        let ends = Arc::new(AtomicBool::new(false));
+        let ends = pools.ends();
         let told = Arc::clone(&ends);
         let work = move || {
             pools.repair();
             for job in todo {
                 if told.load(Ordering::Relaxed) {
-                    return;
+                    break;
                 }
                 let result = match job {
                     Job::Scan(request) => look_up(pid, pagemap.as_ref(), request),
@@ -81,9 +81,10 @@ impl Worker {
                     Job::Pair(pair) => pools.carry_out_pair(&pair, |part| carry_out(pid, part)),
                 };
                 if results.send(result).is_err() {
-                    return;
+                    break;
                 }
             }
+            pools.leave();
         };
         let thread = std::thread::Builder::new()
             .name("worker".to_owned())

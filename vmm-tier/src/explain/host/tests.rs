@@ -82,7 +82,7 @@ impl Host {
     }
 
     fn read(&self) -> Read {
-        let read = read(&SysRoot::at(self.0.path()));
+        let read = read(&SysRoot::at(self.0.path()), self.0.path());
         assert_eq!(read.unread, Vec::<String>::new());
         read
     }
@@ -211,6 +211,22 @@ fn pool_when_its_pages_go_to_another_node_is_named_drifted() {
 }
 
 #[test]
+fn pool_when_it_is_read_in_the_middle_of_a_pair_is_not_named_drifted() {
+    let host = Host::new();
+    let earlier = host.read();
+    let lock = pair_journal::lock(host.0.path(), Duration::ZERO, || false).unwrap();
+    host.pool([(41, 0), (178, 15)]);
+    let later = thread::scope(|scope| {
+        let later = scope.spawn(|| host.read());
+        thread::sleep(LOCK_TIMEOUT / 20);
+        host.pool([(44, 0), (175, 15)]);
+        drop(lock);
+        later.join().unwrap()
+    });
+    assert_eq!(later.reading.pools, earlier.reading.pools);
+}
+
+#[test]
 fn kernel_when_it_moves_pages_itself_is_named_with_what_it_did() {
     let host = Host::new();
     let earlier = host.read();
@@ -304,7 +320,7 @@ fn host_when_files_are_odd_or_missing_tells_them_and_shows_the_rest() {
     let host = Host::new();
     host.write("proc/vmstat", "pgpromote_success many\n");
     fs::remove_file(host.0.path().join("proc/zoneinfo")).unwrap();
-    let read = read(&SysRoot::at(host.0.path()));
+    let read = read(&SysRoot::at(host.0.path()), host.0.path());
     let report = compare(&Read::default(), &read, None, None, Duration::ZERO);
     assert_eq!(report.unread.len(), 2);
     let text = report.to_text();

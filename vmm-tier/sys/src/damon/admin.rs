@@ -24,7 +24,7 @@ const BUSY_LIMIT: Duration = Duration::from_secs(10);
 /// The same for turning a slot on, which the kernel also calls busy for as long as a module has DAMON for
 /// itself.
 const ON_BUSY_LIMIT: Duration = Duration::from_secs(2);
-/// The same for a commit, which can be tried again later.
+/// The same for a commit and what is written for it, which can be tried again later.
 const COMMIT_BUSY_LIMIT: Duration = Duration::from_millis(200);
 /// Schemes of one context that are looked at.
 const MAX_SCHEMES: u32 = 64;
@@ -35,6 +35,10 @@ pub(super) trait AdminFiles: fmt::Debug + Send + Sync {
     fn read(&self, file: &str) -> Result<String, SysRootError>;
     /// Writes a value to a file.
     fn write(&self, file: &str, value: &str) -> Result<(), SysRootError>;
+    /// The same of what can be done later: gives up soon where DAMON is busy.
+    fn write_or_give_up(&self, file: &str, value: &str) -> Result<(), SysRootError> {
+        self.write(file, value)
+    }
 }
 
 /// The kernel's.
@@ -65,6 +69,11 @@ impl AdminFiles for SysfsFiles {
             _ => BUSY_LIMIT,
         };
         while_busy(limit, || write_value(&path, value))
+    }
+
+    fn write_or_give_up(&self, file: &str, value: &str) -> Result<(), SysRootError> {
+        let path = self.folder.join(file);
+        while_busy(COMMIT_BUSY_LIMIT, || write_value(&path, value))
     }
 }
 
@@ -225,13 +234,25 @@ impl Admin {
         }
     }
 
-    /// Sets the regions that the target begins with (at `on` or `commit`).
+    /// Sets the regions that the target begins with.
     pub(super) fn set_ranges(&self, slot: u32, ranges: &[(u64, u64)]) -> Result<(), DamonError> {
-        let folder = format!("{slot}/contexts/0/targets/0/regions");
-        self.write(&format!("{folder}/nr_regions"), ranges.len())?;
+        self.write(&range_count(slot), ranges.len())?;
+        self.fill_ranges(slot, ranges)
+    }
+
+    /// Sets the regions that the target has from the next commit on. Gives up soon where DAMON is busy.
+    pub(super) fn update_ranges(&self, slot: u32, ranges: &[(u64, u64)]) -> Result<(), DamonError> {
+        let count = ranges.len().to_string();
+        let written = self.files.write_or_give_up(&range_count(slot), &count);
+        written.map_err(permission)?;
+        self.fill_ranges(slot, ranges)
+    }
+
+    fn fill_ranges(&self, slot: u32, ranges: &[(u64, u64)]) -> Result<(), DamonError> {
         for (index, (start, end)) in ranges.iter().enumerate() {
-            self.write(&format!("{folder}/{index}/start"), start)?;
-            self.write(&format!("{folder}/{index}/end"), end)?;
+            let folder = format!("{slot}/contexts/0/targets/0/regions/{index}");
+            self.write(&format!("{folder}/start"), start)?;
+            self.write(&format!("{folder}/end"), end)?;
         }
         Ok(())
     }
@@ -272,6 +293,11 @@ impl Admin {
             record,
         })
     }
+}
+
+/// The file that says how many regions the target of a slot has.
+fn range_count(slot: u32) -> String {
+    format!("{slot}/contexts/0/targets/0/regions/nr_regions")
 }
 
 /// An error of DAMON's files, told as missing permission where it is that.

@@ -17,6 +17,8 @@ struct State {
     running: BTreeMap<u32, u32>,
     next_thread: u32,
     refuse_on: bool,
+    /// Another agent commits: whoever asks for what needs DAMON's lock and does not give up waits for ever.
+    is_busy: bool,
     commits: u32,
 }
 
@@ -85,6 +87,7 @@ fn entries(
 impl AdminFiles for FakeDamon {
     fn read(&self, file: &str) -> Result<String, SysRootError> {
         self.with(|state| {
+            assert!(!state.is_busy || !file.ends_with("/state"), "waits");
             let mut parts = file.split('/');
             let slot = parts.next().and_then(|slot| slot.parse::<u32>().ok());
             let thread = slot.and_then(|slot| state.running.get(&slot));
@@ -103,8 +106,19 @@ impl AdminFiles for FakeDamon {
         })
     }
 
+    fn write_or_give_up(&self, file: &str, value: &str) -> Result<(), SysRootError> {
+        match self.with(|state| state.is_busy) {
+            true => Err(Self::error(file, value, EBUSY)),
+            false => self.write(file, value),
+        }
+    }
+
     fn write(&self, file: &str, value: &str) -> Result<(), SysRootError> {
         self.with(|state| {
+            if state.is_busy && value == "commit" {
+                return Err(Self::error(file, value, EBUSY));
+            }
+            assert!(!state.is_busy || !file.ends_with("/nr_regions"), "waits");
             let files = &mut state.files;
             if !files.contains_key(file) {
                 return Err(Self::error(file, value, libc::ENOENT));
@@ -292,6 +306,37 @@ fn stop_when_another_agent_holds_the_lock_is_off_and_empty_before_it_waits() {
 
     stopping.join().unwrap().unwrap();
     assert_eq!(host.files_left(), [""; 0]);
+}
+
+#[test]
+fn update_when_another_agent_commits_gives_up_and_waits_for_nothing() {
+    let host = Host::new("vaddr\nfvaddr");
+    let mut kdamond = host.start().unwrap();
+    let is_busy = |busy| host.kernel.with(|state| state.is_busy = busy);
+    let errno = |result| match result {
+        Err(DamonError::Files(error)) => error.errno(),
+        other => panic!("{other:?}"),
+    };
+    is_busy(true);
+    let ranges = [(Hva(0x30_0000), 0x2000)];
+    assert_eq!(errno(kdamond.update_ranges(&ranges)), Some(EBUSY));
+    assert_eq!(errno(kdamond.commit()), Some(EBUSY));
+    let settings = DamonSettings {
+        sampling: Duration::from_millis(50),
+        aggregation: Duration::from_secs(1),
+        ..DamonSettings::default()
+    };
+    assert_eq!(errno(kdamond.update_settings(&settings)), Some(EBUSY));
+    let sampling = "0/contexts/0/monitoring_attrs/intervals/sample_us";
+    let us = DamonSettings::default().sampling.as_micros().to_string();
+    assert_eq!(
+        host.kernel.get(sampling),
+        Some(us),
+        "none for others' commits"
+    );
+    is_busy(false);
+    kdamond.update_ranges(&ranges).unwrap();
+    kdamond.stop().unwrap();
 }
 
 #[test]
