@@ -93,8 +93,7 @@ impl DualHeap {
     ) {
         let mark = self.slow.mark();
         let words = self.pages.words_mut();
-        // Which of a block's samples fall on pages whose key is elsewhere, and which carry a slow page
-        // above the mark, is told without a branch, which samples would take at random.
+        // Partitions the block without branches: a branch here would be unpredictable.
         let (mut keyed, mut other) = (Positions::default(), Positions::default());
         for (position, &index) in indices[..block.len()].iter().enumerate() {
             let is_keyed = key_of(words[index]).is_some();
