@@ -328,6 +328,20 @@ fn hot_huge_pages_when_no_page_is_to_spare_change_places_in_pairs() {
 }
 
 #[test]
+fn hot_huge_pages_when_the_limit_can_not_be_obeyed_change_places_one_for_one() {
+    let mut host = Host::new(HUGE_PAGE, (200, 44), [0, 0]);
+    host.pair_bytes = u64::MAX;
+    host.free_bytes = 64 * MIB;
+    let before = host.pools;
+    let limit = Order::Limit(Some(20 * HUGE_PAGE));
+    let reply = host.engine.order(host.now, limit).unwrap();
+    host.carry_out(reply.actions);
+    host.observe(200, 16);
+    assert_eq!((host.hot_on_fast(16), host.promoted), (16, 16));
+    assert_eq!(host.pools, before, "nothing goes down alone");
+}
+
+#[test]
 fn hot_huge_pages_when_free_memory_is_short_make_no_pairs() {
     let mut host = Host::new(HUGE_PAGE, (200, 44), [0, 0]);
     host.pair_bytes = u64::MAX;

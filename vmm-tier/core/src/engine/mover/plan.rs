@@ -260,8 +260,11 @@ impl Planner<'_> {
                 let room = if waits { room.min(Room::NONE) } else { room };
                 let mut slow_room = self.slow_room(&hot);
                 let is_full = !room.fits(hot.frame_bytes) && !slow_room.fits(hot.frame_bytes);
+                let mut room = room;
                 if is_full {
                     slow_room = self.mover.pair_room(self.settings, hot.frame_bytes);
+                    // A pair leaves the guest what it holds. What it holds above its limit can't be demoted.
+                    room = room.max(Room::NONE);
                 }
                 self.draft.is_paired = hot.frame_bytes != BASE_PAGE;
                 (room, slow_room)
