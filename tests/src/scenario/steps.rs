@@ -59,7 +59,7 @@ pub enum Step {
     SetPools {
         /// Pages of each node.
         pages: Vec<u64>,
-        /// Their size in MiB [2].
+        /// Their size in MiB; 2 if not given.
         #[serde(default = "small_huge_page")]
         page_mib: u64,
     },
@@ -331,7 +331,7 @@ pub enum Check {
     /// them, what they were at the first. At least one pool has pages.
     PoolsUnchanged {
         /// Pages that a look in the middle of a pair of moves may find on the slow node instead: the next look
-        /// must find them back [none].
+        /// must find them back. None if not given.
         #[serde(default)]
         pair_pages: u64,
     },
