@@ -1,8 +1,8 @@
 //! Pairs of moves between hugetlb pools, written down before they begin.
 //!
-//! Between the two halves of a pair the pools differ from what the administrator has set. An agent that is killed
-//! just then can't put that right. Its record lets the next agent of the guest, or `vmm-tier doctor --repair`, move
-//! back what has no partner, and nothing else.
+//! Between the two halves of a pair the pools differ from what the administrator has set. An agent that
+//! is killed just then can't put that right. Its record lets the next agent of the guest, or `vmm-tier
+//! doctor --repair`, move back what has no partner, and nothing else.
 
 use std::{
     fs::DirBuilder,
@@ -65,8 +65,9 @@ pub(crate) enum PairError {
     },
 }
 
-/// Takes the lock under which agents move hugetlb pages: while it is held no pair is under way, and each record in
-/// the run directory is of a pair that did not end. Gives up after `timeout`, or when `is_over`.
+/// Takes the lock under which agents move hugetlb pages: while it is held no pair is under way, and each
+/// record in the run directory is of a pair that did not end. Gives up after `timeout`, or when
+/// `is_over`.
 pub(crate) fn lock(
     run_dir: &Path,
     timeout: Duration,
@@ -79,8 +80,8 @@ pub(crate) fn lock(
     })
 }
 
-/// As [`lock`], for who only looks: makes no file where no agent has locked yet. `None` if there is none, or if it
-/// can't be locked.
+/// As [`lock`], for who only looks: makes no file where no agent has locked yet. `None` if there is
+/// none, or if it can't be locked.
 pub(crate) fn lock_if_used(run_dir: &Path, timeout: Duration) -> Option<FileLock> {
     let is_used = run_dir.join(LOCK).exists();
     is_used.then(|| lock(run_dir, timeout, || false).ok())?
@@ -139,14 +140,15 @@ impl PairJournal {
         let page_bytes = pair.demote.pages.first().map_or(0, |page| page.bytes);
         let (fast, slow) = (pair.promote.target, pair.demote.target);
         let addresses = |pages: &[Page]| pages.iter().map(|page| page.hva.0).collect();
+        let [fast, slow] = pools_of(&self.root, page_bytes, [fast, slow])?;
         let record = PairRecord {
             version: VERSION,
             vm: self.vm.clone(),
             agent: self.agent.clone(),
             qemu: self.qemu.clone(),
             page_bytes,
-            fast: pool_of(&self.root, page_bytes, fast)?.before(),
-            slow: pool_of(&self.root, page_bytes, slow)?.before(),
+            fast: fast.before(),
+            slow: slow.before(),
             demote: addresses(&pair.demote.pages),
             promote: addresses(&pair.promote.pages),
         };
@@ -187,9 +189,9 @@ impl PairJournal {
         self.put(&record)
     }
 
-    /// The pair has ended: as many pages went up as down. Where a page of the fast pool became free meanwhile, a
-    /// promotion took that, and the pools are not as they were: they are set then. Returns how many pages that
-    /// were.
+    /// The pair has ended: as many pages went up as down. Where a page of the fast pool became free
+    /// meanwhile, a promotion took that, and the pools are not as they were: they are set then. Returns
+    /// how many pages that were.
     pub(crate) fn end(&self, record: &PairRecord) -> Result<u64, PairError> {
         let away = record.away(&self.root)?;
         let given_back = match away {
@@ -210,7 +212,8 @@ impl PairJournal {
         self.qemu.is_alive(&self.root)
     }
 
-    /// Moves back what a pair left that did not end, and returns how many pages. Only under the [`lock`].
+    /// Moves back what a pair left that did not end, and returns how many pages. Only under the
+    /// [`lock`].
     pub(crate) fn repair(&self) -> Result<u64, PairError> {
         let Some(record) = read(&self.path)? else {
             return Ok(0);
@@ -282,20 +285,26 @@ impl Pool {
     }
 }
 
-fn pool_of(root: &SysRoot, page_bytes: u64, node: NodeId) -> Result<Pool, PairError> {
-    let pools = hugetlb::read(root)?;
-    let pool = pools.into_iter().find(|pool| pool.page_size == page_bytes);
-    let own = pool.and_then(|pool| {
-        let available = pool.available();
-        let own = pool.nodes.into_iter().find(|own| own.node == node)?;
-        Some(Pool {
+/// The pools of the fast and the slow node, as they are now.
+fn pools_of(
+    root: &SysRoot,
+    page_bytes: u64,
+    [fast, slow]: [NodeId; 2],
+) -> Result<[Pool; 2], PairError> {
+    let pool = hugetlb::read_size(root, page_bytes)?;
+    let on = |node: NodeId| -> Result<Pool, PairError> {
+        let pool = pool.as_ref();
+        let own =
+            pool.and_then(|pool| Some((pool, pool.nodes.iter().find(|own| own.node == node)?)));
+        let (pool, own) = own.ok_or(PairError::NoPool { page_bytes, node })?;
+        Ok(Pool {
             node,
             pages: own.pages,
             surplus: own.surplus,
-            spare: own.free.min(available),
+            spare: own.free.min(pool.available()),
         })
-    });
-    own.ok_or(PairError::NoPool { page_bytes, node })
+    };
+    Ok([on(fast)?, on(slow)?])
 }
 
 impl PairRecord {
@@ -304,8 +313,8 @@ impl PairRecord {
         self.agent.is_alive(root)
     }
 
-    /// Moves back what has no partner and removes the record, which is at `path`. Returns how many pages went
-    /// back. What others changed meanwhile stays. Only under the [`lock`].
+    /// Moves back what has no partner and removes the record, which is at `path`. Returns how many pages
+    /// went back. What others changed meanwhile stays. Only under the [`lock`].
     pub(crate) fn repair(&self, root: &SysRoot, path: &Path) -> Result<u64, PairError> {
         // Pools and pages are of one boot.
         if self.qemu.boot_id != Identity::of(root, std::process::id()).boot_id {
@@ -326,9 +335,13 @@ impl PairRecord {
 
     /// Pages that the pools still lack on the fast node and have too many on the slow one.
     fn away(&self, root: &SysRoot) -> Result<u64, PairError> {
-        let fast = pool_of(root, self.page_bytes, NodeId(self.fast.node))?;
-        let slow = pool_of(root, self.page_bytes, NodeId(self.slow.node))?;
+        let [fast, slow] = self.pools(root)?;
         Ok(self.away_of(fast.pages, slow.pages))
+    }
+
+    fn pools(&self, root: &SysRoot) -> Result<[Pool; 2], PairError> {
+        let nodes = [self.fast.node, self.slow.node].map(NodeId);
+        pools_of(root, self.page_bytes, nodes)
     }
 
     fn away_of(&self, fast_pages: u64, slow_pages: u64) -> u64 {
@@ -370,7 +383,8 @@ impl PairRecord {
         if moved < alone {
             return Err(self.still_away((alone - moved) as u64));
         }
-        // A page that went onto a free page of the fast node left one on the slow node, and the pools as they were.
+        // A page that went onto a free page of the fast node left one on the slow node, and the pools as
+        // they were.
         let left = self.away(root)?.min(moved as u64);
         if left > 0 {
             self.give_back(root, left)?;
@@ -381,18 +395,15 @@ impl PairRecord {
     /// Pages of the slow node's pool that nobody uses become pages of the fast node's. Returns how many.
     fn give_back(&self, root: &SysRoot, away: u64) -> Result<u64, PairError> {
         let (fast, slow) = (NodeId(self.fast.node), NodeId(self.slow.node));
-        let (own, other) = (
-            pool_of(root, self.page_bytes, fast)?,
-            pool_of(root, self.page_bytes, slow)?,
-        );
-        // Fewer pages than are used, or promised, would become surplus; a number that is written makes surplus pages
-        // lasting.
+        let [own, other] = self.pools(root)?;
+        // Fewer pages than are used, or promised, would become surplus; a number that is written makes
+        // surplus pages lasting.
         if other.spare < away || own.surplus + other.surplus > 0 {
             return Err(self.still_away(away));
         }
         // First what may fail: the kernel gives fewer pages where memory is short.
         hugetlb::set_pages(root, self.page_bytes, fast, own.pages + away)?;
-        let now = pool_of(root, self.page_bytes, fast)?;
+        let [now, _] = self.pools(root)?;
         let gained = now.pages.saturating_sub(own.pages).min(away);
         if gained > 0 {
             hugetlb::set_pages(root, self.page_bytes, slow, other.pages - gained)?;
@@ -579,6 +590,17 @@ pub(crate) mod tests {
         assert!(host.records().is_empty());
     }
 
+    /// Three pages are still away after a repair, and the pools as they were before it.
+    fn three_stay_away(host: &Host) {
+        let error = host.journal().repair().unwrap_err();
+
+        assert!(
+            matches!(error, PairError::StillAway { pages: 3, .. }),
+            "{error}"
+        );
+        assert_eq!((host.pages(0), host.pages(1)), (41, 159));
+    }
+
     #[test]
     fn repair_when_others_use_the_pages_leaves_them_and_says_so() {
         let host = Host::new((44, 0), (156, 0));
@@ -587,13 +609,7 @@ pub(crate) mod tests {
         host.set(1, (159, 2));
         host.end_guest();
 
-        let error = host.journal().repair().unwrap_err();
-
-        assert!(
-            matches!(error, PairError::StillAway { pages: 3, .. }),
-            "{error}"
-        );
-        assert_eq!((host.pages(0), host.pages(1)), (41, 159));
+        three_stay_away(&host);
         assert_eq!(host.records().len(), 1, "for another try");
     }
 
@@ -606,13 +622,7 @@ pub(crate) mod tests {
         host.promise(1);
         host.end_guest();
 
-        let error = host.journal().repair().unwrap_err();
-
-        assert!(
-            matches!(error, PairError::StillAway { pages: 3, .. }),
-            "{error}"
-        );
-        assert_eq!((host.pages(0), host.pages(1)), (41, 159));
+        three_stay_away(&host);
     }
 
     #[test]
@@ -645,13 +655,7 @@ pub(crate) mod tests {
             host.set_surplus(node, 2);
             host.end_guest();
 
-            let error = host.journal().repair().unwrap_err();
-
-            assert!(
-                matches!(error, PairError::StillAway { pages: 3, .. }),
-                "{error}"
-            );
-            assert_eq!((host.pages(0), host.pages(1)), (41, 159));
+            three_stay_away(&host);
         }
     }
 

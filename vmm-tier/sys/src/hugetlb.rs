@@ -43,6 +43,15 @@ pub fn read(root: &SysRoot) -> Result<Vec<HugePool>, SysRootError> {
     Ok(pools)
 }
 
+/// Reads the pools of pages of `page_size` bytes; `None` if the kernel has none.
+///
+/// # Errors
+/// [`SysRootError`].
+pub fn read_size(root: &SysRoot, page_size: u64) -> Result<Option<HugePool>, SysRootError> {
+    let pools = read(root)?;
+    Ok(pools.into_iter().find(|pool| pool.page_size == page_size))
+}
+
 /// Sets how many pages of `page_size` bytes the pool of a node has. The kernel may give fewer.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Moves of hugetlb pages. The pools stay as the administrator has set them.
 //!
-//! What the engine planned with was read a moment ago, and several agents use one pool. So the pools are read once
-//! more under a lock of all agents of the host, and what would change them is left undone.
+//! What the engine planned with was read a moment ago, and several agents use one pool. So the pools are
+//! read once more under a lock of all agents of the host, and what would change them is left undone.
 //!
 //! ```text
 //!  a free page on the slow node      none
@@ -95,8 +95,8 @@ impl PoolMoves {
         }
     }
 
-    /// The agent ends. Moves back what it leaves of a pair, which it does only if it could not before: where the
-    /// guest ended in the middle of the pair, its memory may not be free yet.
+    /// The agent ends. Moves back what it leaves of a pair, which it does only if it could not before:
+    /// where the guest ended in the middle of the pair, its memory may not be free yet.
     pub(super) fn leave(&self) {
         let begin = Instant::now();
         while self.journal.has_record() {
@@ -121,8 +121,8 @@ impl PoolMoves {
 
     /// The pool of pages of `page_bytes` bytes as it is now.
     fn pool(&self, page_bytes: u64) -> Result<HugePool, String> {
-        let pools = hugetlb::read(&self.root).map_err(|error| with_causes(&error))?;
-        let pool = pools.into_iter().find(|pool| pool.page_size == page_bytes);
+        let pool = hugetlb::read_size(&self.root, page_bytes);
+        let pool = pool.map_err(|error| with_causes(&error))?;
         pool.ok_or_else(|| format!("there is no pool of {page_bytes} byte pages"))
     }
 
@@ -235,8 +235,8 @@ impl PoolMoves {
     }
 }
 
-/// What became of a page that was moved and went back, since its partner ended as `partner`: what ails the partner
-/// itself says nothing of the page.
+/// What became of a page that was moved and went back, since its partner ended as `partner`: what ails
+/// the partner itself says nothing of the page.
 const fn of_partner(partner: Outcome) -> Outcome {
     match partner {
         Outcome::NoMemory
@@ -293,8 +293,8 @@ fn count_moved(report: &MoveReport) -> usize {
     moved(report).len()
 }
 
-/// Moves the last `count` demoted pages back to `node`, which have no partner: `why` is what became of the
-/// partner.
+/// Moves the last `count` demoted pages back to `node`, which have no partner: `why` is what became of
+/// the partner.
 fn undo(
     demoted: &mut MoveReport,
     count: usize,
@@ -336,8 +336,8 @@ mod tests {
         PoolMoves::new(host.run_dir(), &host.root, "vm", 77, nodes)
     }
 
-    /// Moves three pages up and three down; `fails` says of each call, from 0, and page whether it fails. Returns
-    /// also the pages of each call and whether the journal was in use at one.
+    /// Moves three pages up and three down; `fails` says of each call, from 0, and page whether it
+    /// fails. Returns also the pages of each call and whether the journal was in use at one.
     fn paired(host: &Host, fails: impl Fn(usize, usize) -> bool) -> (Done, Vec<Vec<u64>>, bool) {
         let mut calls = Vec::new();
         let mut is_on_record = false;
@@ -445,8 +445,8 @@ mod tests {
         let host = Host::new((44, 0), (156, 0));
         let (done, ..) = paired(&host, |call, _| {
             if call == 1 {
-                // The demotions made the pools differ. Then a guest ended, and promotions take its pages: pages of
-                // the slow node become free instead.
+                // The demotions made the pools differ. Then a guest ended, and promotions take its
+                // pages: pages of the slow node become free instead.
                 host.set(0, (41, 2));
                 host.set(1, (159, 3));
             }
