@@ -59,8 +59,9 @@ impl CheckResult {
     }
 }
 
-/// Compares the pools at each look with those at the first look after they were set last. A look may find at most
-/// `pair_pages` pages on the last node that belong to the first, if the next look finds them back.
+/// Compares the pools at each look with those at the first look after they were set last. A look may
+/// find at most `pair_pages` pages on the last node that belong to the first, if the next look finds
+/// them back.
 fn pools_unchanged(result: &RunResult, pair_pages: u64) -> CheckResult {
     let set = result.notes.iter().filter(|note| note.name == POOLS_SET);
     let since = set.map(|note| note.t).fold(0.0, f64::max);

@@ -74,7 +74,8 @@ pub fn find(scenario: &Scenario, result: &ScenarioResult, console: &str) -> Opti
     let reset_alone = failed.clone().any(|run| {
         let error = run.error.as_deref().unwrap_or_default();
         let mut marks = run.marks.iter();
-        // QEMU ends with 0 where a guest resets: an exception that the guest notices ends it with a line.
+        // QEMU ends with 0 where a guest resets: an exception that the guest notices ends it with a
+        // line.
         error.starts_with("QEMU of guest")
             && error.ends_with("(exit status: 0)")
             && !marks.any(|(_, mark, _)| *mark == Mark::AgentStarted)

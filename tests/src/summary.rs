@@ -56,8 +56,8 @@ pub struct Summary {
     pub throughput_quiet: bool,
     /// The ratio of all seconds as they are.
     pub throughput_ratio_raw: Option<f64>,
-    /// The longest time in milliseconds in which the guest made no progress without an agent. Seconds in which
-    /// the emulator waited for a CPU of the machine don't count.
+    /// The longest time in milliseconds in which the guest made no progress without an agent. Seconds in
+    /// which the emulator waited for a CPU of the machine don't count.
     pub gap_without_ms: Option<u64>,
     /// The same during tiering.
     pub gap_ms: Option<u64>,

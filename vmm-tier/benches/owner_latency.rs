@@ -32,8 +32,8 @@ const SLOW: Duration = Duration::from_secs(2);
 const GIVEN_UP: Duration = Duration::from_secs(120);
 /// How long an agent is left alone, and how long its CPU time is measured after that.
 const SHORT: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(20));
-/// The same at rest. The first discovery of 64 GiB takes a second or more, and so the second waits for half
-/// a minute. Later discoveries come every 10 s.
+/// The same at rest. The first discovery of 64 GiB takes a second or more, and so the second waits for
+/// half a minute. Later discoveries come every 10 s.
 const LONG: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60));
 
 #[derive(Clone, Copy)]
@@ -224,8 +224,8 @@ fn until_ended(agent: &Agent) -> Duration {
 }
 
 /// What the threads of an agent with `more` in its configuration take in a second after `order`, once it
-/// knows where all of the guest's memory lies; `pass` lets time pass. At the end `query-tier` must say what
-/// `does` wants.
+/// knows where all of the guest's memory lies; `pass` lets time pass. At the end `query-tier` must say
+/// what `does` wants.
 fn cpu(
     qemu: &Arc<Qemu>,
     more: &str,

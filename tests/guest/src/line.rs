@@ -43,7 +43,8 @@ pub enum Line<'a> {
         count: u64,
         /// In how many milliseconds.
         ms: u64,
-        /// The longest of them in which a batch of accesses did not end: the guest stood still, or was slow.
+        /// The longest of them in which a batch of accesses did not end: the guest stood still, or was
+        /// slow.
         gap_ms: u64,
     },
     /// An order has been carried out.

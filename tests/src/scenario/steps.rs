@@ -327,11 +327,11 @@ pub enum Check {
         /// Largest ratio.
         max: f64,
     },
-    /// Total and surplus of each node's pool of hugetlb pages are, at each look after the last step that set
-    /// them, what they were at the first. At least one pool has pages.
+    /// Total and surplus of each node's pool of hugetlb pages are, at each look after the last step that
+    /// set them, what they were at the first. At least one pool has pages.
     PoolsUnchanged {
-        /// Pages that a look in the middle of a pair of moves may find on the slow node instead: the next look
-        /// must find them back. None if not given.
+        /// Pages that a look in the middle of a pair of moves may find on the slow node instead: the
+        /// next look must find them back. None if not given.
         #[serde(default)]
         pair_pages: u64,
     },
@@ -342,7 +342,8 @@ pub enum Check {
         /// Largest number of mebibytes.
         mib: f64,
     },
-    /// The longest time in which the guest made no progress during tiering; that without an agent is told beside it.
+    /// The longest time in which the guest made no progress during tiering; that without an agent is
+    /// told beside it.
     LongestGap {
         /// Milliseconds at most.
         max_ms: u64,

@@ -53,8 +53,9 @@ pub struct MoveBatch {
 
 /// Pages of a hugetlb pool that change places.
 ///
-/// Where the pool has a free page, that page serves. Where it has none, the kernel takes pages from free memory for
-/// as long as it copies: the pools are as they were only when as many were promoted as were demoted.
+/// Where the pool has a free page, that page serves. Where it has none, the kernel takes pages from free
+/// memory for as long as it copies: the pools are as they were only when as many were promoted as were
+/// demoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairedBatch {
     /// Goes first.

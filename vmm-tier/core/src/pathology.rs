@@ -359,8 +359,8 @@ fn on_nodes(pool: &HugePool) -> String {
     own.collect::<Vec<_>>().join(" and ")
 }
 
-/// Whether no page of a pool that is in use can be moved between the nodes of the tiers; without tiers, between
-/// any.
+/// Whether no page of a pool that is in use can be moved between the nodes of the tiers; without tiers,
+/// between any.
 #[must_use]
 pub fn pool_exhausted(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Named> {
     if pool.pages == 0 && pool.surplus == 0 {

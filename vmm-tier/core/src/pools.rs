@@ -7,8 +7,8 @@ use crate::{
     tiers::Tiers,
 };
 
-/// The largest page that the kernel takes from its free memory when a move finds none in the pool: a block of
-/// `MAX_PAGE_ORDER`, 10, of pages of 4 KiB.
+/// The largest page that the kernel takes from its free memory when a move finds none in the pool: a
+/// block of `MAX_PAGE_ORDER`, 10, of pages of 4 KiB.
 const LARGEST_BLOCK: u64 = 4 << 20;
 
 /// A pool of one node, in pages.
@@ -78,13 +78,15 @@ impl HugePool {
         self.nodes.iter().find(|pool| pool.node == node)
     }
 
-    /// Pages that may change places at once between two nodes, `fast` ones first, while all pools stay as they
-    /// are: each move takes a temporary page from the kernel's free memory and gives it the page that is left
-    /// (`alloc_migrate_hugetlb_folio`). As far as the pool is concerned: there must be such memory.
+    /// Pages that may change places at once between two nodes, `fast` ones first, while all pools stay
+    /// as they are: each move takes a temporary page from the kernel's free memory and gives it the page
+    /// that is left (`alloc_migrate_hugetlb_folio`). As far as the pool is concerned: there must be such
+    /// memory.
     ///
-    /// None where a node has a free page that is not promised: the kernel takes that instead. None of pages that
-    /// the kernel can't make at will. A move takes a surplus page's standing along, from a node that has any to
-    /// the other (`move_hugetlb_state`): with surplus on the slow node, as many must be on the fast one.
+    /// None where a node has a free page that is not promised: the kernel takes that instead. None of
+    /// pages that the kernel can't make at will. A move takes a surplus page's standing along, from a
+    /// node that has any to the other (`move_hugetlb_state`): with surplus on the slow node, as many
+    /// must be on the fast one.
     #[must_use]
     pub fn pairs_between(&self, fast: NodeId, slow: NodeId) -> u64 {
         let (Some(fast), Some(slow)) = (self.on(fast), self.on(slow)) else {
@@ -100,8 +102,8 @@ impl HugePool {
         }
     }
 
-    /// [`Self::pairs_between`] for the nodes of two tiers. None unless each tier has one node: else the pools of
-    /// its nodes would change among themselves.
+    /// [`Self::pairs_between`] for the nodes of two tiers. None unless each tier has one node: else the
+    /// pools of its nodes would change among themselves.
     #[must_use]
     pub fn pairs_within(&self, tiers: &Tiers) -> u64 {
         let only = |nodes: &NodeSet| {
@@ -152,8 +154,8 @@ mod tests {
         );
     }
 
-    /// What the kernel does to pages of the two nodes' pools and their surplus when a page goes from `from` to
-    /// the other node by a temporary page.
+    /// What the kernel does to pages of the two nodes' pools and their surplus when a page goes from
+    /// `from` to the other node by a temporary page.
     fn go(pool: &mut HugePool, from: usize) {
         let to = 1 - from;
         pool.nodes[from].pages -= 1;

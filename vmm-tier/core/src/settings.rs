@@ -49,7 +49,8 @@ pub struct EngineSettings {
     pub headroom_bytes: u64,
     /// Most bytes of the fast tier that this VM may hold; `None` for no limit.
     pub fast_limit_bytes: Option<u64>,
-    /// Share of one CPU that looking up placements may take; a sixteenth of it while the guest is at rest.
+    /// Share of one CPU that looking up placements may take; a sixteenth of it while the guest is at
+    /// rest.
     pub scan_cpu_share: f64,
     /// Plan and report, but move nothing.
     pub dry_run: bool,

@@ -29,7 +29,8 @@ enum Done {
     Failed(String),
 }
 
-/// Repairs, and prints a line for each thing that was found. The exit code is 0 only if nothing is left to repair.
+/// Repairs, and prints a line for each thing that was found. The exit code is 0 only if nothing is left
+/// to repair.
 ///
 /// # Errors
 /// If the lines can't be printed.
@@ -58,13 +59,14 @@ pub(crate) fn run(run_dir: &Path) -> anyhow::Result<ExitCode> {
     )
 }
 
-/// Pairs of moves between hugetlb pools of which one half is missing. Waits `timeout` at most for agents that move
-/// pages.
+/// Pairs of moves between hugetlb pools of which one half is missing. Waits `timeout` at most for agents
+/// that move pages.
 fn pairs(root: &SysRoot, run_dir: &Path, timeout: Duration) -> Vec<Done> {
     if pair_journal::records(run_dir).is_empty() {
         return Vec::new();
     }
-    // Under the lock no pair is under way: what an agent that runs has on record then, it could not undo.
+    // Under the lock no pair is under way: what an agent that runs has on record then, it could not
+    // undo.
     let lock = pair_journal::lock(run_dir, timeout, || false);
     let repair = |(path, record): (PathBuf, Result<PairRecord, PairError>)| {
         let record = match record {

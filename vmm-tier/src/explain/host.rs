@@ -219,8 +219,8 @@ fn read(root: &SysRoot, run_dir: &Path) -> Read {
     Read { reading, unread }
 }
 
-/// The hugetlb pools while no agent has a pair of pages half moved, as far as the agents of `run_dir` can be waited
-/// for: in the middle of a pair the pools differ from what they are before and after it.
+/// The hugetlb pools while no agent has a pair of pages half moved, as far as the agents of `run_dir`
+/// can be waited for: in the middle of a pair the pools differ from what they are before and after it.
 fn pools(root: &SysRoot, run_dir: &Path) -> Result<Vec<HugePool>, SysRootError> {
     let _lock = pair_journal::lock_if_used(run_dir, LOCK_TIMEOUT);
     hugetlb::read(root)

@@ -38,8 +38,9 @@ struct Damon {
     next_report: Instant,
 }
 
-/// How long a kdamond goes on as it was when DAMON was busy, before it is asked again. Each commit keeps DAMON busy
-/// until the end of an aggregation, so agents that all ask at each report keep each other waiting.
+/// How long a kdamond goes on as it was when DAMON was busy, before it is asked again. Each commit keeps
+/// DAMON busy until the end of an aggregation, so agents that all ask at each report keep each other
+/// waiting.
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 /// What a kdamond is still to take.
@@ -114,8 +115,8 @@ impl Damon {
         self.pay()
     }
 
-    /// Has the kdamond take what is owed. Where DAMON is busy the kdamond goes on as it was, and takes it after a
-    /// later report.
+    /// Has the kdamond take what is owed. Where DAMON is busy the kdamond goes on as it was, and takes
+    /// it after a later report.
     fn pay(&mut self) -> anyhow::Result<()> {
         let settings = self.settings();
         self.next_report = Instant::now();

@@ -185,8 +185,8 @@ impl Damon {
             self.slots.reclaim_orphans(&self.admin, &self.root)?;
             self.slots.take_free(&self.admin, &self.root, pid)?
         };
-        // The slot is written down as ours, so the lock is others' from here on. Dropping the value empties
-        // the slot again.
+        // The slot is written down as ours, so the lock is others' from here on. Dropping the value
+        // empties the slot again.
         let mut kdamond = Kdamond {
             admin: self.admin.clone(),
             slots: self.slots.clone(),

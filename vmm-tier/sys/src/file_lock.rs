@@ -20,8 +20,8 @@ const POLL: Duration = Duration::from_millis(10);
 pub struct FileLock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
 
 impl FileLock {
-    /// Takes the lock of the file at `path`, which is made if it is not there. Waits `timeout` at most for whoever
-    /// has it.
+    /// Takes the lock of the file at `path`, which is made if it is not there. Waits `timeout` at most
+    /// for whoever has it.
     ///
     /// # Errors
     /// The kernel's; [`io::ErrorKind::WouldBlock`] if another still has the lock.

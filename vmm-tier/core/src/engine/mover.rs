@@ -122,8 +122,8 @@ impl Mover {
         self.rooms.slow(&self.tiers, frame_bytes)
     }
 
-    /// Bytes that may change places now between pages with frames of `frame_bytes`, where neither tier has room
-    /// for one.
+    /// Bytes that may change places now between pages with frames of `frame_bytes`, where neither tier
+    /// has room for one.
     pub(super) fn pair_room(&self, settings: &EngineSettings, frame_bytes: u64) -> Room {
         self.rooms
             .pairs(&self.tiers, FastBounds::of(settings), frame_bytes)

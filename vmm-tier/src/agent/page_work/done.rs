@@ -19,8 +19,8 @@ pub(in crate::agent) enum Done {
     Refused(MoveReport, String),
     /// What became of the demotions and of the promotions of a pair.
     Paired(MoveReport, MoveReport),
-    /// The same of a pair that was refused in whole or in part, or that could not be undone, and why. Pages may
-    /// have moved.
+    /// The same of a pair that was refused in whole or in part, or that could not be undone, and why.
+    /// Pages may have moved.
     PairRefused(MoveReport, MoveReport, String),
 }
 

@@ -18,11 +18,11 @@ use crate::{
 
 /// More slots than anyone has; a guard against an absurd number in the file.
 const MAX_SLOTS: u32 = 4096;
-/// How long DAMON's files may be busy. Another agent's commit waits for the end of an aggregation, some seconds
-/// for a guest at rest, and many agents may commit.
+/// How long DAMON's files may be busy. Another agent's commit waits for the end of an aggregation, some
+/// seconds for a guest at rest, and many agents may commit.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
-/// The same for turning a slot on, which the kernel also calls busy for as long as a module has DAMON for
-/// itself.
+/// The same for turning a slot on, which the kernel also calls busy for as long as a module has DAMON
+/// for itself.
 const ON_BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// The same for a commit and what is written for it, which can be tried again later.
 const COMMIT_BUSY_LIMIT: Duration = Duration::from_millis(200);

@@ -154,8 +154,9 @@ impl Slots {
     }
 
     /// Turns a slot of ours off, empties it and forgets it; removes the slots if we made them and
-    /// nobody uses any. The lock is taken only when the slot is empty: the kernel waits for a kdamond to end. Where
-    /// others have the lock for long the slot is forgotten without it, so that it is not lost.
+    /// nobody uses any. The lock is taken only when the slot is empty: the kernel waits for a kdamond to
+    /// end. Where others have the lock for long the slot is forgotten without it, so that it is not
+    /// lost.
     pub(super) fn give_back(&self, admin: &Admin, slot: u32) -> Result<(), DamonError> {
         empty(admin, slot)?;
         let lock = self.lock();

@@ -17,7 +17,8 @@ struct State {
     running: BTreeMap<u32, u32>,
     next_thread: u32,
     refuse_on: bool,
-    /// Another agent commits: whoever asks for what needs DAMON's lock and does not give up waits for ever.
+    /// Another agent commits: whoever asks for what needs DAMON's lock and does not give up waits for
+    /// ever.
     is_busy: bool,
     commits: u32,
 }

@@ -7,7 +7,8 @@
 //! longer and longer.
 //!
 //! A replay can't tell what this is worth: there nobody else moves pages. It is bounded: a thousandth of
-//! a core, a tenth of that while the guest is at rest, and a twentieth of a core while many samples miss.
+//! a core, a tenth of that while the guest is at rest, and a twentieth of a core while many samples
+//! miss.
 
 use std::time::Duration;
 

@@ -38,9 +38,9 @@ const LEAST_DEVIATION: f64 = 0.01;
 /// Largest difference in deviations by which the deviation is learned: a change is no noise.
 const MOST_LEARNED: f64 = 3.0;
 /// CUSUM's allowance and threshold in deviations. From one batch to the next x goes 1.13 standard
-/// deviations of its noise on average, so these are 2.0 and 7.9: under normal noise a false alarm comes once
-/// in e^(2 · 2.0 · 7.9) reports or so (Siegmund, "Sequential Analysis", 1985). A rise of 9 deviations, 9
-/// points at the least deviation, is noticed at the first report.
+/// deviations of its noise on average, so these are 2.0 and 7.9: under normal noise a false alarm comes
+/// once in e^(2 · 2.0 · 7.9) reports or so (Siegmund, "Sequential Analysis", 1985). A rise of 9
+/// deviations, 9 points at the least deviation, is noticed at the first report.
 const ALLOWANCE: f64 = 1.75;
 const THRESHOLD: f64 = 7.0;
 /// Octaves by which looks come more often at the end of a rest, at least.

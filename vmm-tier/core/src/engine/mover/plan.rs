@@ -4,7 +4,8 @@
 //! what they freed, verified by the kernel, is then promoted, page for page. Room that is free anyway is
 //! filled without a demotion.
 //!
-//! Pages of a hugetlb pool change places in one piece of work, so that nobody else takes the page that became free.
+//! Pages of a hugetlb pool change places in one piece of work, so that nobody else takes the page that
+//! became free.
 //!
 //! All pages of a step have frames of one size, since a frame of a hugetlb pool makes no room for a small page,
 //! nor the reverse. In a guest with frames of several sizes a page that can't be moved rests, so that the
@@ -263,7 +264,8 @@ impl Planner<'_> {
                 let mut room = room;
                 if is_full {
                     slow_room = self.mover.pair_room(self.settings, hot.frame_bytes);
-                    // A pair leaves the guest what it holds. What it holds above its limit can't be demoted.
+                    // A pair leaves the guest what it holds. What it holds above its limit can't be
+                    // demoted.
                     room = room.max(Room::NONE);
                 }
                 self.draft.is_paired = hot.frame_bytes != BASE_PAGE;

@@ -13,9 +13,10 @@
 //!
 //! Room is asked for frames of a size. Small frames, to which transparent huge pages fold, come from the
 //! node's free memory, as above. A frame of a hugetlb pool comes from the node's pool: only a free page that is
-//! promised to nobody counts. Where the pool has none the kernel takes a page from the free memory instead, and
-//! gives it the page that was left: the pools are no longer as the administrator left them, unless a page
-//! comes the other way at once. Such pairs need free memory on both nodes while they are made.
+//! promised to nobody counts. Where the pool has none the kernel takes a page from the free memory
+//! instead, and gives it the page that was left: the pools are no longer as the administrator left them,
+//! unless a page comes the other way at once. Such pairs need free memory on both nodes while they are
+//! made.
 //!
 //! Room is signed. Where it is negative, headroom is owed: that many bytes must be demoted before any is
 //! promoted.
@@ -35,8 +36,9 @@ pub struct PoolMemory {
     pub page_bytes: u64,
     /// Bytes of free pages that are promised to nobody, and whose use leaves the pools as they are.
     pub free_bytes: u64,
-    /// Bytes of pages that may change places with the other tier at once while the pools stay as they are, as
-    /// far as the pool is concerned; 0 where the kernel would use up free pages, or can't make such pages.
+    /// Bytes of pages that may change places with the other tier at once while the pools stay as they
+    /// are, as far as the pool is concerned; 0 where the kernel would use up free pages, or can't make
+    /// such pages.
     pub pair_bytes: u64,
 }
 
@@ -263,8 +265,8 @@ impl Rooms {
         rooms.max().unwrap_or(Room::NONE).max(Room::NONE)
     }
 
-    /// Bytes that may change places now between pages with frames of a pool, without a free page of it. Each
-    /// tier must have one node: else the pools of its nodes would change among themselves.
+    /// Bytes that may change places now between pages with frames of a pool, without a free page of it.
+    /// Each tier must have one node: else the pools of its nodes would change among themselves.
     pub(crate) fn pairs(&self, tiers: &Tiers, bounds: FastBounds, frame_bytes: u64) -> Room {
         let pairs = |nodes: &NodeSet, headroom_bytes| {
             let mut nodes = self.of(nodes);
