@@ -400,18 +400,10 @@ mod tests {
 
     use super::*;
     use crate::pools::NodePool;
-
-    fn tiers() -> Tiers {
-        Tiers {
-            fast: NodeSet::from_iter([NodeId(0)]),
-            slow: NodeSet::from_iter([NodeId(1)]),
-            fast_latency_ns: 80.0,
-            slow_latency_ns: 250.0,
-        }
-    }
+    use crate::tiers::tests::two_nodes;
 
     fn named(earlier: &Reading, later: &Reading) -> Vec<Named> {
-        Interval { earlier, later }.pathologies(Some(&tiers()))
+        Interval { earlier, later }.pathologies(Some(&two_nodes()))
     }
 
     #[test]

@@ -251,8 +251,18 @@ fn mean_latency_ns(nodes: &[NodeFacts], set: &NodeSet) -> Option<f64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Node 0 is fast and node 1 slow.
+    pub(crate) fn two_nodes() -> Tiers {
+        Tiers {
+            fast: NodeSet::from_iter([NodeId(0)]),
+            slow: NodeSet::from_iter([NodeId(1)]),
+            fast_latency_ns: 80.0,
+            slow_latency_ns: 250.0,
+        }
+    }
 
     const GIB: u64 = 1 << 30;
 

@@ -595,23 +595,14 @@ fn range_end(start: Gpa, bytes: u64) -> Result<u64, PinError> {
 mod tests {
     use super::*;
     use crate::{
-        addr::NodeSet,
         engine::WhenFull,
         map::{BlockIndex, MapRange, RamBlock},
         settings::{EngineSettings, Tier},
+        tiers::tests::two_nodes,
     };
 
     const GPA: u64 = 1 << 20;
     const HVA: u64 = 0x7f00_0000_0000;
-
-    fn tiers() -> Tiers {
-        Tiers {
-            fast: NodeSet::from_iter([NodeId(0)]),
-            slow: NodeSet::from_iter([NodeId(1)]),
-            fast_latency_ns: 80.0,
-            slow_latency_ns: 250.0,
-        }
-    }
 
     fn map(generation: u64, frames: u64) -> Arc<GuestMemoryMap> {
         let len = frames * BASE_PAGE;
@@ -655,7 +646,7 @@ mod tests {
             cpu_time: Duration::ZERO,
         };
         let mut moved = 0;
-        pages.take_scan(Time(0), &report, &tiers(), 0.5, &mut |_| moved += 1);
+        pages.take_scan(Time(0), &report, &two_nodes(), 0.5, &mut |_| moved += 1);
         assert_eq!(pages.check(), Ok(()));
         moved
     }
