@@ -52,15 +52,19 @@ pub(crate) struct Setup {
 const LEAST_SAMPLING: Duration = Duration::from_millis(1);
 
 impl Setup {
-    /// The pace of a source that tests pages, on the host or in the guest. It begins as set.
-    fn pace_keeper(&self) -> PaceKeeper {
-        let base = Pace {
+    /// The pace as set of a source that tests pages.
+    fn base_pace(&self) -> Pace {
+        Pace {
             sampling: self.damon.sampling,
             aggregation: self.damon.aggregation,
             max_regions: self.damon.max_regions,
             turns: None,
-        };
-        PaceKeeper::new(base, LEAST_SAMPLING, self.quiet_factor)
+        }
+    }
+
+    /// The pace of a source that tests pages, on the host or in the guest. It begins as set.
+    fn pace_keeper(&self) -> PaceKeeper {
+        PaceKeeper::new(self.base_pace(), LEAST_SAMPLING, self.quiet_factor)
     }
 }
 
@@ -69,6 +73,8 @@ impl Setup {
 pub(crate) struct Polled {
     /// Oldest first.
     pub(crate) batches: Vec<SampleBatch>,
+    /// What was found page by page in a small part of the guest, beside the batches.
+    pub(crate) grid: Option<SampleBatch>,
     /// Why nothing more will come; `None` while the source works.
     pub(crate) ended: Option<String>,
 }

@@ -76,6 +76,8 @@ use crate::{
 pub enum Event {
     /// What a source observed.
     Samples(SampleBatch),
+    /// What the source found page by page in a small part of the guest, beside its batches of ranges.
+    Grid(SampleBatch),
     /// The kernel's answer to [`Action::Scan`].
     Scanned(ScanReport),
     /// The kernel's answer to [`Action::Move`], or to a half of [`Action::MovePaired`].
@@ -141,6 +143,7 @@ impl VmEngine {
         let mut actions = Vec::new();
         match event {
             Event::Samples(batch) => self.take_samples(now, &batch),
+            Event::Grid(batch) => self.take_grid(now, &batch),
             Event::Scanned(report) => self.take_scan(now, &report),
             Event::Moved(report) => actions = self.take_moves(now, &report),
             Event::Nodes(nodes) => self.mover.rooms.set(nodes),
@@ -206,14 +209,29 @@ impl VmEngine {
     }
 
     fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
+        match self.refusal(batch) {
+            Some(reason) => self.evidence.refuse(batch, reason),
+            None => {
+                let half_life = self.orders.settings.half_life;
+                self.evidence.take(now, batch, half_life, &mut self.pages);
+            }
+        }
+    }
+
+    /// Why samples can't be used now.
+    fn refusal(&self, batch: &SampleBatch) -> Option<DropReason> {
         let generation = self.map().map(GuestMemoryMap::generation);
         if generation != Some(batch.map_generation) {
-            self.evidence.refuse(batch, DropReason::StaleMap);
-        } else if matches!(self.state(), VmState::Paused | VmState::GuestStopped) {
-            self.evidence.refuse(batch, DropReason::Paused);
-        } else {
-            let half_life = self.orders.settings.half_life;
-            self.evidence.take(now, batch, half_life, &mut self.pages);
+            return Some(DropReason::StaleMap);
+        }
+        let is_stopped = matches!(self.state(), VmState::Paused | VmState::GuestStopped);
+        is_stopped.then_some(DropReason::Paused)
+    }
+
+    fn take_grid(&mut self, now: Time, batch: &SampleBatch) {
+        match self.refusal(batch) {
+            Some(reason) => self.evidence.refuse(batch, reason),
+            None => self.evidence.take_grid(now, batch, &mut self.pages),
         }
     }
 

@@ -66,6 +66,11 @@ enum Op {
         first: u32,
         count: u32,
     },
+    Grid {
+        first: u32,
+        weight: f32,
+        is_believed: bool,
+    },
     Split(u32),
     Collapse(u32),
     /// Somebody else moves frames, or frees and allocates them.
@@ -104,6 +109,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(-1.0),
         1 => Just(0.0),
     ];
+    let grid_weight = weight.clone();
     // Often at the borders of huge pages, so that pins meet, are cut and hold parts of them.
     let place = prop_oneof![
         2 => prop::sample::select(vec![0, 100, 512, 1000, 1536]),
@@ -121,6 +127,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Unanswered),
         12 => (0..FRAMES, weight, prop::bool::weighted(0.1))
             .prop_map(|(hot, weight, stale)| Op::Samples { hot, weight, stale }),
+        4 => (0..FRAMES, grid_weight, prop::bool::weighted(0.9))
+            .prop_map(|(first, weight, is_believed)| Op::Grid { first, weight, is_believed }),
         1 => prop::bool::weighted(0.7).prop_map(Op::Source),
         1 => prop::bool::weighted(0.3).prop_map(Op::Stopped),
         1 => any::<bool>().prop_map(Op::Rest),
@@ -290,6 +298,11 @@ impl World {
                 }
             }
             Op::Samples { hot, weight, stale } => self.sample(hot, weight, stale),
+            Op::Grid {
+                first,
+                weight,
+                is_believed,
+            } => self.grid(first, weight, is_believed),
             Op::Source(up) => self.step(Event::Source(up.then_some(SourceKind::Damon))),
             Op::Stopped(stopped) => self.step(Event::Guest { stopped }),
             Op::Rest(at_rest) => self.step(Event::Rest(at_rest)),
@@ -384,6 +397,32 @@ impl World {
             period: 1,
             settled: true,
             map_generation: self.generation - u64::from(stale),
+            samples,
+            account: SampleAccount::default(),
+        }));
+    }
+
+    /// Looks at pages one by one, of which every seventh is used.
+    fn grid(&mut self, first: u32, weight: f32, is_believed: bool) {
+        let samples = (first..first + 512)
+            .map(|frame| AccessSample {
+                address: SampleAddress::Host(Hva(BASE + u64::from(frame) * BASE_PAGE)),
+                len: BASE_PAGE,
+                weight: if frame % 7 == 0 { weight } else { 0.0 },
+                kind: AccessKind::Any,
+            })
+            .collect();
+        self.step(Event::Grid(SampleBatch {
+            source: match is_believed {
+                true => SourceKind::Damon,
+                false => SourceKind::Ibs,
+            },
+            end: self.now,
+            span: Duration::from_millis(400),
+            tests: 20,
+            period: 1,
+            settled: true,
+            map_generation: self.generation,
             samples,
             account: SampleAccount::default(),
         }));

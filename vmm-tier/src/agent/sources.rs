@@ -304,6 +304,7 @@ impl Agent {
                 self.tap_batch(&batch);
                 return self.step(Event::Samples(batch));
             }
+            Report::Grid(batch) => return self.step(Event::Grid(batch)),
             Report::Up { sight, label } => {
                 tracing::info!(vm = self.vm.name, source = %kind, "{label}");
                 self.sources.up(kind, sight, label)

@@ -1,4 +1,7 @@
-//! DAMON as a source: at the pace that the guest needs, and in turns while it is at rest.
+//! DAMON as a source: at the pace that the guest needs, in turns while it is at rest, and page by page
+//! where regions can't tell hot from cold.
+
+mod grids;
 
 use std::{
     sync::Arc,
@@ -13,12 +16,13 @@ use tier_core::{
 };
 use tier_sys::{
     damon::{
-        DamonSettings,
+        DamonSettings, Pieces,
         source::{DamonSource, DamonSourceError},
     },
     wait::Wait,
 };
 
+use self::grids::Grids;
 use super::{Polled, Setup, Source, turn::Turn};
 
 /// How late a report may be noticed.
@@ -36,6 +40,7 @@ struct Damon {
     turn: Turn,
     /// Before this no report is to come.
     next_report: Instant,
+    grids: Grids,
 }
 
 /// How long a kdamond goes on as it was when DAMON was busy, before it is asked again. Each commit keeps
@@ -72,6 +77,7 @@ pub(crate) fn open(setup: &Setup, map: &Arc<GuestMemoryMap>) -> anyhow::Result<B
         owed: Owed::default(),
         turn: Turn::watch(),
         next_report: Instant::now(),
+        grids: Grids::new(map),
     };
     damon.watch()?;
     Ok(Box::new(damon))
@@ -105,7 +111,10 @@ impl Damon {
         DamonSettings {
             sampling,
             aggregation,
-            by_huge_page: fit && self.pace.is_quickened(),
+            pieces: match fit && self.pace.is_quickened() {
+                true => Pieces::HugePages,
+                false => Pieces::Even,
+            },
             ..self.setup.damon.with_regions(bytes, max_regions)
         }
     }
@@ -191,12 +200,14 @@ impl Source for Damon {
         let Some(source) = &mut self.watching else {
             return Ok(Polled::default());
         };
-        let mut poll = source.poll(wait.at_most(left.max(NOTICED_WITHIN)))?;
+        let left = left.max(NOTICED_WITHIN).min(self.grids.due_in());
+        let mut poll = source.poll(wait.at_most(left))?;
         let mut changed = None;
         for batch in &mut poll.batches {
             self.turn.report();
             batch.settled = self.pace.is_settled(batch);
             changed = self.pace.observe(batch).or(changed);
+            self.grids.observe(batch);
             // The report may have waited; the kdamond is never early.
             let next = self.pace.pace().aggregation.saturating_sub(NOTICED_WITHIN);
             self.next_report = Instant::now() + next;
@@ -212,25 +223,33 @@ impl Source for Damon {
         let ended = poll.ended.then(|| {
             "DAMON stopped watching: QEMU ended, or someone turned the kdamond off".to_owned()
         });
+        // Where all is found used, the pace quickens: pages of a grid would be found used alike.
+        let may_watch = ended.is_none() && !self.pace.is_quickened();
+        let grid = self.grids.advance(&self.setup, may_watch);
         Ok(Polled {
             batches: poll.batches,
+            grid,
             ended,
         })
     }
 
     fn set_map(&mut self, map: &Arc<GuestMemoryMap>) -> anyhow::Result<()> {
         self.map = Arc::clone(map);
+        self.grids.set_map(map);
         self.owed.ranges = true;
         self.set_intervals()
     }
 
     fn set_quiet(&mut self, quiet: bool) -> anyhow::Result<()> {
         self.pace.set_quiet(quiet);
+        self.grids.set_quiet(quiet);
         self.set_intervals()
     }
 
     fn stop(self: Box<Self>) -> anyhow::Result<()> {
-        self.watching.map_or(Ok(()), |source| Ok(source.stop()?))
+        let grids = self.grids.stop();
+        self.watching.map_or(Ok(()), DamonSource::stop)?;
+        Ok(grids?)
     }
 }
 

@@ -318,7 +318,11 @@ impl Source for GuestAgent {
         // An agent that is silent within its session may go on at any time: the guest may be stopped.
         let alone = self.peer.session.is_none() && self.silence() >= ALONE_AFTER;
         let ended = alone.then(|| self.why_alone());
-        Ok(Polled { batches, ended })
+        Ok(Polled {
+            batches,
+            ended,
+            ..Polled::default()
+        })
     }
 
     fn set_map(&mut self, map: &Arc<GuestMemoryMap>) -> anyhow::Result<()> {

@@ -48,6 +48,8 @@ pub(crate) enum Report {
     Label(String),
     /// Samples.
     Batch(SampleBatch),
+    /// What was found page by page in a small part of the guest.
+    Grid(SampleBatch),
     /// The source can't be opened or ended, and why.
     Down(String),
     /// The thread ended by itself, which it never should.
@@ -283,7 +285,10 @@ impl Sampler {
                 bell: Some(&self.bell),
             })?;
             for batch in polled.batches {
-                self.deliver(batch);
+                self.deliver(batch, Report::Batch);
+            }
+            if let Some(grid) = polled.grid {
+                self.deliver(grid, Report::Grid);
             }
             if let Some(why) = polled.ended {
                 anyhow::bail!(why);
@@ -302,10 +307,12 @@ impl Sampler {
         }
     }
 
-    fn deliver(&mut self, mut batch: SampleBatch) {
+    fn deliver(&mut self, mut batch: SampleBatch, report: fn(SampleBatch) -> Report) {
         batch.account.add(&std::mem::take(&mut self.unsent));
-        let report = (self.kind, Report::Batch(batch));
-        if let Err(TrySendError::Full((_, Report::Batch(batch)))) = self.out.try_send(report) {
+        let report = (self.kind, report(batch));
+        if let Err(TrySendError::Full((_, Report::Batch(batch) | Report::Grid(batch)))) =
+            self.out.try_send(report)
+        {
             self.unsent = batch.account;
             self.unsent
                 .drop_records(DropReason::QueueFull, batch.samples.len() as u64);

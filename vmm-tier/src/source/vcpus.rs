@@ -175,6 +175,7 @@ impl<D: Decode> Source for VcpuSource<D> {
         Ok(Polled {
             batches: self.batch().into_iter().collect(),
             ended,
+            ..Polled::default()
         })
     }
 

@@ -21,7 +21,7 @@ use crate::{
     sysroot::{SysRoot, SysRootError},
 };
 use admin::{Admin, AdminFiles, SysfsFiles};
-pub use settings::{DamonSettings, Operations};
+pub use settings::{DamonSettings, Operations, Pieces};
 pub use slot_use::{SlotRecord, SlotUse};
 pub use slots::Reclaimed;
 use slots::Slots;
@@ -312,7 +312,7 @@ impl Kdamond {
         settings.check()?;
         // What stands in the target's region list are the pieces that it began with: to commit those
         // would undo what DAMON has learned. Huge pages are where they are.
-        if settings.by_huge_page {
+        if settings.pieces == Pieces::HugePages {
             let pieces = settings::in_pieces(&self.ranges, settings);
             self.admin.update_ranges(self.slot, &pieces)?;
         } else {

@@ -13,6 +13,7 @@ pub(crate) mod access_stats;
 pub(crate) mod bias;
 mod change;
 pub(crate) mod expected_heat;
+pub(crate) mod grids;
 pub(crate) mod half_life;
 mod intake;
 pub(crate) mod sources;
@@ -24,6 +25,7 @@ use self::{
     bias::{Bias, TierBias},
     change::{ChangeDetector, Looks},
     expected_heat::ExpectedHeat,
+    grids::Grids,
     half_life::HalfLife,
     intake::{Intake, Terms},
     sources::SourceAccounts,
@@ -46,6 +48,7 @@ pub(super) struct Evidence {
     expected_heat: ExpectedHeat,
     half_life: HalfLife,
     change: ChangeDetector,
+    pub(super) grids: Grids,
     /// Time for which the believed source has watched with a settled pace.
     observed: Duration,
     /// Whether the last batch told hot from warm.
@@ -63,6 +66,7 @@ impl Evidence {
             expected_heat: ExpectedHeat::default(),
             half_life: HalfLife::new(half_life),
             change: ChangeDetector::default(),
+            grids: Grids::default(),
             observed: Duration::ZERO,
             settled: false,
             at_rest: false,
@@ -103,6 +107,7 @@ impl Evidence {
         self.bias.forget_pages();
         self.half_life.forget_pages();
         self.change.forget();
+        self.grids.forget();
     }
 
     /// Accounts for a batch that is not used.
@@ -142,8 +147,14 @@ impl Evidence {
         if may_be_biased {
             self.bias.begin(batch);
         }
-        let intake =
-            Intake::new(terms, pages, &mut self.half_life, &mut self.bias).feed(&batch.samples);
+        let intake = Intake::new(
+            terms,
+            pages,
+            &self.grids,
+            &mut self.half_life,
+            &mut self.bias,
+        )
+        .feed(&batch.samples);
         let records = batch.samples.len() as u64;
         let account = self.sources.account(source);
         account.accept(intake.accepted);
@@ -188,6 +199,21 @@ impl Evidence {
         self.settled = batch.settled;
         if batch.settled {
             self.observed = self.observed.saturating_add(batch.span);
+        }
+    }
+
+    /// Takes what the believed source found page by page beside its batches. Every record is accounted for.
+    pub(super) fn take_grid(&mut self, now: Time, batch: &SampleBatch, pages: &mut GuestPages) {
+        let account = self.sources.account(batch.source);
+        account.add(&batch.account);
+        account.accept(batch.samples.len() as u64);
+        let is_believed = self.sources.main == Some(batch.source);
+        let is_changed = is_believed
+            && self
+                .grids
+                .learn(now, batch, self.at_rest, &self.stats, pages);
+        if is_changed && self.at_rest {
+            self.change.notice();
         }
     }
 

@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tier_core::{
+    damon_grid::{CHECK_EVERY, Grid, GridPicker},
     damon_pace::{Pace, PaceKeeper},
     engine::{Event, VmState},
     random::Random,
@@ -20,7 +21,7 @@ use tier_replay::{
 
 use crate::{
     clock::{self, Ticks, ticks},
-    damon::{Damon, Report},
+    damon::{Damon, GridLooks, Report},
     rules::{Rival, Rule},
 };
 
@@ -88,6 +89,10 @@ pub(crate) struct Agent {
     damon: Result<Damon, Random>,
     /// When the turn began, and whether a report came in it.
     turn: (Ticks, bool),
+    picker: GridPicker,
+    grid: Option<(Grid, GridLooks)>,
+    /// No grid begins before.
+    next_grid: Ticks,
     rival: Rival,
     changes: u64,
     /// Moved bytes and changes when something stirred last, and when that was.
@@ -111,6 +116,10 @@ impl Agent {
         let mut engine = EngineHost::new(&host, HALF_LIFE);
         engine.give(Time(0), Event::Source(Some(SourceKind::Damon)), &mut host);
         let keeper = PaceKeeper::new(BASE, LEAST_SAMPLING, QUIET_FACTOR);
+        let mut picker = GridPicker::default();
+        if let Some(map) = engine.engine().map() {
+            picker.set_map(map);
+        }
         let mut agent = Self {
             rule,
             until,
@@ -120,6 +129,9 @@ impl Agent {
             is_late,
             damon: Err(Random::new(seed)),
             turn: (0, false),
+            picker,
+            grid: None,
+            next_grid: 0,
             rival: Rival::new(rule),
             changes: 0,
             stirred: (0, 0, 0),
@@ -135,7 +147,11 @@ impl Agent {
     /// When it has something to do next.
     pub(crate) fn due(&self) -> Ticks {
         let damon = self.damon.as_ref().map_or(Ticks::MAX, Damon::due);
-        let due = self.next_tick.min(damon);
+        let grid = self
+            .grid
+            .as_ref()
+            .map_or(Ticks::MAX, |(_, looks)| looks.due());
+        let due = self.next_tick.min(damon).min(grid);
         if due < self.until { due } else { Ticks::MAX }
     }
 
@@ -147,10 +163,19 @@ impl Agent {
         {
             self.take(now, &report);
         }
+        if let Some((grid, looks)) = &mut self.grid
+            && now >= looks.due()
+            && let Some(report) = looks.look(now, used)
+        {
+            let grid = *grid;
+            self.grid = None;
+            self.take_grid(now, grid, &report);
+        }
         if now >= self.next_tick {
             self.next_tick = now + AGENT_TICK;
             self.give(now, Event::Tick);
             self.look_for_rest(now);
+            self.begin_grid(now);
             self.take_turns(now);
         }
     }
@@ -181,7 +206,7 @@ impl Agent {
         self.engine.give(end, event, &mut self.host);
     }
 
-    fn take(&mut self, now: Ticks, report: &Report) {
+    fn batch(&self, now: Ticks, report: &Report) -> SampleBatch {
         let page_bytes = self.host.guest().page_bytes(0);
         let samples = report.regions.iter().filter_map(|region| {
             Some(AccessSample {
@@ -191,7 +216,7 @@ impl Agent {
                 kind: AccessKind::Any,
             })
         });
-        let mut batch = SampleBatch {
+        SampleBatch {
             source: SourceKind::Damon,
             end: clock::time(now),
             span: report.span,
@@ -201,7 +226,12 @@ impl Agent {
             map_generation: self.engine.map_generation(),
             samples: samples.collect(),
             account: SampleAccount::default(),
-        };
+        }
+    }
+
+    fn take(&mut self, now: Ticks, report: &Report) {
+        let mut batch = self.batch(now, report);
+        self.picker.observe(&batch);
         batch.settled = self.keeper.is_settled(&batch);
         if self.keeper.observe(&batch).is_some() {
             self.set_pace();
@@ -221,13 +251,44 @@ impl Agent {
             }
         };
         if alarm {
-            self.changes += 1;
-            self.log.alarms.push(Alarm {
-                at: now,
-                from_rest: self.rests_since.is_some(),
-            });
+            self.alarm(now);
         }
         self.take_turns(now);
+        self.begin_grid(now);
+    }
+
+    /// `source/damon/grids.rs`.
+    fn begin_grid(&mut self, now: Ticks) {
+        if self.grid.is_some() || self.keeper.is_quickened() || now < self.next_grid {
+            return;
+        }
+        let is_at_rest = self.rests_since.is_some();
+        if is_at_rest {
+            self.next_grid = now + ticks(CHECK_EVERY);
+        }
+        if let Some((grid, pace)) = self.picker.pick(&BASE, is_at_rest) {
+            let pages = self.engine.pages(grid.start, grid.bytes);
+            self.grid = Some((grid, GridLooks::start(pages, &pace, now)));
+        }
+    }
+
+    fn take_grid(&mut self, now: Ticks, grid: Grid, report: &Report) {
+        let batch = self.batch(now, report);
+        let is_at_rest = self.rests_since.is_some();
+        if !is_at_rest {
+            self.picker.learn(grid, &batch);
+        }
+        self.give(now, Event::Grid(batch));
+        if self.rule == Rule::InUse && self.engine.engine().changes() > self.changes {
+            self.alarm(now);
+        }
+        self.begin_grid(now);
+    }
+
+    fn alarm(&mut self, at: Ticks) {
+        self.changes += 1;
+        let from_rest = self.rests_since.is_some();
+        self.log.alarms.push(Alarm { at, from_rest });
     }
 
     /// `Idle::look`.
@@ -247,7 +308,16 @@ impl Agent {
                 Some(since) => self.log.rests.push((since, now)),
                 None => self.rests_since = Some(now),
             }
+            self.give(now, Event::Rest(quiet));
             self.keeper.set_quiet(quiet);
+            self.grid = None;
+            self.next_grid = match quiet {
+                true => now + ticks(CHECK_EVERY),
+                false => now,
+            };
+            if !quiet {
+                self.picker.forget();
+            }
             self.set_pace();
         }
     }

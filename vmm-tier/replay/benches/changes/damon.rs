@@ -272,3 +272,54 @@ impl Damon {
         self.regions = regions;
     }
 }
+
+/// Looks at each page of a small part of the guest for one report, beside the regions.
+pub(crate) struct GridLooks {
+    first: u32,
+    counts: Vec<u32>,
+    every: Ticks,
+    looks: u32,
+    looked: u32,
+    last_look: Ticks,
+}
+
+impl GridLooks {
+    /// Looks at these pages from `now` on.
+    pub(crate) fn start(pages: std::ops::Range<u32>, pace: &Pace, now: Ticks) -> Self {
+        Self {
+            first: pages.start,
+            counts: vec![0; pages.len()],
+            every: ticks(pace.sampling),
+            looks: pace.aggregation.div_duration_f64(pace.sampling) as u32,
+            looked: 0,
+            last_look: now,
+        }
+    }
+
+    /// When it has something to do next.
+    pub(crate) const fn due(&self) -> Ticks {
+        self.last_look + self.every
+    }
+
+    /// Looks at each page. Returns a report, of a region for each page, at the end.
+    pub(crate) fn look(&mut self, now: Ticks, used: &[Ticks]) -> Option<Report> {
+        let used = &used[self.first as usize..];
+        for (count, used) in self.counts.iter_mut().zip(used) {
+            *count += u32::from(*used > self.last_look);
+        }
+        self.last_look = now;
+        self.looked += 1;
+        (self.looked == self.looks).then(|| Report {
+            regions: (self.first..)
+                .zip(&self.counts)
+                .map(|(first, &accesses)| Region {
+                    first,
+                    end: first + 1,
+                    accesses,
+                })
+                .collect(),
+            tests: self.looks,
+            span: crate::clock::duration(self.every * self.looks),
+        })
+    }
+}

@@ -3,7 +3,7 @@
 //! Nothing of it is modelled: [`VmEngine`] gets the events it gets beside a guest, and its actions
 //! (moves, look-ups of placement) are carried out on the [`Host`] at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, Hva, NodeId, NodeSet},
@@ -81,6 +81,19 @@ impl EngineHost {
     #[must_use]
     pub fn hva(&self, page: u32) -> Option<Hva> {
         self.places.hva(page)
+    }
+
+    /// The pages that stand in a range of the engine's address space, up to where their size or their place
+    /// in the guest changes.
+    #[must_use]
+    pub fn pages(&self, hva: Hva, bytes: u64) -> Range<u32> {
+        let (Some((first, page_bytes)), Some(last)) = (
+            self.places.page(hva),
+            self.places.page(Hva(hva.0 + bytes - 1)),
+        ) else {
+            return 0..0;
+        };
+        first..last.0.max(first) + u32::from(page_bytes == last.1)
     }
 
     /// Gives the engine an event and carries out what it asks for, until it asks for no more.

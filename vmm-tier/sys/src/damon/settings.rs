@@ -19,6 +19,18 @@ pub enum Operations {
     Physical,
 }
 
+/// What regions a kdamond begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pieces {
+    /// Pieces of one size, a third of the most regions.
+    #[default]
+    Even,
+    /// Each aligned 2 MiB, at the start and whenever the settings change: for memory in huge pages.
+    HugePages,
+    /// Each 4 KiB.
+    Pages,
+}
+
 /// How DAMON samples, and what its numbers do (mm/damon/core.c of 6.12).
 ///
 /// In each sampling interval it looks at *one* random 4 KiB page of each region and counts if that
@@ -58,9 +70,8 @@ pub struct DamonSettings {
     pub min_regions: u64,
     /// Regions at most.
     pub max_regions: u64,
-    /// Whether each aligned 2 MiB begins as a region of its own, at the start and whenever the settings
-    /// change: for memory in huge pages. To keep such regions apart, `min_regions` must be as many.
-    pub by_huge_page: bool,
+    /// The regions to begin with. To keep regions of pages apart, `min_regions` must be as many.
+    pub pieces: Pieces,
     /// What is watched.
     pub operations: Operations,
 }
@@ -73,7 +84,7 @@ impl Default for DamonSettings {
             update: Duration::from_secs(1),
             min_regions: 10,
             max_regions: 1200,
-            by_huge_page: false,
+            pieces: Pieces::Even,
             operations: Operations::Virtual,
         }
     }
@@ -91,6 +102,17 @@ impl DamonSettings {
     #[must_use]
     pub const fn fit_huge_pages(bytes: u64, max_regions: u64) -> bool {
         bytes.div_ceil(HUGE_PAGE) <= max_regions
+    }
+
+    /// A fixed grid: each of so many pages is a region, and stays one.
+    #[must_use]
+    pub fn grid(self, pages: u64) -> Self {
+        Self {
+            min_regions: pages.max(3),
+            max_regions: pages.max(3),
+            pieces: Pieces::Pages,
+            ..self
+        }
     }
 
     /// With `max_regions` regions at most for `bytes` of memory, and a quarter of that at least. Where
@@ -142,10 +164,10 @@ impl DamonSettings {
 pub(super) fn in_pieces(ranges: &[(u64, u64)], settings: &DamonSettings) -> Vec<(u64, u64)> {
     let total: u64 = ranges.iter().map(|(start, end)| end - start).sum();
     // A region is a folder in sysfs; beyond some thousand, making them takes longer than it saves.
-    let (wanted, unit) = if settings.by_huge_page {
-        (settings.max_regions, HUGE_PAGE)
-    } else {
-        (settings.max_regions / 3, BASE_PAGE)
+    let (wanted, unit) = match settings.pieces {
+        Pieces::Even => (settings.max_regions / 3, BASE_PAGE),
+        Pieces::HugePages => (settings.max_regions, HUGE_PAGE),
+        Pieces::Pages => (u64::MAX, BASE_PAGE),
     };
     let piece = total
         .div_ceil(wanted.clamp(1, 2048))
@@ -232,7 +254,7 @@ mod tests {
     fn in_pieces_when_by_huge_page_are_aligned() {
         let settings = DamonSettings {
             max_regions: 30,
-            by_huge_page: true,
+            pieces: Pieces::HugePages,
             ..DamonSettings::default()
         };
 
@@ -244,6 +266,16 @@ mod tests {
             (0x40_0000, 0x50_0000),
         ];
         assert_eq!(pieces, expected);
+    }
+
+    #[test]
+    fn in_pieces_when_a_grid_are_its_pages() {
+        let pages = 512;
+        let settings = DamonSettings::default().grid(pages);
+        assert_eq!(settings.check().map_err(|error| error.to_string()), Ok(()));
+        let pieces = in_pieces(&[(HUGE_PAGE, 2 * HUGE_PAGE)], &settings);
+        assert_eq!(pieces.len() as u64, pages);
+        assert!(pieces.iter().all(|(start, end)| end - start == BASE_PAGE));
     }
 
     #[test]

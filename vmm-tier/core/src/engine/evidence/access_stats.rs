@@ -164,6 +164,11 @@ impl AccessStats {
         (self.decay.boost(now) / self.looks).min(1.0)
     }
 
+    /// Looks at each page, decayed: the count of a page that was found used each time.
+    pub(crate) fn looks_at(&self, now: Time) -> f64 {
+        self.looks / self.decay.boost(now)
+    }
+
     /// Plain counts behind one decayed count of a source that counts accesses.
     pub(crate) fn plain_counts(&self, now: Time) -> f64 {
         let seconds = self.seconds / self.decay.boost(now);

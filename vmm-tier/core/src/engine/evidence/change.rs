@@ -148,6 +148,11 @@ impl ChangeDetector {
         self.noticed
     }
 
+    /// A change was noticed by other means.
+    pub(crate) const fn notice(&mut self) {
+        self.noticed += 1;
+    }
+
     /// Learns what is normal from the beginning: the counts come from another source, or the pages have
     /// other numbers.
     pub(crate) fn forget(&mut self) {

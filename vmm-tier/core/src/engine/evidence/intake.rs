@@ -3,7 +3,9 @@
 //! A source that samples accesses delivers millions of them, each on one page. Samples of the same
 //! weight reach the heaps together, so that their cache misses overlap. Ranges of pages come one by one.
 
-use super::{access_stats::accesses_a_look, bias::Bias, half_life::HalfLife};
+use std::ops::Range;
+
+use super::{access_stats::accesses_a_look, bias::Bias, grids::Grids, half_life::HalfLife};
 use crate::{
     addr::{BASE_PAGE, Hva},
     dual_heap::{PageId, Placement, Touched},
@@ -78,6 +80,7 @@ impl Taken {
 pub(super) struct Intake<'a> {
     terms: Terms,
     pages: &'a mut GuestPages,
+    grids: &'a Grids,
     half_life: &'a mut HalfLife,
     bias: &'a mut Bias,
     /// Single pages, by the weight that each is to have.
@@ -89,12 +92,14 @@ impl<'a> Intake<'a> {
     pub(super) fn new(
         terms: Terms,
         pages: &'a mut GuestPages,
+        grids: &'a Grids,
         half_life: &'a mut HalfLife,
         bias: &'a mut Bias,
     ) -> Self {
         Self {
             terms,
             pages,
+            grids,
             half_life,
             bias,
             singles: Vec::new(),
@@ -173,10 +178,7 @@ impl<'a> Intake<'a> {
             if ids.len() == 1 {
                 self.see(PageId(ids.start), weight);
             }
-            let heap = &mut self.pages.heap;
-            let touched = heap.sample_run(self.terms.at, ids.clone(), weight * share);
-            self.taken.count(touched, weight * share, &self.terms);
-            let is_whole = touched.pages() == ids.end - ids.start;
+            let is_whole = self.feed_run(ids.clone(), weight * share) == ids.end - ids.start;
             if !is_whole && self.taken.unplaced.len() < URGENT_PER_BATCH {
                 // One page of a run is enough: the kernel is asked for all that is around it.
                 let first = ids.map(PageId).find(|&id| self.is_unplaced(id));
@@ -184,6 +186,32 @@ impl<'a> Intake<'a> {
             }
         }
         covered
+    }
+
+    /// Adds to the pages of a run what a range's count says of each. Returns how many lie on a tier.
+    fn feed_run(&mut self, ids: Range<u32>, weight: f32) -> u32 {
+        let (terms, heap, taken) = (&self.terms, &mut self.pages.heap, &mut self.taken);
+        let mut pages = 0;
+        let mut feed = |ids, weight| {
+            let touched = heap.sample_run(terms.at, ids, weight);
+            taken.count(touched, weight, terms);
+            pages += touched.pages();
+        };
+        match terms.looks {
+            None => feed(ids, weight),
+            Some(looks) => {
+                let most = looks as f32 * terms.scale;
+                let missed = 1.0 - (weight / most).min(1.0);
+                self.grids.stretches(ids, |ids, factor| {
+                    let weight = match factor {
+                        1.0 => weight,
+                        factor => most * (1.0 - missed.powf(factor)),
+                    };
+                    feed(ids, weight);
+                });
+            }
+        }
+        pages
     }
 
     fn is_unplaced(&self, id: PageId) -> bool {

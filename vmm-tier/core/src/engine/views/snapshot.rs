@@ -52,6 +52,10 @@ crate::report! {
         /// Times that the guest's accesses turned to slow pages, which ends its rest.
         #[metric(counter = "access_changes", since = "the agent's start")]
         pub changes: u64,
+        /// Guest memory where hot pages of 4 KiB lie scattered among cold ones, as far as DAMON has looked
+        /// page by page. IBS or an agent in the guest would see such pages at once.
+        #[metric(gauge = "scattered_bytes")]
+        pub scattered_bytes: u64,
         /// Bytes promoted; each page's place was verified.
         #[metric(counter = "promoted_bytes", since = "the agent's start")]
         pub promoted_bytes: u64,
@@ -137,6 +141,7 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         hit_ratio: evidence.stats.hit_ratio(),
         tier_bias: evidence.tier_bias(),
         changes: evidence.changes(),
+        scattered_bytes: evidence.grids.bytes(),
         promoted_bytes: mover.totals.promoted_bytes,
         demoted_bytes: mover.totals.demoted_bytes,
         tried_pages: mover.totals.tried_pages,

@@ -1,0 +1,379 @@
+//! Which parts of the guest are looked at page by page, for a source that watches regions.
+//!
+//! ```text
+//! problem   DAMON tests one random page of a region. Hot pages that lie scattered among cold pages make
+//!           each region look warm, however long it is watched: no region is hot
+//! approach  beside its regions the source looks at each page of 2 MiB at a time (a *grid*), where regions
+//!           are found used at some looks only, hottest first. The next grid begins when one has ended
+//! result    pages of a grid differ by more than chance: the engine deals out each region's count by what
+//!           the grid found (`engine/evidence/grids.rs`). If they don't, the grid comes later again
+//! at rest   only grids whose pages differ are looked at again, a quarter of one at a time and for few
+//!           looks: does what is known still hold?
+//! cost      512 pages at each look of the base pace at work, 128 at four looks each 4 s at rest
+//! ```
+//!
+//! Worth: with scattered hot pages hits of 34 and 51 % become 91 and 92 %, with Zipf's popularity 65 and
+//! 74 % become 79 and 85 % (docs/results/changes.md).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    addr::{BASE_PAGE, HUGE_PAGE, Hva},
+    damon_pace::Pace,
+    map::GuestMemoryMap,
+    sample::{SampleAddress, SampleBatch},
+};
+
+/// Bytes of a grid. Each of its pages is a folder in sysfs, and their looks cost a quarter of those of the
+/// default 2000 regions.
+const GRID_BYTES: u64 = HUGE_PAGE;
+/// Bytes that are looked at to check a grid.
+const CHECK_BYTES: u64 = GRID_BYTES / 4;
+/// Looks of a check. A page that is used at most looks is told from an idle one by four of them.
+const CHECK_LOOKS: u32 = 4;
+/// Beside a guest at rest, checks begin this long after each other. Each costs some 2 ms of CPU for the
+/// files in sysfs and the looks.
+pub const CHECK_EVERY: Duration = Duration::from_secs(4);
+/// Regions that were found used at more than this share of looks have nothing to find: each of their
+/// pages is hot.
+const HOT: f64 = 0.9;
+/// Standard deviations by which the spread of counts in a grid is no chance. There are some grids a
+/// second for years.
+const CERTAIN: f64 = 6.0;
+/// Rounds for which a grid without a difference is passed over, at most; they double each time.
+const MOST_ROUNDS: u32 = 64;
+/// Grids that are remembered, at most: those of 128 GiB. Then all begins anew.
+const MOST_GRIDS: usize = 1 << 16;
+
+/// The share of the variance of `counts`, each of `looks` tests, that chance does not explain, in (0, 1].
+/// `None` where chance explains the variance, or nothing was used.
+///
+/// If all pages are used alike, counts are binomial, and the sum of (count − mean)² over the binomial
+/// variance is distributed as χ² with one degree less than pages: mean n − 1, variance 2 (n − 1) (index
+/// of dispersion; Fisher, "Statistical Methods for Research Workers", 1925, section 19).
+#[must_use]
+pub fn unevenness(counts: &[f64], looks: f64) -> Option<f64> {
+    let n = counts.len() as f64;
+    let mean = counts.iter().sum::<f64>() / n;
+    let chance = mean * (1.0 - mean / looks);
+    // Also false for what is no number.
+    if !(n > 1.0 && chance > 0.0) {
+        return None;
+    }
+    let sum: f64 = counts.iter().map(|count| (count - mean).powi(2)).sum();
+    let dispersion = sum / chance;
+    let certain = (dispersion - (n - 1.0)) / (2.0 * (n - 1.0)).sqrt() >= CERTAIN;
+    certain.then(|| 1.0 - (n - 1.0) / dispersion)
+}
+
+/// Pages to look at one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// First byte.
+    pub start: Hva,
+    /// Length in bytes, whole pages of 4 KiB.
+    pub bytes: u64,
+}
+
+impl Grid {
+    /// The pages.
+    #[must_use]
+    pub const fn pages(&self) -> u64 {
+        self.bytes / BASE_PAGE
+    }
+
+    const fn number(&self) -> u64 {
+        self.start.0 / GRID_BYTES
+    }
+}
+
+/// A grid that was looked at.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// The round from which on it is looked at again.
+    next: u32,
+    /// Rounds that it was passed over the last time: none where its pages differ.
+    passed: u32,
+}
+
+/// Finds the next grid. Pure: fed with the source's batches, asked for grids.
+#[derive(Clone, Debug, Default)]
+pub struct GridPicker {
+    /// Memory in pages of 4 KiB, by rising address: start and end.
+    ranges: Vec<(u64, u64)>,
+    /// Where regions were found used at some looks, hottest first: start and end.
+    warm: Vec<(u64, u64)>,
+    /// By number.
+    seen: BTreeMap<u64, Seen>,
+    round: u32,
+    /// The last grid that was to be checked, and the quarter of it.
+    checked: (u64, u64),
+}
+
+impl GridPicker {
+    /// Finds grids in the map's blocks of 4 KiB pages; what was found before is forgotten. Whether the
+    /// kernel has made huge pages of them is not known here: their pages are found used alike.
+    pub fn set_map(&mut self, map: &GuestMemoryMap) {
+        let blocks = map.blocks().iter();
+        let small = blocks.filter(|block| block.page_size == BASE_PAGE);
+        let mut ranges: Vec<_> = small
+            .map(|block| (block.hva.0, block.hva.0 + block.used))
+            .collect();
+        ranges.sort_unstable();
+        *self = Self {
+            ranges,
+            ..Self::default()
+        };
+    }
+
+    /// Takes note of what a batch of regions found.
+    pub fn observe(&mut self, batch: &SampleBatch) {
+        let looks = batch.looks();
+        let warm = batch.samples.iter().filter_map(|sample| {
+            let SampleAddress::Host(Hva(start)) = sample.address else {
+                return None;
+            };
+            let share = f64::from(sample.weight) / looks;
+            let is_warm = share > 0.0 && share <= HOT && sample.len > BASE_PAGE;
+            is_warm.then_some((share, start, start.saturating_add(sample.len)))
+        });
+        let mut warm: Vec<_> = warm.collect();
+        warm.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let ranges = warm.into_iter().map(|(_, start, end)| (start, end));
+        self.warm = ranges.collect();
+    }
+
+    /// What to look at now, and how: a grid for a report of the base pace, or beside a guest at rest a check.
+    /// To be asked once for each batch or [`CHECK_EVERY`], or when a grid has ended; `None` where nothing is
+    /// worth it now.
+    pub fn pick(&mut self, base: &Pace, is_at_rest: bool) -> Option<(Grid, Pace)> {
+        let (grid, aggregation) = match is_at_rest {
+            true => (self.next_to_check()?, base.sampling * CHECK_LOOKS),
+            false => (self.next()?, base.aggregation),
+        };
+        let pace = Pace {
+            aggregation,
+            max_regions: grid.pages(),
+            turns: None,
+            ..*base
+        };
+        Some((grid, pace))
+    }
+
+    /// The next grid; `None` where no region is worth it now.
+    fn next(&mut self) -> Option<Grid> {
+        let due = self.first_due();
+        if due.is_none() {
+            self.round += 1;
+        }
+        due.or_else(|| self.first_due())
+    }
+
+    fn first_due(&self) -> Option<Grid> {
+        let numbers = |&(start, end): &(u64, u64)| start / GRID_BYTES..end.div_ceil(GRID_BYTES);
+        let is_due = |number: &u64| {
+            let seen = self.seen.get(number);
+            seen.is_none_or(|seen| seen.next <= self.round)
+        };
+        let due = self.warm.iter().flat_map(numbers).filter(is_due);
+        due.filter_map(|number| self.clip(number * GRID_BYTES, GRID_BYTES))
+            .next()
+    }
+
+    /// A part of a grid whose pages were found to differ, of all such grids in turn; `None` where there is
+    /// none.
+    fn next_to_check(&mut self) -> Option<Grid> {
+        let (last, quarter) = self.checked;
+        let after = self.seen.range(last + 1..);
+        let mut all = after.chain(self.seen.range(..=last));
+        let (&number, _) = all.find(|(_, seen)| seen.passed == 0)?;
+        self.checked = (number, (quarter + 1) % (GRID_BYTES / CHECK_BYTES));
+        self.clip(number * GRID_BYTES + quarter * CHECK_BYTES, CHECK_BYTES)
+    }
+
+    /// The part of some bytes that lies in a range.
+    fn clip(&self, start: u64, bytes: u64) -> Option<Grid> {
+        let after = self.ranges.partition_point(|range| range.1 <= start);
+        let &(from, to) = self.ranges.get(after)?;
+        let (from, to) = (from.max(start), to.min(start + bytes));
+        (from < to).then(|| Grid {
+            start: Hva(from),
+            bytes: to - from,
+        })
+    }
+
+    /// Takes note of what a grid found, but for a check.
+    pub fn learn(&mut self, grid: Grid, batch: &SampleBatch) {
+        if self.seen.len() >= MOST_GRIDS {
+            self.seen.clear();
+        }
+        let counts = batch.samples.iter();
+        let counts: Vec<f64> = counts.map(|sample| f64::from(sample.weight)).collect();
+        let even = unevenness(&counts, batch.tests.into()).is_none();
+        let passed = self.seen.get(&grid.number()).map_or(0, |seen| seen.passed);
+        let passed = match even {
+            true => (2 * passed + 1).min(MOST_ROUNDS),
+            false => 0,
+        };
+        let next = self.round + 1 + passed;
+        self.seen.insert(grid.number(), Seen { next, passed });
+    }
+
+    /// The guest may do something else: each grid is due.
+    pub fn forget(&mut self) {
+        self.seen.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        random::Random,
+        sample::{AccessKind, AccessSample, SampleAccount, SourceKind},
+        time::Time,
+    };
+
+    const LOOKS: u32 = 20;
+
+    /// Samples of `len` bytes that follow each other from `start` on.
+    fn batch(start: u64, len: u64, counts: &[f64]) -> SampleBatch {
+        let samples = (0..).zip(counts).map(|(i, &count)| AccessSample {
+            address: SampleAddress::Host(Hva(start + i * len)),
+            len,
+            weight: count as f32,
+            kind: AccessKind::Any,
+        });
+        SampleBatch {
+            source: SourceKind::Damon,
+            end: Time(0),
+            span: Duration::from_millis(400),
+            tests: LOOKS,
+            period: 1,
+            settled: true,
+            map_generation: 1,
+            samples: samples.collect(),
+            account: SampleAccount::default(),
+        }
+    }
+
+    /// Counts of pages that are found used at these shares of looks, in turns.
+    fn counts(random: &mut Random, shares: &[f64]) -> Vec<f64> {
+        let of_page = |i: usize| {
+            let share = shares[i % shares.len()];
+            let found = (0..LOOKS).filter(|_| random.share() < share);
+            found.count() as f64
+        };
+        (0..512).map(of_page).collect()
+    }
+
+    #[test]
+    fn unevenness_when_pages_are_used_alike_is_none() {
+        let mut random = Random::new(1);
+        for share in [0.002, 0.05, 0.3, 0.7, 0.95] {
+            for _ in 0..200 {
+                let counts = counts(&mut random, &[share]);
+                assert_eq!(unevenness(&counts, LOOKS.into()), None, "{share}");
+            }
+        }
+        assert_eq!(unevenness(&[], 20.0), None);
+        assert_eq!(unevenness(&[3.0], 20.0), None);
+        assert_eq!(unevenness(&[0.0; 512], 20.0), None);
+        assert_eq!(unevenness(&[20.0; 512], 20.0), None);
+    }
+
+    #[test]
+    fn unevenness_when_one_page_in_eight_is_hot_explains_most() {
+        let mut random = Random::new(2);
+        let mut shares = [0.02; 8];
+        for (hot, least) in [(0.7, 0.85), (0.3, 0.6), (0.15, 0.2)] {
+            shares[3] = hot;
+            let explained = unevenness(&counts(&mut random, &shares), LOOKS.into());
+            assert!(
+                explained.is_some_and(|share| share > least),
+                "{explained:?}"
+            );
+        }
+    }
+
+    fn picker(ranges: &[(u64, u64)]) -> GridPicker {
+        GridPicker {
+            ranges: ranges.to_vec(),
+            ..GridPicker::default()
+        }
+    }
+
+    #[test]
+    fn next_when_regions_are_warm_takes_each_grid_of_them_hottest_first() {
+        let mut picker = picker(&[(GRID_BYTES, 5 * GRID_BYTES)]);
+        // Hot, idle, warm and warmest.
+        picker.observe(&batch(GRID_BYTES, GRID_BYTES, &[20.0, 0.0, 3.0, 9.0]));
+        let uneven = batch(0, BASE_PAGE, &counts(&mut Random::new(3), &[0.6, 0.0]));
+        for round in 0..3 {
+            for number in [4, 3] {
+                let grid = picker.next().unwrap();
+                assert_eq!((grid.number(), grid.pages()), (number, 512), "{round}");
+                picker.learn(grid, &uneven);
+            }
+        }
+    }
+
+    #[test]
+    fn next_when_grids_are_even_passes_over_them_longer_each_time() {
+        let mut picker = picker(&[(0, GRID_BYTES)]);
+        picker.observe(&batch(0, GRID_BYTES, &[9.0]));
+        let even = batch(0, BASE_PAGE, &[9.0; 512]);
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            let asked = (0..).find_map(|asked| picker.next().map(|grid| (asked, grid)));
+            let (asked, grid) = asked.unwrap();
+            waits.push(asked);
+            picker.learn(grid, &even);
+        }
+        assert_eq!(waits, [0, 1, 3, 7, 15, 31, 63, 64, 64]);
+        assert_eq!(picker.next_to_check(), None);
+        picker.forget();
+        assert!(picker.next().is_some());
+    }
+
+    #[test]
+    fn next_when_a_grid_reaches_over_a_range_stays_inside() {
+        let range = (GRID_BYTES + 3 * BASE_PAGE, GRID_BYTES + 9 * BASE_PAGE);
+        let mut picker = picker(&[range]);
+        picker.observe(&batch(0, 4 * GRID_BYTES, &[9.0]));
+        let grid = picker.next().unwrap();
+        assert_eq!((grid.start.0, grid.start.0 + grid.bytes), range);
+        // Pages of other sizes lie in none of the ranges.
+        picker.observe(&batch(8 * GRID_BYTES, GRID_BYTES, &[9.0]));
+        assert_eq!(picker.next(), None);
+    }
+
+    #[test]
+    fn next_to_check_when_grids_are_uneven_takes_parts_of_all_in_turn() {
+        let mut picker = picker(&[(0, 4 * GRID_BYTES)]);
+        picker.observe(&batch(0, GRID_BYTES, &[9.0; 4]));
+        for _ in 0..4 {
+            let grid = picker.next().unwrap();
+            let shares: &[f64] = if grid.number() == 2 {
+                &[0.5]
+            } else {
+                &[0.6, 0.0]
+            };
+            picker.learn(
+                grid,
+                &batch(0, BASE_PAGE, &counts(&mut Random::new(4), shares)),
+            );
+        }
+        let checked: Vec<Grid> = (0..8).filter_map(|_| picker.next_to_check()).collect();
+        let numbers: Vec<u64> = checked.iter().map(Grid::number).collect();
+        assert_eq!(numbers, [1, 3, 0, 1, 3, 0, 1, 3]);
+        assert!(checked.iter().all(|grid| grid.bytes == CHECK_BYTES));
+        let quarters: Vec<u64> = checked
+            .iter()
+            .map(|grid| grid.start.0 % GRID_BYTES / CHECK_BYTES)
+            .collect();
+        assert_eq!(quarters, [0, 1, 2, 3, 0, 1, 2, 3]);
+    }
+}
