@@ -5,7 +5,7 @@
 //!           each region look warm, however long it is watched: no region is hot
 //! approach  beside its regions the source looks at each page of 2 MiB at a time (a *grid*), where regions
 //!           are found used at some looks only, hottest first. The next grid begins when one has ended
-//! result    pages of a grid differ by more than chance: the engine deals out each region's count by what
+//! result    hot and cold pages lie mixed in it, by more than chance: the engine deals out each region's count by what
 //!           the grid found (`engine/evidence/grids.rs`). If they don't, the grid comes later again
 //! at rest   only grids whose pages differ are looked at again, a quarter of one at a time and for few
 //!           looks: does what is known still hold?
@@ -40,19 +40,22 @@ const HOT: f64 = 0.9;
 /// Standard deviations by which the spread of counts in a grid is no chance. There are some grids a
 /// second for years.
 const CERTAIN: f64 = 6.0;
+/// So many stretches of hot and of cold pages in a grid have regions of their own: nothing lies scattered.
+const MOST_STRETCHES: usize = 8;
 /// Rounds for which a grid without a difference is passed over, at most; they double each time.
 const MOST_ROUNDS: u32 = 64;
 /// Grids that are remembered, at most: those of 128 GiB. Then all begins anew.
 const MOST_GRIDS: usize = 1 << 16;
 
-/// The share of the variance of `counts`, each of `looks` tests, that chance does not explain, in (0, 1].
-/// `None` where chance explains the variance, or nothing was used.
+/// The share of the variance of `counts`, of pages in their order and of `looks` tests each, that chance does
+/// not explain, in (0, 1]. `None` where chance explains the variance, where nothing was used, or where
+/// used pages lie together.
 ///
 /// If all pages are used alike, counts are binomial, and the sum of (count − mean)² over the binomial
 /// variance is distributed as χ² with one degree less than pages: mean n − 1, variance 2 (n − 1) (index
 /// of dispersion; Fisher, "Statistical Methods for Research Workers", 1925, section 19).
 #[must_use]
-pub fn unevenness(counts: &[f64], looks: f64) -> Option<f64> {
+pub fn scatter(counts: &[f64], looks: f64) -> Option<f64> {
     let n = counts.len() as f64;
     let mean = counts.iter().sum::<f64>() / n;
     let chance = mean * (1.0 - mean / looks);
@@ -63,7 +66,13 @@ pub fn unevenness(counts: &[f64], looks: f64) -> Option<f64> {
     let sum: f64 = counts.iter().map(|count| (count - mean).powi(2)).sum();
     let dispersion = sum / chance;
     let certain = (dispersion - (n - 1.0)) / (2.0 * (n - 1.0)).sqrt() >= CERTAIN;
-    certain.then(|| 1.0 - (n - 1.0) / dispersion)
+    (certain && stretches(counts, mean) > MOST_STRETCHES).then(|| 1.0 - (n - 1.0) / dispersion)
+}
+
+/// Stretches of counts above the mean or not.
+fn stretches(counts: &[f64], mean: f64) -> usize {
+    let sides = counts.chunk_by(|a, b| (*a > mean) == (*b > mean));
+    sides.count()
 }
 
 /// Pages to look at one by one.
@@ -209,7 +218,7 @@ impl GridPicker {
         }
         let counts = batch.samples.iter();
         let counts: Vec<f64> = counts.map(|sample| f64::from(sample.weight)).collect();
-        let even = unevenness(&counts, batch.tests.into()).is_none();
+        let even = scatter(&counts, batch.tests.into()).is_none();
         let passed = self.seen.get(&grid.number()).map_or(0, |seen| seen.passed);
         let passed = match even {
             true => (2 * passed + 1).min(MOST_ROUNDS),
@@ -270,32 +279,44 @@ mod tests {
     }
 
     #[test]
-    fn unevenness_when_pages_are_used_alike_is_none() {
+    fn scatter_when_pages_are_used_alike_is_none() {
         let mut random = Random::new(1);
         for share in [0.002, 0.05, 0.3, 0.7, 0.95] {
             for _ in 0..200 {
                 let counts = counts(&mut random, &[share]);
-                assert_eq!(unevenness(&counts, LOOKS.into()), None, "{share}");
+                assert_eq!(scatter(&counts, LOOKS.into()), None, "{share}");
             }
         }
-        assert_eq!(unevenness(&[], 20.0), None);
-        assert_eq!(unevenness(&[3.0], 20.0), None);
-        assert_eq!(unevenness(&[0.0; 512], 20.0), None);
-        assert_eq!(unevenness(&[20.0; 512], 20.0), None);
+        assert_eq!(scatter(&[], 20.0), None);
+        assert_eq!(scatter(&[3.0], 20.0), None);
+        assert_eq!(scatter(&[0.0; 512], 20.0), None);
+        assert_eq!(scatter(&[20.0; 512], 20.0), None);
     }
 
     #[test]
-    fn unevenness_when_one_page_in_eight_is_hot_explains_most() {
+    fn scatter_when_one_page_in_eight_is_hot_explains_most() {
         let mut random = Random::new(2);
         let mut shares = [0.02; 8];
         for (hot, least) in [(0.7, 0.85), (0.3, 0.6), (0.15, 0.2)] {
             shares[3] = hot;
-            let explained = unevenness(&counts(&mut random, &shares), LOOKS.into());
+            let explained = scatter(&counts(&mut random, &shares), LOOKS.into());
             assert!(
                 explained.is_some_and(|share| share > least),
                 "{explained:?}"
             );
         }
+    }
+
+    #[test]
+    fn scatter_when_hot_pages_lie_together_is_none() {
+        let mut random = Random::new(5);
+        let mut shares = [0.02; 512];
+        shares[100..300].fill(0.9);
+        assert_eq!(scatter(&counts(&mut random, &shares), LOOKS.into()), None);
+        for hot in shares[300..].iter_mut().step_by(16) {
+            *hot = 0.9;
+        }
+        assert!(scatter(&counts(&mut random, &shares), LOOKS.into()).is_some());
     }
 
     fn picker(ranges: &[(u64, u64)]) -> GridPicker {

@@ -14,7 +14,7 @@ use std::{
 use super::access_stats::AccessStats;
 use crate::{
     addr::BASE_PAGE,
-    damon_grid::unevenness,
+    damon_grid::scatter,
     dual_heap::PageId,
     engine::guest_pages::GuestPages,
     pages::FOLD,
@@ -78,11 +78,11 @@ impl Grids {
             }
         }
         let is_changed = self.contradict(&ids, &counts);
-        let uneven = unevenness(&counts, batch.tests.into()).filter(|_| !is_at_rest);
-        if is_changed || (uneven.is_none() && !is_at_rest) {
+        let scatter = scatter(&counts, batch.tests.into()).filter(|_| !is_at_rest);
+        if is_changed || (scatter.is_none() && !is_at_rest) {
             self.forget_pages(&ids);
         }
-        let Some(certain) = uneven else {
+        let Some(certain) = scatter else {
             return is_changed;
         };
         let n = ids.len() as f64;
