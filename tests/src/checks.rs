@@ -12,6 +12,8 @@ use crate::stats::{mean, standard_deviation};
 
 /// Bytes of a mebibyte.
 const MIB: f64 = 1_048_576.0;
+/// Characters of a note that are shown.
+const MOST_SAID: usize = 400;
 
 /// One check and its outcome, in words that a person reads.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -321,6 +323,21 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
                 },
                 is.to_string(),
                 value.flatten() == Some(is),
+            )
+        }
+        Check::NoteSays { note, says } => {
+            let found = result.notes.iter().find(|found| found.name == *note);
+            let text = found.map(|found| found.value.to_string());
+            let holds = text.as_ref().is_some_and(|text| text.contains(says));
+            CheckResult::new(
+                format!("{note} says so"),
+                match text {
+                    None => "not asked".to_owned(),
+                    Some(_) if holds => "yes".to_owned(),
+                    Some(text) => text.chars().take(MOST_SAID).collect(),
+                },
+                format!("'{says}'"),
+                holds,
             )
         }
         Check::HitRatioError { over_s, max } => {

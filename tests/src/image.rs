@@ -41,6 +41,8 @@ pub const HOST_VSOCK_MODULES: [&str; 5] = [
     "vhost",
     "vhost_vsock",
 ];
+/// The module of a guest's balloon.
+pub const BALLOON_MODULE: &str = "virtio_balloon";
 /// Modules that a guest loads for its vsock device.
 pub const GUEST_VSOCK_MODULES: [&str; 3] = [
     "vsock",
@@ -198,12 +200,17 @@ impl Programs {
             let agent = built(target.join("guest/guest-agent"))?;
             in_guest.insert("usr/bin/guest-agent".to_owned(), agent);
         }
+        let mut wanted = Vec::new();
         if scenario.has_guest_agent(Some(GuestAgent::Vsock)) {
-            for name in GUEST_VSOCK_MODULES {
-                let path = cache.module(name);
-                if path.exists() {
-                    in_guest.insert(format!("lab/modules/{name}.ko"), path);
-                }
+            wanted.extend(GUEST_VSOCK_MODULES);
+        }
+        if scenario.has_balloon() {
+            wanted.push(BALLOON_MODULE);
+        }
+        for name in wanted {
+            let path = cache.module(name);
+            if path.exists() {
+                in_guest.insert(format!("lab/modules/{name}.ko"), path);
             }
         }
         Ok(Self {

@@ -157,6 +157,8 @@ pub struct Guest {
     pub may_reset: bool,
     /// How the agent in the guest reaches the host; without it the guest has no agent.
     pub agent: Option<GuestAgent>,
+    /// It has a balloon, which takes what QMP's `balloon` says.
+    pub balloon: bool,
     /// Nobody reads its serial port.
     pub unread: bool,
     /// More words for its command line.
@@ -198,6 +200,7 @@ impl Default for Guest {
             backend: Backend::Memfd,
             may_reset: false,
             agent: None,
+            balloon: false,
             unread: false,
             words: String::new(),
             work: Work::default(),
@@ -279,6 +282,9 @@ impl Scenario {
                 if guest.agent.is_some() && guest.system != System::Linux {
                     bail!("{}: an agent needs system = \"linux\"", place());
                 }
+                if guest.balloon && guest.system != System::Linux {
+                    bail!("{}: a balloon needs system = \"linux\"", place());
+                }
                 if guest.system == System::Bare && guest.cpus > 1 {
                     bail!("{}: a bare guest has one CPU", place());
                 }
@@ -312,6 +318,13 @@ impl Scenario {
     pub fn has_linux_guest(&self) -> bool {
         let mut guests = self.runs.iter().flat_map(|run| &run.guests);
         guests.any(|guest| guest.system == System::Linux)
+    }
+
+    /// Whether a guest has a balloon.
+    #[must_use]
+    pub fn has_balloon(&self) -> bool {
+        let mut guests = self.runs.iter().flat_map(|run| &run.guests);
+        guests.any(|guest| guest.balloon)
     }
 
     /// Whether a guest has an agent, and whether one of them is reached so.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::scenario::{Knobs, Run, Scenario, Signal, Step, Until};
 use crate::sys::pages_on_nodes;
 
 const BALLAST: &str = "/run/ballast";
+const CGROUPS: &str = "/sys/fs/cgroup";
 const KDAMONDS: &str = "/sys/kernel/mm/damon/admin/kdamonds";
 /// On the reference machine, as the two below.
 const AGENT_END_WITHIN: Duration = Duration::from_secs(45);
@@ -102,6 +103,21 @@ struct Runner<'a> {
     board: Arc<Mutex<Board>>,
     guests: BTreeMap<String, guest::Running>,
     agents: BTreeMap<String, agent::Running>,
+    /// Files that were written, with what stood there before.
+    files: Vec<(String, String)>,
+}
+
+impl Drop for Runner<'_> {
+    fn drop(&mut self) {
+        for (file, before) in self.files.iter().rev() {
+            // The word in brackets is the one in force.
+            let word = before
+                .split_once('[')
+                .and_then(|(_, rest)| rest.split_once(']'));
+            let before = word.map_or(before.as_str(), |(word, _)| word);
+            let _ = fs::write(file, before.trim());
+        }
+    }
 }
 
 fn carry_out(run: &Run, pmu: Option<&Arc<Pmu>>, reporter: &Reporter) -> anyhow::Result<()> {
@@ -115,6 +131,7 @@ fn carry_out(run: &Run, pmu: Option<&Arc<Pmu>>, reporter: &Reporter) -> anyhow::
         board: Arc::clone(&board),
         guests: BTreeMap::new(),
         agents: BTreeMap::new(),
+        files: Vec::new(),
     };
     let _sampler = Sampler::start(&board, reporter);
     let before = measure::vmstat();
@@ -203,9 +220,17 @@ impl Runner<'_> {
                 running.kill();
                 Ok(())
             }
-            Step::Qmp { guest, execute } => {
+            Step::Qmp {
+                guest,
+                execute,
+                arguments,
+            } => {
+                let arguments = match arguments.as_str() {
+                    "" => Value::Null,
+                    text => serde_json::from_str(text).context("arguments")?,
+                };
                 let watch = Arc::clone(&self.guest(guest)?.watch);
-                let reply = locked(&watch).monitor.execute(execute, Value::Null)?;
+                let reply = locked(&watch).monitor.execute(execute, arguments)?;
                 self.note(execute, reply);
                 Ok(())
             }
@@ -220,15 +245,7 @@ impl Runner<'_> {
                 self.ctl(guest, execute, arguments, note, until.as_ref())
             }
             Step::Bridge { guest } => bridge::start(&agent::control_socket(&self.name(guest)?)),
-            Step::Ask { name, args } => {
-                let monitor = guest::agent_monitor(self.run.guest("").map_or("none", |g| &g.name));
-                let monitor = monitor.to_string_lossy();
-                let mut command = Command::new(AGENT);
-                command.args(args.iter().map(|arg| arg.replace("{qmp}", &monitor)));
-                let answer = ask(command)?;
-                self.note(name, answer);
-                Ok(())
-            }
+            Step::Ask { name, args, during } => self.ask(name, args, during),
             Step::Attempt(attempt) => {
                 self.reporter.progress(format!("attempt {}", attempt.name));
                 let monitor = match self.run.guest("") {
@@ -245,6 +262,7 @@ impl Runner<'_> {
                 seconds,
             } => self.read_records(guest, note, Duration::from_secs(*seconds)),
             Step::SetPools { pages, page_mib } => self.set_pools(pages, *page_mib),
+            Step::SetFile { file, to } => self.set_file(file, to),
             Step::Look { name } => {
                 self.look(name);
                 Ok(())
@@ -278,6 +296,57 @@ impl Runner<'_> {
         }
         self.note(POOLS_SET, json!(pages));
         Ok(())
+    }
+
+    fn ask(&mut self, note: &str, args: &[String], during: &[Step]) -> anyhow::Result<()> {
+        let name = self.run.guest("").map_or("none", |guest| &guest.name);
+        let monitor = guest::agent_monitor(name).to_string_lossy().into_owned();
+        let hot = self.guests.get(name).and_then(|guest| {
+            let watch = locked(&guest.watch);
+            watch.guest_address(*watch.hot_pages.first()?)
+        });
+        let hot = hot.map_or_else(|| "none".to_owned(), |address| format!("{address:#x}"));
+        let mut command = Command::new(AGENT);
+        let args = args
+            .iter()
+            .map(|arg| arg.replace("{qmp}", &monitor).replace("{hot}", &hot));
+        command
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let running = command
+            .spawn()
+            .with_context(|| format!("starting {AGENT}"))?;
+        let taken = during.iter().try_for_each(|step| self.step(step));
+        let answer = answer(&running.wait_with_output()?);
+        self.note(note, answer);
+        taken
+    }
+
+    fn set_file(&mut self, file: &str, to: &str) -> anyhow::Result<()> {
+        let path = Path::new(file);
+        if !path.starts_with("/proc") && !path.starts_with("/sys") {
+            bail!("{file} is no file of /proc or /sys");
+        }
+        let name = self.name("")?;
+        let pid = |pid: Option<u32>| pid.map_or_else(|| "none".to_owned(), |pid| pid.to_string());
+        let to = to
+            .replace(
+                "{qemu}",
+                &pid(self.guests.get(&name).map(guest::Running::pid)),
+            )
+            .replace(
+                "{agent}",
+                &pid(self.agents.get(&name).map(agent::Running::pid)),
+            );
+        match path.parent() {
+            Some(group) if path.starts_with(CGROUPS) => fs::create_dir_all(group)?,
+            _ => {
+                let before = fs::read_to_string(path).with_context(|| format!("reading {file}"))?;
+                self.files.push((file.to_owned(), before));
+            }
+        }
+        fs::write(path, &to).with_context(|| format!("writing {to} to {file}"))
     }
 
     fn phase(&self, phase: &str) {
@@ -614,12 +683,16 @@ fn ask(mut command: Command) -> anyhow::Result<Value> {
     let output = command
         .output()
         .with_context(|| format!("starting {AGENT}"))?;
+    Ok(answer(&output))
+}
+
+fn answer(output: &Output) -> Value {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(json!({
+    json!({
         "code": output.status.code(),
         "reply": serde_json::from_str::<Value>(&text).unwrap_or(Value::String(text)),
         "stderr": String::from_utf8_lossy(&output.stderr),
-    }))
+    })
 }
 
 /// How many kdamonds are configured; none when the kernel has no DAMON.

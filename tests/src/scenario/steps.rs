@@ -128,6 +128,17 @@ pub enum Step {
         guest: String,
         /// The command.
         execute: String,
+        /// Its arguments as JSON text.
+        #[serde(default)]
+        arguments: String,
+    },
+    /// Writes to a file of the emulated host's `/proc` or `/sys`. A setting is as it was when the run has
+    /// ended; a folder for a control group is made, and stays.
+    SetFile {
+        /// The file.
+        file: String,
+        /// What is written, `{qemu}` and `{agent}` standing for the processes of the run's first guest.
+        to: String,
     },
     /// Runs `vmm-tier ctl` on the agent's control socket.
     Ctl {
@@ -157,8 +168,12 @@ pub enum Step {
     Ask {
         /// The note's name.
         name: String,
-        /// The arguments, `{qmp}` standing for the agent's monitor of the run's first guest.
+        /// The arguments, `{qmp}` standing for the agent's monitor of the run's first guest, and `{hot}` for the
+        /// address of its first hot page.
         args: Vec<String>,
+        /// Steps to take while the command runs.
+        #[serde(default)]
+        during: Vec<Self>,
     },
     /// Starts `vmm-tier` with something wrong and records how it ends.
     Attempt(Attempt),
@@ -397,6 +412,13 @@ pub enum Check {
         at: String,
         /// What must stand there.
         is: serde_json::Value,
+    },
+    /// A note of this name (a command's answer) holds these words somewhere.
+    NoteSays {
+        /// The note's name.
+        note: String,
+        /// The words.
+        says: String,
     },
     /// The agent's hit ratio against that of all accesses as the software PMU counted them, over
     /// the last seconds of tiering: how far it is off on average.

@@ -57,12 +57,13 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     // The kernel finds virtio devices by ACPI only, and without devices a boot without it is
     // shorter.
-    let machine = match guest.agent {
-        None => "microvm,acpi=off,memory-backend=ram0",
-        Some(_) => "microvm,acpi=on,pcie=on,memory-backend=ram0",
+    let machine = match guest.agent.is_some() || guest.balloon {
+        false => "microvm,acpi=off,memory-backend=ram0",
+        true => "microvm,acpi=on,pcie=on,memory-backend=ram0",
     };
     let agent = guest.agent.map_or("", agent_word);
-    let work = format!("{} {}{agent}", guest.work.words(), guest.words);
+    let balloon = if guest.balloon { " tier.balloon" } else { "" };
+    let work = format!("{} {}{agent}{balloon}", guest.work.words(), guest.words);
     let exit = format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4");
     let (kernel, start) = match guest.system {
         System::Bare => (
@@ -110,6 +111,9 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
         let socket = folder(&guest.name).join("guest.sock");
         agent_devices(agent, &socket)
     }));
+    if guest.balloon {
+        words.extend(["-device", "virtio-balloon-pci"].map(str::to_owned));
+    }
     if !guest.may_reset {
         words.push("-no-reboot".to_owned());
     }
