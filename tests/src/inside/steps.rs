@@ -300,16 +300,18 @@ impl Runner<'_> {
 
     fn ask(&mut self, note: &str, args: &[String], during: &[Step]) -> anyhow::Result<()> {
         let name = self.run.guest("").map_or("none", |guest| &guest.name);
-        let monitor = guest::agent_monitor(name).to_string_lossy().into_owned();
+        let (monitor, control) = (guest::agent_monitor(name), agent::control_socket(name));
         let hot = self.guests.get(name).and_then(|guest| {
             let watch = locked(&guest.watch);
             watch.guest_address(*watch.hot_pages.first()?)
         });
         let hot = hot.map_or_else(|| "none".to_owned(), |address| format!("{address:#x}"));
         let mut command = Command::new(AGENT);
-        let args = args
-            .iter()
-            .map(|arg| arg.replace("{qmp}", &monitor).replace("{hot}", &hot));
+        let args = args.iter().map(|arg| {
+            arg.replace("{qmp}", &monitor.to_string_lossy())
+                .replace("{control}", &control.to_string_lossy())
+                .replace("{hot}", &hot)
+        });
         command
             .args(args)
             .stdout(Stdio::piped())

@@ -168,8 +168,8 @@ pub enum Step {
     Ask {
         /// The note's name.
         name: String,
-        /// The arguments, `{qmp}` standing for the agent's monitor of the run's first guest, and `{hot}` for the
-        /// address of its first hot page.
+        /// The arguments, `{qmp}` and `{control}` standing for the agent's monitor and the agent's own socket of
+        /// the run's first guest, and `{hot}` for the address of its first hot page.
         args: Vec<String>,
         /// Steps to take while the command runs.
         #[serde(default)]
