@@ -193,6 +193,7 @@ impl GuestPages {
             return;
         }
         self.refold(now, report, on_place);
+        let mut elsewhere = 0;
         for &(page, node) in &report.pages {
             let Some(id) = self.index.id_at(page.hva) else {
                 continue;
@@ -201,8 +202,13 @@ impl GuestPages {
             if self.heap.is_in_flight(id) {
                 continue;
             }
-            self.place(id, placement_on(tiers, node), on_place);
+            let placement = placement_on(tiers, node);
+            let tiers = [self.heap.placement(id), placement];
+            elsewhere += usize::from(tiers == [Placement::Fast, Placement::Slow]);
+            elsewhere += usize::from(tiers == [Placement::Slow, Placement::Fast]);
+            self.place(id, placement, on_place);
         }
+        self.scanner.found(elsewhere, report.pages.len());
     }
 
     /// Folds and unfolds huge pages as the kernel has them now. Heat goes with the memory.

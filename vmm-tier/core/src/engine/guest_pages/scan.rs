@@ -5,6 +5,10 @@
 //! round and round at a bounded share of a CPU, and out of turn where a sample fell on a page whose
 //! placement is unknown. A replay can't tell what the later rounds are worth: there nobody else moves
 //! pages.
+//!
+//! Beside a guest at rest a round takes hours. There a few pages at a random place are asked for now and
+//! then (a *probe*). Where many of them lie on the other tier than is known, somebody else moves pages (a
+//! cpuset that was changed, reclaim), and a round goes on as if there were no rest.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -15,6 +19,7 @@ use crate::{
     addr::{HUGE_PAGE, Hva, NodeId},
     moves::Page,
     pages::Span,
+    random::Random,
     time::Time,
 };
 
@@ -26,6 +31,12 @@ const LEAST_ROUND: Duration = Duration::from_secs(4);
 /// What is left of the share of a CPU while the guest is at rest: a round over 64 GiB of small pages takes
 /// hours then instead of twelve minutes. A sample of an unknown page is looked up out of turn as ever.
 const AT_REST: f64 = 1.0 / 32.0;
+/// Frames of a probe: their look-up takes some 20 µs.
+const PROBE_FRAMES: u64 = 64;
+/// Probes come no closer than this.
+const PROBE_EVERY: Duration = Duration::from_secs(4);
+/// Of so many pages that were looked up one lies on the other tier where somebody else moves pages.
+const SURPRISE: usize = 8;
 /// Chunks waiting out of turn; more are left to the regular round.
 const URGENT_MAX: usize = 256;
 
@@ -62,7 +73,7 @@ pub struct Leftovers {
 }
 
 /// The order of look-ups. Pure; one request is under way at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Scanner {
     spans: Vec<Span>,
     cursor: (usize, u64),
@@ -71,13 +82,44 @@ pub(crate) struct Scanner {
     urgent_starts: BTreeSet<Hva>,
     was_urgent: bool,
     under_way: Option<ScanRequest>,
+    /// Whether what is under way is a probe.
+    is_probe: bool,
     at_rest: bool,
+    /// The round before which the guest is looked at as if it were not at rest.
+    distrusted_until: u64,
+    random: Random,
+    /// When the next probe is due, at rest.
+    probe_at: Time,
     next_at: Time,
     /// When the round goes on; what is urgent does not wait for it.
     turn_at: Time,
     rounds: u64,
     current: Leftovers,
     pub(crate) last_round: Leftovers,
+}
+
+impl Default for Scanner {
+    fn default() -> Self {
+        Self {
+            spans: Vec::new(),
+            cursor: (0, 0),
+            last_id: 0,
+            urgent: VecDeque::new(),
+            urgent_starts: BTreeSet::new(),
+            was_urgent: false,
+            under_way: None,
+            is_probe: false,
+            at_rest: false,
+            distrusted_until: 0,
+            random: Random::new(0),
+            probe_at: Time(0),
+            next_at: Time(0),
+            turn_at: Time(0),
+            rounds: 0,
+            current: Leftovers::default(),
+            last_round: Leftovers::default(),
+        }
+    }
 }
 
 impl Scanner {
@@ -100,6 +142,22 @@ impl Scanner {
             self.next_at = self.next_at.min(now);
         }
         self.at_rest = at_rest;
+    }
+
+    /// Takes note of an answer: so many pages, of so many, lie on the other tier than was known, and it was
+    /// not this agent that moved them.
+    pub(crate) fn found(&mut self, elsewhere: usize, pages: usize) {
+        if elsewhere > 0 && elsewhere >= pages / SURPRISE && self.has_seen_all() {
+            if self.looks_little() {
+                (self.next_at, self.turn_at) = (Time(0), Time(0));
+            }
+            // What is left of this round, and the next one, as pages of this one may have moved since.
+            self.distrusted_until = self.rounds + 2;
+        }
+    }
+
+    const fn looks_little(&self) -> bool {
+        self.at_rest && self.has_seen_all() && self.rounds >= self.distrusted_until
     }
 
     /// Whether the whole guest has been looked at once.
@@ -132,11 +190,11 @@ impl Scanner {
     /// The next request, if one is due. `finished` reports must be given to [`Self::finish`].
     pub(crate) fn next(&mut self, now: Time) -> Option<ScanRequest> {
         let in_first_round = self.rounds == 0;
-        if self.under_way.is_some()
-            || self.spans.is_empty()
-            || (!in_first_round && now < self.next_at)
-        {
+        if self.under_way.is_some() || self.spans.is_empty() {
             return None;
+        }
+        if !in_first_round && now < self.next_at {
+            return self.probe(now);
         }
         // In turns: pages that are sampled and stay absent (a coarse region speaks for them too) ask out
         // of turn without end, and must not keep the round from going on.
@@ -146,7 +204,7 @@ impl Scanner {
             false => self.urgent.pop_front(),
         };
         if urgent.is_none() && !turn_is_due {
-            return None;
+            return self.probe(now);
         }
         self.was_urgent = urgent.is_some();
         let span = match urgent {
@@ -156,13 +214,41 @@ impl Scanner {
             }
             None => self.next_in_turn(),
         };
+        self.is_probe = false;
+        Some(self.ask(span))
+    }
+
+    fn ask(&mut self, span: Span) -> ScanRequest {
         self.last_id += 1;
         let request = ScanRequest {
             id: self.last_id,
             span,
         };
         self.under_way = Some(request);
-        Some(request)
+        request
+    }
+
+    /// Asks for some pages at a random place, if that is due.
+    fn probe(&mut self, now: Time) -> Option<ScanRequest> {
+        if !self.looks_little() || now < self.probe_at {
+            return None;
+        }
+        self.probe_at = now + PROBE_EVERY;
+        let all: u64 = self.spans.iter().map(|span| span.bytes).sum();
+        let mut at = self.random.below(all.max(1));
+        let span = *self.spans.iter().find(|span| {
+            let is_inside = at < span.bytes;
+            at -= if is_inside { 0 } else { span.bytes };
+            is_inside
+        })?;
+        let bytes = span.bytes.min(PROBE_FRAMES * span.frame_bytes);
+        let offset = at.min(span.bytes - bytes) / span.frame_bytes * span.frame_bytes;
+        self.is_probe = true;
+        Some(self.ask(Span {
+            hva: Hva(span.hva.0 + offset),
+            bytes,
+            ..span
+        }))
     }
 
     fn next_in_turn(&self) -> Span {
@@ -193,12 +279,11 @@ impl Scanner {
             return false;
         }
         self.under_way = None;
+        if self.is_probe {
+            return true;
+        }
         // The whole guest is looked up once in any case.
-        let part = if self.at_rest && self.has_seen_all() {
-            AT_REST
-        } else {
-            1.0
-        };
+        let part = if self.looks_little() { AT_REST } else { 1.0 };
         let cpu_share = (cpu_share * part).clamp(1e-4, 1.0);
         let pause = report.cpu_time.as_secs_f64() * (1.0 / cpu_share - 1.0);
         self.next_at = now + Duration::from_secs_f64(pause.min(60.0));
@@ -314,9 +399,54 @@ mod tests {
         let done = answer(request, Duration::from_millis(100));
         scanner.finish(&done, Leftovers::default(), now, 0.32);
         now = now + Duration::from_millis(9800);
+        let probe = scanner.next(now).unwrap();
+        assert!(probe.span.bytes <= PROBE_FRAMES * probe.span.frame_bytes);
+        scanner.finish(
+            &answer(probe, Duration::ZERO),
+            Leftovers::default(),
+            now,
+            0.32,
+        );
         assert_eq!(scanner.next(now), None);
         scanner.set_at_rest(false, now);
         assert!(scanner.next(now).is_some());
+    }
+
+    #[test]
+    fn probes_when_they_find_pages_elsewhere_have_all_looked_at_soon() {
+        let mut scanner = scanner();
+        let mut now = Time(0);
+        // Looks at all that is due in a minute at rest; a look-up of a whole chunk takes 20 ms.
+        let minute = |scanner: &mut Scanner, now: &mut Time, elsewhere: usize| {
+            let (mut bytes, mut starts) = (0, BTreeSet::new());
+            for _ in 0..6000 {
+                *now = *now + Duration::from_millis(10);
+                if let Some(request) = scanner.next(*now) {
+                    bytes += request.span.bytes;
+                    starts.insert(request.span.hva);
+                    let done = answer(request, Duration::from_millis(20));
+                    scanner.finish(&done, Leftovers::default(), *now, 0.01);
+                    scanner.found(elsewhere, 64);
+                }
+            }
+            (bytes, starts.len())
+        };
+        minute(&mut scanner, &mut now, 0);
+        scanner.set_at_rest(true, now);
+        let (bytes, places) = minute(&mut scanner, &mut now, 0);
+        assert!(
+            bytes < 44 * MIB && places > 8,
+            "{bytes} bytes at {places} places"
+        );
+        // A page or two may be chance.
+        let (bytes, _) = minute(&mut scanner, &mut now, 7);
+        assert!(bytes < 44 * MIB, "{bytes}");
+        let (bytes, _) = minute(&mut scanner, &mut now, 8);
+        assert!(bytes > 5 * 44 * MIB, "{bytes}");
+        // It trusts again after two rounds.
+        minute(&mut scanner, &mut now, 0);
+        let (bytes, _) = minute(&mut scanner, &mut now, 0);
+        assert!(bytes < 44 * MIB, "{bytes}");
     }
 
     #[test]
