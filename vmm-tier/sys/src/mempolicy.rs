@@ -7,7 +7,11 @@
 
 mod kernel;
 
-use std::{fmt, io, os::fd::AsFd as _, path::PathBuf};
+use std::{
+    fmt, io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::PathBuf,
+};
 
 use rustix::fs::{FileType, Mode, OFlags, fstat, fstatfs, major, minor, open};
 use serde::{Deserialize, Serialize};
@@ -174,6 +178,7 @@ pub struct PolicyRun {
 /// A range of shared memory of another process, mapped without any right to its content.
 #[derive(Debug)]
 pub struct SharedRange {
+    file: OwnedFd,
     window: Window,
     offset: u64,
     bytes: u64,
@@ -213,7 +218,7 @@ impl SharedRange {
             HUGETLBFS_MAGIC => return Err(MempolicyError::Hugetlbfs),
             _ => return Err(MempolicyError::NotShmem { path }),
         }
-        let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found));
+        let own = format!("/proc/self/fd/{}", found.as_raw_fd());
         let file = open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(cant_open)?;
         let cant_map = |source: io::Error| MempolicyError::Map {
             offset,
@@ -224,6 +229,7 @@ impl SharedRange {
             usize::try_from(bytes).map_err(|_| cant_map(io::ErrorKind::InvalidInput.into()))?;
         let window = Window::map(file.as_fd(), offset, length).map_err(cant_map)?;
         Ok(Self {
+            file,
             window,
             offset,
             bytes,
@@ -276,10 +282,6 @@ impl SharedRange {
 
     /// Sets the policy of `bytes` bytes from `offset` of the file. No page moves.
     ///
-    /// The kernel does nothing where *this* mapping has the policy already (`mm/mempolicy.c`,
-    /// `mbind_range`), and a new mapping has the default policy. So the default is set by way of the
-    /// policy `local`, which places pages alike.
-    ///
     /// # Errors
     /// If the kernel knows no such policy, or allows this process none of its nodes.
     ///
@@ -287,17 +289,26 @@ impl SharedRange {
     /// If the range does not hold all of it.
     pub fn set(&self, offset: u64, bytes: u64, policy: &Policy) -> Result<(), MempolicyError> {
         let at = self.at(offset, bytes);
-        let bind = |mode, mask: &NodeMask| self.window.bind(at, bytes as usize, mode, mask);
+        let length = bytes as usize;
         let bound = match policy.mode {
-            MPOL_DEFAULT => bind(MPOL_LOCAL, &NodeMask::default()),
-            _ => Ok(()),
+            MPOL_DEFAULT => self.set_default(offset, length),
+            mode => self.window.bind(at, length, mode, &policy.mask()),
         };
-        let bound = bound.and_then(|()| bind(policy.mode, &policy.mask()));
         bound.map_err(|source| MempolicyError::Set {
             policy: policy.clone(),
             offset,
             source,
         })
+    }
+
+    /// Sets the policy `default`. `mm/mempolicy.c`, `mbind_range` does nothing where *this* mapping has
+    /// the policy already, and a new mapping has it; so `local` is set first, which places pages alike. It
+    /// also joins a mapping with its neighbours of the same policy and then sets the policy of all of the
+    /// file that is mapped there; so this mapping is of nothing but the range.
+    fn set_default(&self, offset: u64, bytes: usize) -> io::Result<()> {
+        let window = Window::map(self.file.as_fd(), offset, bytes)?;
+        window.bind(0, bytes, MPOL_LOCAL, &NodeMask::default())?;
+        window.bind(0, bytes, MPOL_DEFAULT, &NodeMask::default())
     }
 
     fn at(&self, offset: u64, bytes: u64) -> usize {

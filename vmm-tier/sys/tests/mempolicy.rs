@@ -132,8 +132,19 @@ fn policy_when_set_from_outside_holds_for_the_owner_of_the_memory() {
     assert_eq!(memory.shown(), "prefer (many):0", "the file keeps it");
 
     let range = memory.range().unwrap();
-    range.set(0, BYTES, &default).unwrap();
+    range.set(0, 2 * MIB, &default).unwrap();
     assert_eq!(memory.shown(), "default");
+    let runs = range.policies(2 * MIB, 8).unwrap().unwrap();
+    assert_eq!(
+        runs,
+        [
+            run(0, 2 * MIB, &default),
+            run(2 * MIB, 2 * MIB, &near),
+            run(4 * MIB, 2 * MIB, &default),
+            run(6 * MIB, 2 * MIB, &policy(BIND, "0")),
+        ],
+        "nothing but what was asked for"
+    );
 }
 
 #[test]
