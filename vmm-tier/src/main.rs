@@ -12,6 +12,7 @@ mod log;
 mod map_cmd;
 mod metrics;
 mod pair_journal;
+mod policy_journal;
 mod record;
 mod source;
 
