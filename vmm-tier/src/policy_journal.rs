@@ -1,7 +1,7 @@
 //! Policies of shared memory that an agent replaces, written down before it does.
 //!
-//! A policy stays with the file when the agent that set it is gone. Its record lets the next agent of the
-//! guest, or `vmm-tier doctor --repair`, put back what was there, and nothing else: a policy that is
+//! A policy stays with the file when the agent that set it is gone. Its record lets the next agent of
+//! the guest, or `vmm-tier doctor --repair`, put back what was there, and nothing else: a policy that is
 //! neither of those the agent sets is somebody else's, and stays.
 
 use std::{
@@ -23,14 +23,13 @@ use tier_sys::{
 
 /// The version that this program writes and reads.
 const VERSION: u64 = 1;
-/// The largest record that is read. A guest has some ranges, of some hundred bytes each.
+/// The largest record that is written and read. A guest has some ranges, of some hundred bytes each.
 const MAX_BYTES: u64 = 4 << 20;
 /// The folder of the records in the run directory.
 const FOLDER: &str = "policies";
-/// The most ranges of files that a record may have: the most ranges of a memory map.
-const MOST_RANGES: usize = tier_core::map::MAX_RANGES;
-/// The most runs of different policies that a range may have at first. Memory backends have one.
-const MOST_RUNS: usize = 256;
+/// The most runs of different policies that the guest's memory may have at first. A memory backend has
+/// one.
+const MOST_RUNS: usize = 4096;
 /// How often the mappings are looked up again because they change meanwhile.
 const MOST_LOOKS: u32 = 3;
 /// How far apart a range's policies are read before the first is replaced, in bytes.
@@ -52,12 +51,8 @@ pub(crate) enum PolicyJournalError {
     Maps { pid: u32, source: SysRootError },
     #[error(transparent)]
     Policy(#[from] MempolicyError),
-    #[error(
-        "the memory at offset {offset:#x} of the file has more than {MOST_RUNS} NUMA policies already"
-    )]
-    ManyRuns { offset: u64 },
-    #[error("the guest has more than {MOST_RANGES} ranges of shared memory")]
-    ManyRanges,
+    #[error("the guest's memory has more than {MOST_RUNS} NUMA policies already")]
+    ManyRuns,
 }
 
 /// A range of a file in which policies are replaced.
@@ -97,7 +92,6 @@ impl ReplacedRange {
             && self.bytes > 0
             && self.piece_bytes.is_power_of_two()
             && self.piece_bytes >= READ_STEP
-            && self.original.len() <= MOST_RUNS
     }
 
     fn is_of(&self, mapping: &Mapping) -> bool {
@@ -214,11 +208,8 @@ impl PolicyJournal {
         for old in ranges.extract_if(.., |known| touches(known)) {
             self.record.restore_range(&self.root, &old, mapping)?;
         }
-        let original = shared.policies(READ_STEP, MOST_RUNS)?;
-        range.original = original.ok_or(PolicyJournalError::ManyRuns { offset })?;
-        if ranges.len() >= MOST_RANGES {
-            return Err(PolicyJournalError::ManyRanges);
-        }
+        let original = shared.policies(READ_STEP, MOST_RUNS - count_runs(&ranges))?;
+        range.original = original.ok_or(PolicyJournalError::ManyRuns)?;
         ranges.push(range.clone());
         let record = PolicyRecord {
             ranges,
@@ -231,12 +222,16 @@ impl PolicyJournal {
     }
 
     fn write(&self, record: &PolicyRecord) -> io::Result<()> {
+        let text = serde_json::to_vec(record)?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         let folder = self.path.parent().unwrap_or(Path::new("."));
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(folder)?;
-        replace_file(&self.path, &serde_json::to_vec(record)?, 0o600)
+        replace_file(&self.path, &text, 0o600)
     }
 
     /// Restores what an agent left that was killed. `None` if none did.
@@ -359,6 +354,10 @@ impl PolicyRecord {
     }
 }
 
+fn count_runs(ranges: &[ReplacedRange]) -> usize {
+    ranges.iter().map(|range| range.original.len()).sum()
+}
+
 /// Sets the policy of start and length, if there are any. Returns the length.
 fn put_back(
     shared: &SharedRange,
@@ -412,7 +411,7 @@ fn read(path: &Path) -> Result<Option<PolicyRecord>, PolicyJournalError> {
         )));
     }
     let is_valid = record.ranges.iter().all(ReplacedRange::is_valid);
-    match is_valid && record.ranges.len() <= MOST_RANGES {
+    match is_valid && count_runs(&record.ranges) <= MOST_RUNS {
         true => Ok(Some(record)),
         false => Err(damaged("its ranges contradict each other".to_owned())),
     }

@@ -67,9 +67,9 @@ pub enum Step {
         #[serde(default = "small_huge_page")]
         page_mib: u64,
     },
-    /// Takes the hot pages away from the guest, as a balloon would: punches holes into the file that backs
-    /// them. Waits until the guest has touched them again, and notes on which nodes they came back. Their
-    /// content is lost, so the run can't end with `finish-work`.
+    /// Takes the hot pages away from the guest, as a balloon would: punches holes into the file that
+    /// backs them. Waits until the guest has touched them again, and notes on which nodes they came
+    /// back. Their content is lost, so the run can't end with `finish-work`.
     PunchHot {
         /// Which.
         #[serde(default)]

@@ -3,7 +3,8 @@
 //! Such a file has a policy for each of its ranges, kept with the file (`mm/mempolicy.c`,
 //! `mpol_set_shared_policy`). Whoever maps the file can set it, and it holds for all who map it. So an
 //! agent maps the file of another process for a moment, without the right to read or write, and sets
-//! policies there. Hugetlbfs keeps no such policy, and private memory has only that of its owner's mapping.
+//! policies there. Hugetlbfs keeps no such policy, and private memory has only that of its owner's
+//! mapping.
 
 mod kernel;
 
@@ -302,9 +303,9 @@ impl SharedRange {
     }
 
     /// Sets the policy `default`. `mm/mempolicy.c`, `mbind_range` does nothing where *this* mapping has
-    /// the policy already, and a new mapping has it; so `local` is set first, which places pages alike. It
-    /// also joins a mapping with its neighbours of the same policy and then sets the policy of all of the
-    /// file that is mapped there; so this mapping is of nothing but the range.
+    /// the policy already, and a new mapping has it; so `local` is set first, which places pages alike.
+    /// It also joins a mapping with its neighbours of the same policy and then sets the policy of all of
+    /// the file that is mapped there; so this mapping is of nothing but the range.
     fn set_default(&self, offset: u64, bytes: usize) -> io::Result<()> {
         let window = Window::map(self.file.as_fd(), offset, bytes)?;
         window.bind(0, bytes, MPOL_LOCAL, &NodeMask::default())?;

@@ -1,7 +1,7 @@
 //! Sets the NUMA policies of the guest's shared memory, so that the next pages come from a tier.
 //!
-//! The file behind a mapping of QEMU is mapped for the time of a job, without any right. What was there is
-//! [written down](crate::policy_journal) first, and restored when the agent ends.
+//! The file behind a mapping of QEMU is mapped for the time of a job, without any right. What was there
+//! is [written down](crate::policy_journal) first, and restored when the agent ends.
 
 use std::{ops::Range, path::Path};
 
@@ -171,8 +171,8 @@ impl Rebinder {
         Ok(())
     }
 
-    /// Cuts a part of a range, whole pieces, into runs: those whose policies are what was there at first or
-    /// what the agent sets, and those to which somebody else has given another.
+    /// Cuts a part of a range, whole pieces, into runs: those whose policies are what was there at first
+    /// or what the agent sets, and those to which somebody else has given another.
     fn own_parts(
         &self,
         shared: &SharedRange,

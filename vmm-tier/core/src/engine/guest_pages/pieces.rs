@@ -18,8 +18,8 @@ use crate::{
     time::Time,
 };
 
-/// About how many pieces a guest has at most; each area may have one more. For each the kernel may keep a
-/// policy: 400 bytes (`struct mempolicy`, `struct sp_node`).
+/// About how many pieces a guest has at most; each area may have one more. For each the kernel may keep
+/// a policy: 336 bytes (`struct mempolicy`, `struct sp_node`).
 const MOST_PIECES: u64 = 8192;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -541,11 +541,11 @@ mod tests {
                 let mut covered = vec![None; parts / 4];
                 for binding in &due {
                     prop_assert!(binding.bytes > 0 && binding.bytes.is_multiple_of(HUGE_PAGE));
-                    for piece in 0..parts / 4 {
+                    for (piece, covered) in covered.iter_mut().enumerate() {
                         let at = hva(piece as u64 * 4);
                         if (binding.start.0..binding.start.0 + binding.bytes).contains(&at) {
-                            prop_assert_eq!(covered[piece], None);
-                            covered[piece] = Some(binding.tier);
+                            prop_assert_eq!(*covered, None);
+                            *covered = Some(binding.tier);
                         }
                     }
                 }
