@@ -168,7 +168,7 @@ pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<F
             "policy",
             Level::Note,
             format!("the guest's memory has the policy {}", bound.join(", ")),
-            "newly allocated pages go there, whatever the agent chose before",
+            "newly allocated pages go there, whatever the agent chose before; --rebind changes that for shared memory",
         );
     }
     out.extend(cpuset(&guest.allowed, guest.pid, division));
