@@ -8,6 +8,7 @@ pub mod guest;
 pub mod measure;
 pub mod monitor;
 pub mod pmu;
+mod punch;
 pub mod records;
 pub mod steps;
 

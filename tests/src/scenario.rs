@@ -153,6 +153,8 @@ pub struct Guest {
     pub cpu_percent: Option<u32>,
     /// What backs the memory on the host.
     pub backend: Backend,
+    /// The node to which QEMU binds the memory (`host-nodes`, `policy=bind`); absent: none.
+    pub bind_node: Option<u32>,
     /// Whether a reset starts the guest again; without it QEMU ends, as it should after a crash.
     pub may_reset: bool,
     /// How the agent in the guest reaches the host; without it the guest has no agent.
@@ -198,6 +200,7 @@ impl Default for Guest {
             cpus: 1,
             cpu_percent: None,
             backend: Backend::Memfd,
+            bind_node: None,
             may_reset: false,
             agent: None,
             balloon: false,

@@ -211,6 +211,7 @@ impl Agent {
                 Action::Scan(request) => self.page_work.put_aside(request),
                 Action::Move(batch) => self.page_work.submit_moves(batch),
                 Action::MovePaired(pair) => self.page_work.submit_pair(pair),
+                Action::Rebind(bindings) => self.page_work.submit_bindings(bindings),
                 Action::RefreshMap => self.qemu.discovery.want(),
             }
         }
@@ -296,6 +297,7 @@ impl Agent {
                 self.step(Event::Moved(report));
             }
             Done::Refused(report, _) => self.step(Event::Moved(report)),
+            Done::Rebound(report, _) => self.step(Event::Rebound(report)),
             // Also of a pair that was refused, pages may have moved.
             Done::Paired(demoted, promoted) | Done::PairRefused(demoted, promoted, _) => {
                 self.read_nodes(Instant::now());

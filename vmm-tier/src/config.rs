@@ -71,6 +71,7 @@ struct MoveConfig {
     rate_per_s: Option<Size>,
     batch: Option<Size>,
     scan_cpu_percent: Option<f64>,
+    rebind: Option<bool>,
     dry_run: Option<bool>,
 }
 
@@ -185,7 +186,10 @@ impl Settings {
         check_policy(args.policy.as_deref().or(policy.name.as_deref()))?;
         let source_kind = args.source.as_deref().or(source.kind.as_deref());
         let limit = args.fast_limit.or(tiers.fast_limit);
-        let engine = engine_settings(&policy, &moves, tiers.headroom, dry_run)?;
+        let engine = EngineSettings {
+            rebind: args.rebind || moves.rebind.unwrap_or(false),
+            ..engine_settings(&policy, &moves, tiers.headroom, dry_run)?
+        };
         Ok(Self {
             qmp: args.qmp.or(qmp).ok_or(ConfigError::NoQmp)?,
             name: args.name.or(name),
@@ -379,6 +383,7 @@ fn engine_settings(
         // Set when the guest's size is known.
         fast_limit_bytes: None,
         dry_run,
+        ..default
     })
 }
 

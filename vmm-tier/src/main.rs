@@ -12,6 +12,7 @@ mod log;
 mod map_cmd;
 mod metrics;
 mod pair_journal;
+mod policy_journal;
 mod record;
 mod source;
 
@@ -100,7 +101,7 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Put right what agents left that were killed: hugetlb pools in the middle of a move, kdamonds
+        /// Put right what agents left that were killed: hugetlb pools in the middle of a move, NUMA policies, kdamonds
         #[arg(long, conflicts_with_all = ["qmp", "json"])]
         repair: bool,
         /// Where agents keep account of what must be put right

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::measure::{self, Board, Sampler};
 use super::pmu::Pmu;
 use super::records::Reader;
-use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked, scaled};
+use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked, punch, scaled};
 use crate::event::{Costs, Event, GuestCosts, GuestEvent, Look, Mark, POOLS_SET};
 use crate::scenario::{Knobs, Run, Scenario, Signal, Step, Until};
 use crate::sys::pages_on_nodes;
@@ -180,6 +180,32 @@ impl Runner<'_> {
             Step::StartWork { guest } => self.each(guest, Self::start_work),
             Step::Say { guest, line } => {
                 self.each(guest, |this, guest| this.guest(guest)?.say(line))
+            }
+            Step::PunchHot {
+                guest,
+                note,
+                min,
+                max,
+            } => {
+                self.reporter
+                    .progress("taking the hot pages away from the guest");
+                let watch = Arc::clone(&self.guest(guest)?.watch);
+                let (pid, pages) = {
+                    let watch = locked(&watch);
+                    (watch.pid, watch.hot_pages.clone())
+                };
+                let back = punch::punch(pid, &pages)?;
+                let share = back.share();
+                self.note(
+                    note,
+                    json!({ "pages": back.pages, "on-node-0": back.fast, "share": share }),
+                );
+                if !(*min..=*max).contains(&share) {
+                    bail!(
+                        "{share:.3} of the hot pages came back on node 0, where {min} to {max} were due"
+                    );
+                }
+                Ok(())
             }
             Step::MoveHot { guest, to_mib } => {
                 let running = self.guest(guest)?;

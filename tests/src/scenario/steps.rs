@@ -7,6 +7,10 @@ const fn small_huge_page() -> u64 {
     2
 }
 
+const fn whole() -> f64 {
+    1.0
+}
+
 /// One step of a run. `guest` is the guest's name; empty means the run's first guest. Where a step
 /// says so, `*` means all, one after the other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,6 +66,22 @@ pub enum Step {
         /// Their size in MiB; 2 if not given.
         #[serde(default = "small_huge_page")]
         page_mib: u64,
+    },
+    /// Takes the hot pages away from the guest, as a balloon would: punches holes into the file that
+    /// backs them. Waits until the guest has touched them again, and notes on which nodes they came
+    /// back. Their content is lost, so the run can't end with `finish-work`.
+    PunchHot {
+        /// Which.
+        #[serde(default)]
+        guest: String,
+        /// The note's name.
+        note: String,
+        /// Least share of the pages that must come back on node 0, 0 to 1.
+        #[serde(default)]
+        min: f64,
+        /// Largest such share.
+        #[serde(default = "whole")]
+        max: f64,
     },
     /// Moves the hot set within the working set.
     MoveHot {

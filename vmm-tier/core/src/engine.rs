@@ -23,6 +23,7 @@ mod move_costs;
 mod mover;
 mod orders;
 mod pins;
+mod rebinder;
 mod significance;
 mod state;
 mod views;
@@ -56,15 +57,17 @@ pub use views::{
 
 use self::{
     evidence::Evidence,
-    guest_pages::GuestPages,
+    guest_pages::{GuestPages, pieces::Pieces},
     journal::Journal,
     mover::Mover,
     orders::{Orders, drain::DrainFacts},
+    rebinder::Rebinder,
 };
 use crate::{
     addr::Gpa,
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
+    rebind::{Binding, RebindReport},
     sample::{DropReason, SampleAccount, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
@@ -82,6 +85,8 @@ pub enum Event {
     Scanned(ScanReport),
     /// The kernel's answer to [`Action::Move`], or to a half of [`Action::MovePaired`].
     Moved(MoveReport),
+    /// The answer to [`Action::Rebind`].
+    Rebound(RebindReport),
     /// Free memory of the tiers' nodes.
     Nodes(Vec<NodeMemory>),
     /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
@@ -111,6 +116,9 @@ pub enum Action {
     Move(MoveBatch),
     /// Let pages change places, as one piece of work. The answer is an [`Event::Moved`] for each batch.
     MovePaired(PairedBatch),
+    /// Let the next pages of pieces of memory come from a tier. Asked for only with
+    /// [`EngineSettings::rebind`].
+    Rebind(Vec<Binding>),
     /// The map is out of date: pages are gone that it names.
     RefreshMap,
 }
@@ -123,6 +131,7 @@ pub struct VmEngine {
     mover: Mover,
     orders: Orders,
     journal: Journal,
+    rebinder: Rebinder,
 }
 
 impl VmEngine {
@@ -130,11 +139,15 @@ impl VmEngine {
     #[must_use]
     pub fn new(settings: EngineSettings, tiers: Tiers, now: Time) -> Self {
         Self {
-            pages: GuestPages::new(settings.half_life),
+            pages: match settings.rebind {
+                true => GuestPages::in_pieces(settings.half_life),
+                false => GuestPages::new(settings.half_life),
+            },
             evidence: Evidence::new(settings.half_life, now),
             mover: Mover::new(&settings, tiers, now),
             orders: Orders::new(settings),
             journal: Journal::new(VmState::Starting),
+            rebinder: Rebinder::default(),
         }
     }
 
@@ -146,6 +159,11 @@ impl VmEngine {
             Event::Grid(batch) => self.take_grid(now, &batch),
             Event::Scanned(report) => self.take_scan(now, &report),
             Event::Moved(report) => actions = self.take_moves(now, &report),
+            Event::Rebound(report) => {
+                if let Some(pieces) = &mut self.pages.pieces {
+                    self.rebinder.take(now, &report, pieces);
+                }
+            }
             Event::Nodes(nodes) => self.mover.rooms.set(nodes),
             Event::Source(main) => self.evidence.believe(main),
             Event::Rest(at_rest) => {
@@ -203,9 +221,17 @@ impl VmEngine {
                 .plan(now, &mut self.pages, &mut self.evidence, settings);
             actions.extend(planned);
         }
+        actions.extend(self.rebind(now));
         let news = self.drain_news();
         self.journal.note(self.state(), news);
         actions
+    }
+
+    /// Which pieces of memory are to be bound, while pages may be moved.
+    fn rebind(&mut self, now: Time) -> Option<Action> {
+        let may = self.state() == VmState::Running && !self.orders.settings.dry_run;
+        let pieces = self.pages.pieces.as_ref().filter(|_| may)?;
+        self.rebinder.due(now, pieces)
     }
 
     fn take_samples(&mut self, now: Time, batch: &SampleBatch) {
@@ -365,10 +391,11 @@ impl VmEngine {
         self.evidence.changes()
     }
 
-    /// Bytes that the heaps take, and what is kept of pages that were moved.
+    /// Bytes that heaps and pieces take, and what is kept of pages that were moved.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.pages.heap.memory_bytes() + self.mover.ping_pong.memory_bytes()
+        let pieces = self.pages.pieces.as_ref().map_or(0, Pieces::memory_bytes);
+        self.pages.heap.memory_bytes() + self.mover.ping_pong.memory_bytes() + pieces
     }
 
     /// How far the drain has come; `None` if none was asked for since the limit was set last.

@@ -18,6 +18,7 @@ pub mod pathology;
 pub mod pools;
 pub mod quota;
 pub mod random;
+pub mod rebind;
 pub mod report;
 pub mod sample;
 pub mod sampling_period;

@@ -52,6 +52,8 @@ pub struct EngineSettings {
     /// Share of one CPU that looking up placements may take; a sixteenth of it while the guest is at
     /// rest.
     pub scan_cpu_share: f64,
+    /// Let the next pages of shared memory come from the tier on which its pages lie.
+    pub rebind: bool,
     /// Plan and report, but move nothing.
     pub dry_run: bool,
 }
@@ -93,6 +95,7 @@ impl Default for EngineSettings {
             headroom_bytes: 4 << 20,
             fast_limit_bytes: None,
             scan_cpu_share: 0.005,
+            rebind: false,
             dry_run: false,
         }
     }

@@ -157,6 +157,7 @@ impl Host {
                     todo.extend(self.engine.step(self.now, Event::Moved(demoted)));
                     Event::Moved(promoted)
                 }
+                Action::Rebind(_) => unreachable!("nobody asks for it"),
                 Action::RefreshMap => continue,
             };
             todo.extend(self.engine.step(self.now, answer));

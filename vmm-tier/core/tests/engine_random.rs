@@ -15,12 +15,13 @@ use tier_core::{
         Refusal, Reply, ScanReport, VmEngine, VmState, WhenFull,
     },
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page},
+    rebind::{RebindReport, Rebound},
     sample::{AccessKind, AccessSample, SampleAccount, SampleAddress, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     time::Time,
 };
 
-use crate::common::{BASE, FAST, GPA_BASE, Kernel, SLOW, map, settings, tiers};
+use crate::common::{BASE, FAST, GPA_BASE, Kernel, SLOW, settings, shared_map, tiers};
 
 /// Four huge pages and a piece of a fifth.
 const FRAMES: u32 = 4 * 512 + 100;
@@ -188,7 +189,7 @@ impl World {
             frames: FRAMES,
             jobs: VecDeque::new(),
         };
-        world.order(Order::Map(map(1, FRAMES))).unwrap();
+        world.order(Order::Map(shared_map(1, FRAMES))).unwrap();
         world.step(world.kernel.nodes());
         world.step(Event::Source(Some(SourceKind::Damon)));
         world
@@ -225,6 +226,7 @@ impl World {
         };
         assert!(jobs(|action| matches!(action, Action::Scan(_))) <= 1);
         assert!(jobs(|action| matches!(action, Action::Move(_))) <= 2);
+        assert!(jobs(|action| matches!(action, Action::Rebind(_))) <= 1);
         self.engine.check().unwrap();
     }
 
@@ -343,7 +345,7 @@ impl World {
             Op::Map { frames } => {
                 self.generation += u64::from(frames != self.frames);
                 self.frames = frames;
-                let map = map(self.generation, frames);
+                let map = shared_map(self.generation, frames);
                 self.order(Order::Map(map)).unwrap();
             }
             Op::Nodes { fast, slow } => self.nodes(fast, slow),
@@ -371,6 +373,11 @@ impl World {
                 self.step(Event::Moved(report));
             }
             Action::MovePaired(_) => unreachable!("no page is of a pool"),
+            Action::Rebind(bindings) => {
+                let results = bindings.into_iter().map(|own| (own, Rebound::Bound));
+                let results = results.collect();
+                self.step(Event::Rebound(RebindReport { results }));
+            }
             Action::RefreshMap => {}
         }
     }
@@ -688,6 +695,6 @@ proptest! {
         ops in prop::collection::vec(op(), 1..150),
         dry_run in prop::bool::weighted(0.1),
     ) {
-        run(&ops, EngineSettings { dry_run, ..settings() });
+        run(&ops, EngineSettings { dry_run, rebind: true, ..settings() });
     }
 }

@@ -20,6 +20,7 @@ fn moves_of(lab: &mut Lab, event: Event) -> Vec<MoveBatch> {
     let moves = |action| match action {
         Action::Move(batch) => Some(batch),
         Action::MovePaired(_) => unreachable!("no page is of a pool"),
+        Action::Rebind(_) => unreachable!("nobody asks for it"),
         Action::Scan(_) | Action::RefreshMap => None,
     };
     lab.engine
@@ -168,6 +169,7 @@ fn moves_when_the_kernel_refuses_them_all_are_tried_ever_less() {
                     Event::Moved(lab.kernel.apply(&batch))
                 }
                 Action::MovePaired(_) => unreachable!("no page is of a pool"),
+                Action::Rebind(_) => unreachable!("nobody asks for it"),
                 Action::RefreshMap => continue,
             };
             todo.extend(lab.engine.step(now, answer));

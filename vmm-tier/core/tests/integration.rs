@@ -19,6 +19,7 @@ mod engine_orders;
 mod engine_pins;
 mod engine_pools;
 mod engine_random;
+mod engine_rebind;
 mod engine_trouble;
 mod engine_views;
 mod heat;

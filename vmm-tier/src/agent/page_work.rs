@@ -2,6 +2,7 @@
 
 mod done;
 mod pool_moves;
+mod rebinder;
 mod scans;
 mod worker;
 
@@ -9,9 +10,10 @@ use crossbeam::channel::Receiver;
 use tier_core::{
     engine::ScanRequest,
     moves::{MoveBatch, PairedBatch},
+    rebind::{Binding, RebindReport, Rebound},
 };
 
-pub(super) use self::{done::Done, pool_moves::PoolMoves, worker::Worker};
+pub(super) use self::{done::Done, pool_moves::PoolMoves, rebinder::Rebinder, worker::Worker};
 use self::{scans::Scans, worker::Job};
 use super::{log_once::LogOnce, vm::Vm};
 
@@ -23,6 +25,8 @@ pub(super) struct PageWork {
     look_up_trouble: LogOnce,
     /// Why the kernel refuses to move pages.
     move_trouble: LogOnce,
+    /// Why policies of memory can't be set.
+    rebind_trouble: LogOnce,
 }
 
 impl PageWork {
@@ -32,6 +36,7 @@ impl PageWork {
             scans: Scans::default(),
             look_up_trouble: LogOnce::default(),
             move_trouble: LogOnce::default(),
+            rebind_trouble: LogOnce::default(),
         }
     }
 
@@ -43,6 +48,11 @@ impl PageWork {
     /// Has pages change places.
     pub(super) fn submit_pair(&self, pair: PairedBatch) {
         self.worker.submit(Job::Pair(pair));
+    }
+
+    /// Has the next pages of memory come from a tier.
+    pub(super) fn submit_bindings(&self, bindings: Vec<Binding>) {
+        self.worker.submit(Job::Rebind(bindings));
     }
 
     /// Takes a look-up, which waits for [`Self::submit_scan`].
@@ -93,7 +103,35 @@ impl PageWork {
                     tracing::error!(vm = vm.name, "pages can't be moved: {reason}");
                 }
             }
+            Done::Rebound(report, trouble) => self.take_rebound(report, trouble.as_deref(), vm),
         }
+    }
+
+    fn take_rebound(&mut self, report: &RebindReport, trouble: Option<&str>, vm: &Vm) {
+        match trouble {
+            Some(reason) if self.rebind_trouble.is_news(reason) && !vm.has_ended() => {
+                tracing::warn!(vm = vm.name, "memory can't be bound to its tier: {reason}");
+            }
+            Some(_) => {}
+            None => {
+                self.rebind_trouble.end();
+            }
+        }
+        let foreign = report.results.iter();
+        let foreign = foreign.filter(|(_, rebound)| *rebound == Rebound::Foreign);
+        let bytes: u64 = foreign.map(|(binding, _)| binding.bytes).sum();
+        if bytes > 0 {
+            tracing::info!(
+                vm = vm.name,
+                bytes,
+                "somebody else has set NUMA policies of guest memory since: they stay"
+            );
+        }
+    }
+
+    /// Why memory can't be bound to its tier, if it can't.
+    pub(super) const fn refuses_bindings(&self) -> Option<&String> {
+        self.rebind_trouble.now.as_ref()
     }
 
     /// Why the kernel refuses to move pages, if it does.

@@ -29,7 +29,7 @@ use super::{
     engine_settings,
     operator_settings::OperatorSettings,
     pace::Pace,
-    page_work::{PageWork, PoolMoves, Worker},
+    page_work::{PageWork, PoolMoves, Rebinder, Worker},
     qemu::{Answer, Asker, Begun, Connected, Job, Qemu, Socket},
     sources::Sources,
     state_file::{Overrides, StateFile},
@@ -100,7 +100,9 @@ fn start(
     let run_dir = settings.run_dir.clone();
     let settings = OperatorSettings::new(engine.settings().clone(), overrides, file);
     let pools = PoolMoves::new(&run_dir, &root, &name, pid, engine.tiers().nodes());
-    let worker = Worker::start(&root, pid, pools).context("the worker thread can't be started")?;
+    let rebinder = Rebinder::new(&run_dir, &root, &name, pid, engine.tiers());
+    let worker =
+        Worker::start(&root, pid, pools, rebinder).context("the worker thread can't be started")?;
     let Connected {
         monitor,
         status,

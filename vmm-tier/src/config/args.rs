@@ -39,6 +39,9 @@ pub(crate) struct RunArgs {
     /// A configuration file; see examples/vmm-tier.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Let pages that the guest gave back and takes again come from the tier where they lay
+    #[arg(long)]
+    pub(crate) rebind: bool,
     /// Plan and report, but move nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -7,6 +7,7 @@ use tier_core::{
     addr::{NodeId, NodeSet},
     holds::{Holder, PRIVATE_MEMORY},
     map::Backing,
+    rebind::why_not,
     tiers::Division,
 };
 
@@ -59,6 +60,8 @@ pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<F
                 kinds.join(" and "),
                 sizes.join(" and ")
             );
+            let blocks = found.map.blocks().iter();
+            let reasons: BTreeSet<_> = blocks.filter_map(|block| why_not(block.backing)).collect();
             let is_file = backings.contains(&backing(Backing::File));
             add(
                 "backing",
@@ -70,6 +73,21 @@ pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<F
                     "such pages can be moved"
                 },
             );
+            match reasons.is_empty() {
+                true => add(
+                    "rebind",
+                    Level::Ok,
+                    "the guest's memory is shared, so its NUMA policy can be set from outside"
+                        .to_owned(),
+                    "with --rebind, pages that the guest gave back come again from the tier where they lay",
+                ),
+                false => {
+                    let what =
+                        "the NUMA policy of some of the guest's memory can't be set from outside";
+                    let reasons: Vec<_> = reasons.into_iter().collect();
+                    add("rebind", Level::Note, what.to_owned(), &reasons.join("; "));
+                }
+            }
         }
         Err(error) => add(
             "map",
@@ -150,7 +168,7 @@ pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<F
             "policy",
             Level::Note,
             format!("the guest's memory has the policy {}", bound.join(", ")),
-            "newly allocated pages go there, whatever the agent chose before",
+            "newly allocated pages go there, whatever the agent chose before; --rebind changes that for shared memory",
         );
     }
     out.extend(cpuset(&guest.allowed, guest.pid, division));

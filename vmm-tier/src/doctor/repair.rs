@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use tier_core::text::size::human;
 use tier_sys::{
     damon::{Damon, DamonError},
     sysroot::SysRoot,
@@ -15,6 +16,7 @@ use crate::{
     log::with_causes,
     map_cmd::print,
     pair_journal::{self, PairError, PairRecord},
+    policy_journal::{self, PolicyJournalError, PolicyRecord},
 };
 
 /// How long agents may move hugetlb pages before they are let alone: each moves a batch.
@@ -37,6 +39,7 @@ enum Done {
 pub(crate) fn run(run_dir: &Path) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
     let mut all = pairs(&root, run_dir, LOCK_TIMEOUT);
+    all.extend(policies(&root, run_dir));
     all.extend(kdamonds(&root, run_dir));
     if all.is_empty() {
         all.push(Done::Left("nothing to repair".to_owned()));
@@ -95,6 +98,41 @@ fn pairs(root: &SysRoot, run_dir: &Path, timeout: Duration) -> Vec<Done> {
     records.into_iter().map(repair).collect()
 }
 
+/// NUMA policies of guest memory that agents replaced. Those of an agent that runs are its own business.
+fn policies(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
+    let repair = |(path, record): (PathBuf, Result<PolicyRecord, PolicyJournalError>)| {
+        let record = match record {
+            Ok(record) => record,
+            Err(error) => return Done::Failed(with_causes(&error)),
+        };
+        if record.is_agent_alive(root) {
+            return Done::Left(format!(
+                "{}: its agent runs and restores the NUMA policies when it ends",
+                record.vm
+            ));
+        }
+        match record.restore(root, &path) {
+            Ok(restored) => {
+                let foreign = match restored.foreign_bytes {
+                    0 => String::new(),
+                    bytes => format!(
+                        "; {} have a policy of somebody else, which stays",
+                        human(bytes)
+                    ),
+                };
+                Done::Mended(format!(
+                    "{}: {} of guest memory have the NUMA policies again that they had{foreign}",
+                    record.vm,
+                    human(restored.bytes)
+                ))
+            }
+            Err(error) => Done::Failed(format!("{}: {}", record.vm, with_causes(&error))),
+        }
+    };
+    let records = policy_journal::records(run_dir);
+    records.into_iter().map(repair).collect()
+}
+
 fn kdamonds(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
     match Damon::open(root, run_dir).and_then(|damon| damon.reclaim_orphans()) {
         Ok(orphans) => {
@@ -113,6 +151,8 @@ fn kdamonds(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
 
 #[cfg(test)]
 mod tests {
+    use tier_sys::process::Identity;
+
     use super::*;
     use crate::pair_journal::tests::{Host, pair};
 
@@ -162,6 +202,77 @@ mod tests {
             "{done:?}"
         );
         assert_eq!(host.records().len(), 1);
+    }
+
+    /// The record of policies of a dead agent, and of a guest with this identity.
+    fn policy_record(run_dir: &Path, version: u64, agent: &Identity, qemu: &Identity) -> PathBuf {
+        let near = serde_json::json!({"mode": 5, "nodes": [0]});
+        let default = serde_json::json!({"mode": 0, "nodes": []});
+        let range = serde_json::json!({
+            "device": [0, 1], "inode": 7, "offset": 0, "bytes": 4 << 20, "piece-bytes": 2 << 20,
+            "original": [{"offset": 0, "bytes": 4 << 20, "policy": default}],
+        });
+        let record = serde_json::json!({
+            "version": version, "vm": "vm", "agent": agent, "qemu": qemu,
+            "fast": near, "slow": near, "ranges": [range],
+        });
+        std::fs::create_dir_all(run_dir.join("policies")).unwrap();
+        let path = run_dir.join("policies/vm.json");
+        std::fs::write(&path, record.to_string()).unwrap();
+        path
+    }
+
+    #[test]
+    fn policies_when_their_guest_is_gone_are_done_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = SysRoot::real();
+        // Beyond PID_MAX_LIMIT (4 Mi), so no process has it.
+        let gone = Identity::of(&root, 5_000_000);
+        let path = policy_record(folder.path(), 1, &gone, &gone);
+
+        let done = policies(&root, folder.path());
+
+        assert!(matches!(&done[..], [Done::Mended(_)]), "{done:?}");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn policies_when_their_agent_runs_or_their_record_is_hostile_are_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = SysRoot::real();
+        let (own, gone) = (
+            Identity::of(&root, std::process::id()),
+            Identity::of(&root, 5_000_000),
+        );
+        let path = policy_record(folder.path(), 1, &own, &own);
+        let done = policies(&root, folder.path());
+        assert!(matches!(&done[..], [Done::Left(_)]), "{done:?}");
+        policy_record(folder.path(), 1, &gone, &gone);
+        let good = std::fs::read_to_string(&path).unwrap();
+        for text in [
+            "{".to_owned(),
+            good.replace("\"version\":1", "\"version\":2"),
+            // Runs that do not cover their range, overflow it, or have no end.
+            good.replace("\"inode\":7,\"offset\":0", "\"inode\":7,\"offset\":4096"),
+            good.replace("\"offset\":0", "\"offset\":18446744073709551615"),
+            good.replace("\"piece-bytes\":2097152", "\"piece-bytes\":0"),
+            good.replace("\"vm\":\"vm\"", "\"vm\":\"vm\",\"more\":1"),
+            " ".repeat(5 << 20),
+        ] {
+            assert_ne!(text, good);
+            std::fs::write(&path, &text).unwrap();
+            let done = policies(&root, folder.path());
+            assert!(
+                matches!(&done[..], [Done::Failed(why)] if why.contains("vm.json")),
+                "{done:?}"
+            );
+            assert!(path.exists());
+        }
+        std::fs::write(&path, &good).unwrap();
+        assert!(matches!(
+            &policies(&root, folder.path())[..],
+            [Done::Mended(_)]
+        ));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod hugetlb;
 pub mod inverse;
 pub mod knobs;
 pub mod maps;
+pub mod mempolicy;
 pub mod numa_maps;
 pub mod pagemap;
 pub mod pages;

@@ -14,7 +14,8 @@ use crate::{
 pub struct MappingNodes {
     /// The first byte of the mapping.
     pub start: Hva,
-    /// The policy that places its *next* pages: `default`, `bind:1`, `prefer:0`, `interleave:0-1` …
+    /// The policy that places the *next* page at its start: `default`, `bind:1`, `prefer (many):0` …
+    /// Other parts of shared memory may have another one.
     pub policy: String,
     /// The mapped file; empty for anonymous memory.
     pub file: String,
@@ -35,10 +36,20 @@ fn parse_line(line: &str) -> Result<MappingNodes, &'static str> {
     let mut words = line.split_ascii_whitespace();
     let start = words.next().ok_or("an empty line")?;
     let start = Hva(u64::from_str_radix(start, 16).map_err(|_| "no address at the line's start")?);
-    let policy = words
+    let mut policy = words
         .next()
         .ok_or("no policy behind the address")?
         .to_owned();
+    let mut words = words.peekable();
+    // Two modes have names of two words (mm/mempolicy.c, policy_modes).
+    let is_second = |word: &&str| match policy.as_str() {
+        "prefer" => word.starts_with("(many)"),
+        "weighted" => word.starts_with("interleave"),
+        _ => false,
+    };
+    if let Some(second) = words.next_if(is_second) {
+        policy = format!("{policy} {second}");
+    }
     let mut nodes = MappingNodes {
         start,
         policy,
@@ -129,6 +140,18 @@ mod tests {
         assert_eq!((found[0].policy.as_str(), found[0].huge), ("bind:1", false));
         assert_eq!(found[1].bytes, BTreeMap::from([(NodeId(1), 4 << 20)]));
         assert!(found[1].huge);
+    }
+
+    #[test]
+    fn parse_when_the_policy_has_two_words_takes_both() {
+        let text = "1000 prefer (many):0 N0=1\n2000 weighted interleave:0-1 N1=1\n3000 prefer:1\n";
+
+        let policies: Vec<_> = parse(text).unwrap().into_iter().map(|n| n.policy).collect();
+
+        assert_eq!(
+            policies,
+            ["prefer (many):0", "weighted interleave:0-1", "prefer:1"]
+        );
     }
 
     #[test]

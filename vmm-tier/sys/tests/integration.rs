@@ -3,5 +3,6 @@
 
 mod host;
 mod ibs;
+mod mempolicy;
 mod perf;
 mod records;

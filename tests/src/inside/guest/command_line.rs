@@ -50,6 +50,11 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
             guest.name
         ),
     };
+    let bound = guest.bind_node;
+    let bound = bound.map_or_else(String::new, |node| {
+        format!(",host-nodes={node},policy=bind")
+    });
+    let backend = backend + &bound;
     let monitor = |name: &str| {
         let path = folder(&guest.name).join(name);
         format!("unix:{},server=on,wait=off", path.display())

@@ -6,12 +6,14 @@
 //!      huge pages    placements, both from the kernel's answers to the scanner
 //! ```
 
+pub(crate) mod pieces;
 pub(crate) mod placed_bytes;
 pub(crate) mod scan;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use self::{
+    pieces::Pieces,
     placed_bytes::PlacedBytes,
     scan::{Leftovers, ScanReport, Scanner},
 };
@@ -26,6 +28,7 @@ use crate::{
     map::GuestMemoryMap,
     moves::Page,
     pages::{FOLD, PageIndex, PageIndexError, Span},
+    rebind::Rebinding,
     tiers::Tiers,
     time::Time,
 };
@@ -68,6 +71,8 @@ pub(super) struct GuestPages {
     pub(super) index: PageIndex,
     pub(super) heap: DualHeap,
     pub(super) scanner: Scanner,
+    /// Of the guest's shared memory, if they are asked for.
+    pub(super) pieces: Option<Pieces>,
     bytes: PlacedBytes,
     pins: Pins,
 }
@@ -79,8 +84,17 @@ impl GuestPages {
             index: PageIndex::default(),
             heap: DualHeap::empty(half_life),
             scanner: Scanner::default(),
+            pieces: None,
             bytes: PlacedBytes::default(),
             pins: Pins::default(),
+        }
+    }
+
+    /// The same, with the guest's shared memory in pieces.
+    pub(super) fn in_pieces(half_life: Duration) -> Self {
+        Self {
+            pieces: Some(Pieces::default()),
+            ..Self::new(half_life)
         }
     }
 
@@ -90,6 +104,13 @@ impl GuestPages {
 
     pub(super) const fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// Which memory is bound to a tier; `is_on`: whether it is asked for.
+    pub(super) fn rebinding(&self, is_on: bool) -> Rebinding {
+        let none = Pieces::default();
+        let pieces = self.pieces.as_ref().unwrap_or(&none);
+        pieces.report(self.map.as_deref(), is_on)
     }
 
     /// The page of an id that a heap gave, with its count.
@@ -165,7 +186,7 @@ impl GuestPages {
         available_at: Option<Time>,
     ) {
         let old = self.heap.placement(id);
-        self.count_place(id, page.bytes, old, new);
+        self.count_place(id, page, old, new);
         self.heap.settle(id, new, available_at);
     }
 
@@ -269,12 +290,15 @@ impl GuestPages {
             on_place(id);
         }
         self.heap.place(id, new);
-        self.count_place(id, page.bytes, old, new);
+        self.count_place(id, page, old, new);
     }
 
-    fn count_place(&mut self, id: PageId, bytes: u64, old: Placement, new: Placement) {
-        self.bytes.replace(bytes, old, new);
-        self.pins.replace(id, bytes, old, new);
+    fn count_place(&mut self, id: PageId, page: Page, old: Placement, new: Placement) {
+        self.bytes.replace(page.bytes, old, new);
+        self.pins.replace(id, page.bytes, old, new);
+        if let Some(pieces) = &mut self.pieces {
+            pieces.replace(page, old, new);
+        }
     }
 
     /// Takes the guest's memory map, new or changed. Returns whether the layout is another: then all
@@ -300,6 +324,7 @@ impl GuestPages {
             .collect();
         let index = PageIndex::new(spans.iter().copied())?;
         let heap = DualHeap::new(index.frames(), half_life)?;
+        self.pieces = self.pieces.take().map(|old| old.succeeded_by(&map));
         self.carry_over(now, index, heap);
         self.scanner.reset(spans, now);
         self.map = Some(map);
@@ -329,6 +354,9 @@ impl GuestPages {
                 heap.set_count(new, count, now);
             }
             bytes.replace(page.bytes, Placement::Untracked, placement);
+            if let Some(pieces) = &mut self.pieces {
+                pieces.replace(page, Placement::Untracked, placement);
+            }
         }
         (self.index, self.heap, self.bytes) = (index, heap, bytes);
     }
@@ -529,6 +557,11 @@ impl GuestPages {
         }
         if self.bytes != bytes {
             return Err(format!("bytes are {:?}, found {bytes:?}", self.bytes));
+        }
+        if let Some(pieces) = &self.pieces {
+            let placed = self.heap.iter(Time(0));
+            let placed = placed.filter_map(|(id, on, _)| Some((self.index.page(id)?, on)));
+            pieces.check(placed)?;
         }
         self.check_pins()
     }

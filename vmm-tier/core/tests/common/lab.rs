@@ -64,6 +64,7 @@ impl Lab {
                     Event::Moved(report)
                 }
                 Action::MovePaired(_) => unreachable!("no page is of a pool"),
+                Action::Rebind(_) => unreachable!("nobody asks for it"),
                 Action::RefreshMap => continue,
             };
             todo.extend(self.engine.step(self.now, answer));

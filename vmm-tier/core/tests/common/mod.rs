@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
     engine::{Event, NodeMemory, ScanReport},
-    map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
+    map::{Backing, BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
     settings::EngineSettings,
     tiers::Tiers,
@@ -164,6 +164,17 @@ pub(crate) fn map(generation: u64, frames: u32) -> Arc<GuestMemoryMap> {
         hva: Hva(BASE),
     };
     Arc::new(GuestMemoryMap::new(generation, vec![block], vec![range]).unwrap())
+}
+
+/// The same map of memory that QEMU shares.
+pub(crate) fn shared_map(generation: u64, frames: u32) -> Arc<GuestMemoryMap> {
+    let map = map(generation, frames);
+    let blocks = map.blocks().iter().map(|block| RamBlock {
+        backing: Some(Backing::Shmem),
+        ..block.clone()
+    });
+    let map = GuestMemoryMap::new(generation, blocks.collect(), map.ranges().to_vec());
+    Arc::new(map.unwrap())
 }
 
 pub(crate) fn settings() -> EngineSettings {

@@ -117,7 +117,8 @@ impl EngineHost {
                             events.push(Event::Moved(self.places.carry_out(&batch, host)));
                         }
                     }
-                    Action::RefreshMap => {}
+                    // The machine has no policies; nobody asks for them.
+                    Action::Rebind(_) | Action::RefreshMap => {}
                 }
             }
         }

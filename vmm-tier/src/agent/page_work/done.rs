@@ -5,6 +5,7 @@ use std::time::Duration;
 use tier_core::{
     engine::ScanReport,
     moves::{MoveBatch, MoveReport, Outcome, PageResult},
+    rebind::RebindReport,
 };
 
 /// What became of a job.
@@ -22,6 +23,8 @@ pub(in crate::agent) enum Done {
     /// The same of a pair that was refused in whole or in part, or that could not be undone, and why.
     /// Pages may have moved.
     PairRefused(MoveReport, MoveReport, String),
+    /// What became of bindings, and why some failed, if any did.
+    Rebound(RebindReport, Option<String>),
 }
 
 /// What became of a batch, and why the kernel refused all of it, if it did.

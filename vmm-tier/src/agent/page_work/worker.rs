@@ -16,6 +16,7 @@ use tier_core::{
     addr::{BASE_PAGE, HUGE_PAGE, Hva, NodeId},
     engine::{ScanReport, ScanRequest},
     moves::{MoveBatch, MoveReport, Outcome, Page, PairedBatch},
+    rebind::Binding,
 };
 use tier_sys::{
     pagemap::{PageRange, Pagemap},
@@ -27,11 +28,12 @@ use tier_sys::{
 use super::{
     done::{Carried, Done, unmoved},
     pool_moves::PoolMoves,
+    rebinder::Rebinder,
 };
 use crate::log::with_causes;
 
-/// Jobs that may wait. The engine has at most one look-up and one exchange (a demotion and a
-/// promotion) under way.
+/// Jobs that may wait. The engine has at most one look-up, one exchange (a demotion and a promotion) and
+/// one rebinding under way.
 const QUEUE: usize = 8;
 
 /// Something to do.
@@ -40,6 +42,7 @@ pub(in crate::agent) enum Job {
     Scan(ScanRequest),
     Move(MoveBatch),
     Pair(PairedBatch),
+    Rebind(Vec<Binding>),
 }
 
 /// The thread and its channels. Dropping it ends the thread after the job at hand.
@@ -57,6 +60,7 @@ impl Worker {
         root: &SysRoot,
         pid: u32,
         pools: PoolMoves,
+        mut rebinder: Rebinder,
     ) -> std::io::Result<Self> {
         // Without it (another user's process) huge pages go unnoticed; moving will tell why.
         let pagemap = Pagemap::open(root, pid).ok();
@@ -68,6 +72,7 @@ impl Worker {
         let told = Arc::clone(&ends);
         let work = move || {
             pools.repair();
+            rebinder.repair();
             for job in todo {
                 if told.load(Ordering::Relaxed) {
                     break;
@@ -78,12 +83,14 @@ impl Worker {
                         carry_out(pid, &batch).into()
                     }
                     Job::Move(batch) => pools.carry_out(&batch, |part| carry_out(pid, part)).into(),
+                    Job::Rebind(bindings) => rebinder.carry_out(&bindings),
                     Job::Pair(pair) => pools.carry_out_pair(&pair, |part| carry_out(pid, part)),
                 };
                 if results.send(result).is_err() {
                     break;
                 }
             }
+            rebinder.leave();
             pools.leave();
         };
         let thread = std::thread::Builder::new()
@@ -214,9 +221,18 @@ mod tests {
         process::{Command, Stdio},
     };
 
-    use tier_core::{addr::NodeSet, pages::Span};
+    use tier_core::{addr::NodeSet, pages::Span, tiers::Tiers};
 
     use super::*;
+
+    fn tiers() -> Tiers {
+        Tiers {
+            fast: NodeSet::default(),
+            slow: NodeSet::default(),
+            fast_latency_ns: 80.0,
+            slow_latency_ns: 250.0,
+        }
+    }
 
     /// A worker on this process.
     fn start() -> std::io::Result<Worker> {
@@ -232,7 +248,8 @@ mod tests {
             pid,
             NodeSet::default(),
         );
-        Worker::start(&root, pid, pools)
+        let rebinder = Rebinder::new(Path::new("/nonexistent"), &root, "vm", pid, &tiers());
+        Worker::start(&root, pid, pools, rebinder)
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::engine::{Brake, DrainProgress, Planned, PolicySnapshot, TierBias, VmEngine, VmState};
-use crate::{addr::NodeSet, map::GuestMemoryMap, moves::Outcome, settings::Tier};
+use crate::{
+    addr::NodeSet, map::GuestMemoryMap, moves::Outcome, rebind::Rebinding, settings::Tier,
+};
 
 crate::report! {
     /// A tier's share of the VM.
@@ -91,6 +93,8 @@ crate::report! {
         /// Guest memory on nodes of neither tier.
         #[metric(gauge = "elsewhere_bytes")]
         pub elsewhere_bytes: u64,
+        /// Memory whose next pages come from the tier on which its pages lie.
+        pub rebind: Rebinding,
         /// Pages that are being moved.
         #[metric(gauge = "in_flight_pages")]
         pub in_flight_pages: u64,
@@ -152,6 +156,7 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         page_sizes: pages.bytes().by_page_size.clone(),
         absent_bytes: pages.scanner.last_round.absent_bytes,
         elsewhere_bytes: pages.scanner.last_round.elsewhere_bytes,
+        rebind: pages.rebinding(orders.settings.rebind),
         in_flight_pages: mover.in_flight.pages().count() as u64,
         engine_memory_bytes: engine.memory_bytes() as u64,
         move_cost_ns: mover.totals.costs.measured(),

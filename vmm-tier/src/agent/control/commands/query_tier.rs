@@ -69,6 +69,12 @@ tier_core::report! {
             help = "Whether the kernel refuses to move or look up pages"
         )]
         refused: Option<String>,
+        /// Why memory can't be bound to its tier, if rebinding is asked for and fails.
+        #[metric(
+            presence = "rebind_refused",
+            help = "Whether memory can't be bound to its tier, though it is asked for"
+        )]
+        rebind_refused: Option<String>,
         /// The policy in force.
         #[metric(info = "vm")]
         policy: PolicyName,
@@ -111,6 +117,7 @@ impl TierInfo {
             migration: migration.map(ToString::to_string),
             holds: agent.qemu.holds.clone(),
             refused: agent.page_work.refused().cloned(),
+            rebind_refused: agent.page_work.refuses_bindings().cloned(),
             policy: PolicyName::DualHeap,
             source: agent.sources.believed_report(engine),
             sources: agent.sources.report(engine.sources()),

@@ -1,0 +1,418 @@
+//! Policies of shared memory that an agent replaces, written down before it does.
+//!
+//! A policy stays with the file when the agent that set it is gone. Its record lets the next agent of
+//! the guest, or `vmm-tier doctor --repair`, put back what was there, and nothing else: a policy that is
+//! neither of those the agent sets is somebody else's, and stays.
+
+use std::{
+    collections::BTreeSet,
+    fs::DirBuilder,
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tier_core::tiers::Tiers;
+use tier_sys::{
+    maps::{self, Mapping},
+    mempolicy::{MempolicyError, Policy, PolicyRun, SharedRange},
+    process::Identity,
+    sysroot::{SysRoot, SysRootError, read_text, replace_file},
+};
+
+/// The version that this program writes and reads.
+const VERSION: u64 = 1;
+/// The largest record that is written and read. A guest has some ranges, of some hundred bytes each.
+const MAX_BYTES: u64 = 4 << 20;
+/// The folder of the records in the run directory.
+const FOLDER: &str = "policies";
+/// The most runs of different policies that the guest's memory may have at first. A memory backend has
+/// one.
+const MOST_RUNS: usize = 4096;
+/// How often the mappings are looked up again because they change meanwhile.
+const MOST_LOOKS: u32 = 3;
+/// How far apart a range's policies are read before the first is replaced, in bytes.
+const READ_STEP: u64 = tier_core::addr::HUGE_PAGE;
+
+/// Why policies can't be written down, set or restored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PolicyJournalError {
+    #[error("{path} can't be written: make its folder writable, or name another run-dir")]
+    Unwritable { path: PathBuf, source: io::Error },
+    #[error(
+        "the record {path} of replaced NUMA policies is damaged: {reason}; the guest's memory keeps its policies until \
+         the guest ends, then remove the file"
+    )]
+    Damaged { path: PathBuf, reason: String },
+    #[error("agent {agent} runs and has replaced NUMA policies of this guest: {path}")]
+    InUse { agent: u32, path: PathBuf },
+    #[error("the mappings of process {pid} can't be read")]
+    Maps { pid: u32, source: SysRootError },
+    #[error(transparent)]
+    Policy(#[from] MempolicyError),
+    #[error("the guest's memory has more than {MOST_RUNS} NUMA policies already")]
+    ManyRuns,
+}
+
+/// A range of a file in which policies are replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct ReplacedRange {
+    /// The file.
+    device: (u32, u32),
+    inode: u64,
+    /// Where the range begins in the file, in bytes.
+    pub(crate) offset: u64,
+    /// The length in bytes.
+    pub(crate) bytes: u64,
+    /// Policies are replaced in pieces of this size, in bytes.
+    pub(crate) piece_bytes: u64,
+    /// What was there at first: runs that cover the range, in rising order.
+    original: Vec<PolicyRun>,
+}
+
+impl ReplacedRange {
+    fn end(&self) -> u64 {
+        self.offset + self.bytes
+    }
+
+    /// Whether the parts fit together; holds for every range that [`PolicyJournal::begin`] made.
+    fn is_valid(&self) -> bool {
+        let mut at = self.offset;
+        let covers = self.original.iter().all(|run| {
+            let is_next = run.offset == at && run.bytes > 0;
+            let end = run.offset.checked_add(run.bytes);
+            at = end.unwrap_or(0);
+            is_next && end.is_some()
+        });
+        let end = self.offset.checked_add(self.bytes);
+        covers
+            && end == Some(at)
+            && self.bytes > 0
+            && self.piece_bytes.is_power_of_two()
+            && self.piece_bytes >= READ_STEP
+    }
+
+    fn is_of(&self, mapping: &Mapping) -> bool {
+        (mapping.device, mapping.inode) == (self.device, self.inode)
+    }
+
+    /// What was at `offset` at first.
+    pub(crate) fn original_at(&self, offset: u64) -> Option<&Policy> {
+        let after = self.original.partition_point(|run| run.offset <= offset);
+        let run = self.original.get(after.checked_sub(1)?)?;
+        (offset - run.offset < run.bytes).then_some(&run.policy)
+    }
+}
+
+/// What was restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Restored {
+    /// Bytes whose policies are as they were.
+    pub(crate) bytes: u64,
+    /// Bytes to which somebody else has given a policy since, which stays.
+    pub(crate) foreign_bytes: u64,
+}
+
+impl std::ops::AddAssign for Restored {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.foreign_bytes += other.foreign_bytes;
+    }
+}
+
+/// Which policies an agent replaces, and by what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct PolicyRecord {
+    version: u64,
+    /// The VM's name.
+    pub(crate) vm: String,
+    agent: Identity,
+    qemu: Identity,
+    /// The policies that the agent sets.
+    pub(crate) fast: Policy,
+    pub(crate) slow: Policy,
+    ranges: Vec<ReplacedRange>,
+}
+
+/// Where the replaced policies of one VM are written down.
+#[derive(Clone, Debug)]
+pub(crate) struct PolicyJournal {
+    path: PathBuf,
+    root: SysRoot,
+    record: PolicyRecord,
+}
+
+impl PolicyJournal {
+    /// The journal of the VM in the file `name` of the run directory. Nothing is written yet.
+    pub(crate) fn new(
+        run_dir: &Path,
+        root: &SysRoot,
+        vm: &str,
+        name: &str,
+        pid: u32,
+        tiers: &Tiers,
+    ) -> Self {
+        Self {
+            path: run_dir.join(FOLDER).join(name),
+            root: root.clone(),
+            record: PolicyRecord {
+                version: VERSION,
+                vm: vm.to_owned(),
+                agent: Identity::of(root, std::process::id()),
+                qemu: Identity::of(root, pid),
+                fast: Policy::preferring(tiers.fast.clone()),
+                slow: Policy::preferring(tiers.slow.clone()),
+                ranges: Vec::new(),
+            },
+        }
+    }
+
+    /// The policies that are set.
+    pub(crate) const fn record(&self) -> &PolicyRecord {
+        &self.record
+    }
+
+    /// The range of a file, mapped by `mapping`, in which policies may be replaced now: what was there
+    /// is on record.
+    pub(crate) fn begin(
+        &mut self,
+        mapping: &Mapping,
+        shared: &SharedRange,
+        (offset, bytes): (u64, u64),
+        piece_bytes: u64,
+    ) -> Result<ReplacedRange, PolicyJournalError> {
+        let mut range = ReplacedRange {
+            device: mapping.device,
+            inode: mapping.inode,
+            offset,
+            bytes,
+            piece_bytes,
+            original: Vec::new(),
+        };
+        let same = |known: &&ReplacedRange| {
+            known.is_of(mapping)
+                && (known.offset, known.bytes) == (offset, bytes)
+                && known.piece_bytes == piece_bytes
+        };
+        if let Some(known) = self.record.ranges.iter().find(same) {
+            return Ok(known.clone());
+        }
+        // The guest's layout has changed: what was replaced under the old layout goes back first.
+        let touches = |known: &ReplacedRange| {
+            known.is_of(mapping) && known.offset < offset + bytes && offset < known.end()
+        };
+        let mut ranges = self.record.ranges.clone();
+        for old in ranges.extract_if(.., |known| touches(known)) {
+            self.record.restore_range(&self.root, &old, mapping)?;
+        }
+        let original = shared.policies(READ_STEP, MOST_RUNS - count_runs(&ranges))?;
+        range.original = original.ok_or(PolicyJournalError::ManyRuns)?;
+        ranges.push(range.clone());
+        let record = PolicyRecord {
+            ranges,
+            ..self.record.clone()
+        };
+        self.write(&record)
+            .map_err(|source| unwritable(&self.path, source))?;
+        self.record = record;
+        Ok(range)
+    }
+
+    fn write(&self, record: &PolicyRecord) -> io::Result<()> {
+        let text = serde_json::to_vec(record)?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)?;
+        replace_file(&self.path, &text, 0o600)
+    }
+
+    /// Restores what an agent left that was killed. `None` if none did.
+    pub(crate) fn repair(&self) -> Result<Option<Restored>, PolicyJournalError> {
+        let Some(record) = read(&self.path)? else {
+            return Ok(None);
+        };
+        if record.is_agent_alive(&self.root) {
+            return Err(PolicyJournalError::InUse {
+                agent: record.agent.pid,
+                path: self.path.clone(),
+            });
+        }
+        record.restore(&self.root, &self.path).map(Some)
+    }
+
+    /// The agent ends: restores what it replaced.
+    pub(crate) fn end(&mut self) -> Result<Restored, PolicyJournalError> {
+        if self.record.ranges.is_empty() {
+            return Ok(Restored::default());
+        }
+        let restored = self.record.restore(&self.root, &self.path)?;
+        self.record.ranges.clear();
+        Ok(restored)
+    }
+}
+
+impl PolicyRecord {
+    /// Whether the agent that wrote it still runs.
+    pub(crate) fn is_agent_alive(&self, root: &SysRoot) -> bool {
+        self.agent.is_alive(root)
+    }
+
+    /// Whether a policy is one that the agent sets.
+    pub(crate) fn is_own(&self, policy: &Policy) -> bool {
+        *policy == self.fast || *policy == self.slow
+    }
+
+    /// Restores the policies and removes the record, which is at `path`. Where the guest has ended, its
+    /// memory is gone with its policies.
+    pub(crate) fn restore(
+        &self,
+        root: &SysRoot,
+        path: &Path,
+    ) -> Result<Restored, PolicyJournalError> {
+        let mut restored = Restored::default();
+        if self.qemu.is_alive(root) {
+            let mut mappings = self.mappings(root)?;
+            for range in &self.ranges {
+                let mut again = 0..MOST_LOOKS;
+                // Memory that was unplugged is gone.
+                while let Some(mapping) = mappings.iter().find(|mapping| range.is_of(mapping)) {
+                    match self.restore_range(root, range, mapping) {
+                        Ok(part) => {
+                            restored += part;
+                            break;
+                        }
+                        // The mapping was cut, joined or removed just now.
+                        Err(MempolicyError::Open { source, .. })
+                            if source.kind() == io::ErrorKind::NotFound
+                                && again.next().is_some() =>
+                        {
+                            mappings = self.mappings(root)?;
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+        }
+        match std::fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(unwritable(path, source))
+            }
+            _ => Ok(restored),
+        }
+    }
+
+    /// The mappings of the files by QEMU; none if it has ended.
+    fn mappings(&self, root: &SysRoot) -> Result<Vec<Mapping>, PolicyJournalError> {
+        let pid = self.qemu.pid;
+        let inodes: BTreeSet<u64> = self.ranges.iter().map(|range| range.inode).collect();
+        match maps::read(root, pid, |mapping| inodes.contains(&mapping.inode)) {
+            Ok(mappings) => Ok(mappings),
+            Err(error) if error.is_process_gone() => Ok(Vec::new()),
+            Err(source) => Err(PolicyJournalError::Maps { pid, source }),
+        }
+    }
+
+    fn restore_range(
+        &self,
+        root: &SysRoot,
+        range: &ReplacedRange,
+        mapping: &Mapping,
+    ) -> Result<Restored, MempolicyError> {
+        let pid = self.qemu.pid;
+        let shared = SharedRange::map(root, pid, mapping, range.offset, range.bytes)?;
+        let mut restored = Restored::default();
+        for run in &range.original {
+            // Runs of own policies, which one call restores.
+            let mut own: Option<(u64, u64)> = None;
+            let mut at = run.offset;
+            let end = run.offset + run.bytes;
+            while at < end {
+                let into = (at - range.offset) % range.piece_bytes;
+                let bytes = (range.piece_bytes - into).min(end - at);
+                let now = shared.policy(at)?;
+                if self.is_own(&now) {
+                    own = Some(own.map_or((at, bytes), |(start, before)| (start, before + bytes)));
+                } else {
+                    if now != run.policy {
+                        restored.foreign_bytes += bytes;
+                    }
+                    restored.bytes += put_back(&shared, own.take(), &run.policy)?;
+                }
+                at += bytes;
+            }
+            restored.bytes += put_back(&shared, own, &run.policy)?;
+        }
+        Ok(restored)
+    }
+}
+
+fn count_runs(ranges: &[ReplacedRange]) -> usize {
+    ranges.iter().map(|range| range.original.len()).sum()
+}
+
+/// Sets the policy of start and length, if there are any. Returns the length.
+fn put_back(
+    shared: &SharedRange,
+    own: Option<(u64, u64)>,
+    policy: &Policy,
+) -> Result<u64, MempolicyError> {
+    let Some((start, bytes)) = own else {
+        return Ok(0);
+    };
+    shared.set(start, bytes, policy)?;
+    Ok(bytes)
+}
+
+fn unwritable(path: &Path, source: io::Error) -> PolicyJournalError {
+    PolicyJournalError::Unwritable {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The records that agents left in the run directory, each with its path.
+pub(crate) fn records(run_dir: &Path) -> Vec<(PathBuf, Result<PolicyRecord, PolicyJournalError>)> {
+    let entries = std::fs::read_dir(run_dir.join(FOLDER));
+    let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
+    let mut paths: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|ext| ext == "json"))
+        .collect();
+    paths.sort_unstable();
+    let read = |path: PathBuf| {
+        let record = read(&path).transpose()?;
+        Some((path, record))
+    };
+    paths.into_iter().filter_map(read).collect()
+}
+
+fn read(path: &Path) -> Result<Option<PolicyRecord>, PolicyJournalError> {
+    let damaged = |reason: String| PolicyJournalError::Damaged {
+        path: path.to_owned(),
+        reason,
+    };
+    let text = match read_text(path, MAX_BYTES) {
+        Ok(text) => text,
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) => return Err(damaged(error.to_string())),
+    };
+    let record: PolicyRecord = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+    if record.version != VERSION {
+        let version = record.version;
+        return Err(damaged(format!(
+            "it is of version {version}, this program reads {VERSION}"
+        )));
+    }
+    let is_valid = record.ranges.iter().all(ReplacedRange::is_valid);
+    match is_valid && count_runs(&record.ranges) <= MOST_RUNS {
+        true => Ok(Some(record)),
+        false => Err(damaged("its ranges contradict each other".to_owned())),
+    }
+}
