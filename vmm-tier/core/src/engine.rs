@@ -219,10 +219,11 @@ impl VmEngine {
 
     fn take_scan(&mut self, now: Time, report: &ScanReport) {
         let cpu_share = self.orders.settings.scan_cpu_share;
-        let (tiers, evidence) = (&self.mover.tiers, &mut self.evidence);
+        let Evidence { bias, skew, .. } = &mut self.evidence;
+        let tiers = &self.mover.tiers;
         self.pages
-            .take_scan(now, report, tiers, cpu_share, &mut |id| {
-                evidence.bias.forget(id);
+            .take_scan(now, report, tiers, cpu_share, skew, &mut |id| {
+                bias.forget(id);
             });
     }
 

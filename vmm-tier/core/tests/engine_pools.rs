@@ -254,7 +254,7 @@ impl Host {
         });
         ScanReport {
             request,
-            huge: vec![],
+            folios: vec![],
             pages: pages.collect(),
             cpu_time: Duration::from_micros(10),
         }

@@ -7,6 +7,7 @@
 pub mod alloc;
 pub mod damon;
 pub mod file_lock;
+pub mod folios;
 pub mod holds;
 pub mod hugetlb;
 pub mod inverse;

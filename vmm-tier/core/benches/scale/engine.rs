@@ -219,7 +219,13 @@ impl Machine {
         ScanReport {
             request,
             pages: pages.collect(),
-            huge: heads.filter(|_| self.page_bytes == HUGE_PAGE).collect(),
+            folios: heads
+                .filter(|_| self.page_bytes == HUGE_PAGE)
+                .map(|hva| Page {
+                    hva,
+                    bytes: HUGE_PAGE,
+                })
+                .collect(),
             // So the engine asks as often as it does on a host.
             cpu_time: LOOK_UP * (request.span.bytes / self.page_bytes) as u32,
         }

@@ -242,7 +242,7 @@ impl Places {
         }
         ScanReport {
             request,
-            huge: Vec::new(),
+            folios: Vec::new(),
             pages,
             cpu_time: Duration::ZERO,
         }

@@ -13,12 +13,11 @@ use std::{
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use tier_core::{
-    addr::{BASE_PAGE, HUGE_PAGE, Hva, NodeId},
+    addr::{BASE_PAGE, Hva, NodeId},
     engine::{ScanReport, ScanRequest},
-    moves::{MoveBatch, MoveReport, Outcome, Page, PairedBatch},
+    moves::{MoveBatch, MoveReport, Outcome, Page, PageResult, PairedBatch},
 };
 use tier_sys::{
-    pagemap::{PageRange, Pagemap},
     pages::{self, PageStatus},
     process::thread_cpu_time,
     sysroot::SysRoot,
@@ -26,6 +25,7 @@ use tier_sys::{
 
 use super::{
     done::{Carried, Done, unmoved},
+    page_sizes::{PageSizes, pages_of},
     pool_moves::PoolMoves,
 };
 use crate::log::with_causes;
@@ -58,8 +58,7 @@ impl Worker {
         pid: u32,
         pools: PoolMoves,
     ) -> std::io::Result<Self> {
-        // Without it (another user's process) huge pages go unnoticed; moving will tell why.
-        let pagemap = Pagemap::open(root, pid).ok();
+        let mut sizes = PageSizes::open(root, pid);
         let (jobs, todo) = bounded(QUEUE);
         // Each result answers a job, and jobs are bounded: a result never waits, so that the agent may
         // wait for room for a job.
@@ -73,9 +72,9 @@ impl Worker {
                     break;
                 }
                 let result = match job {
-                    Job::Scan(request) => look_up(pid, pagemap.as_ref(), request),
+                    Job::Scan(request) => look_up(pid, &mut sizes, request),
                     Job::Move(batch) if batch.frame_bytes == BASE_PAGE => {
-                        carry_out(pid, &batch).into()
+                        carry_out_if_known(pid, &sizes, batch).into()
                     }
                     Job::Move(batch) => pools.carry_out(&batch, |part| carry_out(pid, part)).into(),
                     Job::Pair(pair) => pools.carry_out_pair(&pair, |part| carry_out(pid, part)),
@@ -121,74 +120,61 @@ impl Drop for Worker {
     }
 }
 
-/// Looks up which pages of the request are huge and where each lies.
-fn look_up(pid: u32, pagemap: Option<&Pagemap>, request: ScanRequest) -> Done {
+/// Looks up how large the pages of the request are, and where each lies.
+fn look_up(pid: u32, sizes: &mut PageSizes, request: ScanRequest) -> Done {
     let started = thread_cpu_time();
-    let report = |huge, pages| ScanReport {
+    let report = |folios, pages| ScanReport {
         request,
-        huge,
+        folios,
         pages,
         cpu_time: thread_cpu_time().saturating_sub(started),
     };
-    match scan(pid, pagemap, request) {
-        Ok((huge, pages)) => Done::Scanned(report(huge, pages)),
+    match scan(pid, sizes, request) {
+        Ok((folios, pages)) => Done::Scanned(report(folios, pages)),
         Err(reason) => Done::NotScanned(report(Vec::new(), Vec::new()), reason),
     }
 }
 
-type Found = (Vec<Hva>, Vec<(Page, Option<NodeId>)>);
+type Found = (Vec<Page>, Vec<(Page, Option<NodeId>)>);
 
-fn scan(pid: u32, pagemap: Option<&Pagemap>, request: ScanRequest) -> Result<Found, String> {
-    let span = request.span;
-    let huge = match pagemap.filter(|_| span.frame_bytes < HUGE_PAGE) {
-        Some(pagemap) => pagemap
-            .huge_ranges(span.hva, span.bytes)
-            .map_err(|error| with_causes(&error))?
-            .map_or_else(Vec::new, |ranges| heads(&ranges)),
-        None => Vec::new(),
-    };
-    let pages = pages_of(request, &huge);
+fn scan(pid: u32, sizes: &mut PageSizes, request: ScanRequest) -> Result<Found, String> {
+    let folios = sizes.larger(request.span)?;
+    let pages = pages_of(request.span, &folios);
     let addresses: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
     let statuses = pages::query_nodes(pid, &addresses).map_err(|error| with_causes(&error))?;
     let nodes = statuses.into_iter().map(PageStatus::node);
-    Ok((huge, pages.into_iter().zip(nodes).collect()))
+    Ok((folios, pages.into_iter().zip(nodes).collect()))
 }
 
-/// The heads of the huge pages that lie whole in runs of them.
-fn heads(ranges: &[PageRange]) -> Vec<Hva> {
-    let heads = |range: &PageRange| {
-        let first = range.start.0.next_multiple_of(HUGE_PAGE);
-        (first..range.end.0)
-            .step_by(HUGE_PAGE as usize)
-            .filter(|head| head + HUGE_PAGE <= range.end.0)
-            .map(Hva)
-            .collect::<Vec<_>>()
-    };
-    ranges.iter().flat_map(heads).collect()
-}
-
-/// The pages of a span: huge pages whole, everything else frame by frame.
-fn pages_of(request: ScanRequest, huge: &[Hva]) -> Vec<Page> {
-    let span = request.span;
-    let end = span.hva.0 + span.bytes;
-    let mut pages = Vec::new();
-    // One that reaches past the span is looked at frame by frame: its other part is not tracked.
-    let mut huge = huge
-        .iter()
-        .copied()
-        .filter(|head| head.0 + HUGE_PAGE <= end)
-        .peekable();
-    let mut at = span.hva.0;
-    while at < end {
-        let is_head = huge.next_if(|head| head.0 == at).is_some();
-        let bytes = if is_head { HUGE_PAGE } else { span.frame_bytes };
-        pages.push(Page {
-            hva: Hva(at),
-            bytes,
-        });
-        at += bytes;
+/// Moves those pages of a batch that are still as large as they are taken for.
+fn carry_out_if_known(pid: u32, sizes: &PageSizes, mut batch: MoveBatch) -> Carried {
+    let started = thread_cpu_time();
+    let are_stale = sizes.are_stale(&batch.pages);
+    if !are_stale.contains(&true) {
+        return carry_out(pid, &batch);
     }
-    pages
+    let all = batch.pages.clone();
+    let mut stale = are_stale.iter();
+    batch.pages.retain(|_| stale.next() == Some(&false));
+    let mut carried = carry_out(pid, &batch);
+    let mut moved = std::mem::take(&mut carried.report.results).into_iter();
+    let results = all
+        .into_iter()
+        .zip(are_stale)
+        .filter_map(|(page, is_stale)| {
+            let resized = PageResult {
+                page,
+                outcome: Outcome::Resized,
+                node: None,
+            };
+            match is_stale {
+                true => Some(resized),
+                false => moved.next(),
+            }
+        });
+    carried.report.results = results.collect();
+    carried.report.cpu_time = thread_cpu_time().saturating_sub(started);
+    carried
 }
 
 fn carry_out(pid: u32, batch: &MoveBatch) -> Carried {
@@ -214,7 +200,10 @@ mod tests {
         process::{Command, Stdio},
     };
 
-    use tier_core::{addr::NodeSet, pages::Span};
+    use tier_core::{
+        addr::{HUGE_PAGE, NodeSet},
+        pages::Span,
+    };
 
     use super::*;
 
@@ -233,25 +222,6 @@ mod tests {
             NodeSet::default(),
         );
         Worker::start(&root, pid, pools)
-    }
-
-    #[test]
-    fn pages_of_a_span_when_some_are_huge_cover_it_once() {
-        let span = Span {
-            hva: Hva(HUGE_PAGE),
-            bytes: 2 * HUGE_PAGE,
-            frame_bytes: BASE_PAGE,
-        };
-        let pages = pages_of(ScanRequest { id: 1, span }, &[Hva(2 * HUGE_PAGE)]);
-        assert_eq!(pages.len(), 512 + 1);
-        assert_eq!(pages.iter().map(|page| page.bytes).sum::<u64>(), span.bytes);
-        assert_eq!(
-            pages[512],
-            Page {
-                hva: Hva(2 * HUGE_PAGE),
-                bytes: HUGE_PAGE
-            }
-        );
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! A source that samples accesses delivers millions of them, each on one page. Samples of the same
 //! weight reach the heaps together, so that their cache misses overlap. Ranges of pages come one by one.
 
-use super::{access_stats::accesses_a_look, bias::Bias, half_life::HalfLife};
+use super::{access_stats::accesses_a_look, bias::Bias, half_life::HalfLife, skew::Skew};
 use crate::{
-    addr::{BASE_PAGE, Hva},
+    addr::{BASE_PAGE, HUGE_PAGE, Hva},
     dual_heap::{PageId, Placement, Touched},
     engine::guest_pages::GuestPages,
     pages::Run,
@@ -19,6 +19,9 @@ const URGENT_PER_BATCH: usize = 16;
 /// Weights that are told apart in a batch: a source that samples accesses has one for each size of
 /// pages.
 const MOST_WEIGHTS: usize = 8;
+
+/// The share of a huge page that a frame is.
+const FRAME_OF_HUGE: f32 = BASE_PAGE as f32 / HUGE_PAGE as f32;
 
 /// What the samples of a batch have in common.
 #[derive(Clone, Copy, Debug)]
@@ -73,30 +76,31 @@ impl Taken {
     }
 }
 
+/// Who sees the records of single pages as they come.
+#[derive(Debug)]
+pub(super) struct Watchers<'a> {
+    pub(super) half_life: &'a mut HalfLife,
+    pub(super) bias: &'a mut Bias,
+    pub(super) skew: &'a mut Skew,
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Intake<'a> {
     terms: Terms,
     pages: &'a mut GuestPages,
-    half_life: &'a mut HalfLife,
-    bias: &'a mut Bias,
+    watchers: Watchers<'a>,
     /// Single pages, by the weight that each is to have.
     singles: Vec<(f32, Vec<PageId>)>,
     taken: Taken,
 }
 
 impl<'a> Intake<'a> {
-    pub(super) fn new(
-        terms: Terms,
-        pages: &'a mut GuestPages,
-        half_life: &'a mut HalfLife,
-        bias: &'a mut Bias,
-    ) -> Self {
+    pub(super) fn new(terms: Terms, pages: &'a mut GuestPages, watchers: Watchers<'a>) -> Self {
         Self {
             terms,
             pages,
-            half_life,
-            bias,
+            watchers,
             singles: Vec::new(),
             taken: Taken::default(),
         }
@@ -120,6 +124,9 @@ impl<'a> Intake<'a> {
                 Some((page, share)) if !counts || self.push(page, weight * share) => {
                     if counts {
                         self.see(page, weight);
+                        if share == FRAME_OF_HUGE {
+                            self.see_frame(page, hva);
+                        }
                     }
                     BASE_PAGE
                 }
@@ -155,8 +162,17 @@ impl<'a> Intake<'a> {
     #[inline]
     fn see(&mut self, page: PageId, weight: f32) {
         if self.terms.is_believed {
-            self.half_life.see(page, weight);
-            self.bias.see(page, weight);
+            self.watchers.half_life.see(page, weight);
+            self.watchers.bias.see(page, weight);
+        }
+    }
+
+    /// A record of a frame of a huge page, which begins on its own border.
+    #[inline]
+    fn see_frame(&mut self, page: PageId, hva: Hva) {
+        if self.terms.is_believed && self.terms.looks.is_none() {
+            let frame = hva.0 % HUGE_PAGE / BASE_PAGE;
+            self.watchers.skew.see(page, frame as u32);
         }
     }
 

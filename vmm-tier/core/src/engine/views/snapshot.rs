@@ -81,6 +81,10 @@ crate::report! {
         /// Present guest memory, by the size of its pages in bytes.
         #[metric(gauge = "present_bytes", by = "page_size")]
         pub page_sizes: BTreeMap<u64, u64>,
+        /// Huge pages that few of their frames make hot, among those of the 2048 that are sampled most. A
+        /// source that tests pages does not know any.
+        #[metric(gauge = "skewed_pages")]
+        pub skewed_pages: u64,
         /// Guest memory that is not present.
         #[metric(gauge = "absent_bytes")]
         pub absent_bytes: u64,
@@ -145,6 +149,7 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         returned_bytes: mover.ping_pong.returned_bytes,
         brake: mover.ping_pong.brake(&orders.settings),
         page_sizes: pages.bytes().by_page_size.clone(),
+        skewed_pages: evidence.skew.skewed(),
         absent_bytes: pages.scanner.last_round.absent_bytes,
         elsewhere_bytes: pages.scanner.last_round.elsewhere_bytes,
         in_flight_pages: mover.in_flight.pages().count() as u64,
