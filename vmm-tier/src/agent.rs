@@ -211,6 +211,7 @@ impl Agent {
                 Action::Scan(request) => self.page_work.put_aside(request),
                 Action::Move(batch) => self.page_work.submit_moves(batch),
                 Action::MovePaired(pair) => self.page_work.submit_pair(pair),
+                Action::Reshape(request) => self.page_work.submit_reshape(request),
                 Action::RefreshMap => self.qemu.discovery.want(),
             }
         }
@@ -295,6 +296,7 @@ impl Agent {
                 self.sources.moved(&report);
                 self.step(Event::Moved(report));
             }
+            Done::Reshaped(report, _) => self.step(Event::Reshaped(report)),
             Done::Refused(report, _) => self.step(Event::Moved(report)),
             // Also of a pair that was refused, pages may have moved.
             Done::Paired(demoted, promoted) | Done::PairRefused(demoted, promoted, _) => {

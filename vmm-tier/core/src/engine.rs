@@ -23,6 +23,7 @@ mod move_costs;
 mod mover;
 mod orders;
 mod pins;
+mod reshape;
 mod significance;
 mod state;
 mod views;
@@ -46,6 +47,7 @@ pub use orders::{
     policy::{PolicyChange, PolicyError, PolicySnapshot},
 };
 pub use pins::pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
+pub use reshape::{ReshapeOutcome, ReshapeReport, ReshapeRequest, Shape};
 pub use state::VmState;
 pub use views::{
     explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
@@ -80,6 +82,8 @@ pub enum Event {
     Scanned(ScanReport),
     /// The kernel's answer to [`Action::Move`], or to a half of [`Action::MovePaired`].
     Moved(MoveReport),
+    /// The kernel's answer to [`Action::Reshape`].
+    Reshaped(ReshapeReport),
     /// Free memory of the tiers' nodes.
     Nodes(Vec<NodeMemory>),
     /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
@@ -109,6 +113,8 @@ pub enum Action {
     Move(MoveBatch),
     /// Let pages change places, as one piece of work. The answer is an [`Event::Moved`] for each batch.
     MovePaired(PairedBatch),
+    /// Split a huge page, or make one.
+    Reshape(ReshapeRequest),
     /// The map is out of date: pages are gone that it names.
     RefreshMap,
 }
@@ -143,6 +149,7 @@ impl VmEngine {
             Event::Samples(batch) => self.take_samples(now, &batch),
             Event::Scanned(report) => self.take_scan(now, &report),
             Event::Moved(report) => actions = self.take_moves(now, &report),
+            Event::Reshaped(report) => self.mover.reshaper.finish(&report, &mut self.pages),
             Event::Nodes(nodes) => self.mover.rooms.set(nodes),
             Event::Source(main) => self.evidence.believe(main),
             Event::Rest(at_rest) => {
@@ -200,6 +207,10 @@ impl VmEngine {
                 .plan(now, &mut self.pages, &mut self.evidence, settings);
             actions.extend(planned);
         }
+        if self.state() == VmState::Running {
+            let request = self.mover.reshaper.next(now, &self.pages);
+            actions.extend(request.map(Action::Reshape));
+        }
         let news = self.drain_news();
         self.journal.note(self.state(), news);
         actions
@@ -251,6 +262,7 @@ impl VmEngine {
         let half_life = self.evidence.half_life();
         if self.pages.set_map(now, map, half_life)? {
             self.mover.in_flight.clear();
+            self.mover.reshaper.forget_pages();
             self.mover.ping_pong.forget_pages();
             self.journal.history.clear();
             self.evidence.forget_pages();
@@ -275,12 +287,15 @@ impl VmEngine {
         self.mover.in_flight.is_empty() && self.state() == VmState::Running
     }
 
-    /// When to give the next [`Event::Tick`] at the latest because moves wait for their rate; `None`
-    /// if none do. While nothing is planned (moves pause, or a batch is under way) time alone changes
-    /// nothing.
+    /// When to give the next [`Event::Tick`] at the latest because moves, splits or collapses wait for
+    /// their rate; `None` if none do. While nothing is planned (moves pause, or a batch is under way) time
+    /// alone changes nothing.
     #[must_use]
     pub fn wakes_at(&self) -> Option<Time> {
-        self.mover.wakes_at().filter(|_| self.may_plan())
+        let moves = self.mover.wakes_at();
+        let reshape = self.mover.reshaper.wakes_at();
+        let both = moves.into_iter().chain(reshape);
+        both.min().filter(|_| self.may_plan())
     }
 
     /// The state in one word.

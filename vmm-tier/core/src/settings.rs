@@ -52,6 +52,11 @@ pub struct EngineSettings {
     /// Share of one CPU that looking up placements may take; a sixteenth of it while the guest is at
     /// rest.
     pub scan_cpu_share: f64,
+    /// Have a transparent huge page split that is hot in few of its frames, and promote these only. It takes a
+    /// source that samples accesses.
+    pub split_huge: bool,
+    /// Have small pages on the fast tier made a huge page where they are evenly hot.
+    pub collapse_huge: bool,
     /// Plan and report, but move nothing.
     pub dry_run: bool,
 }
@@ -93,6 +98,8 @@ impl Default for EngineSettings {
             headroom_bytes: 4 << 20,
             fast_limit_bytes: None,
             scan_cpu_share: 0.005,
+            split_huge: false,
+            collapse_huge: false,
             dry_run: false,
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE},
-    engine::{Event, Explanation},
+    engine::{Event, Explanation, ReshapeOutcome, ReshapeRequest, Shape},
     moves::Outcome,
     random::Random,
     sample::SourceKind,
@@ -14,19 +14,23 @@ use tier_core::{
 
 use crate::{
     accesses::{SPAN, accesses},
-    common::{FAST, GPA_BASE, settings},
+    common::{BASE, FAST, GPA_BASE, settings},
     lab::{Lab, gups},
 };
 
 const FOLIO: u64 = 16 * BASE_PAGE;
 
 fn lab(huge: &[u32], small: &[u32]) -> Lab {
+    lab_with(huge, small, settings())
+}
+
+fn lab_with(huge: &[u32], small: &[u32], settings: EngineSettings) -> Lab {
     let mut kernel = gups(8 * 512, 2 * 512);
     kernel.huge = huge.iter().map(|number| number * 512).collect();
     kernel.small_folios = small.to_vec();
     let settings = EngineSettings {
         headroom_bytes: 0,
-        ..settings()
+        ..settings
     };
     Lab::new(kernel, settings)
 }
@@ -166,4 +170,96 @@ fn huge_page_when_it_falls_apart_hands_its_heat_to_the_frames_that_were_hit() {
     let whole = explain(&lab, 4 * 512);
     assert_eq!(whole.page_bytes, HUGE_PAGE);
     assert_eq!(lab.engine.check(), Ok(()));
+}
+
+/// The numbers of the ranges of 2 MiB that were to have this shape.
+fn asked(lab: &Lab, shape: Shape) -> Vec<u64> {
+    let of_shape = |request: &&ReshapeRequest| request.shape == shape;
+    let requests = lab.kernel.reshaped.iter().filter(of_shape);
+    let pages = requests.map(|request| request.page);
+    pages.map(|page| (page.hva.0 - BASE) / HUGE_PAGE).collect()
+}
+
+/// Lets eight frames of the third huge page be hot for 24 s, and nothing else.
+fn make_skewed(lab: &mut Lab) {
+    lab.step(Event::Source(Some(SourceKind::Ibs)));
+    let mut random = Random::new(5);
+    for _ in 0..60 {
+        lab.now = lab.now + SPAN;
+        let sampled = (0..400).map(|_| 3 * 512 + random.below(8) * 64);
+        lab.step(accesses(SourceKind::Ibs, lab.now, sampled));
+    }
+}
+
+fn fast_frames(lab: &Lab, number: usize) -> Vec<usize> {
+    let frames = lab.kernel.frames[number * 512..][..512].iter().enumerate();
+    let fast = frames.filter(|(_, node)| **node == Some(FAST));
+    fast.map(|(frame, _)| frame).collect()
+}
+
+#[test]
+fn skewed_huge_page_when_splits_are_asked_for_is_split_and_only_its_hot_frames_go_up() {
+    let split_huge = true;
+    let settings = EngineSettings {
+        split_huge,
+        ..settings()
+    };
+    let mut lab = lab_with(&[2, 3, 4, 5, 6, 7], &[], settings);
+    make_skewed(&mut lab);
+
+    assert_eq!(asked(&lab, Shape::Split), [3]);
+    let hot: Vec<usize> = (0..8).map(|n| n * 64).collect();
+    assert_eq!(fast_frames(&lab, 3), hot);
+    assert_eq!(lab.moved(), 2 * 8 * BASE_PAGE);
+    let snapshot = lab.engine.snapshot();
+    assert_eq!(snapshot.splits, BTreeMap::from([(ReshapeOutcome::Done, 1)]));
+    assert_eq!(snapshot.collapses, BTreeMap::new());
+    assert_eq!(lab.engine.check(), Ok(()));
+}
+
+#[test]
+fn skewed_huge_page_when_it_can_not_or_must_not_be_split_goes_up_whole() {
+    for (split_huge, requests) in [(false, 0), (true, 1)] {
+        let settings = EngineSettings {
+            split_huge,
+            ..settings()
+        };
+        let mut lab = lab_with(&[2, 3, 4, 5, 6, 7], &[], settings);
+        lab.kernel.keeps_shapes = true;
+        make_skewed(&mut lab);
+        assert_eq!(asked(&lab, Shape::Split).len(), requests, "once at most");
+        assert_eq!(fast_frames(&lab, 3).len(), 512);
+    }
+}
+
+#[test]
+fn small_pages_when_evenly_hot_on_the_fast_tier_are_made_a_huge_page_if_asked_for() {
+    let hot = |frame: u32| (6 * 512..7 * 512).contains(&frame);
+    let half = |frame: u32| hot(frame) && frame.is_multiple_of(2);
+    for (collapse_huge, hole, is_hot, made) in [
+        (true, false, &hot as &dyn Fn(u32) -> bool, vec![6]),
+        (false, false, &hot, vec![]),
+        (true, true, &hot, vec![]),
+        (true, false, &half, vec![]),
+    ] {
+        let settings = EngineSettings {
+            collapse_huge,
+            ..settings()
+        };
+        let mut lab = lab_with(&[], &[], settings);
+        if hole {
+            lab.kernel.frames[6 * 512 + 77] = None;
+        }
+        for _ in 0..60 {
+            lab.observe(|frame| if is_hot(frame) { 20.0 } else { 0.0 });
+        }
+        assert!(fast_frames(&lab, 6).len() > 250);
+        assert_eq!(asked(&lab, Shape::Collapse), made);
+        let snapshot = lab.engine.snapshot();
+        let done = snapshot.collapses.get(&ReshapeOutcome::Done).copied();
+        assert_eq!(done.unwrap_or(0), made.len() as u64);
+        let huge = snapshot.page_sizes.get(&HUGE_PAGE).copied();
+        assert_eq!(huge.unwrap_or(0), made.len() as u64 * HUGE_PAGE);
+        assert_eq!(lab.engine.check(), Ok(()));
+    }
 }

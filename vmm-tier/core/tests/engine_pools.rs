@@ -157,7 +157,7 @@ impl Host {
                     todo.extend(self.engine.step(self.now, Event::Moved(demoted)));
                     Event::Moved(promoted)
                 }
-                Action::RefreshMap => continue,
+                Action::Reshape(_) | Action::RefreshMap => continue,
             };
             todo.extend(self.engine.step(self.now, answer));
         }

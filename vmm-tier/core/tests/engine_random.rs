@@ -220,6 +220,7 @@ impl World {
         };
         assert!(jobs(|action| matches!(action, Action::Scan(_))) <= 1);
         assert!(jobs(|action| matches!(action, Action::Move(_))) <= 2);
+        assert!(jobs(|action| matches!(action, Action::Reshape(_))) <= 1);
         self.engine.check().unwrap();
     }
 
@@ -366,6 +367,10 @@ impl World {
                 self.step(Event::Moved(report));
             }
             Action::MovePaired(_) => unreachable!("no page is of a pool"),
+            Action::Reshape(request) => {
+                let report = self.kernel.reshape(request);
+                self.step(Event::Reshaped(report));
+            }
             Action::RefreshMap => {}
         }
     }
@@ -673,7 +678,9 @@ proptest! {
     fn books_when_anything_happens_agree_with_the_kernel(
         ops in prop::collection::vec(op(), 1..150),
         dry_run in prop::bool::weighted(0.1),
+        split_huge in any::<bool>(),
+        collapse_huge in any::<bool>(),
     ) {
-        run(&ops, EngineSettings { dry_run, ..settings() });
+        run(&ops, EngineSettings { dry_run, split_huge, collapse_huge, ..settings() });
     }
 }

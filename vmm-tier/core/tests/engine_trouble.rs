@@ -20,7 +20,7 @@ fn moves_of(lab: &mut Lab, event: Event) -> Vec<MoveBatch> {
     let moves = |action| match action {
         Action::Move(batch) => Some(batch),
         Action::MovePaired(_) => unreachable!("no page is of a pool"),
-        Action::Scan(_) | Action::RefreshMap => None,
+        Action::Scan(_) | Action::Reshape(_) | Action::RefreshMap => None,
     };
     lab.engine
         .step(lab.now, event)
@@ -168,7 +168,7 @@ fn moves_when_the_kernel_refuses_them_all_are_tried_ever_less() {
                     Event::Moved(lab.kernel.apply(&batch))
                 }
                 Action::MovePaired(_) => unreachable!("no page is of a pool"),
-                Action::RefreshMap => continue,
+                Action::Reshape(_) | Action::RefreshMap => continue,
             };
             todo.extend(lab.engine.step(now, answer));
         }

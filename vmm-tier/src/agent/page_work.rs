@@ -3,12 +3,13 @@
 mod done;
 mod page_sizes;
 mod pool_moves;
+mod reshape;
 mod scans;
 mod worker;
 
 use crossbeam::channel::Receiver;
 use tier_core::{
-    engine::ScanRequest,
+    engine::{ReshapeRequest, ScanRequest},
     moves::{MoveBatch, PairedBatch},
 };
 
@@ -24,6 +25,8 @@ pub(super) struct PageWork {
     look_up_trouble: LogOnce,
     /// Why the kernel refuses to move pages.
     move_trouble: LogOnce,
+    /// Why the host can't split or make huge pages.
+    reshape_trouble: LogOnce,
 }
 
 impl PageWork {
@@ -33,6 +36,7 @@ impl PageWork {
             scans: Scans::default(),
             look_up_trouble: LogOnce::default(),
             move_trouble: LogOnce::default(),
+            reshape_trouble: LogOnce::default(),
         }
     }
 
@@ -44,6 +48,11 @@ impl PageWork {
     /// Has pages change places.
     pub(super) fn submit_pair(&self, pair: PairedBatch) {
         self.worker.submit(Job::Pair(pair));
+    }
+
+    /// Has a huge page split or made.
+    pub(super) fn submit_reshape(&self, request: ReshapeRequest) {
+        self.worker.submit(Job::Reshape(request));
     }
 
     /// Takes a look-up, which waits for [`Self::submit_scan`].
@@ -88,6 +97,12 @@ impl PageWork {
             }
             Done::Moved(_) | Done::Paired(..) => {
                 self.move_trouble.end();
+            }
+            Done::Reshaped(_, None) => {}
+            Done::Reshaped(_, Some(reason)) => {
+                if self.reshape_trouble.is_news(reason) && !vm.has_ended() {
+                    tracing::warn!(vm = vm.name, "{reason}");
+                }
             }
             Done::Refused(_, reason) | Done::PairRefused(_, _, reason) => {
                 if self.move_trouble.is_news(reason) && !vm.has_ended() {

@@ -39,6 +39,12 @@ pub(crate) struct RunArgs {
     /// A configuration file; see examples/vmm-tier.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Have the kernel split huge pages that few of their pages make hot; see docs/huge-pages.md
+    #[arg(long)]
+    pub(crate) thp_split: bool,
+    /// Have the kernel make huge pages of evenly hot memory on the fast tier
+    #[arg(long)]
+    pub(crate) thp_collapse: bool,
     /// Plan and report, but move nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -20,6 +20,7 @@ use tier_core::{
 use crate::{
     pagemap::{PageEntry, Pagemap, PagemapError},
     sysroot::{SysRoot, SysRootError, open, read_choice, read_value_optional},
+    vmstat::VmStat,
 };
 
 /// Frames in the largest page that is looked for: 2 MiB.
@@ -165,7 +166,8 @@ fn run_len(entries: &[PageEntry]) -> usize {
 }
 
 /// Whether the host makes folios that are mapped frame by frame, or has made one since its start: then
-/// [`Folios::find`] is worth its time. Where every size is `never` no page need be looked at.
+/// [`Folios::find`] is worth its time. Where every size is `never`, and no huge page was ever mapped by small
+/// entries because a part of it was given back, no page need be looked at.
 #[must_use]
 pub fn may_exist(root: &SysRoot) -> bool {
     let folder = root.sys("kernel/mm/transparent_hugepage");
@@ -178,6 +180,10 @@ pub fn may_exist(root: &SysRoot) -> bool {
         Some("inherit") => choice(all),
         _ => own,
     };
+    let was_mapped_small = |stat: VmStat| stat.get("thp_split_pmd") > 0;
+    if VmStat::read(root).is_ok_and(was_mapped_small) {
+        return true;
+    }
     if is_on(choice("shmem_enabled")) {
         return true;
     }
@@ -311,6 +317,13 @@ mod tests {
         write("hugepages-64kB/enabled", "always [inherit] madvise never\n");
         assert!(may_exist(&root));
         write("hugepages-64kB/enabled", "always inherit madvise [never]\n");
+
+        std::fs::create_dir_all(root.proc("")).unwrap();
+        std::fs::write(root.proc("vmstat"), "thp_split_pmd 0\n").unwrap();
+        assert!(!may_exist(&root));
+        std::fs::write(root.proc("vmstat"), "thp_split_pmd 2\n").unwrap();
+        assert!(may_exist(&root), "a part of a huge page was given back");
+        std::fs::remove_file(root.proc("vmstat")).unwrap();
 
         write("shmem_enabled", "always within_size [advise] never deny force\n");
         assert!(may_exist(&root));

@@ -20,6 +20,7 @@ pub mod perf;
 pub mod process;
 pub mod smaps;
 pub mod sysroot;
+pub mod thp;
 pub mod thp_events;
 pub mod topology;
 pub mod vmstat;

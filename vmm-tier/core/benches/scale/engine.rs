@@ -183,7 +183,7 @@ impl Machine {
             Action::Scan(request) => Some(Event::Scanned(self.scan(request))),
             Action::Move(batch) => Some(Event::Moved(self.move_pages(&batch))),
             Action::MovePaired(_) => unreachable!("no page is of a pool"),
-            Action::RefreshMap => None,
+            Action::Reshape(_) | Action::RefreshMap => None,
         };
         actions.into_iter().filter_map(answer).collect()
     }

@@ -64,6 +64,7 @@ impl Lab {
                     Event::Moved(report)
                 }
                 Action::MovePaired(_) => unreachable!("no page is of a pool"),
+                Action::Reshape(request) => Event::Reshaped(self.kernel.reshape(request)),
                 Action::RefreshMap => continue,
             };
             todo.extend(self.engine.step(self.now, answer));

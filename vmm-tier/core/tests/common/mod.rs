@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
-    engine::{Event, NodeMemory, ScanReport},
+    engine::{
+        Event, NodeMemory, ReshapeOutcome, ReshapeReport, ReshapeRequest, ScanReport, Shape,
+    },
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
     settings::EngineSettings,
@@ -33,6 +35,10 @@ pub(crate) struct Kernel {
     /// What a move of the page at this address ends with, instead of success.
     pub(crate) fails: BTreeMap<u64, Outcome>,
     pub(crate) moved_bytes: BTreeMap<NodeId, u64>,
+    /// What was asked to be split or collapsed.
+    pub(crate) reshaped: Vec<ReshapeRequest>,
+    /// Whether the host can't split or collapse.
+    pub(crate) keeps_shapes: bool,
 }
 
 impl Kernel {
@@ -50,6 +56,8 @@ impl Kernel {
             slow_free: 1 << 40,
             fails: BTreeMap::new(),
             moved_bytes: BTreeMap::new(),
+            reshaped: Vec::new(),
+            keeps_shapes: false,
         }
     }
 
@@ -137,6 +145,33 @@ impl Kernel {
         let huge = begins(&self.huge, 512);
         huge.or_else(|| begins(&self.small_folios, 16))
             .unwrap_or((frame, 1))
+    }
+
+    /// Splits a huge page, or collapses small pages that lie on one node.
+    pub(crate) fn reshape(&mut self, request: ReshapeRequest) -> ReshapeReport {
+        let head = Self::frame(request.page);
+        let number = u32::try_from(head).unwrap();
+        let frames = &self.frames[head..head + 512];
+        let is_huge = self.huge.contains(&number);
+        let outcome = match request.shape {
+            _ if self.keeps_shapes => ReshapeOutcome::Unavailable,
+            Shape::Split if !is_huge => ReshapeOutcome::Busy,
+            Shape::Split => {
+                self.huge.retain(|&own| own != number);
+                ReshapeOutcome::Done
+            }
+            Shape::Collapse if is_huge => ReshapeOutcome::Busy,
+            Shape::Collapse if frames[0].is_none() || frames.iter().any(|&f| f != frames[0]) => {
+                ReshapeOutcome::Absent
+            }
+            Shape::Collapse => {
+                self.small_folios.retain(|&own| own / 512 != number / 512);
+                self.huge.push(number);
+                ReshapeOutcome::Done
+            }
+        };
+        self.reshaped.push(request);
+        ReshapeReport { request, outcome }
     }
 
     pub(crate) fn scan(&self, request: tier_core::engine::ScanRequest) -> ScanReport {

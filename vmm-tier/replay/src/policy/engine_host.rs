@@ -104,7 +104,8 @@ impl EngineHost {
                             events.push(Event::Moved(self.places.carry_out(&batch, host)));
                         }
                     }
-                    Action::RefreshMap => {}
+                    // Not asked for by default; the machine has no such pages.
+                    Action::Reshape(_) | Action::RefreshMap => {}
                 }
             }
         }

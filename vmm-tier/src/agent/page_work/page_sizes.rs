@@ -104,6 +104,13 @@ impl PageSizes {
         pages.iter().map(is_stale).collect()
     }
 
+    /// Whether the page is one folio now, however it is mapped.
+    pub(super) fn is_one(&self, page: Page) -> bool {
+        let map = self.pagemap.as_ref();
+        let is_huge = map.and_then(|map| map.is_huge(page.hva).ok().flatten());
+        is_huge == Some(true) || self.is_folio(page)
+    }
+
     /// Chunks of look-ups end on borders of 2 MiB, unless the guest's memory ends elsewhere.
     fn note_cuts(&mut self, span: Span) {
         let ends = [span.hva, Hva(span.hva.0 + span.bytes)];
@@ -118,7 +125,7 @@ impl PageSizes {
     fn is_folio(&self, page: Page) -> bool {
         let readers = self.folios.as_ref().zip(self.pagemap.as_ref());
         let found = readers.map(|(folios, map)| folios.find(map, page.hva, page.bytes));
-        self.may_have_folios && found.is_some_and(|found| found.is_ok_and(|found| found == [page]))
+        found.is_some_and(|found| found.is_ok_and(|found| found == [page]))
     }
 
     fn look_at_knobs(&mut self) {

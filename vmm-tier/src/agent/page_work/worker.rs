@@ -14,7 +14,7 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use tier_core::{
     addr::{BASE_PAGE, Hva, NodeId},
-    engine::{ScanReport, ScanRequest},
+    engine::{ReshapeRequest, ScanReport, ScanRequest},
     moves::{MoveBatch, MoveReport, Outcome, Page, PageResult, PairedBatch},
 };
 use tier_sys::{
@@ -27,11 +27,12 @@ use super::{
     done::{Carried, Done, unmoved},
     page_sizes::{PageSizes, pages_of},
     pool_moves::PoolMoves,
+    reshape::Reshape,
 };
 use crate::log::with_causes;
 
-/// Jobs that may wait. The engine has at most one look-up and one exchange (a demotion and a
-/// promotion) under way.
+/// Jobs that may wait. The engine has at most one look-up, one exchange (a demotion and a promotion) and
+/// one split or collapse under way.
 const QUEUE: usize = 8;
 
 /// Something to do.
@@ -40,6 +41,7 @@ pub(in crate::agent) enum Job {
     Scan(ScanRequest),
     Move(MoveBatch),
     Pair(PairedBatch),
+    Reshape(ReshapeRequest),
 }
 
 /// The thread and its channels. Dropping it ends the thread after the job at hand.
@@ -59,6 +61,7 @@ impl Worker {
         pools: PoolMoves,
     ) -> std::io::Result<Self> {
         let mut sizes = PageSizes::open(root, pid);
+        let reshape = Reshape::new(root, pid);
         let (jobs, todo) = bounded(QUEUE);
         // Each result answers a job, and jobs are bounded: a result never waits, so that the agent may
         // wait for room for a job.
@@ -77,6 +80,10 @@ impl Worker {
                         carry_out_if_known(pid, &sizes, batch).into()
                     }
                     Job::Move(batch) => pools.carry_out(&batch, |part| carry_out(pid, part)).into(),
+                    Job::Reshape(request) => {
+                        let (report, reason) = reshape.carry_out(&sizes, request);
+                        Done::Reshaped(report, reason)
+                    }
                     Job::Pair(pair) => pools.carry_out_pair(&pair, |part| carry_out(pid, part)),
                 };
                 if results.send(result).is_err() {
