@@ -363,10 +363,12 @@ impl VmEngine {
         self.evidence.changes()
     }
 
-    /// Bytes that the heaps take, and what is kept of pages that were moved.
+    /// Bytes that the heaps take, and what is kept of pages that were moved and of huge pages' accesses.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.pages.heap.memory_bytes() + self.mover.ping_pong.memory_bytes()
+        self.pages.heap.memory_bytes()
+            + self.mover.ping_pong.memory_bytes()
+            + self.evidence.skew.memory_bytes()
     }
 
     /// How far the drain has come; `None` if none was asked for since the limit was set last.
