@@ -24,14 +24,11 @@ fn lab(huge: &[u32], small: &[u32]) -> Lab {
     lab_with(huge, small, settings())
 }
 
-fn lab_with(huge: &[u32], small: &[u32], settings: EngineSettings) -> Lab {
+fn lab_with(huge: &[u32], small: &[u32], mut settings: EngineSettings) -> Lab {
     let mut kernel = gups(8 * 512, 2 * 512);
     kernel.huge = huge.iter().map(|number| number * 512).collect();
     kernel.small_folios = small.to_vec();
-    let settings = EngineSettings {
-        headroom_bytes: 0,
-        ..settings
-    };
+    settings.headroom_bytes = 0;
     Lab::new(kernel, settings)
 }
 

@@ -76,7 +76,7 @@ impl ThpEvents {
             Meaning::Collapse(status) => *entry(&mut self.collapses, status.read(raw)?) += 1,
             Meaning::Migration { reason, counts } => {
                 let mut read = [0; 5];
-                for (read, field) in read.iter_mut().zip(counts) {
+                for (read, field) in read.iter_mut().zip(counts.iter()) {
                     *read = field.read(raw)?;
                 }
                 let [succeeded, failed, thp_succeeded, thp_failed, thp_split] = read;
@@ -127,7 +127,11 @@ impl Words {
 enum Meaning {
     Scan(Words),
     Collapse(Words),
-    Migration { reason: Words, counts: [Field; 5] },
+    Migration {
+        reason: Words,
+        /// Those of [`Migrated`], in their order.
+        counts: Box<[Field; 5]>,
+    },
 }
 
 /// The events of all CPUs.
@@ -158,13 +162,13 @@ impl ThpWatch {
         let scan = read("huge_memory", "mm_khugepaged_scan_pmd")?;
         let collapse = read("huge_memory", "mm_collapse_huge_page")?;
         let migrate = read("migrate", "mm_migrate_pages")?;
-        let counts = [
+        let counts = Box::new([
             migrate.field("succeeded")?,
             migrate.field("failed")?,
             migrate.field("thp_succeeded")?,
             migrate.field("thp_failed")?,
             migrate.field("thp_split")?,
-        ];
+        ]);
         let meanings = [
             (Meaning::Scan(Words::of(&scan, "status")?), &scan),
             (Meaning::Collapse(Words::of(&collapse, "status")?), &collapse),
@@ -275,7 +279,7 @@ mod tests {
         let names = ["succeeded", "failed", "thp_succeeded", "thp_failed", "thp_split"];
         let meaning = Meaning::Migration {
             reason: Words::of(&migrate, "reason").unwrap(),
-            counts: names.map(|name| migrate.field(name).unwrap()),
+            counts: Box::new(names.map(|name| migrate.field(name).unwrap())),
         };
         let mut events = ThpEvents::default();
         for reason in [3, 3, 8_u32] {

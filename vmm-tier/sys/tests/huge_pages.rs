@@ -46,8 +46,9 @@ impl Memory {
         // SAFETY: the advice is for memory that was mapped above and that nobody else knows.
         unsafe { madvise(start.cast(), bytes, advice) }.unwrap();
         for (number, at) in (0..bytes).step_by(4096).enumerate() {
+            let at = start.wrapping_add(at);
             // SAFETY: the byte lies in the mapping, which is writable and nobody else's.
-            unsafe { start.add(at).write_volatile(number as u8) };
+            unsafe { at.write_volatile(number as u8) };
         }
         Self {
             start: Hva(start.expose_provenance() as u64),

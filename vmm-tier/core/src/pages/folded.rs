@@ -104,15 +104,15 @@ impl Folded {
         self.folded_blocks(blocks).flat_map(move |block| {
             let mut at = 0;
             std::iter::from_fn(move || {
-                while at < FOLD {
-                    let page = match self.is_whole(block) {
-                        true => 0..FOLD,
-                        false => next_in(self.tails(block)?, at)?,
-                    };
-                    at = page.end;
-                    return Some((block, page));
+                if at >= FOLD {
+                    return None;
                 }
-                None
+                let page = match self.is_whole(block) {
+                    true => 0..FOLD,
+                    false => next_in(self.tails(block)?, at)?,
+                };
+                at = page.end;
+                Some((block, page))
             })
         })
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tier_core::{
-    addr::{BASE_PAGE, HUGE_PAGE, Hva},
+    addr::{HUGE_PAGE, Hva},
     moves::Page,
     pages::Span,
 };
@@ -178,6 +178,8 @@ pub(super) fn pages_of(span: Span, larger: &[Page]) -> Vec<Page> {
 
 #[cfg(test)]
 mod tests {
+    use tier_core::addr::BASE_PAGE;
+
     use super::*;
 
     #[test]
@@ -200,5 +202,40 @@ mod tests {
         assert_eq!(pages.iter().map(|page| page.bytes).sum::<u64>(), span.bytes);
         assert_eq!(pages[16], folio);
         assert_eq!(pages.last(), Some(&huge));
+    }
+
+    #[test]
+    fn page_when_the_kernel_has_it_in_a_huge_page_is_stale_as_a_small_page() {
+        // The agent's allocator asks for huge pages under large blocks.
+        let memory = vec![1_u8; 16 << 20];
+        let start = (memory.as_ptr() as u64).next_multiple_of(HUGE_PAGE);
+        let mut sizes = PageSizes::open(&SysRoot::real(), std::process::id());
+        // The tracked memory ends inside the last 2 MiB.
+        let span = Span {
+            hva: Hva(start),
+            bytes: 3 * HUGE_PAGE + BASE_PAGE,
+            frame_bytes: BASE_PAGE,
+        };
+        let huge = |number| Page {
+            hva: Hva(start + number * HUGE_PAGE),
+            bytes: HUGE_PAGE,
+        };
+        let frame = |number: u64, at| Page {
+            hva: Hva(huge(number).hva.0 + at * BASE_PAGE),
+            bytes: BASE_PAGE,
+        };
+        let larger = sizes.larger(span).unwrap();
+        if !(0..3).all(|number| larger.contains(&huge(number))) {
+            return eprintln!("SKIPPED: this host gives no transparent huge pages");
+        }
+        let pages = [huge(0), frame(0, 7), frame(1, 0), frame(3, 0)];
+        assert_eq!(sizes.are_stale(&pages), [false, true, true, false]);
+        assert!(sizes.is_one(huge(1)));
+        let elsewhere = Page {
+            hva: Hva(64 * BASE_PAGE),
+            bytes: BASE_PAGE,
+        };
+        assert_eq!(sizes.are_stale(&[elsewhere]), [false]);
+        assert_eq!(memory[start as usize - memory.as_ptr() as usize], 1);
     }
 }

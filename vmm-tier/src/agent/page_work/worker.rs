@@ -209,6 +209,7 @@ mod tests {
 
     use tier_core::{
         addr::{HUGE_PAGE, NodeSet},
+        moves::Direction,
         pages::Span,
     };
 
@@ -275,6 +276,45 @@ mod tests {
         };
         assert!(report.pages.is_empty());
         assert!(reason.contains(&pid.to_string()), "{reason}");
+    }
+
+    #[test]
+    fn worker_when_pages_are_in_a_huge_page_by_now_moves_the_others_only() {
+        let memory = vec![1_u8; 16 << 20];
+        let start = (memory.as_ptr() as u64).next_multiple_of(HUGE_PAGE);
+        let small = vec![1_u8; 16 * BASE_PAGE as usize];
+        let page = |hva: u64| Page {
+            hva: Hva(hva).align_down(BASE_PAGE),
+            bytes: BASE_PAGE,
+        };
+        let single = page(small.as_ptr() as u64 + BASE_PAGE);
+        let pages = vec![page(start + 5 * BASE_PAGE), single, page(start)];
+        let mut sizes = PageSizes::open(&SysRoot::real(), std::process::id());
+        let span = Span {
+            hva: Hva(start),
+            bytes: HUGE_PAGE,
+            frame_bytes: BASE_PAGE,
+        };
+        if sizes.larger(span).unwrap().first().map(|page| page.bytes) != Some(HUGE_PAGE) {
+            return eprintln!("SKIPPED: this host gives no transparent huge pages");
+        }
+        if sizes.are_stale(&[single]) != [false] {
+            return eprintln!("SKIPPED: small blocks are in huge pages too");
+        }
+        let batch = MoveBatch {
+            id: 3,
+            direction: Direction::Promote,
+            target: NodeId(0),
+            frame_bytes: BASE_PAGE,
+            pages: pages.clone(),
+        };
+        let carried = carry_out_if_known(std::process::id(), &sizes, batch);
+        let told = carried.report.results;
+        assert_eq!(told.iter().map(|r| r.page).collect::<Vec<_>>(), pages);
+        assert_eq!(told[0].outcome, Outcome::Resized);
+        assert_eq!(told[2].outcome, Outcome::Resized);
+        // A host with one node: it lies there.
+        assert_ne!(told[1].outcome, Outcome::Resized);
     }
 
     #[test]
