@@ -288,8 +288,8 @@ impl VmEngine {
     }
 
     /// When to give the next [`Event::Tick`] at the latest because moves, splits or collapses wait for
-    /// their rate; `None` if none do. While nothing is planned (moves pause, or a batch is under way) time
-    /// alone changes nothing.
+    /// their rate; `None` if none do. While nothing is planned (moves pause, or a batch is under way)
+    /// time alone changes nothing.
     #[must_use]
     pub fn wakes_at(&self) -> Option<Time> {
         let moves = self.mover.wakes_at();

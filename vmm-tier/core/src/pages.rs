@@ -187,8 +187,8 @@ impl PageIndex {
         self.folded.count()
     }
 
-    /// Whether the page can be folded: two or more whole frames in one 2 MiB, wholly inside a 4 KiB range, and
-    /// none of them folded yet.
+    /// Whether the page can be folded: two or more whole frames in one 2 MiB, wholly inside a 4 KiB
+    /// range, and none of them folded yet.
     #[must_use]
     pub fn can_fold(&self, page: Page) -> bool {
         let Page { hva, bytes } = page;
@@ -289,11 +289,7 @@ impl PageIndex {
     }
 
     /// The folded pages that begin among frames of a span.
-    fn pages_among(
-        &self,
-        placed: &Placed,
-        frames: Range<u32>,
-    ) -> impl Iterator<Item = Range<u32>> {
+    fn pages_among(&self, placed: &Placed, frames: Range<u32>) -> impl Iterator<Item = Range<u32>> {
         let base = placed.span.frame_bytes == BASE_PAGE && !frames.is_empty();
         let blocks = match base {
             true => placed.block_of(frames.start)..placed.block_of(frames.end - 1) + 1,

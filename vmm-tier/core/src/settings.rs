@@ -52,8 +52,8 @@ pub struct EngineSettings {
     /// Share of one CPU that looking up placements may take; a sixteenth of it while the guest is at
     /// rest.
     pub scan_cpu_share: f64,
-    /// Have a transparent huge page split that is hot in few of its frames, and promote these only. It takes a
-    /// source that samples accesses.
+    /// Have a transparent huge page split that is hot in few of its frames, and promote these only. It
+    /// takes a source that samples accesses.
     pub split_huge: bool,
     /// Have small pages on the fast tier made a huge page where they are evenly hot.
     pub collapse_huge: bool,

@@ -1,5 +1,5 @@
-//! The engine over pages of several sizes: folios of 64 KiB, huge pages that come and go, and heat that is
-//! that of few frames.
+//! The engine over pages of several sizes: folios of 64 KiB, huge pages that come and go, and heat that
+//! is that of few frames.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -63,7 +63,10 @@ fn folio_when_one_of_its_frames_is_hot_moves_as_one_page_and_its_bytes_are_told(
     assert!(frames.iter().all(|&node| node == Some(FAST)));
     // One address a folio: nothing was tried in vain, and what was told is what moved.
     assert_eq!(lab.moved(), 2 * HUGE_PAGE);
-    assert_eq!(snapshot.promoted_bytes + snapshot.demoted_bytes, lab.moved());
+    assert_eq!(
+        snapshot.promoted_bytes + snapshot.demoted_bytes,
+        lab.moved()
+    );
     assert_eq!(snapshot.moved_pages, 64);
     assert_eq!(snapshot.failed, BTreeMap::new());
     assert_eq!(explain(&lab, 6 * 512 + 5).page_bytes, FOLIO);
@@ -103,11 +106,18 @@ fn frames_when_collapsed_between_looks_are_not_moved_one_by_one() {
         lab.observe(|frame| if frame / 512 == 6 { 20.0 } else { 0.0 });
     }
     let snapshot = lab.engine.snapshot();
-    assert!(snapshot.failed[&Outcome::Resized] > 0, "{:?}", snapshot.failed);
+    assert!(
+        snapshot.failed[&Outcome::Resized] > 0,
+        "{:?}",
+        snapshot.failed
+    );
     assert_eq!(snapshot.page_sizes[&HUGE_PAGE], 2 * HUGE_PAGE);
     let frames = &lab.kernel.frames[6 * 512..7 * 512];
     assert!(frames.iter().all(|&node| node == Some(FAST)));
-    assert_eq!(snapshot.promoted_bytes + snapshot.demoted_bytes, lab.moved());
+    assert_eq!(
+        snapshot.promoted_bytes + snapshot.demoted_bytes,
+        lab.moved()
+    );
     assert!(lab.moved() - before <= 3 * HUGE_PAGE, "{}", lab.moved());
 }
 
@@ -118,12 +128,8 @@ fn with_skew() -> Lab {
     let mut random = Random::new(5);
     for _ in 0..10 {
         lab.now = lab.now + SPAN;
-        let sampled = (0..200).flat_map(|_| {
-            [
-                3 * 512 + random.below(8) * 64,
-                4 * 512 + random.below(512),
-            ]
-        });
+        let sampled =
+            (0..200).flat_map(|_| [3 * 512 + random.below(8) * 64, 4 * 512 + random.below(512)]);
         lab.step(accesses(SourceKind::Ibs, lab.now, sampled));
     }
     lab
@@ -136,9 +142,8 @@ fn huge_page_when_few_of_its_frames_are_hit_is_told_to_be_skewed() {
     assert_eq!(skewed.recent_frames, Some(8));
     assert!((128..=256).contains(&skewed.recent_samples.unwrap()));
     assert!(
-        skewed.sentences.iter().any(|told| told.ends_with(
-            "fell on 8 of its 512 frames of 4 KiB: few of them make the page hot."
-        )),
+        skewed.sentences.iter().any(|told| told
+            .ends_with("fell on 8 of its 512 frames of 4 KiB: few of them make the page hot.")),
         "{:#?}",
         skewed.sentences
     );

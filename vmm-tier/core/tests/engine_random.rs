@@ -498,7 +498,9 @@ impl World {
         }
         // Where it may: the fast node must not be overfull.
         frames.fill(Some(SLOW));
-        self.kernel.small_folios.retain(|&own| own / 512 != head / 512);
+        self.kernel
+            .small_folios
+            .retain(|&own| own / 512 != head / 512);
         self.kernel.huge.push(head);
     }
 

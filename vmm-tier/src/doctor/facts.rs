@@ -35,8 +35,8 @@ pub(super) struct HostFacts {
     pub(super) knobs: Result<Knobs, String>,
     pub(super) pools: Result<Vec<HugePool>, String>,
     pub(super) damon: DamonUsers,
-    /// Whether the host makes pages of several frames that are mapped frame by frame; then, whether they can
-    /// be told apart, or why not.
+    /// Whether the host makes pages of several frames that are mapped frame by frame; then, whether they
+    /// can be told apart, or why not.
     pub(super) folios: Option<Result<(), String>>,
     pub(super) has_tracefs: bool,
     /// Whether DAMON's event is there; tells nothing without tracefs.

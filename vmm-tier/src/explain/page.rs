@@ -86,8 +86,8 @@ fn without_agent(client: &Client, address: Gpa, root: &SysRoot) -> anyhow::Resul
     Ok(told)
 }
 
-/// The size of the page at `hva`: a transparent huge page, or a smaller folio, is larger than its block's
-/// pages.
+/// The size of the page at `hva`: a transparent huge page, or a smaller folio, is larger than its
+/// block's pages.
 fn page_bytes(root: &SysRoot, pid: u32, hva: Hva, block_page: u64) -> u64 {
     if block_page > BASE_PAGE {
         return block_page;

@@ -2,15 +2,11 @@
 //! whether this host has any.
 //!
 //! The page table shows a transparent huge page only where one entry maps all of it. A smaller folio
-//! (16 KiB to 1 MiB), and a huge page of shared memory that is not mapped on its own border, have an entry
-//! for each frame. Such a folio moves as a whole whichever of its frames is named. Its frames lie side by
-//! side in physical memory, and kpageflags names the first and the others.
+//! (16 KiB to 1 MiB), and a huge page of shared memory that is not mapped on its own border, have an
+//! entry for each frame. Such a folio moves as a whole whichever of its frames is named. Its frames lie
+//! side by side in physical memory, and kpageflags names the first and the others.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use tier_core::{
     addr::{BASE_PAGE, HUGE_PAGE, Hva},
@@ -125,8 +121,8 @@ impl Folios {
     }
 }
 
-/// The folios among at most 2 MiB of pages: for each the first page, and how many. `read` gives the flags
-/// of neighbouring frames.
+/// The folios among at most 2 MiB of pages: for each the first page, and how many. `read` gives the
+/// flags of neighbouring frames.
 fn folios_among<E>(
     entries: &[PageEntry],
     mut read: impl FnMut(u64, &mut [FrameFlags]) -> Result<(), E>,
@@ -166,8 +162,8 @@ fn run_len(entries: &[PageEntry]) -> usize {
 }
 
 /// Whether the host makes folios that are mapped frame by frame, or has made one since its start: then
-/// [`Folios::find`] is worth its time. Where every size is `never`, and no huge page was ever mapped by small
-/// entries because a part of it was given back, no page need be looked at.
+/// [`Folios::find`] is worth its time. Where every size is `never`, and no huge page was ever mapped by
+/// small entries because a part of it was given back, no page need be looked at.
 #[must_use]
 pub fn may_exist(root: &SysRoot) -> bool {
     let folder = root.sys("kernel/mm/transparent_hugepage");
@@ -227,7 +223,9 @@ mod tests {
             }
         }
         let flags_of = |frame: u64| {
-            let folio = (0..folios.len()).rfind(|&folio| begin(folio) <= frame).unwrap();
+            let folio = (0..folios.len())
+                .rfind(|&folio| begin(folio) <= frame)
+                .unwrap();
             FrameFlags(match (folios[folio], frame - begin(folio)) {
                 (1, _) => 0,
                 (_, 0) => FrameFlags::HEAD,
@@ -302,11 +300,23 @@ mod tests {
         };
         assert!(!may_exist(&root), "a kernel without any");
         write("enabled", "always [madvise] never\n");
-        write("shmem_enabled", "always within_size advise [never] deny force\n");
+        write(
+            "shmem_enabled",
+            "always within_size advise [never] deny force\n",
+        );
         write("hugepages-64kB/enabled", "always inherit madvise [never]\n");
-        write("hugepages-64kB/shmem_enabled", "always inherit within_size advise [never]\n");
-        write("hugepages-2048kB/enabled", "always [inherit] madvise never\n");
-        write("hugepages-2048kB/shmem_enabled", "always [inherit] within_size advise never\n");
+        write(
+            "hugepages-64kB/shmem_enabled",
+            "always inherit within_size advise [never]\n",
+        );
+        write(
+            "hugepages-2048kB/enabled",
+            "always [inherit] madvise never\n",
+        );
+        write(
+            "hugepages-2048kB/shmem_enabled",
+            "always [inherit] within_size advise never\n",
+        );
         write("hugepages-64kB/stats/anon_fault_alloc", "0\n");
         assert!(!may_exist(&root));
 
@@ -325,7 +335,10 @@ mod tests {
         assert!(may_exist(&root), "a part of a huge page was given back");
         std::fs::remove_file(root.proc("vmstat")).unwrap();
 
-        write("shmem_enabled", "always within_size [advise] never deny force\n");
+        write(
+            "shmem_enabled",
+            "always within_size [advise] never deny force\n",
+        );
         assert!(may_exist(&root));
     }
 }

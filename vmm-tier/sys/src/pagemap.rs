@@ -256,8 +256,8 @@ impl Pagemap {
         Ok(Some(found))
     }
 
-    /// Whether the page at an address is present and mapped by a whole huge entry. `None`: the kernel can't
-    /// say.
+    /// Whether the page at an address is present and mapped by a whole huge entry. `None`: the kernel
+    /// can't say.
     ///
     /// # Errors
     /// [`PagemapError::Scan`].

@@ -105,9 +105,9 @@ pub fn collapse(process: &ProcessHandle, page: Page) -> Result<(), CollapseError
         iov_len: page.bytes as usize,
     };
     let fd = process.fd().as_raw_fd();
-    // SAFETY: process_madvise(2) reads one iovec, which outlives the call; its address is one of the other
-    // process and is not dereferenced here. MADV_COLLAPSE moves what the pages hold to another page, and
-    // changes nothing of it.
+    // SAFETY: process_madvise(2) reads one iovec, which outlives the call; its address is one of the
+    // other process and is not dereferenced here. MADV_COLLAPSE moves what the pages hold to another
+    // page, and changes nothing of it.
     let advised = unsafe {
         libc::syscall(
             libc::SYS_process_madvise,

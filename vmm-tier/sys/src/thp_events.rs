@@ -1,5 +1,5 @@
-//! What became of huge pages on the whole host, by the kernel's own reasons: tracepoints of khugepaged and
-//! of migration, over an interval.
+//! What became of huge pages on the whole host, by the kernel's own reasons: tracepoints of khugepaged
+//! and of migration, over an interval.
 //!
 //! khugepaged collapses for all processes from a thread of its own, and compaction migrates for whoever
 //! waits: none of it can be told apart by guest.
@@ -154,8 +154,8 @@ impl ThpWatch {
     /// times a second, or events are lost.
     ///
     /// # Errors
-    /// [`ThpEventsError`] if tracefs is not mounted, the permission is missing, or the kernel has no such
-    /// tracepoints.
+    /// [`ThpEventsError`] if tracefs is not mounted, the permission is missing, or the kernel has no
+    /// such tracepoints.
     pub fn start(root: &SysRoot) -> Result<Self, ThpEventsError> {
         let cpus = online_cpus(root)?;
         let read = |system, name| Tracepoint::read(root, system, name);
@@ -171,7 +171,10 @@ impl ThpWatch {
         ]);
         let meanings = [
             (Meaning::Scan(Words::of(&scan, "status")?), &scan),
-            (Meaning::Collapse(Words::of(&collapse, "status")?), &collapse),
+            (
+                Meaning::Collapse(Words::of(&collapse, "status")?),
+                &collapse,
+            ),
             (
                 Meaning::Migration {
                     reason: Words::of(&migrate, "reason")?,
@@ -276,7 +279,13 @@ mod tests {
     fn migrations_when_taken_are_summed_by_reason() {
         let (_folder, root) = tracing();
         let migrate = Tracepoint::read(&root, "migrate", "mm_migrate_pages").unwrap();
-        let names = ["succeeded", "failed", "thp_succeeded", "thp_failed", "thp_split"];
+        let names = [
+            "succeeded",
+            "failed",
+            "thp_succeeded",
+            "thp_failed",
+            "thp_split",
+        ];
         let meaning = Meaning::Migration {
             reason: Words::of(&migrate, "reason").unwrap(),
             counts: Box::new(names.map(|name| migrate.field(name).unwrap())),
@@ -291,7 +300,10 @@ mod tests {
             events.take_raw(&meaning, &raw).unwrap();
         }
         let found = events.migrations["syscall_or_cpuset"];
-        assert_eq!((found.succeeded, found.thp_succeeded, found.thp_split), (2, 6, 10));
+        assert_eq!(
+            (found.succeeded, found.thp_succeeded, found.thp_split),
+            (2, 6, 10)
+        );
         assert_eq!(events.migrations["demotion"].failed, 2);
         assert_eq!(events.migrations.len(), 2);
     }

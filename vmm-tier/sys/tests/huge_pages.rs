@@ -78,8 +78,8 @@ impl Memory {
     /// Has the kernel make huge pages of all of it.
     fn collapse(&self) -> std::io::Result<()> {
         let start = std::ptr::with_exposed_provenance_mut(self.start.0 as usize);
-        // SAFETY: the advice is for memory of this mapping, of which only its address is kept; its content
-        // stays.
+        // SAFETY: the advice is for memory of this mapping, of which only its address is kept; its
+        // content stays.
         let done = unsafe { libc::madvise(start, self.bytes, libc::MADV_COLLAPSE) };
         match done {
             0 => Ok(()),
@@ -127,7 +127,11 @@ fn huge_page_when_a_frame_is_unmapped_is_a_folio_that_is_mapped_frame_by_frame()
 
     memory.cut(511);
 
-    assert_eq!(map.is_huge(middle).unwrap(), Some(false), "its size is read anew");
+    assert_eq!(
+        map.is_huge(middle).unwrap(),
+        Some(false),
+        "its size is read anew"
+    );
     let second = Hva(memory.start.0 + HUGE_PAGE);
     assert_eq!(map.is_huge(second).unwrap(), Some(true));
     let Ok(folios) = Folios::open(&SysRoot::real()) else {
@@ -219,20 +223,32 @@ fn small_pages_when_collapsed_from_outside_are_a_huge_page_of_the_same_content()
 #[test]
 fn folios_of_64_kib_when_the_host_gives_them_are_found() {
     let map = pagemap();
-    let (Ok(folios), true) = (Folios::open(&SysRoot::real()), folios::may_exist(&SysRoot::real()))
-    else {
-        return eprintln!("SKIPPED: /proc/kpageflags belongs to root, or every size of folios is never");
+    let (Ok(folios), true) = (
+        Folios::open(&SysRoot::real()),
+        folios::may_exist(&SysRoot::real()),
+    ) else {
+        return eprintln!(
+            "SKIPPED: /proc/kpageflags belongs to root, or every size of folios is never"
+        );
     };
     // Too little for a huge page.
     let memory = Memory::touched_part(16, 256);
-    let found = folios.find(&map, memory.start, memory.bytes as u64).unwrap();
+    let found = folios
+        .find(&map, memory.start, memory.bytes as u64)
+        .unwrap();
     if found.is_empty() {
         return eprintln!("SKIPPED: the kernel gave no folio of several frames");
     }
     let bytes: u64 = found.iter().map(|page| page.bytes).sum();
     assert!(bytes <= memory.bytes as u64, "{found:?}");
-    assert!(found.iter().all(|page| page.bytes >= 2 * BASE_PAGE), "{found:?}");
+    assert!(
+        found.iter().all(|page| page.bytes >= 2 * BASE_PAGE),
+        "{found:?}"
+    );
     let ends = found.iter().map(|page| page.hva.0 + page.bytes);
-    assert!(ends.zip(found.iter().skip(1)).all(|(end, next)| end <= next.hva.0));
+    assert!(
+        ends.zip(found.iter().skip(1))
+            .all(|(end, next)| end <= next.hva.0)
+    );
     eprintln!("{} folios of {:?} bytes", found.len(), found[0].bytes);
 }

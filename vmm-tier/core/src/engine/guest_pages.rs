@@ -208,13 +208,7 @@ impl GuestPages {
     }
 
     /// Folds and unfolds pages as the kernel has them now. Heat goes with the memory.
-    fn refold(
-        &mut self,
-        now: Time,
-        report: &ScanReport,
-        skew: &Skew,
-        on_place: OnPlace<'_>,
-    ) {
+    fn refold(&mut self, now: Time, report: &ScanReport, skew: &Skew, on_place: OnPlace<'_>) {
         let span = report.request.span;
         for folded in self.index.folded_in(span.hva, span.bytes) {
             let head = folded.hva;
@@ -675,7 +669,9 @@ mod tests {
         };
         let mut moved = 0;
         let skew = Skew::default();
-        pages.take_scan(Time(0), &report, &two_nodes(), 0.5, &skew, &mut |_| moved += 1);
+        pages.take_scan(Time(0), &report, &two_nodes(), 0.5, &skew, &mut |_| {
+            moved += 1
+        });
         assert_eq!(pages.check(), Ok(()));
         moved
     }

@@ -401,7 +401,9 @@ impl Mover {
             Outcome::Shared => {
                 pages.heap.exclude(id);
             }
-            Outcome::Split | Outcome::Resized | Outcome::WrongNode => pages.scanner.ask_urgently(page.hva),
+            Outcome::Split | Outcome::Resized | Outcome::WrongNode => {
+                pages.scanner.ask_urgently(page.hva)
+            }
             _ => {}
         }
     }

@@ -52,8 +52,8 @@ crate::words! {
         NoMemory = "no-memory",
         /// The mapping may have no huge pages, or the kernel is too old.
         NotEligible = "not-eligible",
-        /// The host does not allow it: no debugfs, a locked-down kernel, or a missing permission. It is not
-        /// tried again.
+        /// The host does not allow it: no debugfs, a locked-down kernel, or a missing permission. It is
+        /// not tried again.
         Unavailable = "unavailable",
         /// The process is gone.
         Gone = "gone",
@@ -176,7 +176,11 @@ impl Reshaper {
 
     /// Takes note of a finished request. The sizes of its pages are to be looked up again.
     pub(super) fn finish(&mut self, report: &ReshapeReport, pages: &mut GuestPages) {
-        if self.under_way.take_if(|own| *own == report.request).is_none() {
+        if self
+            .under_way
+            .take_if(|own| *own == report.request)
+            .is_none()
+        {
             return;
         }
         let queue = match report.request.shape {
@@ -225,7 +229,8 @@ fn next_that(waiting: &mut VecDeque<Hva>, is_worth: impl Fn(Hva) -> bool) -> Opt
 }
 
 impl GuestPages {
-    /// Whether a huge page that the kernel can split lies on the slow tier, and nothing is under way for it.
+    /// Whether a huge page that the kernel can split lies on the slow tier, and nothing is under way for
+    /// it.
     fn is_slow_huge_page(&self, page: Page) -> bool {
         self.index.id_at(page.hva).is_some_and(|id| {
             let is_whole = self.index.is_folded(id) && self.index.page(id) == Some(page);
@@ -234,8 +239,8 @@ impl GuestPages {
         })
     }
 
-    /// Whether 2 MiB consist of small pages that all lie on the fast tier, are all hot, and alike: seven of
-    /// eight have a quarter of the mean or more. A page of which little was seen does not tell.
+    /// Whether 2 MiB consist of small pages that all lie on the fast tier, are all hot, and alike: seven
+    /// of eight have a quarter of the mean or more. A page of which little was seen does not tell.
     fn is_evenly_hot(&self, now: Time, page: Page) -> bool {
         if !self.index.can_fold(page) {
             return false;

@@ -1,4 +1,5 @@
-//! Which frames are folded into a larger page: a transparent huge page, or a smaller folio of several frames.
+//! Which frames are folded into a larger page: a transparent huge page, or a smaller folio of several
+//! frames.
 
 use std::ops::Range;
 
@@ -10,9 +11,9 @@ type Tails = [u64; WORDS];
 
 /// Pages in blocks of 2 MiB, in rising order of address. A page lies in one block.
 ///
-/// A block that is one page has a bit: a guest of 1 TiB has half a million of them, 64 KiB, which stay in a
-/// core's caches, and a sample asks one. Where a block has smaller pages, it has a bit for each of its
-/// frames besides: 64 bytes. Hosts without such pages have no such table.
+/// A block that is one page has a bit: a guest of 1 TiB has half a million of them, 64 KiB, which stay
+/// in a core's caches, and a sample asks one. Where a block has smaller pages, it has a bit for each of
+/// its frames besides: 64 bytes. Hosts without such pages have no such table.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Folded {
     whole: Vec<u64>,

@@ -128,10 +128,7 @@ fn folio_of_a_few_frames_when_folded_is_one_page_of_its_size() {
         runs(&index, at - 8192, 8192 + (32 << 10)),
         vec![(526..528, 1.0), (528..529, 0.5)]
     );
-    assert_eq!(
-        index.folded_in(Hva(16 * MIB), 8 * MIB),
-        vec![folio(at, 64)]
-    );
+    assert_eq!(index.folded_in(Hva(16 * MIB), 8 * MIB), vec![folio(at, 64)]);
     assert_eq!(index.unfold(Hva(at)), Some(528..544));
     assert_eq!(index.folded(), 0);
 }

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
-    engine::{
-        Event, NodeMemory, ReshapeOutcome, ReshapeReport, ReshapeRequest, ScanReport, Shape,
-    },
+    engine::{Event, NodeMemory, ReshapeOutcome, ReshapeReport, ReshapeRequest, ScanReport, Shape},
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
     settings::EngineSettings,
@@ -93,8 +91,8 @@ impl Kernel {
                 self.slow_free
             };
             let no_room = free < bytes;
-            // The worker looks which pages are mapped as huge pages before it moves any. What reaches past
-            // the guest's memory is taken for frames.
+            // The worker looks which pages are mapped as huge pages before it moves any. What reaches
+            // past the guest's memory is taken for frames.
             let is_stale = page.bytes != bytes
                 && page.bytes.max(bytes) == HUGE_PAGE
                 && head + count <= self.tracked;
@@ -185,8 +183,7 @@ impl Kernel {
             let frame = usize::try_from(at).unwrap();
             // One that reaches past the span is looked at frame by frame.
             let (head, count) = self.folio(frame);
-            let is_whole =
-                head == frame && at + count as u64 <= first + span.bytes / BASE_PAGE;
+            let is_whole = head == frame && at + count as u64 <= first + span.bytes / BASE_PAGE;
             let bytes = if is_whole { count as u64 } else { 1 } * BASE_PAGE;
             if bytes > BASE_PAGE {
                 folios.push(Page { hva, bytes });

@@ -29,11 +29,13 @@ pub(super) struct PageSizes {
     folios: Option<Folios>,
     may_have_folios: bool,
     look_at: Option<Instant>,
-    /// Where the guest's memory begins or ends inside 2 MiB. A huge page there is tracked frame by frame.
+    /// Where the guest's memory begins or ends inside 2 MiB. A huge page there is tracked frame by
+    /// frame.
     cut: BTreeSet<Hva>,
 }
 
-/// The most places of [`PageSizes::cut`]: two for each RAM block, of guests that are plugged and unplugged.
+/// The most places of [`PageSizes::cut`]: two for each RAM block, of guests that are plugged and
+/// unplugged.
 const MOST_CUTS: usize = 4096;
 
 impl PageSizes {
@@ -80,8 +82,8 @@ impl PageSizes {
         Ok(larger)
     }
 
-    /// Whether each page is no longer what it is taken for: the kernel has collapsed it into a huge page,
-    /// or split it. Such a page would take others along, or leave a part behind.
+    /// Whether each page is no longer what it is taken for: the kernel has collapsed it into a huge
+    /// page, or split it. Such a page would take others along, or leave a part behind.
     ///
     /// A huge page is mapped by one entry, so one question for each 2 MiB tells: under a microsecond,
     /// where moving a page takes several.

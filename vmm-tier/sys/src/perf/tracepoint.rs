@@ -119,8 +119,8 @@ impl Tracepoint {
 }
 
 impl Tracepoint {
-    /// The kernel's words for the values of a field, as its `print fmt` has them: they differ from kernel to
-    /// kernel. Empty if the field has none.
+    /// The kernel's words for the values of a field, as its `print fmt` has them: they differ from
+    /// kernel to kernel. Empty if the field has none.
     #[must_use]
     pub fn words(&self, field: &str) -> BTreeMap<u64, String> {
         parse_words(&self.format, field)
@@ -223,7 +223,10 @@ mod tests {
         assert_eq!(reasons.len(), 10);
         assert_eq!(parse_words(format, "mode")[&2], "MIGRATE_SYNC");
         assert_eq!(parse_words(format, "failed"), BTreeMap::new());
-        let cut = parse_words("__print_symbolic(REC->reason, {0, \"a\"}, {x, 3}, {4", "reason");
+        let cut = parse_words(
+            "__print_symbolic(REC->reason, {0, \"a\"}, {x, 3}, {4",
+            "reason",
+        );
         assert_eq!(cut, BTreeMap::from([(0, "a".to_owned())]));
     }
 

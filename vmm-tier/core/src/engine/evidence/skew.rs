@@ -1,11 +1,11 @@
 //! Where in a huge page the accesses fall: which frames the last accesses to it hit.
 //!
 //! The heat of a huge page is that of all its frames together: 512 warm frames and one hot frame look
-//! alike. A source that samples accesses knows the frame of each. The sketch keeps the last samples of the
-//! huge pages that are sampled most, in 304 KiB whatever the guest's size; each page has one place, which
-//! the page that is sampled most among those of that place keeps (the majority vote of Boyer and Moore).
-//! It moves no page: the explanation shows it, and a page that is split hands its heat to the frames that
-//! were hit.
+//! alike. A source that samples accesses knows the frame of each. The sketch keeps the last samples of
+//! the huge pages that are sampled most, in 304 KiB whatever the guest's size; each page has one place,
+//! which the page that is sampled most among those of that place keeps (the majority vote of Boyer and
+//! Moore). It moves no page: the explanation shows it, and a page that is split hands its heat to the
+//! frames that were hit.
 
 use crate::{dual_heap::PageId, pages::FOLD};
 

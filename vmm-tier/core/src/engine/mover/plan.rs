@@ -333,7 +333,11 @@ impl Planner<'_> {
             && hot.page.bytes == HUGE_PAGE
             && hot.frame_bytes == BASE_PAGE
             && self.evidence.stats.counts_accesses()
-            && self.evidence.skew.of(hot.id).is_some_and(|spread| spread.is_skewed())
+            && self
+                .evidence
+                .skew
+                .of(hot.id)
+                .is_some_and(|spread| spread.is_skewed())
     }
 
     /// Takes the coldest fast pages until they hold `need` bytes, or a batch where the headroom lacks

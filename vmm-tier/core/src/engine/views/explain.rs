@@ -78,8 +78,8 @@ crate::report! {
         pub samples: f64,
         /// Estimated accesses a second to the whole page.
         pub accesses_per_s: f64,
-        /// Of a page of 2 MiB: how many of its last sampled accesses are remembered; absent for other pages, and
-        /// for a source that tests pages.
+        /// Of a page of 2 MiB: how many of its last sampled accesses are remembered; absent for other
+        /// pages, and for a source that tests pages.
         pub recent_samples: Option<u32>,
         /// How many of its frames of 4 KiB they fell on, at most 512.
         pub recent_frames: Option<u32>,

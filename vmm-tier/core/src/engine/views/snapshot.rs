@@ -83,8 +83,8 @@ crate::report! {
         /// Present guest memory, by the size of its pages in bytes.
         #[metric(gauge = "present_bytes", by = "page_size")]
         pub page_sizes: BTreeMap<u64, u64>,
-        /// Huge pages that few of their frames make hot, among those of the 2048 that are sampled most. A
-        /// source that tests pages does not know any.
+        /// Huge pages that few of their frames make hot, among those of the 2048 that are sampled most.
+        /// A source that tests pages does not know any.
         #[metric(gauge = "skewed_pages")]
         pub skewed_pages: u64,
         /// Huge pages that the kernel was asked to split, by what became of it.
