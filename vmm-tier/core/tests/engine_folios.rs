@@ -221,13 +221,18 @@ fn skewed_huge_page_when_splits_are_asked_for_is_split_and_only_its_hot_frames_g
 
 #[test]
 fn skewed_huge_page_when_it_can_not_or_must_not_be_split_goes_up_whole() {
-    for (split_huge, requests) in [(false, 0), (true, 1)] {
+    let cases = [
+        (false, ReshapeOutcome::Unavailable, 0),
+        (true, ReshapeOutcome::Unavailable, 1),
+        (true, ReshapeOutcome::Busy, 1),
+    ];
+    for (split_huge, outcome, requests) in cases {
         let settings = EngineSettings {
             split_huge,
             ..settings()
         };
         let mut lab = lab_with(&[2, 3, 4, 5, 6, 7], &[], settings);
-        lab.kernel.keeps_shapes = true;
+        lab.kernel.reshapes_end = Some(outcome);
         make_skewed(&mut lab);
         assert_eq!(asked(&lab, Shape::Split).len(), requests, "once at most");
         assert_eq!(fast_frames(&lab, 3).len(), 512);

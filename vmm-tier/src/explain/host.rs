@@ -75,10 +75,10 @@ const COUNTERS: [(&str, &str); 32] = [
         "thp_split_pmd",
         "huge pages mapped by small entries from then on",
     ),
-    ("thp_collapse_alloc", "huge pages made by khugepaged"),
+    ("thp_collapse_alloc", "huge pages made of small pages"),
     (
         "thp_collapse_alloc_failed",
-        "huge pages for which khugepaged had no memory",
+        "huge pages that were to be made, and for which there was no memory",
     ),
     ("thp_fault_alloc", "huge pages made at a first touch"),
     (
@@ -145,8 +145,8 @@ struct NodeReport {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct HugePagesReport {
-    /// How often khugepaged looked at 2 MiB, by what it found.
-    khugepaged_scans: BTreeMap<String, u64>,
+    /// How often 2 MiB were looked at for a collapse, by what was found.
+    collapse_scans: BTreeMap<String, u64>,
     /// How often 2 MiB were to be collapsed, by how it ended.
     collapses: BTreeMap<String, u64>,
     /// Migrations by who asked for them.
@@ -178,7 +178,7 @@ impl From<ThpEvents> for HugePagesReport {
             (reason, report)
         });
         Self {
-            khugepaged_scans: events.scans,
+            collapse_scans: events.scans,
             collapses: events.collapses,
             migrations: migrations.collect(),
             lost: events.lost,
@@ -447,8 +447,8 @@ impl HugePagesReport {
         };
         let _ = writeln!(
             out,
-            "  looked at by khugepaged: {}",
-            list(&self.khugepaged_scans)
+            "  looked at for a collapse: {}",
+            list(&self.collapse_scans)
         );
         let _ = writeln!(out, "  to be collapsed: {}", list(&self.collapses));
         for (reason, migrated) in &self.migrations {

@@ -54,7 +54,7 @@ pub struct Migrated {
 /// What was counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ThpEvents {
-    /// How often khugepaged looked at 2 MiB, by what it found.
+    /// How often 2 MiB were looked at for a collapse, by what was found.
     pub scans: BTreeMap<String, u64>,
     /// How often 2 MiB were to be collapsed, by how it ended.
     pub collapses: BTreeMap<String, u64>,

@@ -108,15 +108,18 @@ impl Queue {
 pub(super) struct Reshaper {
     splits: Queue,
     collapses: Queue,
+    /// The last pages that the kernel did not split: they move whole.
+    whole: VecDeque<Hva>,
     last_id: u64,
     under_way: Option<ReshapeRequest>,
     next_at: Time,
 }
 
 impl Reshaper {
-    /// Whether skewed huge pages are split.
-    pub(super) const fn splits(&self, settings: &EngineSettings) -> bool {
-        settings.split_huge && !settings.dry_run && !self.splits.is_unavailable
+    /// Whether a skewed huge page is to be split.
+    pub(super) fn splits(&self, page: Page, settings: &EngineSettings) -> bool {
+        let is_wanted = settings.split_huge && !settings.dry_run && !self.splits.is_unavailable;
+        is_wanted && !self.whole.contains(&page.hva)
     }
 
     /// A skewed huge page would be promoted: has it split instead. Returns whether it will be.
@@ -196,6 +199,12 @@ impl Reshaper {
                 queue.is_unavailable = true;
                 queue.waiting.clear();
             }
+            _ if report.request.shape == Shape::Split => {
+                self.whole.push_back(report.request.page.hva);
+                if self.whole.len() > MOST_WAITING {
+                    self.whole.pop_front();
+                }
+            }
             _ => {}
         }
     }
@@ -215,6 +224,7 @@ impl Reshaper {
         self.under_way = None;
         self.splits.waiting.clear();
         self.collapses.waiting.clear();
+        self.whole.clear();
     }
 }
 

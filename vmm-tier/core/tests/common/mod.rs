@@ -35,8 +35,8 @@ pub(crate) struct Kernel {
     pub(crate) moved_bytes: BTreeMap<NodeId, u64>,
     /// What was asked to be split or collapsed.
     pub(crate) reshaped: Vec<ReshapeRequest>,
-    /// Whether the host can't split or collapse.
-    pub(crate) keeps_shapes: bool,
+    /// What splits and collapses end with, instead of success.
+    pub(crate) reshapes_end: Option<ReshapeOutcome>,
 }
 
 impl Kernel {
@@ -55,7 +55,7 @@ impl Kernel {
             fails: BTreeMap::new(),
             moved_bytes: BTreeMap::new(),
             reshaped: Vec::new(),
-            keeps_shapes: false,
+            reshapes_end: None,
         }
     }
 
@@ -147,12 +147,15 @@ impl Kernel {
 
     /// Splits a huge page, or collapses small pages that lie on one node.
     pub(crate) fn reshape(&mut self, request: ReshapeRequest) -> ReshapeReport {
+        self.reshaped.push(request);
+        if let Some(outcome) = self.reshapes_end {
+            return ReshapeReport { request, outcome };
+        }
         let head = Self::frame(request.page);
         let number = u32::try_from(head).unwrap();
         let frames = &self.frames[head..head + 512];
         let is_huge = self.huge.contains(&number);
         let outcome = match request.shape {
-            _ if self.keeps_shapes => ReshapeOutcome::Unavailable,
             Shape::Split if !is_huge => ReshapeOutcome::Busy,
             Shape::Split => {
                 self.huge.retain(|&own| own != number);
@@ -168,7 +171,6 @@ impl Kernel {
                 ReshapeOutcome::Done
             }
         };
-        self.reshaped.push(request);
         ReshapeReport { request, outcome }
     }
 

@@ -349,16 +349,13 @@ fn huge_pages_when_followed_are_told_by_the_kernels_reasons() {
 
     let text = report.to_text();
     let expected = "\nHuge pages of the whole host, by the kernel's reasons\n\
-                    \x20 looked at by khugepaged: 12 exceed_none_pte, 3 succeeded\n\
+                    \x20 looked at for a collapse: 12 exceed_none_pte, 3 succeeded\n\
                     \x20 to be collapsed: 3 succeeded\n\
                     \x20 migrated for syscall_or_cpuset: 1030 pages, 2 failed; huge pages: 2 whole, 1 failed, 1 split\n\
                     \x20 4 events were lost: the counts are too low\n";
     assert!(text.contains(expected), "{text}");
     let json = serde_json::to_value(&report).unwrap();
-    assert_eq!(
-        json["huge-pages"]["khugepaged-scans"]["exceed_none_pte"],
-        12
-    );
+    assert_eq!(json["huge-pages"]["collapse-scans"]["exceed_none_pte"], 12);
     assert_eq!(
         json["huge-pages"]["migrations"]["syscall_or_cpuset"]["split-huge-pages"],
         1

@@ -329,7 +329,7 @@ impl Planner<'_> {
 
     /// Whether few frames make a huge page hot that the kernel can split: then these go up only.
     fn is_to_be_split(&self, hot: &Candidate) -> bool {
-        self.mover.reshaper.splits(self.settings)
+        self.mover.reshaper.splits(hot.page, self.settings)
             && hot.page.bytes == HUGE_PAGE
             && hot.frame_bytes == BASE_PAGE
             && self.evidence.stats.counts_accesses()
