@@ -270,3 +270,40 @@ fn small_pages_when_evenly_hot_on_the_fast_tier_are_made_a_huge_page_if_asked_fo
         assert_eq!(lab.engine.check(), Ok(()));
     }
 }
+
+#[test]
+fn skewed_huge_pages_when_many_are_hot_are_split_one_at_a_time() {
+    let split_huge = true;
+    let settings = EngineSettings {
+        split_huge,
+        ..settings()
+    };
+    let mut lab = lab_with(&[2, 3, 4, 5, 6, 7], &[], settings);
+    lab.step(Event::Source(Some(SourceKind::Ibs)));
+    let mut random = Random::new(9);
+    let mut waited = 0;
+    for _ in 0..60 {
+        lab.now = lab.now + SPAN;
+        let sampled = (0..1200).map(|_| 512 * (2 + random.below(6)) + random.below(8) * 64);
+        let sampled: Vec<u64> = sampled.collect();
+        lab.step(accesses(SourceKind::Ibs, lab.now, sampled));
+        for _ in 0..4 {
+            let before = lab.kernel.reshaped.len();
+            let wakes_at = lab.engine.wakes_at();
+            lab.now = lab.now + Duration::from_millis(20);
+            lab.step(Event::Tick);
+            let asked = lab.kernel.reshaped.len() - before;
+            assert!(asked <= 1, "{asked} at once");
+            // The agent is told when to come back for what waits.
+            assert!(asked == 0 || wakes_at.is_some_and(|at| at <= lab.now));
+            waited += asked;
+        }
+    }
+    assert_eq!(lab.kernel.reshaped.len(), 6);
+    assert!(waited > 0, "none waited for its turn");
+    for number in 2..8 {
+        assert_eq!(fast_frames(&lab, number).len(), 8, "{number}");
+    }
+    let splits = lab.engine.snapshot().splits;
+    assert_eq!(splits, BTreeMap::from([(ReshapeOutcome::Done, 6)]));
+}

@@ -670,7 +670,7 @@ mod tests {
         let mut moved = 0;
         let skew = Skew::default();
         pages.take_scan(Time(0), &report, &two_nodes(), 0.5, &skew, &mut |_| {
-            moved += 1
+            moved += 1;
         });
         assert_eq!(pages.check(), Ok(()));
         moved

@@ -402,7 +402,7 @@ impl Mover {
                 pages.heap.exclude(id);
             }
             Outcome::Split | Outcome::Resized | Outcome::WrongNode => {
-                pages.scanner.ask_urgently(page.hva)
+                pages.scanner.ask_urgently(page.hva);
             }
             _ => {}
         }
