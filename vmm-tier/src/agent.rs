@@ -212,6 +212,7 @@ impl Agent {
                 Action::Move(batch) => self.page_work.submit_moves(batch),
                 Action::MovePaired(pair) => self.page_work.submit_pair(pair),
                 Action::Rebind(bindings) => self.page_work.submit_bindings(bindings),
+                Action::Reshape(request) => self.page_work.submit_reshape(request),
                 Action::RefreshMap => self.qemu.discovery.want(),
             }
         }
@@ -296,6 +297,7 @@ impl Agent {
                 self.sources.moved(&report);
                 self.step(Event::Moved(report));
             }
+            Done::Reshaped(report, _) => self.step(Event::Reshaped(report)),
             Done::Refused(report, _) => self.step(Event::Moved(report)),
             Done::Rebound(report, _) => self.step(Event::Rebound(report)),
             // Also of a pair that was refused, pages may have moved.

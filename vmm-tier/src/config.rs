@@ -40,6 +40,7 @@ pub(crate) struct Config {
     tiers: TierConfig,
     policy: PolicyConfig,
     moves: MoveConfig,
+    thp: ThpConfig,
     /// Gone; see [`ConfigError::HeatIsGone`].
     heat: Option<toml::Table>,
     source: SourceConfig,
@@ -73,6 +74,13 @@ struct MoveConfig {
     scan_cpu_percent: Option<f64>,
     rebind: Option<bool>,
     dry_run: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct ThpConfig {
+    split: Option<bool>,
+    collapse: Option<bool>,
 }
 
 /// Validated settings of `vmm-tier run`.
@@ -165,6 +173,7 @@ impl Settings {
             tiers,
             policy,
             moves,
+            thp,
             heat,
             source,
         } = config;
@@ -188,6 +197,8 @@ impl Settings {
         let limit = args.fast_limit.or(tiers.fast_limit);
         let engine = EngineSettings {
             rebind: args.rebind || moves.rebind.unwrap_or(false),
+            split_huge: args.thp_split || thp.split.unwrap_or(false),
+            collapse_huge: args.thp_collapse || thp.collapse.unwrap_or(false),
             ..engine_settings(&policy, &moves, tiers.headroom, dry_run)?
         };
         Ok(Self {
@@ -382,6 +393,8 @@ fn engine_settings(
         )?,
         // Set when the guest's size is known.
         fast_limit_bytes: None,
+        split_huge: default.split_huge,
+        collapse_huge: default.collapse_huge,
         dry_run,
         ..default
     })
@@ -412,6 +425,20 @@ mod tests {
         example.control = None;
         example.proxy = None;
         assert_eq!(example, defaults);
+    }
+
+    #[test]
+    fn huge_pages_when_nobody_asks_for_it_are_neither_split_nor_made() {
+        let none = settings(args(), "").unwrap().engine;
+        assert_eq!((none.split_huge, none.collapse_huge), (false, false));
+        let file = settings(args(), "[thp]\nsplit = true").unwrap().engine;
+        assert_eq!((file.split_huge, file.collapse_huge), (true, false));
+        let arguments = RunArgs {
+            thp_collapse: true,
+            ..args()
+        };
+        let both = settings(arguments, "[thp]\nsplit = true").unwrap().engine;
+        assert_eq!((both.split_huge, both.collapse_huge), (true, true));
     }
 
     #[test]

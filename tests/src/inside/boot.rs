@@ -48,6 +48,8 @@ fn prepare_and_run() -> anyhow::Result<()> {
 
 fn prepare(reporter: &Reporter, boot_s: f64) -> anyhow::Result<Scenario> {
     mount("tracefs", "/sys/kernel/tracing")?;
+    // Only `thp` asks for it, and says so where the kernel has none.
+    let _ = mount("debugfs", "/sys/kernel/debug");
     for folder in ["/tmp", "/run"] {
         mount("tmpfs", folder)?;
     }

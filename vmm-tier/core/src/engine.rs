@@ -24,6 +24,7 @@ mod mover;
 mod orders;
 mod pins;
 mod rebinder;
+mod reshape;
 mod significance;
 mod state;
 mod views;
@@ -47,6 +48,7 @@ pub use orders::{
     policy::{PolicyChange, PolicyError, PolicySnapshot},
 };
 pub use pins::pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot, WhenFull};
+pub use reshape::{ReshapeOutcome, ReshapeReport, ReshapeRequest, Shape};
 pub use state::VmState;
 pub use views::{
     explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
@@ -87,6 +89,8 @@ pub enum Event {
     Moved(MoveReport),
     /// The answer to [`Action::Rebind`].
     Rebound(RebindReport),
+    /// The kernel's answer to [`Action::Reshape`].
+    Reshaped(ReshapeReport),
     /// Free memory of the tiers' nodes.
     Nodes(Vec<NodeMemory>),
     /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
@@ -119,6 +123,8 @@ pub enum Action {
     /// Let the next pages of pieces of memory come from a tier. Asked for only with
     /// [`EngineSettings::rebind`].
     Rebind(Vec<Binding>),
+    /// Split a huge page, or make one.
+    Reshape(ReshapeRequest),
     /// The map is out of date: pages are gone that it names.
     RefreshMap,
 }
@@ -164,6 +170,7 @@ impl VmEngine {
                     self.rebinder.take(now, &report, pieces);
                 }
             }
+            Event::Reshaped(report) => self.mover.reshaper.finish(&report, &mut self.pages),
             Event::Nodes(nodes) => self.mover.rooms.set(nodes),
             Event::Source(main) => self.evidence.believe(main),
             Event::Rest(at_rest) => {
@@ -222,6 +229,10 @@ impl VmEngine {
             actions.extend(planned);
         }
         actions.extend(self.rebind(now));
+        if self.state() == VmState::Running {
+            let request = self.mover.reshaper.next(now, &self.pages);
+            actions.extend(request.map(Action::Reshape));
+        }
         let news = self.drain_news();
         self.journal.note(self.state(), news);
         actions
@@ -263,10 +274,11 @@ impl VmEngine {
 
     fn take_scan(&mut self, now: Time, report: &ScanReport) {
         let cpu_share = self.orders.settings.scan_cpu_share;
-        let (tiers, evidence) = (&self.mover.tiers, &mut self.evidence);
+        let Evidence { bias, skew, .. } = &mut self.evidence;
+        let tiers = &self.mover.tiers;
         self.pages
-            .take_scan(now, report, tiers, cpu_share, &mut |id| {
-                evidence.bias.forget(id);
+            .take_scan(now, report, tiers, cpu_share, skew, &mut |id| {
+                bias.forget(id);
             });
     }
 
@@ -294,6 +306,7 @@ impl VmEngine {
         let half_life = self.evidence.half_life();
         if self.pages.set_map(now, map, half_life)? {
             self.mover.in_flight.clear();
+            self.mover.reshaper.forget_pages();
             self.mover.ping_pong.forget_pages();
             self.journal.history.clear();
             self.evidence.forget_pages();
@@ -318,12 +331,15 @@ impl VmEngine {
         self.mover.in_flight.is_empty() && self.state() == VmState::Running
     }
 
-    /// When to give the next [`Event::Tick`] at the latest because moves wait for their rate; `None`
-    /// if none do. While nothing is planned (moves pause, or a batch is under way) time alone changes
-    /// nothing.
+    /// When to give the next [`Event::Tick`] at the latest because moves, splits or collapses wait for
+    /// their rate; `None` if none do. While nothing is planned (moves pause, or a batch is under way)
+    /// time alone changes nothing.
     #[must_use]
     pub fn wakes_at(&self) -> Option<Time> {
-        self.mover.wakes_at().filter(|_| self.may_plan())
+        let moves = self.mover.wakes_at();
+        let reshape = self.mover.reshaper.wakes_at();
+        let both = moves.into_iter().chain(reshape);
+        both.min().filter(|_| self.may_plan())
     }
 
     /// The state in one word.
@@ -391,11 +407,16 @@ impl VmEngine {
         self.evidence.changes()
     }
 
-    /// Bytes that heaps and pieces take, and what is kept of pages that were moved.
+    /// Bytes that heaps and pieces take, and what is kept of pages that were moved, of huge pages' accesses
+    /// and of grids.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let pieces = self.pages.pieces.as_ref().map_or(0, Pieces::memory_bytes);
-        self.pages.heap.memory_bytes() + self.mover.ping_pong.memory_bytes() + pieces
+        pieces
+            + self.evidence.grids.memory_bytes()
+            + self.pages.heap.memory_bytes()
+            + self.mover.ping_pong.memory_bytes()
+            + self.evidence.skew.memory_bytes()
     }
 
     /// How far the drain has come; `None` if none was asked for since the limit was set last.

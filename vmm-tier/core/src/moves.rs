@@ -89,6 +89,8 @@ crate::words! {
         BelowWatermark = "below-watermark",
         /// A huge page was split on the way, and only a part of it arrived.
         Split = "split",
+        /// The kernel has collapsed or split the page since it was looked up; it was not moved.
+        Resized = "resized",
         /// The kernel reported success, but the page lies elsewhere.
         WrongNode = "wrong-node",
         /// The process may not have memory on the target node.
@@ -228,6 +230,12 @@ impl Outcome {
                 "a huge page was split on the way, and only a part of it arrived",
                 after(0),
                 "free memory on the target node: a huge page is split where none is free there",
+            ),
+            Self::Resized => (
+                "the kernel has made the page part of a huge page, or has split it, since it was looked up: it was \
+                 not moved as something else",
+                after(0),
+                "nothing; if it is often so, `vmm-tier explain --host` shows what collapses or splits pages",
             ),
             Self::WrongNode => (
                 "the kernel reported success, but the page lies elsewhere: another has moved it since",

@@ -1,9 +1,9 @@
 //! The page index: HVA ↔ [`PageId`], whatever the page sizes.
 //!
 //! The guest's unique HVA ranges stand one after the other in *tracked space*; each frame has a
-//! number there. The frame is the range's kernel page size (4 KiB, or a hugetlb size). A transparent
-//! huge page inside a 4 KiB range is *folded*: its head frame stands for all 512, the tails are never
-//! tracked.
+//! number there. The frame is the range's kernel page size (4 KiB, or a hugetlb size). A larger folio
+//! inside a 4 KiB range (a transparent huge page, or a folio of 16 KiB to 1 MiB) is *folded*: its first
+//! frame stands for all of them, the tails are never tracked.
 
 mod folded;
 mod runs;
@@ -41,8 +41,8 @@ struct Placed {
     frames: u32,
     /// log2 of the frame's size.
     frame_shift: u32,
-    /// For a range of 4 KiB frames, the [bit](Folded) of the 2 MiB in which it begins.
-    first_bit: u32,
+    /// For a range of 4 KiB frames, the [block](Folded) of 2 MiB in which it begins.
+    first_block: u32,
     /// Frames of those 2 MiB before the range.
     ahead: u32,
 }
@@ -83,7 +83,7 @@ impl PageIndex {
     /// If spans overlap, are not whole pages, or have too many frames.
     pub fn new(spans: impl IntoIterator<Item = Span>) -> Result<Self, PageIndexError> {
         let mut index = Self::default();
-        let (mut end, mut bits) = (0_u64, 0);
+        let (mut end, mut blocks) = (0_u64, 0);
         for span in spans {
             let Span {
                 hva,
@@ -119,13 +119,13 @@ impl PageIndex {
                 first,
                 frames,
                 frame_shift: frame_bytes.trailing_zeros(),
-                first_bit: bits,
+                first_block: blocks,
                 ahead: (hva.0 / BASE_PAGE) as u32 % FOLD,
             };
-            bits = placed.bit_of(placed.first + frames - 1) + 1;
+            blocks = placed.block_of(placed.first + frames - 1) + 1;
             index.spans.push(placed);
         }
-        index.folded.grow(bits);
+        index.folded.grow(blocks);
         Ok(index)
     }
 
@@ -152,10 +152,9 @@ impl PageIndex {
     pub fn framed(&self, id: PageId) -> Option<(Page, u64)> {
         let placed = self.span_of(id.0)?;
         let hva = Hva(placed.span.hva.0 + u64::from(id.0 - placed.first) * placed.span.frame_bytes);
-        let bytes = if self.is_head(placed, id.0) {
-            HUGE_PAGE
-        } else {
-            placed.span.frame_bytes
+        let bytes = match self.folded_at(placed, id.0) {
+            Some(frames) => u64::from(frames.end - frames.start) * BASE_PAGE,
+            None => placed.span.frame_bytes,
         };
         Some((Page { hva, bytes }, placed.span.frame_bytes))
     }
@@ -168,48 +167,58 @@ impl PageIndex {
         Some(PageId(self.head_of(placed, frame)))
     }
 
-    /// The page that the frame of this number belongs to: its own, or the huge page that it is folded into.
+    /// The page that the frame of this number belongs to: its own, or the page that it is folded into.
     #[must_use]
     pub fn page_of_frame(&self, frame: u32) -> Option<PageId> {
         let placed = self.span_of(frame)?;
         Some(PageId(self.head_of(placed, frame)))
     }
 
-    /// Whether `id` is the head of a folded huge page.
+    /// Whether `id` is the head of a folded page.
     #[must_use]
     pub fn is_folded(&self, id: PageId) -> bool {
         self.span_of(id.0)
-            .is_some_and(|placed| self.is_head(placed, id.0))
+            .is_some_and(|placed| self.folded_at(placed, id.0).is_some())
     }
 
-    /// The number of folded huge pages.
+    /// The number of folded pages.
     #[must_use]
     pub const fn folded(&self) -> usize {
         self.folded.count()
     }
 
-    /// Whether the 2 MiB at `hva` can be folded: aligned, wholly inside a 4 KiB range, not folded yet.
+    /// Whether the page can be folded: two or more whole frames in one 2 MiB, wholly inside a 4 KiB
+    /// range, and none of them folded yet.
     #[must_use]
-    pub fn can_fold(&self, hva: Hva) -> bool {
-        self.span_at(hva).is_some_and(|placed| {
-            hva.0.is_multiple_of(HUGE_PAGE)
-                && placed.span.frame_bytes == BASE_PAGE
-                && hva.0 + HUGE_PAGE <= placed.span.hva.0 + placed.span.bytes
-                && !self.folded.contains(placed.bit_of(placed.frame_at(hva)))
+    pub fn can_fold(&self, page: Page) -> bool {
+        let Page { hva, bytes } = page;
+        let is_whole = hva.0.is_multiple_of(BASE_PAGE) && bytes.is_multiple_of(BASE_PAGE);
+        let fits = is_whole && bytes > BASE_PAGE && hva.0 % HUGE_PAGE + bytes <= HUGE_PAGE;
+        fits && self.span_at(hva).is_some_and(|placed| {
+            let end = placed.span.hva.0 + placed.span.bytes;
+            if placed.span.frame_bytes != BASE_PAGE || hva.0 + bytes > end {
+                return false;
+            }
+            let first = placed.frame_at(hva);
+            let frames = first..first + (bytes / BASE_PAGE) as u32;
+            let is_covered = self.head_of(placed, first) != first;
+            !is_covered && self.pages_among(placed, frames).next().is_none()
         })
     }
 
-    /// Declares the 2 MiB at `hva` one page. Returns the frames that it now covers, or `None` if it
+    /// Declares these frames one page. Returns the frames, or `None` if it
     /// [can't be folded](Self::can_fold).
-    pub fn fold(&mut self, hva: Hva) -> Option<Range<u32>> {
-        if !self.can_fold(hva) {
+    pub fn fold(&mut self, page: Page) -> Option<Range<u32>> {
+        if !self.can_fold(page) {
             return None;
         }
-        let placed = self.span_at(hva)?;
-        let head = placed.frame_at(hva);
-        let bit = placed.bit_of(head);
-        self.folded.set(bit, true);
-        Some(head..head + FOLD)
+        let placed = self.span_at(page.hva)?;
+        let head = placed.frame_at(page.hva);
+        let frames = head..head + (page.bytes / BASE_PAGE) as u32;
+        let (block, place) = (placed.block_of(head), placed.place_of(head));
+        let end = place + (frames.end - frames.start);
+        self.folded.fold(block, place..end);
+        Some(frames)
     }
 
     /// Undoes [`Self::fold`]. Returns the frames that are single pages again, or `None` if no folded
@@ -217,24 +226,24 @@ impl PageIndex {
     pub fn unfold(&mut self, hva: Hva) -> Option<Range<u32>> {
         let placed = self.span_at(hva)?;
         let head = placed.frame_at(hva);
-        if !self.is_head(placed, head) {
-            return None;
-        }
-        let bit = placed.bit_of(head);
-        self.folded.set(bit, false);
-        Some(head..head + FOLD)
+        let frames = self.folded_at(placed, head)?;
+        let (block, place) = (placed.block_of(head), placed.place_of(head));
+        let end = place + (frames.end - frames.start);
+        self.folded.unfold(block, place..end);
+        Some(frames)
     }
 
-    /// The addresses of folded pages that begin in `hva .. hva + len`.
+    /// The folded pages that begin in `hva .. hva + len`.
     #[must_use]
-    pub fn folded_in(&self, hva: Hva, len: u64) -> Vec<Hva> {
-        let end = hva.0.saturating_add(len);
+    pub fn folded_in(&self, hva: Hva, len: u64) -> Vec<Page> {
         self.pieces(hva, len)
             .flat_map(|(placed, frames)| {
-                self.heads(placed, frames)
-                    .map(move |head| placed.address_of(head))
+                self.pages_among(placed, frames).map(move |page| Page {
+                    hva: placed.address_of(page.start),
+                    bytes: u64::from(page.end - page.start) * BASE_PAGE,
+                })
             })
-            .filter(|head| *head >= hva && head.0 < end)
+            .filter(|page| page.hva >= hva)
             .collect()
     }
 
@@ -257,30 +266,40 @@ impl PageIndex {
         if placed.span.frame_bytes != BASE_PAGE {
             return frame;
         }
-        let bit = placed.bit_of(frame);
-        match self.folded.contains(bit) {
-            true => placed.head_of_bit(bit),
-            false => frame,
-        }
+        let place = placed.place_of(frame);
+        let head = self.folded.head(placed.block_of(frame), place);
+        frame - (place - head)
     }
 
-    /// Whether a frame is the head of a folded page.
-    fn is_head(&self, placed: &Placed, frame: u32) -> bool {
-        placed.span.frame_bytes == BASE_PAGE && {
-            let bit = placed.bit_of(frame);
-            self.folded.contains(bit) && placed.head_of_bit(bit) == frame
-        }
+    /// The frames of the folded page of which a frame is the head.
+    fn folded_at(&self, placed: &Placed, frame: u32) -> Option<Range<u32>> {
+        let page = self.folded_around(placed, frame)?;
+        (page.start == frame).then_some(page)
     }
 
-    /// The heads of folded pages among frames of a span.
-    fn heads(&self, placed: &Placed, frames: Range<u32>) -> impl Iterator<Item = u32> {
+    /// The frames of the folded page that a frame belongs to.
+    fn folded_around(&self, placed: &Placed, frame: u32) -> Option<Range<u32>> {
+        if placed.span.frame_bytes != BASE_PAGE {
+            return None;
+        }
+        let place = placed.place_of(frame);
+        let page = self.folded.page(placed.block_of(frame), place)?;
+        let head = frame - (place - page.start);
+        Some(head..head + (page.end - page.start))
+    }
+
+    /// The folded pages that begin among frames of a span.
+    fn pages_among(&self, placed: &Placed, frames: Range<u32>) -> impl Iterator<Item = Range<u32>> {
         let base = placed.span.frame_bytes == BASE_PAGE && !frames.is_empty();
-        let bits = match base {
-            true => placed.bit_of(frames.start)..placed.bit_of(frames.end - 1) + 1,
+        let blocks = match base {
+            true => placed.block_of(frames.start)..placed.block_of(frames.end - 1) + 1,
             false => 0..0,
         };
-        let heads = self.folded.range(bits).map(|bit| placed.head_of_bit(bit));
-        heads.filter(move |head| frames.contains(head))
+        let pages = self.folded.pages(blocks).map(|(block, page)| {
+            let head = placed.frame_in(block, page.start);
+            head..head + (page.end - page.start)
+        });
+        pages.filter(move |page| frames.contains(&page.start))
     }
 
     fn span_of(&self, frame: u32) -> Option<&Placed> {
@@ -327,17 +346,22 @@ impl Placed {
         self.first + u32::try_from(frame).unwrap_or(u32::MAX - self.first)
     }
 
-    /// The bit of the 2 MiB that a frame lies in; spans of larger frames have one that is never set.
-    fn bit_of(&self, frame: u32) -> u32 {
+    /// The block of 2 MiB that a frame lies in; spans of larger frames have one that is never folded.
+    fn block_of(&self, frame: u32) -> u32 {
         match self.span.frame_bytes {
-            BASE_PAGE => self.first_bit + (frame - self.first + self.ahead) / FOLD,
-            _ => self.first_bit,
+            BASE_PAGE => self.first_block + (frame - self.first + self.ahead) / FOLD,
+            _ => self.first_block,
         }
     }
 
-    /// The first frame of the 2 MiB of a bit that is set: all of them lie in the span.
-    fn head_of_bit(&self, bit: u32) -> u32 {
-        self.first + (bit - self.first_bit) * FOLD - self.ahead
+    /// Which frame of its block of 2 MiB a frame of 4 KiB is.
+    fn place_of(&self, frame: u32) -> u32 {
+        (frame - self.first + self.ahead) % FOLD
+    }
+
+    /// The frame at a place in a block, which lies in the span.
+    fn frame_in(&self, block: u32, place: u32) -> u32 {
+        self.first + (block - self.first_block) * FOLD + place - self.ahead
     }
 
     fn address_of(&self, frame: u32) -> Hva {

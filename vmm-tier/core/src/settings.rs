@@ -54,6 +54,11 @@ pub struct EngineSettings {
     pub scan_cpu_share: f64,
     /// Let the next pages of shared memory come from the tier on which its pages lie.
     pub rebind: bool,
+    /// Have a transparent huge page split that is hot in few of its frames, and promote these only. It
+    /// takes a source that samples accesses.
+    pub split_huge: bool,
+    /// Have small pages on the fast tier made a huge page where they are evenly hot.
+    pub collapse_huge: bool,
     /// Plan and report, but move nothing.
     pub dry_run: bool,
 }
@@ -96,6 +101,8 @@ impl Default for EngineSettings {
             fast_limit_bytes: None,
             scan_cpu_share: 0.005,
             rebind: false,
+            split_huge: false,
+            collapse_huge: false,
             dry_run: false,
         }
     }

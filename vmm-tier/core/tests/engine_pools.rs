@@ -158,7 +158,7 @@ impl Host {
                     Event::Moved(promoted)
                 }
                 Action::Rebind(_) => unreachable!("nobody asks for it"),
-                Action::RefreshMap => continue,
+                Action::Reshape(_) | Action::RefreshMap => continue,
             };
             todo.extend(self.engine.step(self.now, answer));
         }
@@ -255,7 +255,7 @@ impl Host {
         });
         ScanReport {
             request,
-            huge: vec![],
+            folios: vec![],
             pages: pages.collect(),
             cpu_time: Duration::from_micros(10),
         }

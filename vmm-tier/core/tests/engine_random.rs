@@ -74,6 +74,8 @@ enum Op {
     },
     Split(u32),
     Collapse(u32),
+    /// Sixteen frames become a folio of 64 KiB.
+    SmallFolio(u32),
     /// Somebody else moves frames, or frees and allocates them.
     Elsewhere {
         first: u32,
@@ -144,6 +146,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (place, length).prop_map(|(first, count)| Op::Unpin { first, count }),
         2 => (0..4_u32).prop_map(Op::Split),
         2 => (0..4_u32).prop_map(Op::Collapse),
+        2 => (0..4 * 32_u32).prop_map(Op::SmallFolio),
         2 => (0..FRAMES, 1..600_u32, prop::option::of(0..3_u16))
             .prop_map(|(first, count, node)| Op::Elsewhere { first, count, node }),
         2 => (0..FRAMES, 2..Outcome::ALL.len())
@@ -227,6 +230,7 @@ impl World {
         assert!(jobs(|action| matches!(action, Action::Scan(_))) <= 1);
         assert!(jobs(|action| matches!(action, Action::Move(_))) <= 2);
         assert!(jobs(|action| matches!(action, Action::Rebind(_))) <= 1);
+        assert!(jobs(|action| matches!(action, Action::Reshape(_))) <= 1);
         self.engine.check().unwrap();
     }
 
@@ -291,7 +295,7 @@ impl World {
                 if let Some((_, Action::Scan(request))) = self.jobs.front() {
                     let report = ScanReport {
                         request: *request,
-                        huge: Vec::new(),
+                        folios: Vec::new(),
                         pages: Vec::new(),
                         cpu_time: Duration::ZERO,
                     };
@@ -334,7 +338,11 @@ impl World {
                 when_full,
             }),
             Op::Unpin { first, count } => self.unpin(first, count),
-            Op::Split(i) => self.kernel.huge.retain(|&head| head != i * 512),
+            Op::Split(i) => {
+                self.kernel.huge.retain(|&head| head != i * 512);
+                self.kernel.small_folios.retain(|&head| head / 512 != i);
+            }
+            Op::SmallFolio(i) => self.make_small_folio(i * 16),
             Op::Collapse(i) => self.collapse(i * 512),
             Op::Elsewhere { first, count, node } => self.elsewhere(first, count, node),
             Op::Fail { frame, outcome } => {
@@ -345,6 +353,7 @@ impl World {
             Op::Map { frames } => {
                 self.generation += u64::from(frames != self.frames);
                 self.frames = frames;
+                self.kernel.tracked = frames as usize;
                 let map = shared_map(self.generation, frames);
                 self.order(Order::Map(map)).unwrap();
             }
@@ -377,6 +386,10 @@ impl World {
                 let results = bindings.into_iter().map(|own| (own, Rebound::Bound));
                 let results = results.collect();
                 self.step(Event::Rebound(RebindReport { results }));
+            }
+            Action::Reshape(request) => {
+                let report = self.kernel.reshape(request);
+                self.step(Event::Reshaped(report));
             }
             Action::RefreshMap => {}
         }
@@ -531,20 +544,33 @@ impl World {
         }
         // Where it may: the fast node must not be overfull.
         frames.fill(Some(SLOW));
+        self.kernel
+            .small_folios
+            .retain(|&own| own / 512 != head / 512);
         self.kernel.huge.push(head);
+    }
+
+    fn make_small_folio(&mut self, head: u32) {
+        let kernel = &mut self.kernel;
+        let frames = &mut kernel.frames[head as usize..head as usize + 16];
+        let is_folio =
+            kernel.huge.contains(&(head / 512 * 512)) || kernel.small_folios.contains(&head);
+        if is_folio || frames.contains(&None) {
+            return;
+        }
+        frames.fill(Some(SLOW));
+        kernel.small_folios.push(head);
     }
 
     fn elsewhere(&mut self, first: u32, count: u32, node: Option<u16>) {
         for frame in first..(first + count).min(FRAMES) {
-            let is_huge = self
-                .kernel
-                .huge
-                .iter()
-                .any(|&h| (h..h + 512).contains(&frame));
+            let kernel = &self.kernel;
+            let is_folio = kernel.huge.contains(&(frame / 512 * 512))
+                || kernel.small_folios.contains(&(frame / 16 * 16));
             let overfull = node == Some(FAST.0)
                 && self.kernel.frames[frame as usize] != Some(FAST)
                 && self.kernel.free() < BASE_PAGE;
-            if !is_huge && !overfull {
+            if !is_folio && !overfull {
                 self.kernel.frames[frame as usize] = node.map(NodeId);
             }
         }
@@ -676,9 +702,15 @@ fn run(ops: &[Op], settings: EngineSettings) {
         .iter()
         .filter(|&&head| head + 512 <= world.frames);
     let huge = whole.count() as u64 * HUGE_PAGE;
+    let folios = &world.kernel.small_folios;
+    let whole = folios.iter().filter(|&&head| head + 16 <= world.frames);
+    let small = whole.count() as u64 * 16 * BASE_PAGE;
     let present = on(FAST) + on(SLOW);
     let size = |bytes| snapshot.page_sizes.get(&bytes).copied().unwrap_or(0);
-    assert_eq!((size(HUGE_PAGE), size(BASE_PAGE)), (huge, present - huge));
+    assert_eq!(
+        (size(HUGE_PAGE), size(16 * BASE_PAGE), size(BASE_PAGE)),
+        (huge, small, present - huge - small)
+    );
 
     world.heal();
     assert_eq!(world.engine.state(), VmState::Running);
@@ -694,7 +726,9 @@ proptest! {
     fn books_when_anything_happens_agree_with_the_kernel(
         ops in prop::collection::vec(op(), 1..150),
         dry_run in prop::bool::weighted(0.1),
+        split_huge in any::<bool>(),
+        collapse_huge in any::<bool>(),
     ) {
-        run(&ops, EngineSettings { dry_run, rebind: true, ..settings() });
+        run(&ops, EngineSettings { dry_run, rebind: true, split_huge, collapse_huge, ..settings() });
     }
 }

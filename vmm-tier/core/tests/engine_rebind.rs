@@ -64,7 +64,7 @@ impl Host {
                 }
                 Action::MovePaired(_) => unreachable!("no page is of a pool"),
                 Action::Rebind(bindings) => self.asked.push(bindings),
-                Action::RefreshMap => {}
+                Action::Reshape(_) | Action::RefreshMap => {}
             }
         }
     }

@@ -21,7 +21,7 @@ fn moves_of(lab: &mut Lab, event: Event) -> Vec<MoveBatch> {
         Action::Move(batch) => Some(batch),
         Action::MovePaired(_) => unreachable!("no page is of a pool"),
         Action::Rebind(_) => unreachable!("nobody asks for it"),
-        Action::Scan(_) | Action::RefreshMap => None,
+        Action::Scan(_) | Action::Reshape(_) | Action::RefreshMap => None,
     };
     lab.engine
         .step(lab.now, event)
@@ -170,7 +170,7 @@ fn moves_when_the_kernel_refuses_them_all_are_tried_ever_less() {
                 }
                 Action::MovePaired(_) => unreachable!("no page is of a pool"),
                 Action::Rebind(_) => unreachable!("nobody asks for it"),
-                Action::RefreshMap => continue,
+                Action::Reshape(_) | Action::RefreshMap => continue,
             };
             todo.extend(lab.engine.step(now, answer));
         }

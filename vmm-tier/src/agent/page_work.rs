@@ -1,14 +1,16 @@
 //! Work on the guest's pages: look-ups and moves, which a worker thread carries out.
 
 mod done;
+mod page_sizes;
 mod pool_moves;
 mod rebinder;
+mod reshape;
 mod scans;
 mod worker;
 
 use crossbeam::channel::Receiver;
 use tier_core::{
-    engine::ScanRequest,
+    engine::{ReshapeRequest, ScanRequest},
     moves::{MoveBatch, PairedBatch},
     rebind::{Binding, RebindReport, Rebound},
 };
@@ -27,6 +29,8 @@ pub(super) struct PageWork {
     move_trouble: LogOnce,
     /// Why policies of memory can't be set.
     rebind_trouble: LogOnce,
+    /// Why the host can't split or make huge pages.
+    reshape_trouble: LogOnce,
 }
 
 impl PageWork {
@@ -37,6 +41,7 @@ impl PageWork {
             look_up_trouble: LogOnce::default(),
             move_trouble: LogOnce::default(),
             rebind_trouble: LogOnce::default(),
+            reshape_trouble: LogOnce::default(),
         }
     }
 
@@ -53,6 +58,11 @@ impl PageWork {
     /// Has the next pages of memory come from a tier.
     pub(super) fn submit_bindings(&self, bindings: Vec<Binding>) {
         self.worker.submit(Job::Rebind(bindings));
+    }
+
+    /// Has a huge page split or made.
+    pub(super) fn submit_reshape(&self, request: ReshapeRequest) {
+        self.worker.submit(Job::Reshape(request));
     }
 
     /// Takes a look-up, which waits for [`Self::submit_scan`].
@@ -97,6 +107,12 @@ impl PageWork {
             }
             Done::Moved(_) | Done::Paired(..) => {
                 self.move_trouble.end();
+            }
+            Done::Reshaped(_, None) => {}
+            Done::Reshaped(_, Some(reason)) => {
+                if self.reshape_trouble.is_news(reason) && !vm.has_ended() {
+                    tracing::warn!(vm = vm.name, "{reason}");
+                }
             }
             Done::Refused(_, reason) | Done::PairRefused(_, _, reason) => {
                 if self.move_trouble.is_news(reason) && !vm.has_ended() {

@@ -42,6 +42,12 @@ pub(crate) struct RunArgs {
     /// Let pages that the guest gave back and takes again come from the tier where they lay
     #[arg(long)]
     pub(crate) rebind: bool,
+    /// Have the kernel split huge pages that few of their pages make hot; see docs/huge-pages.md
+    #[arg(long)]
+    pub(crate) thp_split: bool,
+    /// Have the kernel make huge pages of evenly hot memory on the fast tier
+    #[arg(long)]
+    pub(crate) thp_collapse: bool,
     /// Plan and report, but move nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -11,6 +11,7 @@ use qmp::{
 use tier_core::{addr::NodeSet, holds::Holds};
 use tier_sys::{
     damon::users::DamonUsers,
+    folios::{self, Folios},
     holds,
     hugetlb::{self, HugePool},
     knobs::{self, Knobs},
@@ -34,6 +35,9 @@ pub(super) struct HostFacts {
     pub(super) knobs: Result<Knobs, String>,
     pub(super) pools: Result<Vec<HugePool>, String>,
     pub(super) damon: DamonUsers,
+    /// Whether the host makes pages of several frames that are mapped frame by frame; then, whether they
+    /// can be told apart, or why not.
+    pub(super) folios: Option<Result<(), String>>,
     pub(super) has_tracefs: bool,
     /// Whether DAMON's event is there; tells nothing without tracefs.
     pub(super) has_damon_event: bool,
@@ -71,6 +75,7 @@ impl HostFacts {
             knobs: text(Knobs::read(root)),
             pools: text(hugetlb::read(root)),
             damon: DamonUsers::read(root),
+            folios: folios::may_exist(root).then(|| text(Folios::open(root).map(drop))),
             has_tracefs: root.tracing("events").is_dir(),
             has_damon_event: root.tracing("events/damon/damon_aggregated/id").exists(),
             kvm: KvmFacts::read(root),

@@ -9,7 +9,7 @@ use tier_core::{
 use super::{
     Area, Finding, Level,
     facts::{HostFacts, KvmFacts},
-    memory::{huge_pages, hugetlb, other_damon, rivals},
+    memory::{folios, huge_pages, hugetlb, other_damon, rivals},
 };
 
 /// The version that KVM has had since 2007; another one is not KVM as QEMU knows it.
@@ -35,6 +35,7 @@ pub(super) fn findings(
     match &host.knobs {
         Ok(knobs) => {
             out.extend(huge_pages(knobs));
+            out.extend(host.folios.as_ref().map(folios));
             out.extend(rivals(knobs));
         }
         Err(error) => out.push(unreadable(Area::Rivals, "kernel-settings", error)),

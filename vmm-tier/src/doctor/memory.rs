@@ -116,6 +116,22 @@ pub(super) fn huge_pages(knobs: &Knobs) -> Vec<Finding> {
     out
 }
 
+/// Pages of several frames that are mapped frame by frame, and whether they can be told apart.
+pub(super) fn folios(can_tell: &Result<(), String>) -> Finding {
+    let what = "the host makes pages of several frames that are mapped frame by frame (multi-size THP, huge pages of \
+                shared memory, or of which a part was given back)";
+    let finding =
+        |level, what: &str, meaning| Finding::new(Area::HugePages, "folios", level, what, meaning);
+    match can_tell {
+        Ok(()) => finding(Level::Ok, what, "each is tracked and moved as one page"),
+        Err(error) => finding(
+            Level::Warn,
+            &format!("{what}, and {error}"),
+            "they are taken for pages of 4 KiB: a move takes others along that are not counted",
+        ),
+    }
+}
+
 pub(super) fn rivals(knobs: &Knobs) -> Vec<Finding> {
     let mut out = Vec::new();
     let area = Area::Rivals;

@@ -346,6 +346,20 @@ fn report_when_the_host_has_nothing_says_what_is_missing() {
 }
 
 #[test]
+fn folios_when_they_can_not_be_told_apart_are_a_warning() {
+    let tree = tree(|root| {
+        write_two_tiers(root);
+        write(root, "proc/vmstat", "thp_split_pmd 3");
+    });
+    let report = examine(&facts(tree.path()), &no_probes(), None);
+    assert!(levels(&report, Level::Warn).contains(&"folios"));
+
+    write(tree.path(), "proc/kpageflags", "");
+    let report = examine(&facts(tree.path()), &no_probes(), None);
+    assert!(levels(&report, Level::Ok).contains(&"folios"));
+}
+
+#[test]
 fn report_when_nodes_look_alike_asks_for_names() {
     let tree = tree(|root| {
         write_two_tiers(root);

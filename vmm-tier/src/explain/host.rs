@@ -25,17 +25,18 @@ use tier_sys::{
     hugetlb,
     knobs::Knobs,
     sysroot::{SysRoot, SysRootError},
+    thp_events::{ThpEvents, ThpWatch},
     topology::Topology,
     vmstat::VmStat,
     zoneinfo,
 };
 
 use super::RUN_DIR;
-use crate::pair_journal;
+use crate::{log::with_causes, pair_journal};
 
 /// Counters of `/proc/vmstat` that tell what the kernel does to pages, in the order in which they are
 /// shown.
-const COUNTERS: [(&str, &str); 26] = [
+const COUNTERS: [(&str, &str); 32] = [
     (
         "pgpromote_candidate",
         "pages due for promotion by hint faults",
@@ -66,7 +67,28 @@ const COUNTERS: [(&str, &str); 26] = [
     ),
     ("thp_migration_split", "huge pages split to be migrated"),
     ("thp_split_page", "huge pages split"),
-    ("thp_collapse_alloc", "huge pages made by khugepaged"),
+    (
+        "thp_split_page_failed",
+        "huge pages that could not be split",
+    ),
+    (
+        "thp_split_pmd",
+        "huge pages mapped by small entries from then on",
+    ),
+    ("thp_collapse_alloc", "huge pages made of small pages"),
+    (
+        "thp_collapse_alloc_failed",
+        "huge pages that were to be made, and for which there was no memory",
+    ),
+    ("thp_fault_alloc", "huge pages made at a first touch"),
+    (
+        "thp_fault_fallback",
+        "first touches that got a small page for lack of a huge page",
+    ),
+    (
+        "thp_deferred_split_page",
+        "huge pages of which a part was given back",
+    ),
     ("pgscan_kswapd", "pages scanned by kswapd"),
     (
         "pgscan_direct",
@@ -85,6 +107,8 @@ const COUNTERS: [(&str, &str); 26] = [
     ("nr_tlb_remote_flush", "flushes of other CPUs' TLBs"),
 ];
 
+/// How often events are taken out of their rings.
+const COLLECT_EVERY: Duration = Duration::from_millis(200);
 /// How long agents may move hugetlb pages before the pools are read in the middle of that.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -99,6 +123,8 @@ pub(super) struct Report {
     nodes: Vec<NodeReport>,
     /// The hugetlb pools in use.
     pools: Vec<HugePool>,
+    /// What became of huge pages, by the kernel's reasons; absent if it can't be followed.
+    huge_pages: Option<HugePagesReport>,
     /// What the agent did meanwhile.
     agent: Option<AgentReport>,
     pathologies: Vec<PathologyReport>,
@@ -113,6 +139,51 @@ struct NodeReport {
     free_bytes: u64,
     low_watermark_bytes: u64,
     high_watermark_bytes: u64,
+}
+
+/// Counts of tracepoints, of the whole host.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct HugePagesReport {
+    /// How often 2 MiB were looked at for a collapse, by what was found.
+    collapse_scans: BTreeMap<String, u64>,
+    /// How often 2 MiB were to be collapsed, by how it ended.
+    collapses: BTreeMap<String, u64>,
+    /// Migrations by who asked for them.
+    migrations: BTreeMap<String, MigrationReport>,
+    /// Events that were lost.
+    lost: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct MigrationReport {
+    moved_pages: u64,
+    failed_pages: u64,
+    moved_huge_pages: u64,
+    failed_huge_pages: u64,
+    split_huge_pages: u64,
+}
+
+impl From<ThpEvents> for HugePagesReport {
+    fn from(events: ThpEvents) -> Self {
+        let migrations = events.migrations.into_iter().map(|(reason, migrated)| {
+            let report = MigrationReport {
+                moved_pages: migrated.succeeded,
+                failed_pages: migrated.failed,
+                moved_huge_pages: migrated.thp_succeeded,
+                failed_huge_pages: migrated.thp_failed,
+                split_huge_pages: migrated.thp_split,
+            };
+            (reason, report)
+        });
+        Self {
+            collapse_scans: events.scans,
+            collapses: events.collapses,
+            migrations: migrations.collect(),
+            lost: events.lost,
+        }
+    }
 }
 
 /// Figures of `query-tier`, as they grew.
@@ -158,10 +229,12 @@ pub(super) fn look(
             .map(|agent| agent.execute_raw("query-tier", None))
             .transpose()
     };
+    let watch = ThpWatch::start(root).map_err(|error| with_causes(&error));
     let began = Instant::now();
     let (before, earlier) = (ask()?, read(root, Path::new(RUN_DIR)));
-    thread::sleep(time);
-    let (after, later) = (ask()?, read(root, Path::new(RUN_DIR)));
+    let events = follow(watch, time);
+    let (after, mut later) = (ask()?, read(root, Path::new(RUN_DIR)));
+    let events = part(events, &mut later.unread);
     let tiers = after.as_ref().and_then(tiers_of).or_else(|| {
         let facts = Topology::read(root).ok()?.facts();
         Some(Division::of(&facts).ok()?.tiers)
@@ -170,10 +243,31 @@ pub(super) fn look(
     Ok(compare(
         &earlier,
         &later,
+        events,
         agent,
         tiers.as_ref(),
         began.elapsed(),
     ))
+}
+
+/// Waits, and follows the events meanwhile.
+fn follow(watch: Result<ThpWatch, String>, time: Duration) -> Result<Option<ThpEvents>, String> {
+    let mut watch = match watch {
+        Ok(watch) => watch,
+        Err(error) => {
+            thread::sleep(time);
+            return Err(format!("what became of huge pages: {error}"));
+        }
+    };
+    let end = Instant::now() + time;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        thread::sleep(left.min(COLLECT_EVERY));
+        watch.collect();
+        if left <= COLLECT_EVERY {
+            return Ok(Some(watch.finish()));
+        }
+    }
 }
 
 /// A reading, and what could not be read.
@@ -277,6 +371,7 @@ impl AgentReport {
 fn compare(
     earlier: &Read,
     later: &Read,
+    events: Option<ThpEvents>,
     agent: Option<(&Value, &Value)>,
     tiers: Option<&Tiers>,
     time: Duration,
@@ -328,6 +423,7 @@ fn compare(
             .filter(|pool| pool.pages > 0)
             .cloned()
             .collect(),
+        huge_pages: events.map(Into::into),
         agent: agent.map(|(before, after)| AgentReport::of(before, after)),
         pathologies: interval
             .pathologies(tiers)
@@ -335,6 +431,44 @@ fn compare(
             .map(Into::into)
             .collect(),
         unread,
+    }
+}
+
+impl HugePagesReport {
+    fn write(&self, out: &mut String) {
+        out.push_str("\nHuge pages of the whole host, by the kernel's reasons\n");
+        let list = |counts: &BTreeMap<String, u64>| {
+            let counts = counts.iter().map(|(word, count)| format!("{count} {word}"));
+            let listed: Vec<String> = counts.collect();
+            match listed.is_empty() {
+                true => "none".to_owned(),
+                false => listed.join(", "),
+            }
+        };
+        let _ = writeln!(
+            out,
+            "  looked at for a collapse: {}",
+            list(&self.collapse_scans)
+        );
+        let _ = writeln!(out, "  to be collapsed: {}", list(&self.collapses));
+        for (reason, migrated) in &self.migrations {
+            let _ = writeln!(
+                out,
+                "  migrated for {reason}: {} pages, {} failed; huge pages: {} whole, {} failed, {} split",
+                migrated.moved_pages,
+                migrated.failed_pages,
+                migrated.moved_huge_pages,
+                migrated.failed_huge_pages,
+                migrated.split_huge_pages
+            );
+        }
+        if self.lost > 0 {
+            let _ = writeln!(
+                out,
+                "  {} events were lost: the counts are too low",
+                self.lost
+            );
+        }
     }
 }
 
@@ -351,6 +485,9 @@ impl Report {
         });
         let rows: Vec<Vec<String>> = shown.collect();
         out.push_str(&table(&rows, |column| column == 1));
+        if let Some(events) = &self.huge_pages {
+            events.write(&mut out);
+        }
         if let Some(agent) = &self.agent {
             let _ = writeln!(
                 out,

@@ -11,6 +11,7 @@ use tier_core::{
     engine::sentences,
 };
 use tier_sys::{
+    folios::Folios,
     holds,
     pagemap::Pagemap,
     pages::{self, PageStatus},
@@ -85,16 +86,22 @@ fn without_agent(client: &Client, address: Gpa, root: &SysRoot) -> anyhow::Resul
     Ok(told)
 }
 
-/// The size of the page at `hva`: a transparent huge page is larger than its block's pages.
+/// The size of the page at `hva`: a transparent huge page, or a smaller folio, is larger than its
+/// block's pages.
 fn page_bytes(root: &SysRoot, pid: u32, hva: Hva, block_page: u64) -> u64 {
     if block_page > BASE_PAGE {
         return block_page;
     }
     let head = hva.align_down(HUGE_PAGE);
     let pagemap = Pagemap::open(root, pid).ok();
-    let huge = pagemap.and_then(|pagemap| pagemap.huge_ranges(head, HUGE_PAGE).ok().flatten());
-    match huge.is_some_and(|ranges| !ranges.is_empty()) {
-        true => HUGE_PAGE,
-        false => block_page,
+    let Some(pagemap) = pagemap else {
+        return block_page;
+    };
+    if pagemap.is_huge(hva).ok().flatten() == Some(true) {
+        return HUGE_PAGE;
     }
+    let folios = Folios::open(root).and_then(|folios| folios.find(&pagemap, head, HUGE_PAGE));
+    let mut folios = folios.into_iter().flatten();
+    let folio = folios.find(|page| hva >= page.hva && hva.0 < page.hva.0 + page.bytes);
+    folio.map_or(block_page, |page| page.bytes)
 }

@@ -7,6 +7,7 @@
 pub mod alloc;
 pub mod damon;
 pub mod file_lock;
+pub mod folios;
 pub mod holds;
 pub mod hugetlb;
 pub mod inverse;
@@ -20,6 +21,8 @@ pub mod perf;
 pub mod process;
 pub mod smaps;
 pub mod sysroot;
+pub mod thp;
+pub mod thp_events;
 pub mod topology;
 pub mod vmstat;
 pub mod wait;

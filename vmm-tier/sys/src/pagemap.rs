@@ -256,6 +256,33 @@ impl Pagemap {
         Ok(Some(found))
     }
 
+    /// Whether the page at an address is present and mapped by a whole huge entry. `None`: the kernel
+    /// can't say.
+    ///
+    /// # Errors
+    /// [`PagemapError::Scan`].
+    pub fn is_huge(&self, address: Hva) -> Result<Option<bool>, PagemapError> {
+        let start = address.align_down(4096);
+        let mut arguments = ScanArguments {
+            size: size_of::<ScanArguments>() as u64,
+            start: start.0,
+            end: start.0.saturating_add(4096),
+            category_mask: Categories::PRESENT.and(Categories::HUGE).0,
+            return_mask: Categories::PRESENT.0,
+            ..ScanArguments::default()
+        };
+        let mut regions = [PageRegion::default()];
+        match scan_once(self.file.as_fd(), &mut arguments, &mut regions) {
+            Ok(filled) => Ok(Some(filled > 0)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
+            Err(source) => Err(PagemapError::Scan {
+                pid: self.pid,
+                start,
+                source,
+            }),
+        }
+    }
+
     /// The runs of pages mapped by whole huge entries. `None`: the kernel can't say.
     ///
     /// # Errors

@@ -258,6 +258,11 @@ impl ProcessHandle {
         })
     }
 
+    /// The descriptor.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     /// Waits up to `timeout` for the process to end; `true` if it has.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! Each test file is named here.
 
 mod host;
+mod huge_pages;
 mod ibs;
 mod mempolicy;
 mod perf;

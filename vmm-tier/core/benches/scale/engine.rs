@@ -184,7 +184,7 @@ impl Machine {
             Action::Move(batch) => Some(Event::Moved(self.move_pages(&batch))),
             Action::MovePaired(_) => unreachable!("no page is of a pool"),
             Action::Rebind(_) => unreachable!("nobody asks for it"),
-            Action::RefreshMap => None,
+            Action::Reshape(_) | Action::RefreshMap => None,
         };
         actions.into_iter().filter_map(answer).collect()
     }
@@ -220,7 +220,13 @@ impl Machine {
         ScanReport {
             request,
             pages: pages.collect(),
-            huge: heads.filter(|_| self.page_bytes == HUGE_PAGE).collect(),
+            folios: heads
+                .filter(|_| self.page_bytes == HUGE_PAGE)
+                .map(|hva| Page {
+                    hva,
+                    bytes: HUGE_PAGE,
+                })
+                .collect(),
             // So the engine asks as often as it does on a host.
             cpu_time: LOOK_UP * (request.span.bytes / self.page_bytes) as u32,
         }

@@ -5,7 +5,8 @@
 //!                                         ├─────► access_stats (all pages together)
 //!                                         ├─────► half_life    (how fast counts are forgotten)
 //!                                         ├─────► change       (whether they turned to slow pages)
-//!                                         └─────► bias         (how differently the tiers are seen)
+//!                                         ├─────► bias         (how differently the tiers are seen)
+//!                                         └─────► skew         (which frames make a huge page hot)
 //!            heat of a sample of pages, each second ─► expected_heat (what a count says of a page)
 //! ```
 
@@ -16,6 +17,7 @@ pub(crate) mod expected_heat;
 pub(crate) mod grids;
 pub(crate) mod half_life;
 mod intake;
+pub(crate) mod skew;
 pub(crate) mod sources;
 
 use std::time::Duration;
@@ -27,7 +29,8 @@ use self::{
     expected_heat::ExpectedHeat,
     grids::Grids,
     half_life::HalfLife,
-    intake::{Intake, Terms},
+    intake::{Intake, Terms, Watchers},
+    skew::Skew,
     sources::SourceAccounts,
 };
 use super::guest_pages::{Candidate, GuestPages};
@@ -45,6 +48,7 @@ pub(super) struct Evidence {
     pub(super) sources: SourceAccounts,
     pub(super) stats: AccessStats,
     pub(super) bias: Bias,
+    pub(super) skew: Skew,
     expected_heat: ExpectedHeat,
     half_life: HalfLife,
     change: ChangeDetector,
@@ -63,6 +67,7 @@ impl Evidence {
             sources: SourceAccounts::default(),
             stats: AccessStats::new(half_life, now),
             bias: Bias::default(),
+            skew: Skew::default(),
             expected_heat: ExpectedHeat::default(),
             half_life: HalfLife::new(half_life),
             change: ChangeDetector::default(),
@@ -105,6 +110,7 @@ impl Evidence {
     pub(super) fn forget_pages(&mut self) {
         self.expected_heat.clear();
         self.bias.forget_pages();
+        self.skew.clear();
         self.half_life.forget_pages();
         self.change.forget();
         self.grids.forget();
@@ -147,14 +153,12 @@ impl Evidence {
         if may_be_biased {
             self.bias.begin(batch);
         }
-        let intake = Intake::new(
-            terms,
-            pages,
-            &self.grids,
-            &mut self.half_life,
-            &mut self.bias,
-        )
-        .feed(&batch.samples);
+        let watchers = Watchers {
+            half_life: &mut self.half_life,
+            bias: &mut self.bias,
+            skew: &mut self.skew,
+        };
+        let intake = Intake::new(terms, pages, &self.grids, watchers).feed(&batch.samples);
         let records = batch.samples.len() as u64;
         let account = self.sources.account(source);
         account.accept(intake.accepted);

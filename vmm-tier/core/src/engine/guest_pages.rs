@@ -17,6 +17,7 @@ use self::{
     placed_bytes::PlacedBytes,
     scan::{Leftovers, ScanReport, Scanner},
 };
+use super::evidence::skew::{Skew, Spread};
 use super::pins::{
     Entry, Pins, Way, hva_pieces,
     pin::{MAX_PINS, Pin, PinError, PinReport},
@@ -197,6 +198,7 @@ impl GuestPages {
         report: &ScanReport,
         tiers: &Tiers,
         cpu_share: f64,
+        skew: &Skew,
         on_place: OnPlace<'_>,
     ) {
         let mut seen = Leftovers::default();
@@ -213,7 +215,7 @@ impl GuestPages {
         if !self.scanner.finish(report, seen, now, cpu_share) || !could_look {
             return;
         }
-        self.refold(now, report, on_place);
+        self.refold(now, report, skew, on_place);
         let mut elsewhere = 0;
         for &(page, node) in &report.pages {
             let Some(id) = self.index.id_at(page.hva) else {
@@ -232,36 +234,56 @@ impl GuestPages {
         self.scanner.found(elsewhere, report.pages.len());
     }
 
-    /// Folds and unfolds huge pages as the kernel has them now. Heat goes with the memory.
-    fn refold(&mut self, now: Time, report: &ScanReport, on_place: OnPlace<'_>) {
+    /// Folds and unfolds pages as the kernel has them now. Heat goes with the memory.
+    fn refold(&mut self, now: Time, report: &ScanReport, skew: &Skew, on_place: OnPlace<'_>) {
         let span = report.request.span;
-        for head in self.index.folded_in(span.hva, span.bytes) {
+        for folded in self.index.folded_in(span.hva, span.bytes) {
+            let head = folded.hva;
             let Some(id) = self.index.id_at(head) else {
                 continue;
             };
-            if report.huge.binary_search(&head).is_ok() || self.heap.is_in_flight(id) {
+            let found = report.folios.binary_search_by_key(&head, |page| page.hva);
+            let is_same = found.is_ok_and(|at| report.folios[at] == folded);
+            if is_same || self.heap.is_in_flight(id) {
                 continue;
             }
             let (count, placement) = (self.heap.count(id, now), self.heap.placement(id));
             self.place(id, Placement::Untracked, on_place);
+            // Where its accesses are known to fall, its heat is that of the frames that were hit.
+            let spread = (folded.bytes == HUGE_PAGE).then(|| skew.of(id)).flatten();
+            let spread = spread.filter(Spread::is_skewed);
             let frames = self.index.unfold(head);
-            self.refolded(head);
+            self.refolded(folded);
             for frame in frames.into_iter().flatten() {
+                let count = match &spread {
+                    Some(spread) if spread.has(frame - id.0) => {
+                        count * f64::from(FOLD) / f64::from(spread.hit())
+                    }
+                    Some(_) => 0.0,
+                    None => count,
+                };
                 self.place(PageId(frame), placement, on_place);
                 self.heap.set_count(PageId(frame), count, now);
             }
         }
-        for &head in &report.huge {
-            let Some(id) = self.index.id_at(head) else {
+        for &folio in &report.folios {
+            let Some(id) = self.index.id_at(folio.hva) else {
                 continue;
             };
-            let frames = (0..HUGE_PAGE)
-                .step_by(4096)
-                .filter_map(|at| self.index.id_at(Hva(head.0 + at)));
+            if self.index.page(id) == Some(folio) {
+                continue;
+            }
+            let frames = (0..folio.bytes)
+                .step_by(BASE_PAGE as usize)
+                .filter_map(|at| self.index.id_at(Hva(folio.hva.0 + at)));
             let frames: Vec<PageId> = frames.collect();
-            let busy = frames.iter().any(|&frame| self.heap.is_in_flight(frame));
+            if frames.iter().any(|&frame| self.heap.is_in_flight(frame)) {
+                // As long as its frames are taken for pages, each move of one moves them all.
+                self.scanner.ask_urgently(folio.hva);
+                continue;
+            }
             // A huge page that reaches over the border of the tracked memory stays in frames.
-            if busy || !self.index.can_fold(head) {
+            if !self.index.can_fold(folio) {
                 continue;
             }
             let counts: f64 = frames
@@ -272,8 +294,8 @@ impl GuestPages {
             for &frame in &frames {
                 self.place(frame, Placement::Untracked, on_place);
             }
-            self.index.fold(head);
-            self.refolded(head);
+            self.index.fold(folio);
+            self.refolded(folio);
             self.place(id, placement, on_place);
             self.heap
                 .set_count(id, counts / frames.len().max(1) as f64, now);
@@ -340,8 +362,8 @@ impl GuestPages {
             let Some(page) = self.index.page(id) else {
                 continue;
             };
-            if self.index.is_folded(id) && index.can_fold(page.hva) {
-                index.fold(page.hva);
+            if self.index.is_folded(id) {
+                index.fold(page);
             }
             let Some(new) = index
                 .id_at(page.hva)
@@ -518,17 +540,17 @@ impl GuestPages {
         self.heap.set_pinned(ranges);
     }
 
-    /// Takes note that the huge page at `head` was folded or unfolded, while its pages are untracked:
-    /// a page that lies partly in a pin is pinned whole.
-    fn refolded(&mut self, head: Hva) {
+    /// Takes note that a page was folded or unfolded, while its frames are untracked: a page that lies
+    /// partly in a pin is pinned whole.
+    fn refolded(&mut self, page: Page) {
         if self.pins.is_empty() {
             return;
         }
-        let pieces = self.index.touched(head, HUGE_PAGE);
+        let pieces = self.index.touched(page.hva, page.bytes);
         let Some(first) = pieces.first().map(|ids| ids.start) else {
             return;
         };
-        let all = first..first + FOLD;
+        let all = first..first + (page.bytes / BASE_PAGE) as u32;
         let touching = |ids: &Range<u32>| ids.start < all.end && all.start < ids.end;
         let covers = |ids: &Range<u32>| ids.start <= all.start && all.end <= ids.end;
         let mut touched = self.pins.pieces().iter().map(|piece| &piece.ids);
@@ -678,14 +700,17 @@ mod tests {
         };
         let report = ScanReport {
             request,
-            huge: Vec::new(),
+            folios: Vec::new(),
             pages: (0..frames)
                 .map(|n| (page(n), node_of(n).map(NodeId)))
                 .collect(),
             cpu_time: Duration::ZERO,
         };
         let mut moved = 0;
-        pages.take_scan(Time(0), &report, &two_nodes(), 0.5, &mut |_| moved += 1);
+        let skew = Skew::default();
+        pages.take_scan(Time(0), &report, &two_nodes(), 0.5, &skew, &mut |_| {
+            moved += 1;
+        });
         assert_eq!(pages.check(), Ok(()));
         moved
     }

@@ -26,6 +26,7 @@ use super::{
     evidence::Evidence,
     guest_pages::{Candidate, GuestPages, placement_on},
     pins::pin::{Pin, PinError, WhenFull},
+    reshape::Reshaper,
 };
 use crate::{
     addr::BASE_PAGE,
@@ -61,6 +62,7 @@ pub(super) struct Mover {
     pub(super) in_flight: InFlight,
     pub(super) totals: MoveTotals,
     pub(super) ping_pong: PingPong,
+    pub(super) reshaper: Reshaper,
     /// Why the limit could not be obeyed at the last attempt.
     pub(super) stall: Option<Stall>,
     throttle: Throttle,
@@ -74,6 +76,7 @@ impl Mover {
             in_flight: InFlight::default(),
             totals: MoveTotals::default(),
             ping_pong: PingPong::new(now),
+            reshaper: Reshaper::default(),
             stall: None,
             throttle: Throttle::new(settings, now),
         }
@@ -338,6 +341,12 @@ impl Mover {
             results.push(result);
         }
         self.totals.add(direction, &results, report.cpu_time);
+        if direction == Direction::Promote {
+            let moved = results.iter();
+            let moved = moved.filter(|result| result.outcome == Outcome::Moved);
+            self.reshaper
+                .promoted(moved.map(|result| result.page), settings);
+        }
         let mut outcomes = results.iter().map(|result| result.outcome);
         self.throttle
             .finished(now, outcomes.any(Outcome::is_success));
@@ -392,7 +401,9 @@ impl Mover {
             Outcome::Shared => {
                 pages.heap.exclude(id);
             }
-            Outcome::Split | Outcome::WrongNode => pages.scanner.ask_urgently(page.hva),
+            Outcome::Split | Outcome::Resized | Outcome::WrongNode => {
+                pages.scanner.ask_urgently(page.hva);
+            }
             _ => {}
         }
     }

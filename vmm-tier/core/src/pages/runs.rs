@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{FOLD, PageIndex, Placed};
+use super::{PageIndex, Placed};
 use crate::{
     addr::{BASE_PAGE, Hva},
     dual_heap::PageId,
@@ -32,10 +32,12 @@ impl PageIndex {
             let share = BASE_PAGE as f32 / placed.span.frame_bytes as f32;
             return Some((PageId(frame), share));
         }
-        let bit = placed.bit_of(frame);
-        match self.folded.contains(bit) {
-            true => Some((PageId(placed.head_of_bit(bit)), 1.0 / FOLD as f32)),
-            false => Some((PageId(frame), 1.0)),
+        match self.folded_around(placed, frame) {
+            Some(page) => {
+                let frames = (page.end - page.start) as f32;
+                Some((PageId(page.start), 1.0 / frames))
+            }
+            None => Some((PageId(frame), 1.0)),
         }
     }
 
@@ -70,19 +72,20 @@ impl PageIndex {
         let mut at = frames.start;
         // A folded page that begins before the range may reach into it.
         let first = self.head_of(placed, at);
-        for head in self.heads(placed, first..frames.end) {
+        for page in self.pages_among(placed, first..frames.end) {
+            let head = page.start;
             if head > at {
                 each(Run {
                     ids: at..head,
                     share: 1.0,
                 });
             }
-            let covered = (head + FOLD).min(frames.end) - at.max(head);
+            let covered = page.end.min(frames.end) - at.max(head);
             each(Run {
                 ids: head..head + 1,
-                share: covered as f32 / FOLD as f32,
+                share: covered as f32 / (page.end - head) as f32,
             });
-            at = head + FOLD;
+            at = page.end;
         }
         if at < frames.end {
             each(Run {

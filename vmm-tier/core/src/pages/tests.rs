@@ -4,6 +4,13 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
+const fn huge(hva: u64) -> Page {
+    Page {
+        hva: Hva(hva),
+        bytes: HUGE_PAGE,
+    }
+}
+
 fn index() -> PageIndex {
     PageIndex::new([
         Span {
@@ -29,7 +36,7 @@ fn runs(index: &PageIndex, hva: u64, len: u64) -> Vec<(Range<u32>, f32)> {
 #[test]
 fn page_when_looked_up_by_address_has_that_address() {
     let mut index = index();
-    index.fold(Hva(18 * MIB)).unwrap();
+    index.fold(huge(18 * MIB)).unwrap();
     for hva in [16 * MIB, 17 * MIB + 4096, 18 * MIB, 32 * MIB, 36 * MIB] {
         let id = index.id_at(Hva(hva)).unwrap();
         assert_eq!(index.page(id).unwrap().hva, Hva(hva));
@@ -42,13 +49,16 @@ fn page_when_looked_up_by_address_has_that_address() {
 #[test]
 fn tail_when_its_huge_page_is_folded_resolves_to_the_head() {
     let mut index = index();
-    assert_eq!(index.fold(Hva(18 * MIB)), Some(512..1024));
-    assert_eq!(index.fold(Hva(18 * MIB)), None, "folded already");
-    assert_eq!(index.fold(Hva(18 * MIB + 4096)), None, "unaligned");
-    assert_eq!(index.fold(Hva(32 * MIB)), None, "hugetlb");
+    assert_eq!(index.fold(huge(18 * MIB)), Some(512..1024));
+    assert_eq!(index.fold(huge(18 * MIB)), None, "folded already");
+    assert_eq!(index.fold(huge(18 * MIB + 4096)), None, "unaligned");
+    assert_eq!(index.fold(huge(32 * MIB)), None, "hugetlb");
     assert_eq!(index.id_at(Hva(19 * MIB)), Some(PageId(512)));
     assert_eq!(index.page(PageId(512)).unwrap().bytes, HUGE_PAGE);
-    assert_eq!(index.folded_in(Hva(16 * MIB), 8 * MIB), vec![Hva(18 * MIB)]);
+    assert_eq!(
+        index.folded_in(Hva(16 * MIB), 8 * MIB),
+        vec![huge(18 * MIB)]
+    );
     assert_eq!(index.unfold(Hva(18 * MIB)), Some(512..1024));
     assert_eq!(index.id_at(Hva(19 * MIB)), Some(PageId(768)));
 }
@@ -56,7 +66,7 @@ fn tail_when_its_huge_page_is_folded_resolves_to_the_head() {
 #[test]
 fn access_when_it_lies_in_one_frame_is_the_run_of_that_frame() {
     let mut index = index();
-    assert!(index.fold(Hva(18 * MIB)).is_some());
+    assert!(index.fold(huge(18 * MIB)).is_some());
     let ends: Vec<u64> = index
         .spans()
         .flat_map(|span| [span.hva.0, span.hva.0 + span.bytes])
@@ -82,7 +92,7 @@ fn access_when_it_lies_in_one_frame_is_the_run_of_that_frame() {
 #[test]
 fn runs_when_a_range_crosses_folded_pages_cover_it_once() {
     let mut index = index();
-    index.fold(Hva(18 * MIB)).unwrap();
+    index.fold(huge(18 * MIB)).unwrap();
     assert_eq!(
         runs(&index, 17 * MIB, 4 * MIB),
         vec![(256..512, 1.0), (512..513, 1.0), (1024..1280, 1.0)]
@@ -92,11 +102,43 @@ fn runs_when_a_range_crosses_folded_pages_cover_it_once() {
 }
 
 #[test]
+fn folio_of_a_few_frames_when_folded_is_one_page_of_its_size() {
+    let mut index = index();
+    let folio = |at: u64, kib: u64| Page {
+        hva: Hva(at),
+        bytes: kib << 10,
+    };
+    let at = 18 * MIB + (64 << 10);
+    assert_eq!(index.fold(folio(at, 64)), Some(528..544));
+    assert_eq!(index.fold(folio(at + (32 << 10), 64)), None, "overlaps");
+    assert_eq!(index.fold(folio(at - (32 << 10), 64)), None, "overlaps");
+    assert_eq!(index.fold(huge(18 * MIB)), None, "overlaps");
+    assert_eq!(
+        index.fold(folio(20 * MIB - (32 << 10), 64)),
+        None,
+        "in two blocks"
+    );
+    assert_eq!(index.id_at(Hva(at + 5000)), Some(PageId(528)));
+    assert_eq!(index.page(PageId(528)), Some(folio(at, 64)));
+    assert_eq!(
+        index.page_of_access(Hva(at + 5000), 8),
+        Some((PageId(528), 1.0 / 16.0))
+    );
+    assert_eq!(
+        runs(&index, at - 8192, 8192 + (32 << 10)),
+        vec![(526..528, 1.0), (528..529, 0.5)]
+    );
+    assert_eq!(index.folded_in(Hva(16 * MIB), 8 * MIB), vec![folio(at, 64)]);
+    assert_eq!(index.unfold(Hva(at)), Some(528..544));
+    assert_eq!(index.folded(), 0);
+}
+
+#[test]
 fn touched_when_a_folded_page_reaches_into_the_range_names_its_head() {
     let mut index = index();
     let touched = |index: &PageIndex, hva, len| index.touched(Hva(hva), len);
     assert_eq!(touched(&index, 19 * MIB, MIB), vec![768..1024]);
-    index.fold(Hva(18 * MIB)).unwrap();
+    index.fold(huge(18 * MIB)).unwrap();
     assert_eq!(touched(&index, 19 * MIB, MIB), vec![512..513, 768..1024]);
     assert_eq!(
         touched(&index, 23 * MIB, 10 * MIB),

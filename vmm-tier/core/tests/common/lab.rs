@@ -65,6 +65,7 @@ impl Lab {
                 }
                 Action::MovePaired(_) => unreachable!("no page is of a pool"),
                 Action::Rebind(_) => unreachable!("nobody asks for it"),
+                Action::Reshape(request) => Event::Reshaped(self.kernel.reshape(request)),
                 Action::RefreshMap => continue,
             };
             todo.extend(self.engine.step(self.now, answer));

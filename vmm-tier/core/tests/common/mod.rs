@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
-    engine::{Event, NodeMemory, ScanReport},
+    engine::{Event, NodeMemory, ReshapeOutcome, ReshapeReport, ReshapeRequest, ScanReport, Shape},
     map::{Backing, BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{MoveBatch, MoveReport, Outcome, Page, PageResult},
     settings::EngineSettings,
@@ -23,12 +23,20 @@ pub(crate) struct Kernel {
     pub(crate) frames: Vec<Option<NodeId>>,
     /// Frames whose first belongs to a huge page of 512.
     pub(crate) huge: Vec<u32>,
+    /// First frames of folios of 64 KiB, multiples of 16, outside of huge pages.
+    pub(crate) small_folios: Vec<u32>,
+    /// How many frames the guest's map has.
+    pub(crate) tracked: usize,
     pub(crate) fast_capacity: u64,
     /// Free bytes of the slow node.
     pub(crate) slow_free: u64,
     /// What a move of the page at this address ends with, instead of success.
     pub(crate) fails: BTreeMap<u64, Outcome>,
     pub(crate) moved_bytes: BTreeMap<NodeId, u64>,
+    /// What was asked to be split or collapsed.
+    pub(crate) reshaped: Vec<ReshapeRequest>,
+    /// What splits and collapses end with, instead of success.
+    pub(crate) reshapes_end: Option<ReshapeOutcome>,
 }
 
 impl Kernel {
@@ -40,10 +48,14 @@ impl Kernel {
         Self {
             frames: (0..frames).map(node_of).collect(),
             huge: Vec::new(),
+            small_folios: Vec::new(),
+            tracked: frames as usize,
             fast_capacity,
             slow_free: 1 << 40,
             fails: BTreeMap::new(),
             moved_bytes: BTreeMap::new(),
+            reshaped: Vec::new(),
+            reshapes_end: None,
         }
     }
 
@@ -71,9 +83,7 @@ impl Kernel {
         for &page in &batch.pages {
             let first = Self::frame(page);
             // The kernel moves the folio that it finds, whatever we take it for.
-            let head = first - first % 512;
-            let is_huge = self.huge.contains(&u32::try_from(head).unwrap());
-            let (head, count) = if is_huge { (head, 512) } else { (first, 1) };
+            let (head, count) = self.folio(first);
             let bytes = count as u64 * BASE_PAGE;
             let free = if batch.target == FAST {
                 self.free()
@@ -81,10 +91,16 @@ impl Kernel {
                 self.slow_free
             };
             let no_room = free < bytes;
+            // The worker looks which pages are mapped as huge pages before it moves any. What reaches
+            // past the guest's memory is taken for frames.
+            let is_stale = page.bytes != bytes
+                && page.bytes.max(bytes) == HUGE_PAGE
+                && head + count <= self.tracked;
             let outcome = match (self.fails.get(&page.hva.0), self.frames[first]) {
                 (Some(&outcome), _) => outcome,
                 (None, None) => Outcome::Absent,
                 (None, Some(node)) if node == batch.target => Outcome::AlreadyThere,
+                (None, Some(_)) if is_stale => Outcome::Resized,
                 (None, Some(_)) if no_room => Outcome::NoMemory,
                 (None, Some(_)) => Outcome::Moved,
             };
@@ -117,28 +133,69 @@ impl Kernel {
         }
     }
 
+    /// The folio of a frame: its first frame, and how many it has.
+    fn folio(&self, frame: usize) -> (usize, usize) {
+        let begins = |heads: &[u32], size: usize| {
+            let head = frame - frame % size;
+            let found = heads.contains(&u32::try_from(head).unwrap());
+            found.then_some((head, size))
+        };
+        let huge = begins(&self.huge, 512);
+        huge.or_else(|| begins(&self.small_folios, 16))
+            .unwrap_or((frame, 1))
+    }
+
+    /// Splits a huge page, or collapses small pages that lie on one node.
+    pub(crate) fn reshape(&mut self, request: ReshapeRequest) -> ReshapeReport {
+        self.reshaped.push(request);
+        if let Some(outcome) = self.reshapes_end {
+            return ReshapeReport { request, outcome };
+        }
+        let head = Self::frame(request.page);
+        let number = u32::try_from(head).unwrap();
+        let frames = &self.frames[head..head + 512];
+        let is_huge = self.huge.contains(&number);
+        let outcome = match request.shape {
+            Shape::Split if !is_huge => ReshapeOutcome::Busy,
+            Shape::Split => {
+                self.huge.retain(|&own| own != number);
+                ReshapeOutcome::Done
+            }
+            Shape::Collapse if is_huge => ReshapeOutcome::Busy,
+            Shape::Collapse if frames[0].is_none() || frames.iter().any(|&f| f != frames[0]) => {
+                ReshapeOutcome::Absent
+            }
+            Shape::Collapse => {
+                self.small_folios.retain(|&own| own / 512 != number / 512);
+                self.huge.push(number);
+                ReshapeOutcome::Done
+            }
+        };
+        ReshapeReport { request, outcome }
+    }
+
     pub(crate) fn scan(&self, request: tier_core::engine::ScanRequest) -> ScanReport {
         let span = request.span;
         let first = (span.hva.0 - BASE) / BASE_PAGE;
         let mut pages = Vec::new();
-        let mut huge = Vec::new();
+        let mut folios = Vec::new();
         let mut at = first;
         while at < first + span.bytes / BASE_PAGE {
             let hva = Hva(BASE + at * BASE_PAGE);
             let frame = usize::try_from(at).unwrap();
             // One that reaches past the span is looked at frame by frame.
-            let is_huge = self.huge.contains(&u32::try_from(at).unwrap())
-                && at + 512 <= first + span.bytes / BASE_PAGE;
-            let bytes = if is_huge { HUGE_PAGE } else { BASE_PAGE };
-            if is_huge {
-                huge.push(hva);
+            let (head, count) = self.folio(frame);
+            let is_whole = head == frame && at + count as u64 <= first + span.bytes / BASE_PAGE;
+            let bytes = if is_whole { count as u64 } else { 1 } * BASE_PAGE;
+            if bytes > BASE_PAGE {
+                folios.push(Page { hva, bytes });
             }
             pages.push((Page { hva, bytes }, self.frames[frame]));
             at += bytes / BASE_PAGE;
         }
         ScanReport {
             request,
-            huge,
+            folios,
             pages,
             cpu_time: Duration::from_micros(10),
         }

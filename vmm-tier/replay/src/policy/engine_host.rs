@@ -117,8 +117,8 @@ impl EngineHost {
                             events.push(Event::Moved(self.places.carry_out(&batch, host)));
                         }
                     }
-                    // The machine has no policies; nobody asks for them.
-                    Action::Rebind(_) | Action::RefreshMap => {}
+                    // Not asked for by default; the machine has neither policies nor such pages.
+                    Action::Rebind(_) | Action::Reshape(_) | Action::RefreshMap => {}
                 }
             }
         }
@@ -256,7 +256,7 @@ impl Places {
         }
         ScanReport {
             request,
-            huge: Vec::new(),
+            folios: Vec::new(),
             pages,
             cpu_time: Duration::ZERO,
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tier_core::{
-    engine::ScanReport,
+    engine::{ReshapeReport, ScanReport},
     moves::{MoveBatch, MoveReport, Outcome, PageResult},
     rebind::RebindReport,
 };
@@ -15,6 +15,8 @@ pub(in crate::agent) enum Done {
     /// The kernel did not say where pages lie, and why. The report is empty.
     NotScanned(ScanReport, String),
     Moved(MoveReport),
+    /// What became of a split or a collapse, and why the host can't do it, if it can't.
+    Reshaped(ReshapeReport, Option<String>),
     /// The kernel refused the whole call for a reason that an operator must mend. The report is that
     /// of a batch of which nothing moved.
     Refused(MoveReport, String),

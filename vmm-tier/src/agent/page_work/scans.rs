@@ -65,7 +65,7 @@ mod tests {
     fn report(id: u64) -> ScanReport {
         ScanReport {
             request: request(id),
-            huge: Vec::new(),
+            folios: Vec::new(),
             pages: Vec::new(),
             cpu_time: Duration::ZERO,
         }

@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::json;
 use tier_core::{addr::NodeId, pathology::Pathology};
+use tier_sys::thp_events::Migrated;
 
 use super::*;
 
@@ -106,6 +107,7 @@ fn named(change: impl FnOnce(&Host)) -> Vec<(&'static str, Option<String>)> {
         &earlier,
         &host.read(),
         None,
+        None,
         Some(&tiers()),
         Duration::from_secs(10),
     );
@@ -158,7 +160,14 @@ fn promotion_when_the_agent_lacks_memory_is_named_starved() {
     let state = |below: u64| json!({"name": "web-01", "tried-pages": 9 + below, "failed": {"below-watermark": below}});
     let (before, after) = (state(1), state(5));
     let agent = Some((&before, &after));
-    let report = compare(&read, &read, agent, Some(&tiers()), Duration::from_secs(10));
+    let report = compare(
+        &read,
+        &read,
+        None,
+        agent,
+        Some(&tiers()),
+        Duration::from_secs(10),
+    );
     assert_eq!(
         report.pathologies[0].name,
         Pathology::PromotionStarved.name()
@@ -244,6 +253,7 @@ fn kernel_when_it_moves_pages_itself_is_named_with_what_it_did() {
         &earlier,
         &host.read(),
         None,
+        None,
         Some(&tiers()),
         Duration::from_secs(10),
     );
@@ -316,12 +326,55 @@ fn ksm_when_it_merges_is_named() {
 }
 
 #[test]
+fn huge_pages_when_followed_are_told_by_the_kernels_reasons() {
+    let counts = |of: &[(&str, u64)]| {
+        let counts = of.iter().map(|(word, count)| ((*word).to_owned(), *count));
+        counts.collect::<BTreeMap<_, _>>()
+    };
+    let migrated = Migrated {
+        succeeded: 1030,
+        failed: 2,
+        thp_succeeded: 2,
+        thp_failed: 1,
+        thp_split: 1,
+    };
+    let events = ThpEvents {
+        scans: counts(&[("exceed_none_pte", 12), ("succeeded", 3)]),
+        collapses: counts(&[("succeeded", 3)]),
+        migrations: BTreeMap::from([("syscall_or_cpuset".to_owned(), migrated)]),
+        lost: 4,
+    };
+    let read = Host::new().read();
+    let report = compare(&read, &read, Some(events), None, None, Duration::ZERO);
+
+    let text = report.to_text();
+    let expected = "\nHuge pages of the whole host, by the kernel's reasons\n\
+                    \x20 looked at for a collapse: 12 exceed_none_pte, 3 succeeded\n\
+                    \x20 to be collapsed: 3 succeeded\n\
+                    \x20 migrated for syscall_or_cpuset: 1030 pages, 2 failed; huge pages: 2 whole, 1 failed, 1 split\n\
+                    \x20 4 events were lost: the counts are too low\n";
+    assert!(text.contains(expected), "{text}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["huge-pages"]["collapse-scans"]["exceed_none_pte"], 12);
+    assert_eq!(
+        json["huge-pages"]["migrations"]["syscall_or_cpuset"]["split-huge-pages"],
+        1
+    );
+}
+
+#[test]
+fn events_of_huge_pages_when_they_can_not_be_followed_are_told_as_unread() {
+    let error = follow(Err("no tracefs".to_owned()), Duration::ZERO).unwrap_err();
+    assert_eq!(error, "what became of huge pages: no tracefs");
+}
+
+#[test]
 fn host_when_files_are_odd_or_missing_tells_them_and_shows_the_rest() {
     let host = Host::new();
     host.write("proc/vmstat", "pgpromote_success many\n");
     fs::remove_file(host.0.path().join("proc/zoneinfo")).unwrap();
     let read = read(&SysRoot::at(host.0.path()), host.0.path());
-    let report = compare(&Read::default(), &read, None, None, Duration::ZERO);
+    let report = compare(&Read::default(), &read, None, None, None, Duration::ZERO);
     assert_eq!(report.unread.len(), 2);
     let text = report.to_text();
     assert!(

@@ -297,6 +297,32 @@ fn move_when_folio_is_named_twice_calls_both_moved() {
 }
 
 #[test]
+fn move_when_every_frame_of_an_unknown_folio_is_named_takes_few_calls() {
+    const FRAMES: u64 = 16;
+    let pages: Vec<Page> = (0..FRAMES)
+        .map(|n| Page {
+            hva: Hva(HUGE_PAGE + n * BASE_PAGE),
+            bytes: BASE_PAGE,
+        })
+        .collect();
+    let mut kernel = FakeKernel {
+        folios: vec![(HUGE_PAGE, FRAMES * BASE_PAGE, SLOW)],
+        room: 9,
+        mapped: true,
+        ..FakeKernel::default()
+    };
+    // The second address is refused as busy, for the folio is queued; by then it has moved.
+    let mut moved = kernel.clone();
+    assert_eq!(outcomes(&mut moved, &pages, false), [Outcome::Moved; 16]);
+    assert_eq!(moved.calls, 1);
+
+    // One that can't be moved ends a call for every two of its addresses, and for no more than that.
+    kernel.stuck.insert(HUGE_PAGE);
+    assert_eq!(outcomes(&mut kernel, &pages, false), [Outcome::Busy; 16]);
+    assert!(kernel.calls <= MAX_ROUNDS, "{}", kernel.calls);
+}
+
+#[test]
 fn move_when_huge_page_splits_on_the_way_says_split() {
     let mut kernel = FakeKernel {
         folios: vec![

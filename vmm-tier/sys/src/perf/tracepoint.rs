@@ -1,5 +1,7 @@
 //! Tracepoints: their number and where their fields lie, as tracefs tells.
 
+use std::collections::BTreeMap;
+
 use crate::sysroot::{ParseError, SMALL_FILE, SysRoot, SysRootError, read_text, read_value};
 
 /// A field of a tracepoint's raw record.
@@ -40,6 +42,7 @@ pub struct Tracepoint {
     /// The `config` of a perf event of type `PERF_TYPE_TRACEPOINT`.
     pub id: u64,
     fields: Vec<Field>,
+    format: String,
 }
 
 /// A tracepoint can't be used.
@@ -80,15 +83,16 @@ impl Tracepoint {
         let read = || {
             let id = read_value(&folder.join("id"))?;
             let path = folder.join("format");
-            let fields =
-                parse_format(&read_text(&path, SMALL_FILE)?).map_err(|e| e.in_file(&path))?;
-            Ok((id, fields))
+            let format = read_text(&path, SMALL_FILE)?;
+            let fields = parse_format(&format).map_err(|e| e.in_file(&path))?;
+            Ok((id, fields, format))
         };
         match read() {
-            Ok((id, fields)) => Ok(Self {
+            Ok((id, fields, format)) => Ok(Self {
                 name: full,
                 id,
                 fields,
+                format,
             }),
             Err(source) => Err(TracepointError::Unavailable {
                 name: full,
@@ -112,6 +116,30 @@ impl Tracepoint {
                 field: name.to_owned(),
             })
     }
+}
+
+impl Tracepoint {
+    /// The kernel's words for the values of a field, as its `print fmt` has them: they differ from
+    /// kernel to kernel. Empty if the field has none.
+    #[must_use]
+    pub fn words(&self, field: &str) -> BTreeMap<u64, String> {
+        parse_words(&self.format, field)
+    }
+}
+
+/// The words in `__print_symbolic(REC->FIELD, {0, "failed"}, {1, "succeeded"})`.
+fn parse_words(format: &str, field: &str) -> BTreeMap<u64, String> {
+    let call = format!("__print_symbolic(REC->{field}, ");
+    let Some((_, rest)) = format.split_once(&call) else {
+        return BTreeMap::new();
+    };
+    let pairs = rest.split(')').next().unwrap_or_default().split('}');
+    let pair = |text: &str| {
+        let (value, word) = text.split_once('{')?.1.split_once(',')?;
+        let word = word.trim().trim_matches('"');
+        Some((value.trim().parse().ok()?, word.to_owned()))
+    };
+    pairs.filter_map(pair).collect()
 }
 
 /// The fields in the text of a `format` file: lines such as
@@ -185,6 +213,21 @@ mod tests {
                 signed: true
             }
         );
+    }
+
+    #[test]
+    fn words_of_a_field_when_the_kernel_prints_it_by_name_are_found() {
+        let format = include_str!("../../tests/data/mm_migrate_pages.format");
+        let reasons = parse_words(format, "reason");
+        assert_eq!(reasons[&3], "syscall_or_cpuset");
+        assert_eq!(reasons.len(), 10);
+        assert_eq!(parse_words(format, "mode")[&2], "MIGRATE_SYNC");
+        assert_eq!(parse_words(format, "failed"), BTreeMap::new());
+        let cut = parse_words(
+            "__print_symbolic(REC->reason, {0, \"a\"}, {x, 3}, {4",
+            "reason",
+        );
+        assert_eq!(cut, BTreeMap::from([(0, "a".to_owned())]));
     }
 
     #[test]

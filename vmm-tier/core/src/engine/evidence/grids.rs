@@ -153,6 +153,12 @@ impl Grids {
         self.blocks.len() as u64 * u64::from(FOLD) * BASE_PAGE
     }
 
+    /// Bytes that they take.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.blocks.capacity() * size_of::<(u32, Box<Block>)>()
+            + self.blocks.len() * size_of::<Block>()
+    }
+
     /// Calls `each` for a run of pages in stretches of one factor, 1 where nothing is known.
     pub(super) fn stretches(&self, ids: Range<u32>, mut each: impl FnMut(Range<u32>, f32)) {
         if self.blocks.is_empty() {

@@ -5,9 +5,11 @@
 
 use std::ops::Range;
 
-use super::{access_stats::accesses_a_look, bias::Bias, grids::Grids, half_life::HalfLife};
+use super::{
+    access_stats::accesses_a_look, bias::Bias, grids::Grids, half_life::HalfLife, skew::Skew,
+};
 use crate::{
-    addr::{BASE_PAGE, Hva},
+    addr::{BASE_PAGE, HUGE_PAGE, Hva},
     dual_heap::{PageId, Placement, Touched},
     engine::guest_pages::GuestPages,
     pages::Run,
@@ -21,6 +23,9 @@ const URGENT_PER_BATCH: usize = 16;
 /// Weights that are told apart in a batch: a source that samples accesses has one for each size of
 /// pages.
 const MOST_WEIGHTS: usize = 8;
+
+/// The share of a huge page that a frame is.
+const FRAME_OF_HUGE: f32 = BASE_PAGE as f32 / HUGE_PAGE as f32;
 
 /// What the samples of a batch have in common.
 #[derive(Clone, Copy, Debug)]
@@ -75,14 +80,21 @@ impl Taken {
     }
 }
 
+/// Who sees the records of single pages as they come.
+#[derive(Debug)]
+pub(super) struct Watchers<'a> {
+    pub(super) half_life: &'a mut HalfLife,
+    pub(super) bias: &'a mut Bias,
+    pub(super) skew: &'a mut Skew,
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Intake<'a> {
     terms: Terms,
     pages: &'a mut GuestPages,
     grids: &'a Grids,
-    half_life: &'a mut HalfLife,
-    bias: &'a mut Bias,
+    watchers: Watchers<'a>,
     /// Single pages, by the weight that each is to have.
     singles: Vec<(f32, Vec<PageId>)>,
     taken: Taken,
@@ -93,15 +105,13 @@ impl<'a> Intake<'a> {
         terms: Terms,
         pages: &'a mut GuestPages,
         grids: &'a Grids,
-        half_life: &'a mut HalfLife,
-        bias: &'a mut Bias,
+        watchers: Watchers<'a>,
     ) -> Self {
         Self {
             terms,
             pages,
             grids,
-            half_life,
-            bias,
+            watchers,
             singles: Vec::new(),
             taken: Taken::default(),
         }
@@ -125,6 +135,9 @@ impl<'a> Intake<'a> {
                 Some((page, share)) if !counts || self.push(page, weight * share) => {
                     if counts {
                         self.see(page, weight);
+                        if share == FRAME_OF_HUGE {
+                            self.see_frame(page, hva);
+                        }
                     }
                     BASE_PAGE
                 }
@@ -160,8 +173,17 @@ impl<'a> Intake<'a> {
     #[inline]
     fn see(&mut self, page: PageId, weight: f32) {
         if self.terms.is_believed {
-            self.half_life.see(page, weight);
-            self.bias.see(page, weight);
+            self.watchers.half_life.see(page, weight);
+            self.watchers.bias.see(page, weight);
+        }
+    }
+
+    /// A record of a frame of a huge page, which begins on its own border.
+    #[inline]
+    fn see_frame(&mut self, page: PageId, hva: Hva) {
+        if self.terms.is_believed && self.terms.looks.is_none() {
+            let frame = hva.0 % HUGE_PAGE / BASE_PAGE;
+            self.watchers.skew.see(page, frame as u32);
         }
     }
 

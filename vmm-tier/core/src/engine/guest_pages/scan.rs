@@ -54,9 +54,10 @@ pub struct ScanRequest {
 pub struct ScanReport {
     /// The request.
     pub request: ScanRequest,
-    /// Heads of the transparent huge pages in it, in rising order.
-    pub huge: Vec<Hva>,
-    /// Every page in it (a huge page once) and its node, `None` if it is not present. Empty if the
+    /// The pages in it that are larger than its frames, in rising order: transparent huge pages, and
+    /// smaller folios. Each lies in one 2 MiB.
+    pub folios: Vec<Page>,
+    /// Every page in it (a folio once) and its node, `None` if it is not present. Empty if the
     /// kernel could not be asked: then nothing is learnt of these pages.
     pub pages: Vec<(Page, Option<NodeId>)>,
     /// CPU time that the look-up took.
@@ -342,7 +343,7 @@ mod tests {
     fn answer(request: ScanRequest, cpu_time: Duration) -> ScanReport {
         ScanReport {
             request,
-            huge: vec![],
+            folios: vec![],
             pages: vec![],
             cpu_time,
         }

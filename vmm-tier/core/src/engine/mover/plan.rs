@@ -11,6 +11,8 @@
 //! nor the reverse. In a guest with frames of several sizes a page that can't be moved rests, so that the
 //! pages behind it get their turn.
 
+use std::time::Duration;
+
 use super::{
     Mover, Stall,
     room::{FastBounds, Room},
@@ -33,6 +35,9 @@ use crate::{
 
 /// Pages of other frames that a step passes over at most.
 const MOST_OTHERS: usize = 512;
+
+/// How long a huge page rests that is to be split, while many others wait for that.
+const SPLITS_WAIT: Duration = Duration::from_secs(1);
 
 /// The pages of the next step.
 #[derive(Debug, Default)]
@@ -283,6 +288,17 @@ impl Planner<'_> {
                 }
                 return;
             };
+            if self.is_to_be_split(&hot) {
+                self.put_victims_back(victims, None);
+                self.pages.heap.take_hottest_slow(self.now);
+                let wait = match self.mover.reshaper.split(hot.page) {
+                    true => self.settings.cooldown,
+                    false => SPLITS_WAIT,
+                };
+                let until = Some(self.now + wait);
+                self.pages.put_back(hot, Placement::Slow, until);
+                continue;
+            }
             let mut room_then = *room;
             room_then.give(victims.iter().map(|cold| cold.page.bytes).sum());
             let fits = room_then.fits(hot.page.bytes);
@@ -309,6 +325,19 @@ impl Planner<'_> {
                 false => self.draft.add(|d| &mut d.then_promote, hot),
             }
         }
+    }
+
+    /// Whether few frames make a huge page hot that the kernel can split: then these go up only.
+    fn is_to_be_split(&self, hot: &Candidate) -> bool {
+        self.mover.reshaper.splits(hot.page, self.settings)
+            && hot.page.bytes == HUGE_PAGE
+            && hot.frame_bytes == BASE_PAGE
+            && self.evidence.stats.counts_accesses()
+            && self
+                .evidence
+                .skew
+                .of(hot.id)
+                .is_some_and(|spread| spread.is_skewed())
     }
 
     /// Takes the coldest fast pages until they hold `need` bytes, or a batch where the headroom lacks

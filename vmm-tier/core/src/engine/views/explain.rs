@@ -1,7 +1,7 @@
 //! The explanation of a page: why it is where it is, and what would make it move.
 
 use crate::{
-    addr::{BASE_PAGE, Gpa, Hva, NodeId, gpa_number},
+    addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, gpa_number},
     dual_heap::{PageState, Placement},
     engine::{
         VmEngine, VmState,
@@ -78,6 +78,11 @@ crate::report! {
         pub samples: f64,
         /// Estimated accesses a second to the whole page.
         pub accesses_per_s: f64,
+        /// Of a page of 2 MiB: how many of its last sampled accesses are remembered; absent for other
+        /// pages, and for a source that tests pages.
+        pub recent_samples: Option<u32>,
+        /// How many of its frames of 4 KiB they fell on, at most 512.
+        pub recent_frames: Option<u32>,
         /// How many pages of its tier would be taken before it; absent if it may not be taken.
         pub rank: Option<u32>,
         /// How many pages of its tier may be taken; absent if it may not.
@@ -151,6 +156,8 @@ pub(super) fn explain(
         before: standing.map_or(0, |(before, _)| before),
     };
     let block = map.block(range.block);
+    let spread = (page.bytes == HUGE_PAGE).then(|| evidence.skew.of(id));
+    let spread = spread.flatten();
     let explanation = Explanation {
         gpa,
         block: block.name.clone(),
@@ -166,6 +173,8 @@ pub(super) fn explain(
         placement: state.placement,
         samples: count,
         accesses_per_s: evidence.stats.rate(count, page.bytes, now),
+        recent_samples: spread.map(|spread| spread.samples),
+        recent_frames: spread.map(|spread| spread.hit()),
         rank: standing.map(|(before, _)| before),
         heap_pages: standing.map(|(_, all)| all),
         state: condition(&state),

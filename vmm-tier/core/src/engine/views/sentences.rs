@@ -3,8 +3,9 @@
 
 use super::explain::{Explanation, PageCondition, PastMoveNote};
 use crate::{
-    addr::{Gpa, NodeId},
+    addr::{BASE_PAGE, Gpa, NodeId},
     dual_heap::Placement,
+    engine::evidence::skew,
     map::{Backing, RamBlock},
     moves::{Direction, Outcome},
     text::size::human,
@@ -54,6 +55,7 @@ pub(super) fn of(page: &Explanation, block: &RamBlock) -> Vec<String> {
     ];
     if page.placement != Placement::Untracked {
         told.push(heat(page));
+        told.extend(spread(page));
     }
     told.extend(condition(page));
     if page.state != PageCondition::InFlight {
@@ -92,6 +94,19 @@ fn heat(page: &Explanation) -> String {
         }
         _ => format!("{heat}."),
     }
+}
+
+/// On how much of a huge page its accesses fall.
+fn spread(page: &Explanation) -> Option<String> {
+    let (samples, hit) = (page.recent_samples?, page.recent_frames?);
+    let so = match skew::is_skewed(samples, hit) {
+        true => ": few of them make the page hot",
+        false => "",
+    };
+    Some(format!(
+        "Its last {samples} sampled accesses fell on {hit} of its {} frames of 4 KiB{so}.",
+        page.page_bytes / BASE_PAGE
+    ))
 }
 
 fn condition(page: &Explanation) -> Option<String> {
@@ -165,6 +180,8 @@ mod tests {
             placement: Placement::Slow,
             samples: 12.34,
             accesses_per_s: 40.2,
+            recent_samples: None,
+            recent_frames: None,
             rank: Some(3),
             heap_pages: Some(1024),
             state: PageCondition::InHeap,
@@ -199,6 +216,23 @@ mod tests {
                 "No move of it is remembered.",
             ]
         );
+    }
+
+    #[test]
+    fn sentences_of_a_huge_page_say_on_how_much_of_it_accesses_fall() {
+        for (hit, end) in [(9, ": few of them make the page hot."), (180, ".")] {
+            let huge = Explanation {
+                page_bytes: 2 << 20,
+                recent_samples: Some(200),
+                recent_frames: Some(hit),
+                ..page()
+            };
+            let told = of(&huge, &block());
+            let expected = format!(
+                "Its last 200 sampled accesses fell on {hit} of its 512 frames of 4 KiB{end}"
+            );
+            assert_eq!(told[3], expected);
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{Brake, DrainProgress, Planned, PolicySnapshot, TierBias, VmEngine, VmState};
+use crate::engine::{
+    Brake, DrainProgress, Planned, PolicySnapshot, ReshapeOutcome, TierBias, VmEngine, VmState,
+};
 use crate::{
     addr::NodeSet, map::GuestMemoryMap, moves::Outcome, rebind::Rebinding, settings::Tier,
 };
@@ -87,6 +89,24 @@ crate::report! {
         /// Present guest memory, by the size of its pages in bytes.
         #[metric(gauge = "present_bytes", by = "page_size")]
         pub page_sizes: BTreeMap<u64, u64>,
+        /// Huge pages that few of their frames make hot, among those of the 2048 that are sampled most.
+        /// A source that tests pages does not know any.
+        #[metric(gauge = "skewed_pages")]
+        pub skewed_pages: u64,
+        /// Huge pages that the kernel was asked to split, by what became of it.
+        #[metric(
+            counter = "huge_page_splits",
+            by = "outcome",
+            since = "the agent's start"
+        )]
+        pub splits: BTreeMap<ReshapeOutcome, u64>,
+        /// Ranges of 2 MiB that the kernel was asked to make a huge page, by what became of it.
+        #[metric(
+            counter = "huge_page_collapses",
+            by = "outcome",
+            since = "the agent's start"
+        )]
+        pub collapses: BTreeMap<ReshapeOutcome, u64>,
         /// Guest memory that is not present.
         #[metric(gauge = "absent_bytes")]
         pub absent_bytes: u64,
@@ -154,6 +174,9 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         returned_bytes: mover.ping_pong.returned_bytes,
         brake: mover.ping_pong.brake(&orders.settings),
         page_sizes: pages.bytes().by_page_size.clone(),
+        splits: mover.reshaper.split_counts().clone(),
+        collapses: mover.reshaper.collapse_counts().clone(),
+        skewed_pages: evidence.skew.skewed(),
         absent_bytes: pages.scanner.last_round.absent_bytes,
         elsewhere_bytes: pages.scanner.last_round.elsewhere_bytes,
         rebind: pages.rebinding(orders.settings.rebind),
