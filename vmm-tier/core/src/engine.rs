@@ -65,6 +65,7 @@ use crate::{
     addr::Gpa,
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
+    nearness::Nearness,
     sample::{DropReason, SampleAccount, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
@@ -81,7 +82,12 @@ pub enum Event {
     /// The kernel's answer to [`Action::Move`], or to a half of [`Action::MovePaired`].
     Moved(MoveReport),
     /// Free memory of the tiers' nodes.
+    ///
+    /// Where the fast tier has several nodes, it must come before an [`Event::Moved`]: the promotions of an
+    /// exchange go where memory is free then.
     Nodes(Vec<NodeMemory>),
+    /// How far nodes are from each other and from the guest's CPUs, where a tier has several.
+    Nearness(Nearness),
     /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
     Source(Option<SourceKind>),
     /// The guest's CPUs were stopped or run again.
@@ -144,6 +150,7 @@ impl VmEngine {
             Event::Scanned(report) => self.take_scan(now, &report),
             Event::Moved(report) => actions = self.take_moves(now, &report),
             Event::Nodes(nodes) => self.mover.rooms.set(nodes),
+            Event::Nearness(nearness) => self.mover.nearness = Arc::new(nearness),
             Event::Source(main) => self.evidence.believe(main),
             Event::Rest(at_rest) => {
                 self.evidence.at_rest = at_rest;

@@ -13,6 +13,8 @@ pub(crate) mod room;
 mod throttle;
 pub(crate) mod totals;
 
+use std::sync::Arc;
+
 use self::{
     in_flight::{InFlight, MovingPage, WaitingExchange},
     ping_pong::PingPong,
@@ -31,6 +33,7 @@ use crate::{
     addr::BASE_PAGE,
     dual_heap::Placement,
     moves::{Direction, MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
+    nearness::{Nearness, Targets},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
     time::Time,
@@ -61,6 +64,8 @@ pub(super) struct Mover {
     pub(super) in_flight: InFlight,
     pub(super) totals: MoveTotals,
     pub(super) ping_pong: PingPong,
+    /// How far nodes are from each other, where a tier has several.
+    pub(super) nearness: Arc<Nearness>,
     /// Why the limit could not be obeyed at the last attempt.
     pub(super) stall: Option<Stall>,
     throttle: Throttle,
@@ -74,6 +79,7 @@ impl Mover {
             in_flight: InFlight::default(),
             totals: MoveTotals::default(),
             ping_pong: PingPong::new(now),
+            nearness: Arc::default(),
             stall: None,
             throttle: Throttle::new(settings, now),
         }
@@ -231,10 +237,10 @@ impl Mover {
         let moving = |pages: Vec<Candidate>| -> Vec<MovingPage> {
             pages.into_iter().map(|c| (c.id, c.page)).collect()
         };
-        let demotion = self.batch(Direction::Demote, frame_bytes, moving(demote));
-        let promotion = self.batch(Direction::Promote, frame_bytes, moving(promote));
+        let demotion = self.batch(Direction::Demote, frame_bytes, moving(demote), settings);
+        let promotion = self.batch(Direction::Promote, frame_bytes, moving(promote), settings);
         if is_paired {
-            let partner = self.batch(Direction::Promote, frame_bytes, moving(then_promote));
+            let partner = self.batch(Direction::Promote, frame_bytes, moving(then_promote), settings);
             let demotion = match (demotion, partner) {
                 (Some(demote), Some(promote)) => {
                     Some(Action::MovePaired(PairedBatch { demote, promote }))
@@ -275,28 +281,39 @@ impl Mover {
         }
     }
 
-    /// Makes a batch of pages that are in flight, all of frames of `frame_bytes`, towards the target tier's
-    /// node with the most room.
+    /// Makes a batch of pages that are in flight, all of frames of `frame_bytes`, towards the nodes of the
+    /// target tier that have room. The pages together must fit on one of them.
     fn batch(
         &mut self,
         direction: Direction,
         frame_bytes: u64,
         moving: Vec<MovingPage>,
+        settings: &EngineSettings,
     ) -> Option<MoveBatch> {
         if moving.is_empty() {
             return None;
         }
-        let nodes = match direction {
-            Direction::Promote => &self.tiers.fast,
-            Direction::Demote => &self.tiers.slow,
+        let (nodes, others, headroom_bytes) = match direction {
+            Direction::Promote => (&self.tiers.fast, &self.tiers.slow, settings.headroom_bytes),
+            Direction::Demote => (&self.tiers.slow, &self.tiers.fast, 0),
         };
-        let target = self.rooms.target(nodes, frame_bytes)?;
+        let mut target = self.rooms.target(nodes, frame_bytes)?;
+        let nearest = (nodes.len() > 1).then(|| {
+            let rooms = self.rooms.each(nodes, frame_bytes, headroom_bytes);
+            Targets::new(direction, nodes.clone(), rooms, Arc::clone(&self.nearness))
+        });
+        if let Some(nearest) = &nearest {
+            let from = others.iter().next().filter(|_| others.len() == 1);
+            let bytes = moving.iter().map(|(_, page)| page.bytes).sum();
+            target = nearest.for_all(from, bytes).unwrap_or(target);
+        }
         let pages = moving.iter().map(|&(_, page)| page).collect();
         let id = self.in_flight.begin(direction, moving);
         Some(MoveBatch {
             id,
             direction,
             target,
+            nearest,
             frame_bytes,
             pages,
         })
@@ -348,13 +365,14 @@ impl Mover {
         if let Some(exchange) = self.in_flight.exchange_after(report.id) {
             let freed = if runs { freed } else { 0 };
             let frame_bytes = exchange.frame_bytes;
-            // A page of a pool that was freed may be another's by now.
+            // A page of a pool that was freed may be another's by now. Of several nodes it is not known
+            // which the demoted pages left: what is free there now counts.
             let there = match frame_bytes {
-                BASE_PAGE => freed,
+                BASE_PAGE if self.tiers.fast.len() == 1 => freed,
                 _ => freed.min(self.fast_room(pages, settings, frame_bytes).bytes()),
             };
             let promote = self.admit(exchange.promote, there, pages, evidence, settings);
-            let promotion = self.batch(Direction::Promote, frame_bytes, promote);
+            let promotion = self.batch(Direction::Promote, frame_bytes, promote, settings);
             actions.extend(promotion.map(Action::Move));
         }
         Some(Landed {
