@@ -1,6 +1,7 @@
 //! Work on the guest's pages: look-ups and moves, which a worker thread carries out.
 
 mod done;
+mod nearest;
 mod pool_moves;
 mod scans;
 mod worker;

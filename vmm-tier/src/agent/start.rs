@@ -67,8 +67,8 @@ fn start(
         path: settings.qmp.clone(),
         oob: settings.proxy.is_some(),
     };
-    let mut asker =
-        Asker::start(socket, root.clone()).context("the thread that asks QEMU can't be started")?;
+    let mut asker = Asker::start(socket, root.clone(), tiers.nodes().len())
+        .context("the thread that asks QEMU can't be started")?;
     let Some(begun) = begin(&mut asker, &signals)? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -80,6 +80,7 @@ fn start(
         name: given_name,
         is_kvm,
         vcpus,
+        nearness,
         holds,
     } = begun;
     let mapped = Instant::now();
@@ -123,6 +124,7 @@ fn start(
     let state = agent.engine.state();
     agent.go_on(state, actions);
     agent.restore();
+    agent.on_nearness(nearness);
     agent.on_holds(holds);
     agent.on_status(status);
     agent.on_migration_answer(migration);

@@ -26,6 +26,7 @@ use tier_sys::{
 
 use super::{
     done::{Carried, Done, unmoved},
+    nearest::to_nearest,
     pool_moves::PoolMoves,
 };
 use crate::log::with_causes;
@@ -72,12 +73,24 @@ impl Worker {
                 if told.load(Ordering::Relaxed) {
                     break;
                 }
+                let nodes_of = |addresses: &[Hva]| {
+                    let statuses = pages::query_nodes(pid, addresses)?;
+                    Ok(statuses.into_iter().map(PageStatus::node).collect())
+                };
                 let result = match job {
                     Job::Scan(request) => look_up(pid, pagemap.as_ref(), request),
-                    Job::Move(batch) if batch.frame_bytes == BASE_PAGE => {
-                        carry_out(pid, &batch).into()
+                    Job::Move(batch) => {
+                        let carry_out = |part: &MoveBatch| match part.frame_bytes {
+                            BASE_PAGE => carry_out(pid, part),
+                            _ => pools.carry_out(part, |part| carry_out(pid, part)),
+                        };
+                        match &batch.nearest {
+                            None => carry_out(&batch).into(),
+                            Some(targets) => {
+                                to_nearest(&batch, targets, nodes_of, carry_out).into()
+                            }
+                        }
                     }
-                    Job::Move(batch) => pools.carry_out(&batch, |part| carry_out(pid, part)).into(),
                     Job::Pair(pair) => pools.carry_out_pair(&pair, |part| carry_out(pid, part)),
                 };
                 if results.send(result).is_err() {
