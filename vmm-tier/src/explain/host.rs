@@ -1,6 +1,8 @@
 //! The kernel's counters over an interval, beside an agent's, and the known pathologies that show in
 //! them.
 
+mod contention;
+
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write as _},
@@ -30,6 +32,7 @@ use tier_sys::{
     zoneinfo,
 };
 
+use self::contention::Contention;
 use super::RUN_DIR;
 use crate::pair_journal;
 
@@ -102,6 +105,8 @@ pub(super) struct Report {
     /// What the agent did meanwhile.
     agent: Option<AgentReport>,
     pathologies: Vec<PathologyReport>,
+    /// What QEMU's threads met meanwhile, if its process is known.
+    contention: Option<Contention>,
     /// What could not be read, and why.
     unread: Vec<String>,
 }
@@ -147,10 +152,11 @@ impl From<Named> for PathologyReport {
     }
 }
 
-/// Reads the host and the agent twice, `time` apart.
+/// Reads the host and the agent twice, `time` apart. QEMU's process is `pid`, or the agent's.
 pub(super) fn look(
     root: &SysRoot,
     agent: Option<&Client>,
+    pid: Option<u32>,
     time: Duration,
 ) -> anyhow::Result<Report> {
     let ask = || {
@@ -160,6 +166,9 @@ pub(super) fn look(
     };
     let began = Instant::now();
     let (before, earlier) = (ask()?, read(root, Path::new(RUN_DIR)));
+    let pid = pid.or_else(|| u32::try_from(before.as_ref()?["pid"].as_u64()?).ok());
+    let own_root = root.clone();
+    let contention = pid.map(|pid| thread::spawn(move || contention::look(&own_root, pid, time)));
     thread::sleep(time);
     let (after, later) = (ask()?, read(root, Path::new(RUN_DIR)));
     let tiers = after.as_ref().and_then(tiers_of).or_else(|| {
@@ -167,13 +176,12 @@ pub(super) fn look(
         Some(Division::of(&facts).ok()?.tiers)
     });
     let agent = before.as_ref().zip(after.as_ref());
-    Ok(compare(
-        &earlier,
-        &later,
-        agent,
-        tiers.as_ref(),
-        began.elapsed(),
-    ))
+    let mut report = compare(&earlier, &later, agent, tiers.as_ref(), began.elapsed());
+    report.contention = contention.and_then(|looking| looking.join().ok());
+    if let Some(contention) = &mut report.contention {
+        report.unread.append(&mut contention.unread);
+    }
+    Ok(report)
 }
 
 /// A reading, and what could not be read.
@@ -334,6 +342,7 @@ fn compare(
             .into_iter()
             .map(Into::into)
             .collect(),
+        contention: None,
         unread,
     }
 }
@@ -364,6 +373,9 @@ impl Report {
             for (class, pages) in &agent.failed {
                 let _ = writeln!(out, "  {class}: {pages}");
             }
+        }
+        if let Some(contention) = &self.contention {
+            out.push_str(&contention.to_text());
         }
         out.push_str("\nMemory\n");
         for node in &self.nodes {
