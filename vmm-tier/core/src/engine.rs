@@ -36,8 +36,9 @@ pub use guest_pages::{
 };
 pub use journal::Notice;
 pub use mover::{
-    ping_pong::Brake,
+    brake::{Brake, BrakeReason},
     room::{NodeMemory, PoolMemory},
+    strain::Strain,
     totals::Planned,
 };
 pub use orders::{
@@ -88,6 +89,8 @@ pub enum Event {
     Nodes(Vec<NodeMemory>),
     /// How far nodes are from each other and from the guest's CPUs, where a tier has several.
     Nearness(Nearness),
+    /// How the host and the guest do, about once a second.
+    Strain(Strain),
     /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
     Source(Option<SourceKind>),
     /// The guest's CPUs were stopped or run again.
@@ -151,6 +154,10 @@ impl VmEngine {
             Event::Moved(report) => actions = self.take_moves(now, &report),
             Event::Nodes(nodes) => self.mover.rooms.set(nodes),
             Event::Nearness(nearness) => self.mover.nearness = Arc::new(nearness),
+            Event::Strain(strain) => {
+                let settings = &self.orders.settings;
+                self.mover.take_strain(now, strain, settings);
+            }
             Event::Source(main) => self.evidence.believe(main),
             Event::Rest(at_rest) => {
                 self.evidence.at_rest = at_rest;

@@ -171,7 +171,9 @@ impl Host {
 
 fn nearness(cpus: &str) -> Nearness {
     let nodes = [0, 2, 5, 7];
-    let pairs = nodes.into_iter().flat_map(|from| nodes.map(|to| (from, to)));
+    let pairs = nodes
+        .into_iter()
+        .flat_map(|from| nodes.map(|to| (from, to)));
     let distance = |(from, to): (u16, u16)| {
         let slit = match from == to {
             true => 10,
@@ -223,7 +225,12 @@ fn cold_pages_when_each_socket_has_an_expander_go_to_that_of_their_socket() {
     assert_eq!(host.hot_on(128).iter().sum::<usize>(), 128);
     let demoted = |from, to| host.moves.get(&(from, to)).copied().unwrap_or(0);
     assert_eq!(demoted(0, 5) + demoted(2, 7), 128);
-    assert_eq!(demoted(0, 7) + demoted(2, 5), 0, "both had room: {:?}", host.moves);
+    assert_eq!(
+        demoted(0, 7) + demoted(2, 5),
+        0,
+        "both had room: {:?}",
+        host.moves
+    );
 }
 
 #[test]
@@ -234,5 +241,8 @@ fn cold_pages_when_the_near_expander_is_full_go_to_the_other() {
     host.observe(30, 128);
     assert_eq!(host.hot_on(128), [128, 0]);
     assert!(host.moves[&(0, 7)] >= 64, "{:?}", host.moves);
-    assert!(host.moves.keys().all(|&(from, to)| (from < 5) != (to < 5)), "within a tier");
+    assert!(
+        host.moves.keys().all(|&(from, to)| (from < 5) != (to < 5)),
+        "within a tier"
+    );
 }

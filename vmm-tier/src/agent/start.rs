@@ -19,6 +19,7 @@ use tier_core::{
 use tier_sys::{
     damon::{Damon, DamonSettings},
     process,
+    psi::MemoryPressure,
     sysroot::SysRoot,
     topology::Topology,
 };
@@ -33,6 +34,7 @@ use super::{
     qemu::{Answer, Asker, Begun, Connected, Job, Qemu, Socket},
     sources::Sources,
     state_file::{Overrides, StateFile},
+    strain::StrainReader,
     vm::Vm,
 };
 use crate::{
@@ -108,6 +110,7 @@ fn start(
         migration,
     } = connected;
     let client = Arc::clone(&monitor.client);
+    let strain = StrainReader::new(MemoryPressure::of(&root, pid));
     let mut agent = Agent {
         vm: Vm::new(name, root, pid, process),
         engine,
@@ -117,6 +120,7 @@ fn start(
         clients,
         settings,
         pace: Pace::new(Instant::now()),
+        strain,
         signals,
         tap,
     };

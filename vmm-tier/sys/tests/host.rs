@@ -85,7 +85,11 @@ fn nodes_with_holes() -> (tempfile::TempDir, SysRoot) {
         std::fs::write(path, text).unwrap();
     };
     std::fs::create_dir_all(&nodes).unwrap();
-    for (name, list) in [("online", "0,2,5"), ("has_cpu", "0,2"), ("has_memory", "0,2,5")] {
+    for (name, list) in [
+        ("online", "0,2,5"),
+        ("has_cpu", "0,2"),
+        ("has_memory", "0,2,5"),
+    ] {
         std::fs::write(nodes.join(name), list).unwrap();
     }
     for (node, distances, cpus) in [
@@ -96,11 +100,17 @@ fn nodes_with_holes() -> (tempfile::TempDir, SysRoot) {
         let folder = format!("sys/devices/system/node/node{node}");
         write(&format!("{folder}/distance"), distances);
         write(&format!("{folder}/cpulist"), cpus);
-        write(&format!("{folder}/meminfo"), &format!("Node {node} MemTotal: 1024 kB"));
+        write(
+            &format!("{folder}/meminfo"),
+            &format!("Node {node} MemTotal: 1024 kB"),
+        );
     }
     std::fs::create_dir_all(nodes.join("node5/access0/initiators/node2")).unwrap();
     for (tid, cpu) in [(70, 9), (71, 5), (72, 64)] {
-        let text = format!("{tid} (CPU 0/KVM) S 1 1 1 0 -1 0 {} {cpu} 0 0", "0 ".repeat(29).trim());
+        let text = format!(
+            "{tid} (CPU 0/KVM) S 1 1 1 0 -1 0 {} {cpu} 0 0",
+            "0 ".repeat(29).trim()
+        );
         write(&format!("proc/70/task/{tid}/stat"), &text);
     }
     let root = SysRoot::at(folder.path());
@@ -113,9 +123,27 @@ fn nearness_when_node_numbers_have_holes_goes_by_them() {
     let topology = Topology::read(&root).unwrap();
     let nearness = topology.nearness(nodes("0"));
     let distance = |from, to| nearness.distances[&(NodeId(from), NodeId(to))];
-    assert_eq!(distance(0, 2), Distance { slit: 21, is_foreign: true });
-    assert_eq!(distance(0, 5), Distance { slit: 30, is_foreign: true });
-    assert_eq!(distance(2, 5), Distance { slit: 30, is_foreign: false });
+    assert_eq!(
+        distance(0, 2),
+        Distance {
+            slit: 21,
+            is_foreign: true
+        }
+    );
+    assert_eq!(
+        distance(0, 5),
+        Distance {
+            slit: 30,
+            is_foreign: true
+        }
+    );
+    assert_eq!(
+        distance(2, 5),
+        Distance {
+            slit: 30,
+            is_foreign: false
+        }
+    );
     assert_eq!(nearness.distances.len(), 9);
 }
 

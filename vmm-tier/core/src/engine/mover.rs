@@ -6,20 +6,24 @@
 //!        └────────── totals, placements ◄───────────┘
 //! ```
 
+pub(crate) mod brake;
 pub(crate) mod in_flight;
 pub(crate) mod ping_pong;
 mod plan;
 pub(crate) mod room;
+pub(crate) mod strain;
 mod throttle;
 pub(crate) mod totals;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use self::{
+    brake::{Brake, BrakeReason},
     in_flight::{InFlight, MovingPage, WaitingExchange},
     ping_pong::PingPong,
     plan::{Draft, Planner},
     room::{FastBounds, Room, Rooms},
+    strain::{Strain, StrainBrake},
     throttle::Throttle,
     totals::{MoveTotals, Planned},
 };
@@ -64,6 +68,7 @@ pub(super) struct Mover {
     pub(super) in_flight: InFlight,
     pub(super) totals: MoveTotals,
     pub(super) ping_pong: PingPong,
+    strain: StrainBrake,
     /// How far nodes are from each other, where a tier has several.
     pub(super) nearness: Arc<Nearness>,
     /// Why the limit could not be obeyed at the last attempt.
@@ -79,6 +84,7 @@ impl Mover {
             in_flight: InFlight::default(),
             totals: MoveTotals::default(),
             ping_pong: PingPong::new(now),
+            strain: StrainBrake::new(now),
             nearness: Arc::default(),
             stall: None,
             throttle: Throttle::new(settings, now),
@@ -94,6 +100,42 @@ impl Mover {
     pub(super) fn set_rate(&mut self, now: Time, settings: &EngineSettings) {
         self.throttle
             .set_rate(now, settings.rate_bytes_per_s, settings.batch_bytes);
+    }
+
+    /// Takes how the host and the guest do.
+    pub(super) fn take_strain(&mut self, now: Time, strain: Strain, settings: &EngineSettings) {
+        let moved = self.totals.promoted_bytes + self.totals.demoted_bytes;
+        self.strain.review(now, strain, moved, settings);
+    }
+
+    /// How exchanges are slowed; `None` if they are not.
+    pub(super) fn brake(&self, settings: &EngineSettings) -> Option<Brake> {
+        let strained = self.strain.brake(settings);
+        match self.ping_pong.brake(settings) {
+            Some(brake) => Some(brake.with(strained)),
+            None => strained,
+        }
+    }
+
+    /// Times that exchanges slowed down, by reason.
+    pub(super) fn slowdowns(&self) -> BTreeMap<BrakeReason, u64> {
+        let mut all = self.strain.slowdowns.clone();
+        if self.ping_pong.slowdowns > 0 {
+            all.insert(BrakeReason::PingPong, self.ping_pong.slowdowns);
+        }
+        all
+    }
+
+    /// Of `budget` bytes what exchanges may have now; `None` if it is too early for any.
+    fn exchange_budget(&mut self, now: Time, budget: u64) -> Option<u64> {
+        let budget = self.ping_pong.budget(now, budget)?;
+        self.strain.budget(now, budget)
+    }
+
+    /// Takes the bytes of exchanges.
+    fn take_exchange(&mut self, now: Time, bytes: u64) {
+        self.ping_pong.take(now, bytes);
+        self.strain.take(now, bytes);
     }
 
     /// Bytes of the guest in the fast tier; in a dry run, as if what was planned had happened.
@@ -240,7 +282,12 @@ impl Mover {
         let demotion = self.batch(Direction::Demote, frame_bytes, moving(demote), settings);
         let promotion = self.batch(Direction::Promote, frame_bytes, moving(promote), settings);
         if is_paired {
-            let partner = self.batch(Direction::Promote, frame_bytes, moving(then_promote), settings);
+            let partner = self.batch(
+                Direction::Promote,
+                frame_bytes,
+                moving(then_promote),
+                settings,
+            );
             let demotion = match (demotion, partner) {
                 (Some(demote), Some(promote)) => {
                     Some(Action::MovePaired(PairedBatch { demote, promote }))
