@@ -17,7 +17,8 @@ fn main() {
     let file = SysRoot::real().sys("devices/system/node/has_memory");
     let nodes: NodeSet = read_value(&file).unwrap_or_default();
     let nodes: Vec<u32> = nodes.iter().map(|node| u32::from(node.0)).collect();
-    for pages in [512, BATCH_PAGES] {
+    // An exchange is half a batch each way; a batch may be set larger.
+    for pages in [BATCH_PAGES / 2, BATCH_PAGES, 8 * BATCH_PAGES] {
         let told = match nodes.as_slice() {
             [near, .., far] => measure(*near, *far, pages, ROUNDS).map(|found| {
                 format!(

@@ -14,8 +14,8 @@ use tier_sys::pages;
 
 use crate::sys::{pages_on_nodes, pages_to_node};
 
-/// Pages of 4 KiB in a batch: 32 MiB, what the agent moves at once if it is not told otherwise.
-pub const BATCH_PAGES: usize = 8192;
+/// Pages of 4 KiB in a batch: 4 MiB, what the agent moves at once if it is not told otherwise.
+pub const BATCH_PAGES: usize = 1024;
 
 /// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
