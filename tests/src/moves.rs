@@ -1,8 +1,8 @@
-//! The agent's way of moving a batch of pages beside a bare `move_pages(2)` of the same pages, in one run.
+//! The agent's way of moving a batch beside a bare `move_pages(2)` of the same pages, in one run.
 //!
 //! The agent asks where each page lies before and after, and gives each page a class. The bare call only
-//! moves. Both move the same pages of this process there and back, in turns, so that caches, free memory and
-//! the load of the host are the same for both.
+//! moves. Both move the same pages of this process there and back, in turns, so that caches, free memory
+//! and the load of the host are the same for both.
 
 use std::time::{Duration, Instant};
 
@@ -71,8 +71,8 @@ impl Memory {
 /// moving.
 ///
 /// # Errors
-/// If the kernel refuses, or a page did not move: transparent huge pages must be off, and both nodes must
-/// have room.
+/// If the kernel refuses, or a page did not move: transparent huge pages must be off, and both nodes
+/// must have room.
 pub fn measure(near: u32, far: u32, pages: usize, rounds: usize) -> anyhow::Result<BareMoves> {
     ensure!(rounds > 0 && pages > 0, "nothing to measure");
     let memory = Memory::new(pages);
@@ -127,8 +127,8 @@ pub fn measure(near: u32, far: u32, pages: usize, rounds: usize) -> anyhow::Resu
     })
 }
 
-/// What the agent's way takes for each page beyond the bare call where no page has to move, since all lie
-/// on `node`: the questions and the classes. Nanoseconds, the median of so many rounds.
+/// What the agent's way takes for each page beyond the bare call where no page has to move, since all
+/// lie on `node`: the questions and the classes. Nanoseconds, the median of so many rounds.
 ///
 /// # Errors
 /// If the kernel refuses.

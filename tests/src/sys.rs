@@ -1,4 +1,4 @@
-//! The one kernel call of the lab that no safe crate offers: where pages of a process lie, and moving them.
+//! The one kernel call of the lab that no safe crate offers: where pages lie, and moving them.
 
 use std::io;
 
@@ -17,8 +17,8 @@ pub fn pages_on_nodes(pid: u32, pages: &[usize]) -> io::Result<Vec<i32>> {
     Ok(status)
 }
 
-/// Moves pages of process `pid` to a node, in one call and no more: what the kernel could not move is left
-/// where it is.
+/// Moves pages of process `pid` to a node, in one call and no more: what the kernel could not move is
+/// left where it is.
 ///
 /// # Errors
 /// What `move_pages(2)` gives for the whole call.

@@ -175,8 +175,8 @@ pub enum Step {
         seconds: u64,
     },
     /// Moves pages of the lab's own memory between nodes 0 and 1 as an agent does and by a bare
-    /// `move_pages`, in turns, and notes both as answers to a command are noted. Transparent huge pages must
-    /// be off, and both nodes have room for a batch.
+    /// `move_pages`, in turns, and notes both as answers to a command are noted. Transparent huge pages
+    /// must be off, and both nodes have room for a batch.
     BareMoves {
         /// The note's name.
         note: String,

@@ -84,8 +84,8 @@ pub enum Event {
     Moved(MoveReport),
     /// Free memory of the tiers' nodes.
     ///
-    /// Where the fast tier has several nodes, it must come before an [`Event::Moved`]: the promotions of an
-    /// exchange go where memory is free then.
+    /// Where the fast tier has several nodes, it must come before an [`Event::Moved`]: the promotions of
+    /// an exchange go where memory is free then.
     Nodes(Vec<NodeMemory>),
     /// How far nodes are from each other and from the guest's CPUs, where a tier has several.
     Nearness(Nearness),

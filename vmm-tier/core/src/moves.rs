@@ -46,8 +46,8 @@ pub struct MoveBatch {
     pub id: u64,
     /// Promotion or demotion.
     pub direction: Direction,
-    /// Where the pages shall go: the nearest node of the tier that has room for all of them, or that with
-    /// the most room.
+    /// Where the pages shall go: the nearest node of the tier that has room for all of them, or that
+    /// with the most room.
     pub target: NodeId,
     /// Where each page shall go if the tier has several nodes.
     pub nearest: Option<Targets>,

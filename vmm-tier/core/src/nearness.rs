@@ -1,9 +1,9 @@
 //! Which node a page goes to where a tier has several: the nearest with room. Pure.
 //!
 //! A page that is demoted goes to the slow node that is nearest to the node where the page lies. A page
-//! that is promoted goes to the fast node that is nearest to the CPUs that run the guest. Of nodes at one
-//! distance the node with the most room comes first, so pages spread where no distance is known. No page
-//! goes from one node of a tier to another of the same tier.
+//! that is promoted goes to the fast node that is nearest to the CPUs that run the guest. Of nodes at
+//! one distance the node with the most room comes first, so pages spread where no distance is known. No
+//! page goes from one node of a tier to another of the same tier.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -17,8 +17,8 @@ use crate::{
 pub struct Distance {
     /// The firmware's distance (ACPI SLIT): 10 is local.
     pub slit: u32,
-    /// Whether the first is none of the nodes that reach the memory of the second fastest (HMAT). It tells
-    /// apart what has one distance: firmware often gives all expanders the same.
+    /// Whether the first is none of the nodes that reach the memory of the second fastest (HMAT). It
+    /// tells apart what has one distance: firmware often gives all expanders the same.
     pub is_foreign: bool,
 }
 
@@ -44,7 +44,7 @@ impl Nearness {
     }
 
     /// How far memory of a node is from the nearest of the guest's CPUs.
-    fn from_cpus(&self, to: NodeId) -> Distance {
+    fn distance_of(&self, to: NodeId) -> Distance {
         let all = self.cpus.iter().map(|node| self.between(node, to));
         all.min().unwrap_or(UNKNOWN)
     }
@@ -94,7 +94,7 @@ impl Targets {
     /// The nodes with room, nearest first, for pages that lie on `from`, if that is known.
     fn in_order(&self, from: Option<NodeId>) -> Vec<usize> {
         let distance = |to: NodeId| match (self.direction, from) {
-            (Direction::Promote, _) => self.nearness.from_cpus(to),
+            (Direction::Promote, _) => self.nearness.distance_of(to),
             (Direction::Demote, Some(from)) => self.nearness.between(from, to),
             (Direction::Demote, None) => UNKNOWN,
         };
@@ -114,8 +114,8 @@ impl Targets {
         Some(node)
     }
 
-    /// Where each page is to go, in the order of the pages, which come with the nodes where they lie. The
-    /// first pages get the nearest nodes.
+    /// Where each page is to go, in the order of the pages, which come with the nodes where they lie.
+    /// The first pages get the nearest nodes.
     ///
     /// Pages that together fit on one of the nodes all find room.
     #[must_use]
@@ -307,7 +307,7 @@ mod tests {
             for ((page, from), place) in pages.iter().zip(&places) {
                 let key = |node: NodeId| {
                     let distance = match (direction, from) {
-                        (Direction::Promote, _) => nearness.from_cpus(node),
+                        (Direction::Promote, _) => nearness.distance_of(node),
                         (Direction::Demote, Some(from)) => nearness.between(*from, node),
                         (Direction::Demote, None) => UNKNOWN,
                     };

@@ -301,8 +301,8 @@ fn move_chunk(
     Ok(results)
 }
 
-/// The addresses at which pages are asked for their node: one of a small page, several of a huge one. They
-/// stand in one list, since a list for each page would take longer than asking the kernel.
+/// The addresses at which pages are asked for their node: one of a small page, several of a huge one.
+/// They stand in one list: a list for each page would be an allocation for each.
 struct Probes {
     addresses: Vec<Hva>,
     /// Where the addresses of each page begin, and where the last page's end.

@@ -158,8 +158,8 @@ impl Topology {
         }
     }
 
-    /// The nodes on whose CPUs these threads of a process ran last. A thread that is gone, or that a kernel
-    /// says nothing of, ran on none.
+    /// The nodes on whose CPUs these threads of a process ran last. A thread that is gone, or that a
+    /// kernel says nothing of, ran on none.
     #[must_use]
     pub fn nodes_of_threads(&self, root: &SysRoot, pid: u32, tids: &[u32]) -> NodeSet {
         let cpus = tids
@@ -210,7 +210,8 @@ impl CpuSet {
     }
 }
 
-/// The nodes that the folder of a node's nearest initiators links to (Documentation/admin-guide/mm/numaperf.rst).
+/// The nodes that the folder of a node's nearest initiators links to
+/// (Documentation/admin-guide/mm/numaperf.rst).
 fn initiators(folder: &Path) -> Result<NodeSet, SysRootError> {
     let entries = numbered_entries(folder, "node")?.into_iter();
     let nodes = entries.filter_map(|(number, _)| u16::try_from(number).ok());

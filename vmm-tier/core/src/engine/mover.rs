@@ -328,8 +328,8 @@ impl Mover {
         }
     }
 
-    /// Makes a batch of pages that are in flight, all of frames of `frame_bytes`, towards the nodes of the
-    /// target tier that have room. The pages together must fit on one of them.
+    /// Makes a batch of pages that are in flight, all of frames of `frame_bytes`, towards the nodes of
+    /// the target tier that have room. The pages together must fit on one of them.
     fn batch(
         &mut self,
         direction: Direction,

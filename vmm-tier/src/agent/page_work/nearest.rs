@@ -12,7 +12,8 @@ use tier_sys::pages::PagesError;
 use super::done::{Carried, unmoved};
 use crate::log::with_causes;
 
-/// Divides a batch by where its pages lie now, which `nodes_of` says, and has each part moved to one node.
+/// Divides a batch by where its pages lie now, which `nodes_of` says, and has each part moved to one
+/// node.
 pub(super) fn to_nearest(
     batch: &MoveBatch,
     targets: &Targets,

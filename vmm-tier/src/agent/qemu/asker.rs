@@ -282,8 +282,8 @@ impl Thread {
         })
     }
 
-    /// Reads how far nodes are from each other and from the guest's CPUs. Where tiers have one node each it
-    /// is of no use, and not read.
+    /// Reads how far nodes are from each other and from the guest's CPUs. Where tiers have one node each
+    /// it is of no use, and not read.
     fn nearness(&self, pid: u32, vcpus: &[u32]) -> Option<Nearness> {
         if self.nodes <= 2 {
             return None;

@@ -1,9 +1,9 @@
-//! What moving pages costs a guest beside the copying: waits of QEMU's threads for the lock of its address
-//! space, TLB flushes that interrupt them, and KVM's flushes of the guest's TLBs.
+//! What moving pages costs a guest beside the copying: waits of QEMU's threads for the lock of its
+//! address space, TLB flushes that interrupt them, and KVM's flushes of the guest's TLBs.
 //!
 //! The first two are counted by tracepoints (`mmap_lock:*`, include/trace/events/mmap_lock.h, and
-//! `tlb:tlb_flush`, include/trace/events/tlb.h) on QEMU's threads only, so other processes pay nothing. KVM
-//! counts in debugfs, for each VM.
+//! `tlb:tlb_flush`, include/trace/events/tlb.h) on QEMU's threads only, so other processes pay nothing.
+//! KVM counts in debugfs, for each VM.
 
 use std::{
     collections::BTreeMap,
@@ -313,7 +313,7 @@ impl Locks {
         self.events.extend(read());
     }
 
-    /// Pairs the events up to `cut`: each kind stands in a ring of its own, so the order is that of time.
+    /// Pairs the events up to `cut`, in the order of time: each kind stands in a ring of its own.
     fn pair(&mut self, cut: u64) {
         let (mut due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.events)
             .into_iter()
@@ -399,6 +399,15 @@ mod tests {
 
     use super::*;
 
+    impl Locks {
+        fn of(events: Vec<LockEvent>) -> Self {
+            Self {
+                events,
+                ..Self::default()
+            }
+        }
+    }
+
     fn event(time_us: u64, tid: u32, starts: bool) -> LockEvent {
         LockEvent {
             time: time_us * 1000,
@@ -410,15 +419,14 @@ mod tests {
 
     #[test]
     fn waits_when_the_rings_are_read_one_after_the_other_are_paired_by_time() {
-        let mut locks = Locks::default();
         // As the rings are read: all starts, then all returns. Thread 1 waits 2 ms, thread 2 not at all.
-        locks.events = vec![
+        let mut locks = Locks::of(vec![
             event(100, 1, true),
             event(200, 2, true),
             event(5000, 1, true),
             event(201, 2, false),
             event(2100, 1, false),
-        ];
+        ]);
         locks.pair(3_000_000);
         let expected = LockWaits {
             acquisitions: 2,
@@ -435,8 +443,7 @@ mod tests {
 
     #[test]
     fn waits_when_a_try_returns_without_a_start_are_none() {
-        let mut locks = Locks::default();
-        locks.events = vec![event(100, 1, false), event(900_000, 1, false)];
+        let mut locks = Locks::of(vec![event(100, 1, false), event(900_000, 1, false)]);
         locks.pair(u64::MAX);
         let expected = LockWaits {
             acquisitions: 2,
@@ -554,10 +561,10 @@ What QEMU's process 4711 met (9 threads watched)
         fn events_when_they_are_anything_are_paired_without_a_panic(
             events in prop::collection::vec((any::<u64>(), 0..3_u32, 0..2_u64, any::<bool>()), 0..60), cut: u64,
         ) {
-            let mut locks = Locks::default();
             let returns = events.iter().filter(|(.., starts)| !starts).count() as u64;
             let all = events.into_iter();
-            locks.events = all.map(|(time, tid, mm, starts)| LockEvent { time, tid, mm, starts }).collect();
+            let events = all.map(|(time, tid, mm, starts)| LockEvent { time, tid, mm, starts }).collect();
+            let mut locks = Locks::of(events);
             locks.pair(cut);
             locks.pair(u64::MAX);
             prop_assert_eq!(locks.waits.acquisitions, returns);

@@ -26,7 +26,7 @@ crate::report! {
         /// Bytes that exchanges may move in a second.
         #[metric(gauge = "brake_rate_bytes", help = "Bytes that exchanges may move in a second, while they are slowed down")]
         pub rate_bytes_per_s: u64,
-        /// Share of the moved bytes that came back, when it was looked at last; 0 where that is not the reason.
+        /// Share of the moved bytes that came back, when it was looked at last; 0 if that is no reason.
         #[metric(gauge = "brake_returned_ratio")]
         pub returned_share: f64,
         /// Why.

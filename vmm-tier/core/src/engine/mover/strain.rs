@@ -1,18 +1,19 @@
-//! A pace that gives way: exchanges slow down where the host's tasks wait for memory, or where the guest's
-//! CPUs run less while pages move.
+//! A pace that gives way: exchanges slow down where the host's tasks wait for memory, or where the
+//! guest's CPUs run less while pages move.
 //!
-//! Once a second the rate of exchanges halves under strain, from what was moved in that second, down to a
-//! 16th of the rate that is set. It doubles where there is none. Strain is one of two:
+//! Once a second the rate of exchanges halves under strain, from what was moved in that second, down to
+//! a 16th of the rate that is set. It doubles where there is none. Strain is one of two:
 //!
-//! - Memory pressure, as the kernel tells it (PSI, kernel/sched/psi.c): the share of the last 10 s in which
-//!   some task waited for memory. Exchanges slow down from 20 % on and recover below 10 %. Reclaim that
-//!   keeps a full node at its watermarks makes some percent; systemd-oomd kills from 60 % on.
-//! - The guest's pace: its CPUs ran less than half as long as on average while nothing moved. They recover
-//!   above three quarters. The average follows slowly while pages move, so a guest that rests by itself is
-//!   no strain for long.
+//! - Memory pressure, as the kernel tells it (PSI, kernel/sched/psi.c): the share of the last 10 s in
+//!   which some task waited for memory. Exchanges slow down from 20 % on and recover below 10 %. Reclaim
+//!   that keeps a full node at its watermarks makes some percent; systemd-oomd kills from 60 % on.
+//! - The guest's pace: its CPUs ran less than half as long as on average while nothing moved. They
+//!   recover above three quarters. The average follows slowly while pages move, so a guest that rests by
+//!   itself is no strain for long.
 //!
-//! Traffic below a 64th of the rate that is set is left alone: it is not the cause. None of this is worth
-//! anything in a replay, which has neither pressure nor a guest that moves slow down: it bounds harm.
+//! Traffic below a 64th of the rate that is set is left alone: it is not the cause. None of this is
+//! worth anything in a replay, which has neither pressure nor a guest that moves slow down: it bounds
+//! harm.
 
 use std::{collections::BTreeMap, time::Duration};
 
