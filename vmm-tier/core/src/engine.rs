@@ -152,7 +152,7 @@ impl VmEngine {
             Event::Samples(batch) => self.take_samples(now, &batch),
             Event::Scanned(report) => self.take_scan(now, &report),
             Event::Moved(report) => actions = self.take_moves(now, &report),
-            Event::Nodes(nodes) => self.mover.rooms.set(nodes),
+            Event::Nodes(nodes) => self.mover.set_nodes(nodes),
             Event::Nearness(nearness) => self.mover.nearness = Arc::new(nearness),
             Event::Strain(strain) => {
                 let settings = &self.orders.settings;
