@@ -340,6 +340,12 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
                 holds,
             )
         }
+        Check::NoteAtLeast { note, at, min } => {
+            let found = result.notes.iter().find(|found| found.name == *note);
+            let value = found.and_then(|found| found.value.pointer(at)?.as_f64());
+            let name = format!("{note} {at}");
+            CheckResult::number(name, value, format!("≥ {min}"), |value| value >= *min)
+        }
         Check::HitRatioError { over_s, max } => {
             let found = compare(&result.tiering(guest));
             let error = mean_error(&found, *over_s);

@@ -18,6 +18,7 @@ pub mod host;
 pub mod image;
 pub mod inside;
 pub mod layouts;
+pub mod moves;
 pub mod pagemap;
 pub mod patience;
 pub mod result;

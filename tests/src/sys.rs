@@ -1,4 +1,4 @@
-//! The one kernel call of the lab that no safe crate offers: where pages of another process lie.
+//! The one kernel call of the lab that no safe crate offers: where pages lie, and moving them.
 
 use std::io;
 
@@ -10,30 +10,55 @@ use std::io;
 /// # Errors
 /// What `move_pages(2)` gives for the whole call, for instance `ESRCH` when the process is gone.
 pub fn pages_on_nodes(pid: u32, pages: &[usize]) -> io::Result<Vec<i32>> {
-    let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut status = vec![-libc::ENOENT; pages.len()];
-    if pages.is_empty() {
-        return Ok(status);
+    if !pages.is_empty() {
+        move_pages(pid, pages, None, &mut status)?;
     }
+    Ok(status)
+}
+
+/// Moves pages of process `pid` to a node, in one call and no more: what the kernel could not move is
+/// left where it is.
+///
+/// # Errors
+/// What `move_pages(2)` gives for the whole call.
+pub fn pages_to_node(pid: u32, pages: &[usize], node: u32) -> io::Result<()> {
+    let node = i32::try_from(node).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut status = vec![0; pages.len()];
+    move_pages(pid, pages, Some(&vec![node; pages.len()]), &mut status)
+}
+
+fn move_pages(
+    pid: u32,
+    pages: &[usize],
+    nodes: Option<&[libc::c_int]>,
+    status: &mut [libc::c_int],
+) -> io::Result<()> {
+    // linux/mempolicy.h: moves pages that no other process maps.
+    const MPOL_MF_MOVE: libc::c_int = 1 << 1;
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    assert_eq!(pages.len(), status.len());
+    assert!(nodes.is_none_or(|nodes| nodes.len() == pages.len()));
+    let flags = nodes.map_or(0, |_| MPOL_MF_MOVE);
     // SAFETY: `pages` is an array of `pages.len()` addresses that the kernel reads and never
-    // dereferences in this process (they are addresses of process `pid`); a null `nodes`
-    // selects query mode, in which nothing moves; `status` is a live, writable array of as
-    // many C ints; both outlive the call.
+    // dereferences in this process (they are addresses of process `pid`); `nodes` is null, which
+    // selects query mode, or has as many C ints (asserted); `status` is a live, writable array of as
+    // many C ints (asserted); all outlive the call. A page that moves keeps its address and content.
     let result = unsafe {
         libc::syscall(
             libc::SYS_move_pages,
             pid,
             pages.len(),
             pages.as_ptr(),
-            std::ptr::null::<libc::c_int>(),
+            nodes.map_or(std::ptr::null(), <[libc::c_int]>::as_ptr),
             status.as_mut_ptr(),
-            0,
+            flags,
         )
     };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(status)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ mod qemu;
 mod sources;
 mod start;
 mod state_file;
+mod strain;
 mod vm;
 
 use std::{
@@ -60,6 +61,7 @@ use self::{
     page_work::{Done, PageWork},
     qemu::{Answer, Qemu},
     sources::Sources,
+    strain::StrainReader,
     vm::Vm,
 };
 use crate::{log::with_causes, source::thread::Report};
@@ -92,6 +94,7 @@ struct Agent {
     clients: Clients,
     settings: OperatorSettings,
     pace: Pace,
+    strain: StrainReader,
     /// Signals that ask the agent to end.
     signals: Receiver<()>,
     tap: Option<Box<dyn Tap>>,

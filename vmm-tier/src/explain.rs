@@ -87,7 +87,12 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
                 ));
             }
             let time = Duration::from_secs(args.seconds);
-            let report = host::look(&root, agent.as_ref(), time)?;
+            let qemu = args
+                .qmp
+                .as_deref()
+                .map(|qmp| qmp::client::peer_of(qmp, PATIENCE));
+            let pid = qemu.transpose()?.map(|peer| peer.pid);
+            let report = host::look(&root, agent.as_ref(), pid, time)?;
             match args.json {
                 true => serde_json::to_string_pretty(&report)? + "\n",
                 false => report.to_text(),

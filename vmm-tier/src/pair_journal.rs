@@ -532,6 +532,7 @@ pub(crate) mod tests {
             id: 1,
             direction,
             target: NodeId(target),
+            nearest: None,
             frame_bytes: HUGE,
             pages: (from..from + pages)
                 .map(|n| Page {

@@ -17,6 +17,7 @@ use super::pmu::Pmu;
 use super::records::Reader;
 use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked, punch, scaled};
 use crate::event::{Costs, Event, GuestCosts, GuestEvent, Look, Mark, POOLS_SET};
+use crate::moves;
 use crate::scenario::{Knobs, Run, Scenario, Signal, Step, Until};
 use crate::sys::pages_on_nodes;
 
@@ -288,6 +289,17 @@ impl Runner<'_> {
                 note,
                 seconds,
             } => self.read_records(guest, note, Duration::from_secs(*seconds)),
+            Step::BareMoves {
+                note,
+                pages,
+                rounds,
+            } => {
+                self.reporter
+                    .progress("moving pages as an agent does, and bare");
+                let found = moves::measure(0, 1, *pages, *rounds)?;
+                self.note(note, json!({ "reply": found }));
+                Ok(())
+            }
             Step::SetPools { pages, page_mib } => self.set_pools(pages, *page_mib),
             Step::SetFile { file, to } => self.set_file(file, to),
             Step::Look { name } => {

@@ -209,6 +209,17 @@ pub enum Step {
         /// For how long.
         seconds: u64,
     },
+    /// Moves pages of the lab's own memory between nodes 0 and 1 as an agent does and by a bare
+    /// `move_pages`, in turns, and notes both as answers to a command are noted. Transparent huge pages
+    /// must be off, and both nodes have room for a batch.
+    BareMoves {
+        /// The note's name.
+        note: String,
+        /// Pages of 4 KiB in a batch.
+        pages: usize,
+        /// How often there and back.
+        rounds: usize,
+    },
     /// Records what the agent left behind: kdamonds, sockets, processes.
     Look {
         /// Checks refer to it by this name.
@@ -439,6 +450,15 @@ pub enum Check {
         note: String,
         /// The words.
         says: String,
+    },
+    /// A note of this name holds at least this number.
+    NoteAtLeast {
+        /// The note's name.
+        note: String,
+        /// Where, as a JSON pointer.
+        at: String,
+        /// The least.
+        min: f64,
     },
     /// The agent's hit ratio against that of all accesses as the software PMU counted them, over
     /// the last seconds of tiering: how far it is off on average.

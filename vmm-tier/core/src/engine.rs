@@ -38,8 +38,9 @@ pub use guest_pages::{
 };
 pub use journal::Notice;
 pub use mover::{
-    ping_pong::Brake,
+    brake::{Brake, BrakeReason},
     room::{NodeMemory, PoolMemory},
+    strain::Strain,
     totals::Planned,
 };
 pub use orders::{
@@ -69,6 +70,7 @@ use crate::{
     addr::Gpa,
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
+    nearness::Nearness,
     rebind::{Binding, RebindReport},
     sample::{DropReason, SampleAccount, SampleBatch, SourceKind},
     settings::{EngineSettings, Tier},
@@ -92,7 +94,14 @@ pub enum Event {
     /// The kernel's answer to [`Action::Reshape`].
     Reshaped(ReshapeReport),
     /// Free memory of the tiers' nodes.
+    ///
+    /// Where the fast tier has several nodes, it must come before an [`Event::Moved`]: the promotions of
+    /// an exchange go where memory is free then.
     Nodes(Vec<NodeMemory>),
+    /// How far nodes are from each other and from the guest's CPUs, where a tier has several.
+    Nearness(Nearness),
+    /// How the host and the guest do, about once a second.
+    Strain(Strain),
     /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
     Source(Option<SourceKind>),
     /// The guest's CPUs were stopped or run again.
@@ -171,7 +180,12 @@ impl VmEngine {
                 }
             }
             Event::Reshaped(report) => self.mover.reshaper.finish(&report, &mut self.pages),
-            Event::Nodes(nodes) => self.mover.rooms.set(nodes),
+            Event::Nodes(nodes) => self.mover.set_nodes(nodes),
+            Event::Nearness(nearness) => self.mover.nearness = Arc::new(nearness),
+            Event::Strain(strain) => {
+                let settings = &self.orders.settings;
+                self.mover.take_strain(now, strain, settings);
+            }
             Event::Source(main) => self.evidence.believe(main),
             Event::Rest(at_rest) => {
                 self.evidence.at_rest = at_rest;

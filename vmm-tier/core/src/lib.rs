@@ -13,6 +13,7 @@ pub mod heat;
 pub mod holds;
 pub mod map;
 pub mod moves;
+pub mod nearness;
 pub mod pages;
 pub mod pathology;
 pub mod pools;

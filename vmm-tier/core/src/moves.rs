@@ -2,7 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use crate::addr::{BASE_PAGE, Hva, NodeId};
+use crate::{
+    addr::{BASE_PAGE, Hva, NodeId},
+    nearness::Targets,
+};
 
 /// What a page's own work is taken to cost before it is measured (isolation, unmapping, TLB, the page
 /// tables of KVM), in nanoseconds: the kernel's migration path takes 2 to 5 µs a page on current servers.
@@ -36,15 +39,18 @@ pub struct Page {
     pub bytes: u64,
 }
 
-/// Pages that are to go to one node in one kernel call or few.
+/// Pages that are to go to a tier in one kernel call a node, or few.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MoveBatch {
     /// Names the batch in its report.
     pub id: u64,
     /// Promotion or demotion.
     pub direction: Direction,
-    /// Where the pages shall go.
+    /// Where the pages shall go: the nearest node of the tier that has room for all of them, or that
+    /// with the most room.
     pub target: NodeId,
+    /// Where each page shall go if the tier has several nodes.
+    pub nearest: Option<Targets>,
     /// Bytes of the frames of all pages: those of a hugetlb pool, or small frames.
     pub frame_bytes: u64,
     /// The pages, each folio once.

@@ -16,6 +16,7 @@ mod engine_bias;
 mod engine_counts;
 mod engine_folios;
 mod engine_grids;
+mod engine_nodes;
 mod engine_orders;
 mod engine_pins;
 mod engine_pools;

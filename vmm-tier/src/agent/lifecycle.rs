@@ -17,6 +17,7 @@ use qmp::{
 use tier_core::{
     engine::{Event, Order},
     holds::{Holds, PRIVATE_MEMORY},
+    nearness::Nearness,
 };
 
 use super::{
@@ -208,6 +209,14 @@ impl Agent {
         let _ = self.order(Order::Pause(paused));
     }
 
+    /// Takes how far nodes are from each other and from the guest's CPUs, if the kernel told.
+    pub(super) fn on_nearness(&mut self, nearness: Option<Nearness>) {
+        if let Some(nearness) = nearness {
+            tracing::debug!(vm = self.vm.name, cpus = %nearness.cpus, "the guest's CPUs run on these nodes");
+            self.step(Event::Nearness(nearness));
+        }
+    }
+
     /// Takes what keeps the guest's memory in place, if the kernel told: pinned memory is left in peace.
     pub(super) fn on_holds(&mut self, holds: Option<Holds>) {
         let Some(holds) = holds else { return };
@@ -237,6 +246,7 @@ impl Agent {
         let Layout {
             found,
             vcpus,
+            nearness,
             holds,
             took,
         } = layout;
@@ -244,6 +254,7 @@ impl Agent {
         if let Some(tids) = vcpus {
             self.sources.set_vcpus(tids);
         }
+        self.on_nearness(nearness);
         self.on_holds(holds);
         let Some(old) = self.engine.map() else { return };
         let map = match found {

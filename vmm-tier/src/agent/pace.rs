@@ -133,6 +133,11 @@ impl Idle {
         moved_bytes >= STIRRING_BYTES || stir.changes != self.last.changes
     }
 
+    /// Whether the guest is at rest.
+    pub(super) const fn is_now(&self) -> bool {
+        self.now
+    }
+
     /// Takes note of what stirred so far, and of whether there is work even so (the source still
     /// learns about the guest). Returns the new answer when it changes.
     pub(super) fn look(&mut self, at_work: bool, stir: Stir, now: Instant) -> Option<bool> {

@@ -1,6 +1,7 @@
 //! Work on the guest's pages: look-ups and moves, which a worker thread carries out.
 
 mod done;
+mod nearest;
 mod page_sizes;
 mod pool_moves;
 mod rebinder;

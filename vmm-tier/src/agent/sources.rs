@@ -101,6 +101,8 @@ pub(super) struct Sources {
     next_look: Instant,
     /// CPU time of the guest's CPUs, and when it was read.
     busy: Option<(Duration, Instant)>,
+    /// How many CPUs' time they used between the last two looks.
+    cpus_used: Option<f64>,
     /// What is wrong with each source.
     trouble: BTreeMap<SourceKind, LogOnce>,
     /// Why none is believed.
@@ -135,6 +137,7 @@ impl Sources {
             runs: true,
             next_look: Instant::now() + LOOK,
             busy: None,
+            cpus_used: None,
             trouble: BTreeMap::new(),
             blindness: LogOnce::default(),
         })
@@ -198,13 +201,11 @@ impl Sources {
         };
         let now = Instant::now();
         let before = std::mem::replace(&mut self.busy, used.map(|used| (used, now)));
-        match (used, before) {
-            (Some(used), Some((before, at))) => {
-                let elapsed = now.duration_since(at).as_secs_f64();
-                used.saturating_sub(before).as_secs_f64() >= IDLE * elapsed
-            }
-            _ => true,
-        }
+        self.cpus_used = used.zip(before).map(|(used, (before, at))| {
+            let elapsed = now.duration_since(at).as_secs_f64();
+            used.saturating_sub(before).as_secs_f64() / elapsed.max(f64::MIN_POSITIVE)
+        });
+        self.cpus_used.is_none_or(|cpus| cpus >= IDLE)
     }
 
     fn up(&mut self, kind: SourceKind, sight: Sight, label: String) -> Vec<Step> {
@@ -221,21 +222,21 @@ impl Sources {
         self.down(kind, reason.to_owned())
     }
 
-    /// What is due now, if anything is.
+    /// What is due now, if a look is.
     fn look<'a>(
         &mut self,
         tick: Instant,
         stats: impl Iterator<Item = (SourceKind, &'a SourceStats)>,
-    ) -> Vec<Step> {
+    ) -> Option<Vec<Step>> {
         if tick < self.next_look {
-            return Vec::new();
+            return None;
         }
         // Counted from the tick: an agent at rest has one in this time.
         self.next_look = tick + LOOK;
         let now = process::now();
         let runs = self.runs && self.is_busy();
         self.selection.set_guest_runs(now, runs);
-        self.selection.look(now, stats)
+        Some(self.selection.look(now, stats))
     }
 
     /// What is wrong with each source, while none is believed.
@@ -332,8 +333,11 @@ impl Agent {
 
     /// Looks at what the sources deliver, when that is due.
     pub(super) fn look_at_sources(&mut self, tick: Instant) {
-        let steps = self.sources.look(tick, self.engine.sources());
+        let Some(steps) = self.sources.look(tick, self.engine.sources()) else {
+            return;
+        };
         self.climb(steps);
+        self.look_at_strain(self.sources.cpus_used.filter(|_| self.sources.runs));
     }
 
     fn climb(&mut self, steps: Vec<Step>) {

@@ -19,6 +19,7 @@ use tier_core::{
 use tier_sys::{
     damon::{Damon, DamonSettings},
     process,
+    psi::MemoryPressure,
     sysroot::SysRoot,
     topology::Topology,
 };
@@ -33,6 +34,7 @@ use super::{
     qemu::{Answer, Asker, Begun, Connected, Job, Qemu, Socket},
     sources::Sources,
     state_file::{Overrides, StateFile},
+    strain::StrainReader,
     vm::Vm,
 };
 use crate::{
@@ -67,8 +69,8 @@ fn start(
         path: settings.qmp.clone(),
         oob: settings.proxy.is_some(),
     };
-    let mut asker =
-        Asker::start(socket, root.clone()).context("the thread that asks QEMU can't be started")?;
+    let mut asker = Asker::start(socket, root.clone(), tiers.nodes().len())
+        .context("the thread that asks QEMU can't be started")?;
     let Some(begun) = begin(&mut asker, &signals)? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -80,6 +82,7 @@ fn start(
         name: given_name,
         is_kvm,
         vcpus,
+        nearness,
         holds,
     } = begun;
     let mapped = Instant::now();
@@ -109,6 +112,7 @@ fn start(
         migration,
     } = connected;
     let client = Arc::clone(&monitor.client);
+    let strain = StrainReader::new(MemoryPressure::of(&root, pid));
     let mut agent = Agent {
         vm: Vm::new(name, root, pid, process),
         engine,
@@ -118,6 +122,7 @@ fn start(
         clients,
         settings,
         pace: Pace::new(Instant::now()),
+        strain,
         signals,
         tap,
     };
@@ -125,6 +130,7 @@ fn start(
     let state = agent.engine.state();
     agent.go_on(state, actions);
     agent.restore();
+    agent.on_nearness(nearness);
     agent.on_holds(holds);
     agent.on_status(status);
     agent.on_migration_answer(migration);

@@ -1,6 +1,8 @@
 //! The kernel's counters over an interval, beside an agent's, and the known pathologies that show in
 //! them.
 
+mod contention;
+
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write as _},
@@ -31,6 +33,7 @@ use tier_sys::{
     zoneinfo,
 };
 
+use self::contention::Contention;
 use super::RUN_DIR;
 use crate::{log::with_causes, pair_journal};
 
@@ -128,6 +131,8 @@ pub(super) struct Report {
     /// What the agent did meanwhile.
     agent: Option<AgentReport>,
     pathologies: Vec<PathologyReport>,
+    /// What QEMU's threads met meanwhile, if its process is known.
+    contention: Option<Contention>,
     /// What could not be read, and why.
     unread: Vec<String>,
 }
@@ -218,10 +223,11 @@ impl From<Named> for PathologyReport {
     }
 }
 
-/// Reads the host and the agent twice, `time` apart.
+/// Reads the host and the agent twice, `time` apart. QEMU's process is `pid`, or the agent's.
 pub(super) fn look(
     root: &SysRoot,
     agent: Option<&Client>,
+    pid: Option<u32>,
     time: Duration,
 ) -> anyhow::Result<Report> {
     let ask = || {
@@ -232,6 +238,9 @@ pub(super) fn look(
     let watch = ThpWatch::start(root).map_err(|error| with_causes(&error));
     let began = Instant::now();
     let (before, earlier) = (ask()?, read(root, Path::new(RUN_DIR)));
+    let pid = pid.or_else(|| u32::try_from(before.as_ref()?["pid"].as_u64()?).ok());
+    let own_root = root.clone();
+    let contention = pid.map(|pid| thread::spawn(move || contention::look(&own_root, pid, time)));
     let events = follow(watch, time);
     let (after, mut later) = (ask()?, read(root, Path::new(RUN_DIR)));
     let events = part(events, &mut later.unread);
@@ -240,14 +249,19 @@ pub(super) fn look(
         Some(Division::of(&facts).ok()?.tiers)
     });
     let agent = before.as_ref().zip(after.as_ref());
-    Ok(compare(
+    let mut report = compare(
         &earlier,
         &later,
         events,
         agent,
         tiers.as_ref(),
         began.elapsed(),
-    ))
+    );
+    report.contention = contention.and_then(|looking| looking.join().ok());
+    if let Some(contention) = &mut report.contention {
+        report.unread.append(&mut contention.unread);
+    }
+    Ok(report)
 }
 
 /// Waits, and follows the events meanwhile.
@@ -430,6 +444,7 @@ fn compare(
             .into_iter()
             .map(Into::into)
             .collect(),
+        contention: None,
         unread,
     }
 }
@@ -501,6 +516,9 @@ impl Report {
             for (class, pages) in &agent.failed {
                 let _ = writeln!(out, "  {class}: {pages}");
             }
+        }
+        if let Some(contention) = &self.contention {
+            out.push_str(&contention.to_text());
         }
         out.push_str("\nMemory\n");
         for node in &self.nodes {

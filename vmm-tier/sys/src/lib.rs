@@ -19,6 +19,7 @@ pub mod pagemap;
 pub mod pages;
 pub mod perf;
 pub mod process;
+pub mod psi;
 pub mod smaps;
 pub mod sysroot;
 pub mod thp;

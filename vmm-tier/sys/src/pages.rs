@@ -221,7 +221,8 @@ fn move_chunk(
     pages: &[Page],
     all: bool,
 ) -> Result<Vec<PageResult>, i32> {
-    let before = placement(kernel, pid, pages)?;
+    let probes = Probes::of(pages);
+    let before = probes.ask(kernel, pid)?;
     let heads: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
     let mut written: Vec<Option<i32>> = vec![None; pages.len()];
     let mut no_memory = false;
@@ -267,10 +268,13 @@ fn move_chunk(
 
     let is_short = no_memory || written.contains(&Some(-libc::ENOMEM));
     let is_below_watermark = is_short && kernel.is_below_watermark(target);
-    let after = placement(kernel, pid, pages)?;
+    let after = probes.ask(kernel, pid)?;
     let mut results = Vec::with_capacity(pages.len());
-    let places = before.iter().zip(&after);
-    for ((&page, &status), (before, nodes)) in pages.iter().zip(&written).zip(places) {
+    for (index, (&page, &status)) in pages.iter().zip(&written).enumerate() {
+        let (before, nodes) = (
+            probes.answers(&before, index),
+            probes.answers(&after, index),
+        );
         let answers = Answers {
             bytes: page.bytes,
             status,
@@ -297,33 +301,42 @@ fn move_chunk(
     Ok(results)
 }
 
-/// Where each page lies now: one answer for a small page, several for a huge one.
-fn placement(
-    kernel: &mut impl PageCalls,
-    pid: u32,
-    pages: &[Page],
-) -> Result<Vec<Vec<PageStatus>>, i32> {
-    let mut probes = Vec::new();
-    let counts: Vec<usize> = pages
-        .iter()
-        .map(|page| {
-            let before = probes.len();
-            probes.push(page.hva);
+/// The addresses at which pages are asked for their node: one of a small page, several of a huge one.
+/// They stand in one list: a list for each page would be an allocation for each.
+struct Probes {
+    addresses: Vec<Hva>,
+    /// Where the addresses of each page begin, and where the last page's end.
+    begins: Vec<usize>,
+}
+
+impl Probes {
+    fn of(pages: &[Page]) -> Self {
+        let mut addresses = Vec::with_capacity(pages.len());
+        let mut begins = Vec::with_capacity(pages.len() + 1);
+        for page in pages {
+            begins.push(addresses.len());
+            addresses.push(page.hva);
             let base_pages = page.bytes / BASE_PAGE;
             let more = HUGE_PROBES.min(base_pages).saturating_sub(1);
             // Evenly spread, the last one in the last base page.
             for probe in 1..=more {
                 let offset = (base_pages - 1) * probe / more * BASE_PAGE;
-                probes.extend(page.hva.checked_add(offset));
+                addresses.extend(page.hva.checked_add(offset));
             }
-            probes.len() - before
-        })
-        .collect();
-    let mut answers = query(kernel, pid, &probes)?.into_iter();
-    Ok(counts
-        .into_iter()
-        .map(|count| answers.by_ref().take(count).collect())
-        .collect())
+        }
+        begins.push(addresses.len());
+        Self { addresses, begins }
+    }
+
+    /// Where the pages lie now.
+    fn ask(&self, kernel: &mut impl PageCalls, pid: u32) -> Result<Vec<PageStatus>, i32> {
+        query(kernel, pid, &self.addresses)
+    }
+
+    /// What of the answers says where the page of this index lies: its head first.
+    fn answers<'a>(&self, answers: &'a [PageStatus], index: usize) -> &'a [PageStatus] {
+        &answers[self.begins[index]..self.begins[index + 1]]
+    }
 }
 
 /// A page on whose behalf the kernel has tried ten times in vain is pinned, or in use just now: tries
@@ -356,12 +369,14 @@ fn tell_pinned_from_busy(
     // Whatever it answers, where the pages lie afterwards is what counts.
     let _ = kernel.call(pid, &heads, Some(&nodes), &mut status, all);
     let pages: Vec<Page> = suspects.iter().map(|&index| results[index].page).collect();
-    let Ok(placement) = placement(kernel, pid, &pages) else {
+    let probes = Probes::of(&pages);
+    let Ok(placement) = probes.ask(kernel, pid) else {
         return;
     };
     // As above: what stands behind the last written status may not have been tried.
     let last = status.iter().rposition(|&status| status != NOT_WRITTEN);
-    for (position, (&index, nodes)) in suspects.iter().zip(&placement).enumerate() {
+    for (position, &index) in suspects.iter().enumerate() {
+        let nodes = probes.answers(&placement, position);
         let status = Some(status[position]).filter(|&status| status != NOT_WRITTEN);
         let was_tried = last.is_none_or(|last| position <= last);
         let answers = Answers {

@@ -112,6 +112,8 @@ pub struct Stat {
     /// When it began, in clock ticks since boot. Together with the pid this names a process for
     /// good, until the next boot.
     pub start_ticks: u64,
+    /// The CPU that it ran on last; `None` from a kernel that does not say.
+    pub last_cpu: Option<u32>,
 }
 
 /// Reads `/proc/PID/stat`.
@@ -199,7 +201,8 @@ pub fn parse_stat(text: &str) -> Result<Stat, ParseError> {
             .and_then(|text| text.parse().ok())
             .ok_or_else(|| error(what))
     };
-    // Fields count from 3 behind the name (proc_pid_stat(5)): utime 14, stime 15, starttime 22.
+    // Fields count from 3 behind the name (proc_pid_stat(5)): utime 14, stime 15, starttime 22,
+    // processor 39.
     let ticks = number(14 - 3, "no utime")?.saturating_add(number(15 - 3, "no stime")?);
     let state = fields.first().and_then(|text| text.chars().next());
     Ok(Stat {
@@ -207,6 +210,7 @@ pub fn parse_stat(text: &str) -> Result<Stat, ParseError> {
         state: state.ok_or_else(|| error("no state"))?,
         cpu_time: ticks_to_duration(ticks),
         start_ticks: number(22 - 3, "no starttime")?,
+        last_cpu: fields.get(39 - 3).and_then(|text| text.parse().ok()),
     })
 }
 

@@ -5,10 +5,12 @@ use std::path::Path;
 use serde::Serialize;
 use tier_core::{
     addr::{NodeId, NodeSet},
+    nearness::{Distance, Nearness},
     tiers::NodeFacts,
 };
 
 use crate::{
+    process,
     sysroot::{
         ParseError, SMALL_FILE, SysRoot, SysRootError, numbered_entries, read_text,
         read_value_optional,
@@ -49,6 +51,12 @@ pub struct Node {
     pub access0: Option<Performance>,
     /// As seen from the nearest CPUs (access class 1).
     pub access1: Option<Performance>,
+    /// The nodes that reach its memory fastest, as the firmware says (HMAT); none if it does not say.
+    #[serde(skip)]
+    pub initiators: NodeSet,
+    /// The numbers of its CPUs.
+    #[serde(skip)]
+    pub cpus: CpuSet,
     /// Memory in bytes.
     pub total: u64,
     /// Free and watermarks in bytes.
@@ -99,6 +107,8 @@ impl Topology {
                 tier: tier.map(|(tier, _)| *tier),
                 access0: performance(&folder.join("access0/initiators"))?,
                 access1: performance(&folder.join("access1/initiators"))?,
+                initiators: initiators(&folder.join("access0/initiators"))?,
+                cpus: CpuSet::read(&folder.join("cpulist"))?,
                 total: total_memory(&folder.join("meminfo"))?,
                 marks: marks.get(&id).copied().unwrap_or_default(),
             })
@@ -130,12 +140,84 @@ impl Topology {
         self.nodes.iter().find(|node| node.id == id)
     }
 
+    /// How far nodes are from each other and from the guest's CPUs, which run on the nodes `cpus`. The
+    /// guest may have memory on the nodes `allowed`.
+    #[must_use]
+    pub fn nearness(&self, cpus: NodeSet, allowed: NodeSet) -> Nearness {
+        let pairs = self.nodes.iter().flat_map(|from| {
+            self.nodes.iter().filter_map(|to| {
+                let distance = Distance {
+                    slit: self.distance(from.id, to.id)?,
+                    is_foreign: !to.initiators.contains(from.id),
+                };
+                Some(((from.id, to.id), distance))
+            })
+        });
+        Nearness {
+            distances: pairs.collect(),
+            cpus,
+            allowed,
+        }
+    }
+
+    /// The nodes on whose CPUs these threads of a process ran last. A thread that is gone, or that a
+    /// kernel says nothing of, ran on none.
+    #[must_use]
+    pub fn nodes_of_threads(&self, root: &SysRoot, pid: u32, tids: &[u32]) -> NodeSet {
+        let cpus = tids
+            .iter()
+            .filter_map(|&tid| process::thread_stat(root, pid, tid).ok()?.last_cpu);
+        let node_of = |cpu| self.nodes.iter().find(|node| node.cpus.contains(cpu));
+        cpus.filter_map(node_of).map(|node| node.id).collect()
+    }
+
     /// The distance between two nodes.
     #[must_use]
     pub fn distance(&self, from: NodeId, to: NodeId) -> Option<u32> {
         let column = self.nodes.iter().position(|node| node.id == to)?;
         self.node(from)?.distances.get(column).copied()
     }
+}
+
+/// CPU numbers, as the kernel lists them: ranges, both ends included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuSet(Vec<(u32, u32)>);
+
+impl CpuSet {
+    /// Reads a file that holds a list such as `0-3,8`; empty if there is no such file.
+    fn read(path: &Path) -> Result<Self, SysRootError> {
+        let text = match read_text(path, SMALL_FILE) {
+            Ok(text) => text,
+            Err(error) if error.is_not_found() => return Ok(Self::default()),
+            Err(error) => return Err(error),
+        };
+        Self::parse(&text).ok_or_else(|| ParseError::at(0, "no list of CPUs").in_file(path))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let parts = text.trim().split(',').filter(|part| !part.is_empty());
+        let range = |part: &str| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let range = (first.parse().ok()?, last.parse().ok()?);
+            (range.0 <= range.1).then_some(range)
+        };
+        parts.map(range).collect::<Option<_>>().map(Self)
+    }
+
+    /// Whether the CPU is among them.
+    #[must_use]
+    pub fn contains(&self, cpu: u32) -> bool {
+        let mut ranges = self.0.iter();
+        ranges.any(|&(first, last)| (first..=last).contains(&cpu))
+    }
+}
+
+/// The nodes that the folder of a node's nearest initiators links to
+/// (Documentation/admin-guide/mm/numaperf.rst).
+fn initiators(folder: &Path) -> Result<NodeSet, SysRootError> {
+    let entries = numbered_entries(folder, "node")?.into_iter();
+    let nodes = entries.filter_map(|(number, _)| u16::try_from(number).ok());
+    Ok(nodes.map(NodeId).collect())
 }
 
 /// The kernel's memory tiers: number and nodes. None before Linux 6.1.

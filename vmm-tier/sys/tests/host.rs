@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use tier_core::addr::{NodeId, NodeSet};
+use tier_core::{
+    addr::{NodeId, NodeSet},
+    nearness::Distance,
+};
 use tier_sys::{
     hugetlb,
     knobs::{Knobs, allowed_nodes},
@@ -70,6 +73,92 @@ fn topology_when_host_has_two_tiers_reads_both() {
         (55_000 << 12, 614 << 12)
     );
     assert_eq!(fast.marks.promo, Some(716 << 12));
+}
+
+/// Two sockets, 0 and 2, and an expander, 5.
+fn nodes_with_holes() -> (tempfile::TempDir, SysRoot) {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = folder.path().join("sys/devices/system/node");
+    let write = |path: &str, text: &str| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    std::fs::create_dir_all(&nodes).unwrap();
+    for (name, list) in [
+        ("online", "0,2,5"),
+        ("has_cpu", "0,2"),
+        ("has_memory", "0,2,5"),
+    ] {
+        std::fs::write(nodes.join(name), list).unwrap();
+    }
+    for (node, distances, cpus) in [
+        (0, "10 21 30", "0-3,8-11"),
+        (2, "21 10 30", "4-7"),
+        (5, "30 30 10", ""),
+    ] {
+        let folder = format!("sys/devices/system/node/node{node}");
+        write(&format!("{folder}/distance"), distances);
+        write(&format!("{folder}/cpulist"), cpus);
+        write(
+            &format!("{folder}/meminfo"),
+            &format!("Node {node} MemTotal: 1024 kB"),
+        );
+    }
+    std::fs::create_dir_all(nodes.join("node5/access0/initiators/node2")).unwrap();
+    for (tid, cpu) in [(70, 9), (71, 5), (72, 64)] {
+        let text = format!(
+            "{tid} (CPU 0/KVM) S 1 1 1 0 -1 0 {} {cpu} 0 0",
+            "0 ".repeat(29).trim()
+        );
+        write(&format!("proc/70/task/{tid}/stat"), &text);
+    }
+    let root = SysRoot::at(folder.path());
+    (folder, root)
+}
+
+#[test]
+fn nearness_when_node_numbers_have_holes_goes_by_them() {
+    let (_folder, root) = nodes_with_holes();
+    let topology = Topology::read(&root).unwrap();
+    let nearness = topology.nearness(nodes("0"), nodes("0,5"));
+    let distance = |from, to| nearness.distances[&(NodeId(from), NodeId(to))];
+    assert_eq!(
+        distance(0, 2),
+        Distance {
+            slit: 21,
+            is_foreign: true
+        }
+    );
+    assert_eq!(
+        distance(0, 5),
+        Distance {
+            slit: 30,
+            is_foreign: true
+        }
+    );
+    assert_eq!(
+        distance(2, 5),
+        Distance {
+            slit: 30,
+            is_foreign: false
+        }
+    );
+    assert_eq!(nearness.distances.len(), 9);
+    assert_eq!(
+        (nearness.cpus, nearness.allowed),
+        (nodes("0"), nodes("0,5"))
+    );
+}
+
+#[test]
+fn nodes_of_threads_when_one_is_gone_are_those_of_the_others() {
+    let (_folder, root) = nodes_with_holes();
+    let topology = Topology::read(&root).unwrap();
+    let found = |tids: &[u32]| topology.nodes_of_threads(&root, 70, tids);
+    assert_eq!(found(&[70]), nodes("0"));
+    assert_eq!(found(&[70, 71, 99]), nodes("0,2"));
+    assert_eq!(found(&[72]), nodes(""), "a CPU of no node");
 }
 
 #[test]

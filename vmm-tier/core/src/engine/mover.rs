@@ -6,18 +6,24 @@
 //!        └────────── totals, placements ◄───────────┘
 //! ```
 
+pub(crate) mod brake;
 pub(crate) mod in_flight;
 pub(crate) mod ping_pong;
 mod plan;
 pub(crate) mod room;
+pub(crate) mod strain;
 mod throttle;
 pub(crate) mod totals;
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use self::{
+    brake::{Brake, BrakeReason},
     in_flight::{InFlight, MovingPage, WaitingExchange},
     ping_pong::PingPong,
     plan::{Draft, Planner},
-    room::{FastBounds, Room, Rooms},
+    room::{FastBounds, NodeMemory, Room, Rooms},
+    strain::{Strain, StrainBrake},
     throttle::Throttle,
     totals::{MoveTotals, Planned},
 };
@@ -32,6 +38,7 @@ use crate::{
     addr::BASE_PAGE,
     dual_heap::Placement,
     moves::{Direction, MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
+    nearness::{Nearness, Targets},
     settings::{EngineSettings, Tier},
     tiers::Tiers,
     time::Time,
@@ -63,6 +70,9 @@ pub(super) struct Mover {
     pub(super) totals: MoveTotals,
     pub(super) ping_pong: PingPong,
     pub(super) reshaper: Reshaper,
+    strain: StrainBrake,
+    /// How far nodes are from each other, where a tier has several.
+    pub(super) nearness: Arc<Nearness>,
     /// Why the limit could not be obeyed at the last attempt.
     pub(super) stall: Option<Stall>,
     throttle: Throttle,
@@ -77,6 +87,8 @@ impl Mover {
             totals: MoveTotals::default(),
             ping_pong: PingPong::new(now),
             reshaper: Reshaper::default(),
+            strain: StrainBrake::new(now),
+            nearness: Arc::default(),
             stall: None,
             throttle: Throttle::new(settings, now),
         }
@@ -91,6 +103,52 @@ impl Mover {
     pub(super) fn set_rate(&mut self, now: Time, settings: &EngineSettings) {
         self.throttle
             .set_rate(now, settings.rate_bytes_per_s, settings.batch_bytes);
+    }
+
+    /// Takes the nodes' memory as the kernel has it now. Where the guest's process may use some nodes of a
+    /// tier only, the others have no room.
+    pub(super) fn set_nodes(&mut self, mut nodes: Vec<NodeMemory>) {
+        for tier in [&self.tiers.fast, &self.tiers.slow] {
+            let usable = self.nearness.usable(tier);
+            nodes.retain(|node| !tier.contains(node.node) || usable.contains(node.node));
+        }
+        self.rooms.set(nodes);
+    }
+
+    /// Takes how the host and the guest do.
+    pub(super) fn take_strain(&mut self, now: Time, strain: Strain, settings: &EngineSettings) {
+        let moved = self.totals.promoted_bytes + self.totals.demoted_bytes;
+        self.strain.review(now, strain, moved, settings);
+    }
+
+    /// How exchanges are slowed; `None` if they are not.
+    pub(super) fn brake(&self, settings: &EngineSettings) -> Option<Brake> {
+        let strained = self.strain.brake(settings);
+        match self.ping_pong.brake(settings) {
+            Some(brake) => Some(brake.with(strained)),
+            None => strained,
+        }
+    }
+
+    /// Times that exchanges slowed down, by reason.
+    pub(super) fn slowdowns(&self) -> BTreeMap<BrakeReason, u64> {
+        let mut all = self.strain.slowdowns.clone();
+        if self.ping_pong.slowdowns > 0 {
+            all.insert(BrakeReason::PingPong, self.ping_pong.slowdowns);
+        }
+        all
+    }
+
+    /// Of `budget` bytes what exchanges may have now; `None` if it is too early for any.
+    fn exchange_budget(&mut self, now: Time, budget: u64) -> Option<u64> {
+        let budget = self.ping_pong.budget(now, budget)?;
+        self.strain.budget(now, budget)
+    }
+
+    /// Takes the bytes of exchanges.
+    fn take_exchange(&mut self, now: Time, bytes: u64) {
+        self.ping_pong.take(now, bytes);
+        self.strain.take(now, bytes);
     }
 
     /// Bytes of the guest in the fast tier; in a dry run, as if what was planned had happened.
@@ -234,10 +292,15 @@ impl Mover {
         let moving = |pages: Vec<Candidate>| -> Vec<MovingPage> {
             pages.into_iter().map(|c| (c.id, c.page)).collect()
         };
-        let demotion = self.batch(Direction::Demote, frame_bytes, moving(demote));
-        let promotion = self.batch(Direction::Promote, frame_bytes, moving(promote));
+        let demotion = self.batch(Direction::Demote, frame_bytes, moving(demote), settings);
+        let promotion = self.batch(Direction::Promote, frame_bytes, moving(promote), settings);
         if is_paired {
-            let partner = self.batch(Direction::Promote, frame_bytes, moving(then_promote));
+            let partner = self.batch(
+                Direction::Promote,
+                frame_bytes,
+                moving(then_promote),
+                settings,
+            );
             let demotion = match (demotion, partner) {
                 (Some(demote), Some(promote)) => {
                     Some(Action::MovePaired(PairedBatch { demote, promote }))
@@ -278,28 +341,39 @@ impl Mover {
         }
     }
 
-    /// Makes a batch of pages that are in flight, all of frames of `frame_bytes`, towards the target tier's
-    /// node with the most room.
+    /// Makes a batch of pages that are in flight, all of frames of `frame_bytes`, towards the nodes of
+    /// the target tier that have room. The pages together must fit on one of them.
     fn batch(
         &mut self,
         direction: Direction,
         frame_bytes: u64,
         moving: Vec<MovingPage>,
+        settings: &EngineSettings,
     ) -> Option<MoveBatch> {
         if moving.is_empty() {
             return None;
         }
-        let nodes = match direction {
-            Direction::Promote => &self.tiers.fast,
-            Direction::Demote => &self.tiers.slow,
+        let (nodes, others, headroom_bytes) = match direction {
+            Direction::Promote => (&self.tiers.fast, &self.tiers.slow, settings.headroom_bytes),
+            Direction::Demote => (&self.tiers.slow, &self.tiers.fast, 0),
         };
-        let target = self.rooms.target(nodes, frame_bytes)?;
+        let mut target = self.rooms.target(nodes, frame_bytes)?;
+        let nearest = (nodes.len() > 1).then(|| {
+            let rooms = self.rooms.each(nodes, frame_bytes, headroom_bytes);
+            Targets::new(direction, nodes.clone(), rooms, Arc::clone(&self.nearness))
+        });
+        if let Some(nearest) = &nearest {
+            let from = others.iter().next().filter(|_| others.len() == 1);
+            let bytes = moving.iter().map(|(_, page)| page.bytes).sum();
+            target = nearest.for_all(from, bytes).unwrap_or(target);
+        }
         let pages = moving.iter().map(|&(_, page)| page).collect();
         let id = self.in_flight.begin(direction, moving);
         Some(MoveBatch {
             id,
             direction,
             target,
+            nearest,
             frame_bytes,
             pages,
         })
@@ -357,13 +431,14 @@ impl Mover {
         if let Some(exchange) = self.in_flight.exchange_after(report.id) {
             let freed = if runs { freed } else { 0 };
             let frame_bytes = exchange.frame_bytes;
-            // A page of a pool that was freed may be another's by now.
+            // A page of a pool that was freed may be another's by now. Of several nodes it is not known
+            // which the demoted pages left: what is free there now counts.
             let there = match frame_bytes {
-                BASE_PAGE => freed,
+                BASE_PAGE if self.tiers.fast.len() == 1 => freed,
                 _ => freed.min(self.fast_room(pages, settings, frame_bytes).bytes()),
             };
             let promote = self.admit(exchange.promote, there, pages, evidence, settings);
-            let promotion = self.batch(Direction::Promote, frame_bytes, promote);
+            let promotion = self.batch(Direction::Promote, frame_bytes, promote, settings);
             actions.extend(promotion.map(Action::Move));
         }
         Some(Landed {

@@ -313,6 +313,7 @@ fn undo(
         id: demoted.id,
         direction: demoted.direction,
         target: node,
+        nearest: None,
         frame_bytes: pages.first().map_or(0, |page| page.bytes),
         pages,
     });

@@ -26,6 +26,7 @@ use tier_sys::{
 
 use super::{
     done::{Carried, Done, unmoved},
+    nearest::to_nearest,
     page_sizes::{PageSizes, pages_of},
     pool_moves::PoolMoves,
     rebinder::Rebinder,
@@ -79,12 +80,24 @@ impl Worker {
                 if told.load(Ordering::Relaxed) {
                     break;
                 }
+                let nodes_of = |addresses: &[Hva]| {
+                    let statuses = pages::query_nodes(pid, addresses)?;
+                    Ok(statuses.into_iter().map(PageStatus::node).collect())
+                };
                 let result = match job {
                     Job::Scan(request) => look_up(pid, &mut sizes, request),
-                    Job::Move(batch) if batch.frame_bytes == BASE_PAGE => {
-                        carry_out_if_known(pid, &sizes, batch).into()
+                    Job::Move(batch) => {
+                        let carry_out = |part: &MoveBatch| match part.frame_bytes {
+                            BASE_PAGE => carry_out_if_known(pid, &sizes, part),
+                            _ => pools.carry_out(part, |part| carry_out(pid, part)),
+                        };
+                        match &batch.nearest {
+                            None => carry_out(&batch).into(),
+                            Some(targets) => {
+                                to_nearest(&batch, targets, nodes_of, carry_out).into()
+                            }
+                        }
                     }
-                    Job::Move(batch) => pools.carry_out(&batch, |part| carry_out(pid, part)).into(),
                     Job::Rebind(bindings) => rebinder.carry_out(&bindings),
                     Job::Reshape(request) => {
                         let (report, reason) = reshape.carry_out(&sizes, request);
@@ -161,13 +174,14 @@ fn scan(pid: u32, sizes: &mut PageSizes, request: ScanRequest) -> Result<Found, 
 }
 
 /// Moves those pages of a batch that are still as large as they are taken for.
-fn carry_out_if_known(pid: u32, sizes: &PageSizes, mut batch: MoveBatch) -> Carried {
+fn carry_out_if_known(pid: u32, sizes: &PageSizes, batch: &MoveBatch) -> Carried {
     let started = thread_cpu_time();
     let are_stale = sizes.are_stale(&batch.pages);
     if !are_stale.contains(&true) {
-        return carry_out(pid, &batch);
+        return carry_out(pid, batch);
     }
     let all = batch.pages.clone();
+    let mut batch = batch.clone();
     let mut stale = are_stale.iter();
     batch.pages.retain(|_| stale.next() == Some(&false));
     let mut carried = carry_out(pid, &batch);
@@ -323,10 +337,11 @@ mod tests {
             id: 3,
             direction: Direction::Promote,
             target: NodeId(0),
+            nearest: None,
             frame_bytes: BASE_PAGE,
             pages: pages.clone(),
         };
-        let carried = carry_out_if_known(std::process::id(), &sizes, batch);
+        let carried = carry_out_if_known(std::process::id(), &sizes, &batch);
         let told = carried.report.results;
         assert_eq!(told.iter().map(|r| r.page).collect::<Vec<_>>(), pages);
         assert_eq!(told[0].outcome, Outcome::Resized);

@@ -26,8 +26,8 @@ use qmp::{
         MigrationInfo, QueryCpusFast, QueryKvm, QueryMigrate, QueryName, QueryStatus, StatusInfo,
     },
 };
-use tier_core::{holds::Holds, map::GuestMemoryMap};
-use tier_sys::{holds, process::ProcessHandle, sysroot::SysRoot};
+use tier_core::{holds::Holds, map::GuestMemoryMap, nearness::Nearness};
+use tier_sys::{holds, knobs, process::ProcessHandle, sysroot::SysRoot, topology::Topology};
 
 use crate::discover::{self, DiscoverError, Discovered, Known};
 
@@ -118,6 +118,8 @@ pub(in crate::agent) struct Begun {
     pub(in crate::agent) is_kvm: bool,
     /// The threads of the guest's CPUs.
     pub(in crate::agent) vcpus: Vec<u32>,
+    /// How far nodes are from each other and from the guest's CPUs, if the kernel told.
+    pub(in crate::agent) nearness: Option<Nearness>,
     /// What keeps its memory in place, if the kernel told.
     pub(in crate::agent) holds: Option<Holds>,
 }
@@ -127,6 +129,8 @@ pub(in crate::agent) struct Layout {
     pub(in crate::agent) found: Result<Discovered, DiscoverError>,
     /// The threads of the guest's CPUs, if QEMU told.
     pub(in crate::agent) vcpus: Option<Vec<u32>>,
+    /// How far nodes are from each other and from the guest's CPUs, if the kernel told.
+    pub(in crate::agent) nearness: Option<Nearness>,
     /// What keeps the guest's memory in place, if the kernel told.
     pub(in crate::agent) holds: Option<Holds>,
     /// How long it took.
@@ -145,13 +149,18 @@ pub(in crate::agent) struct Asker {
 }
 
 impl Asker {
-    /// Starts the thread. It asks nothing by itself.
-    pub(in crate::agent) fn start(socket: Socket, root: SysRoot) -> std::io::Result<Self> {
+    /// Starts the thread, for tiers of so many nodes. It asks nothing by itself.
+    pub(in crate::agent) fn start(
+        socket: Socket,
+        root: SysRoot,
+        nodes: usize,
+    ) -> std::io::Result<Self> {
         let (jobs, todo) = bounded(KINDS);
         let (results, answers) = bounded(KINDS);
         let mut thread = Thread {
             socket,
             root,
+            nodes,
             known: Known::default(),
         };
         std::thread::Builder::new()
@@ -230,6 +239,8 @@ impl Answer {
 struct Thread {
     socket: Socket,
     root: SysRoot,
+    /// The number of the tiers' nodes.
+    nodes: usize,
     known: Known,
 }
 
@@ -257,6 +268,7 @@ impl Thread {
         let name = client.execute(&QueryName {}).ok();
         // A QEMU without KVM support does not know the command.
         let kvm = client.execute(&QueryKvm {});
+        let vcpus = vcpus(client, PATIENCE).unwrap_or_default();
         Ok(Begun {
             process,
             holds: holds::read(root, pid, map.total_bytes()).ok(),
@@ -264,9 +276,22 @@ impl Thread {
             map_took: elapsed,
             name: name.and_then(|reply| reply.name),
             is_kvm: kvm.is_ok_and(|kvm| kvm.enabled),
-            vcpus: vcpus(client, PATIENCE).unwrap_or_default(),
+            nearness: self.nearness(pid, &vcpus),
+            vcpus,
             connected: Connected::ask(monitor),
         })
+    }
+
+    /// Reads how far nodes are from each other and from the guest's CPUs. Where tiers have one node each
+    /// it is of no use, and not read.
+    fn nearness(&self, pid: u32, vcpus: &[u32]) -> Option<Nearness> {
+        if self.nodes <= 2 {
+            return None;
+        }
+        let topology = Topology::read(&self.root).ok()?;
+        let cpus = topology.nodes_of_threads(&self.root, pid, vcpus);
+        let allowed = knobs::allowed_nodes(&self.root, pid).unwrap_or_default();
+        Some(topology.nearness(cpus, allowed))
     }
 
     fn connect(&self, greeting_timeout: Duration) -> anyhow::Result<Monitor> {
@@ -298,9 +323,11 @@ impl Thread {
         let guest_bytes = found.as_ref().ok().map(|found| found.map.total_bytes());
         let pid = client.peer().pid;
         let holds = guest_bytes.and_then(|bytes| holds::read(&self.root, pid, bytes).ok());
+        let nearness = vcpus.as_ref().and_then(|tids| self.nearness(pid, tids));
         Layout {
             found,
             vcpus,
+            nearness,
             holds,
             took: begin.elapsed(),
         }
@@ -326,7 +353,7 @@ mod tests {
         let path = folder.path().join("qmp");
         let listener = UnixListener::bind(&path).unwrap();
         let socket = Socket { path, oob: false };
-        let asker = Asker::start(socket, SysRoot::real()).unwrap();
+        let asker = Asker::start(socket, SysRoot::real(), 2).unwrap();
         (asker, listener, folder)
     }
 

@@ -17,7 +17,7 @@
 
 use std::time::Duration;
 
-use super::throttle::Throttle;
+use super::brake::{Brake, Slowed};
 use crate::{
     addr::BASE_PAGE, dual_heap::PageId, moves::Direction, settings::EngineSettings,
     text::size::human, time::Time,
@@ -39,22 +39,6 @@ const HARMLESS: u64 = 64;
 const FLOOR: u64 = 1024;
 /// By how much the rate recovers at a review.
 const RECOVERY: u64 = 2;
-
-crate::report! {
-    /// Exchanges slowed by the guard against ping-pong.
-    #[derive(Clone, Debug, PartialEq)]
-    pub struct Brake = "TierBrake" {
-        /// Bytes that exchanges may move in a second.
-        #[metric(gauge = "brake_rate_bytes", help = "Bytes that exchanges may move in a second, while pages that were moved come back")]
-        pub rate_bytes_per_s: u64,
-        /// Share of the moved bytes that came back, when it was looked at last.
-        #[metric(gauge = "brake_returned_ratio")]
-        pub returned_share: f64,
-        /// Why.
-        #[metric(exempt = "text; `vmm_tier_brake_rate_bytes` says that it is so")]
-        pub reason: String,
-    }
-}
 
 /// The last move of a page that is watched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,15 +67,11 @@ pub(crate) struct PingPong {
     returned_at: Option<Time>,
     /// Bytes that came back since the start, estimated.
     pub(crate) returned_bytes: u64,
-    brake: Option<Braked>,
-}
-
-/// The rate at which exchanges may go.
-#[derive(Debug)]
-struct Braked {
-    throttle: Throttle,
-    rate_bytes_per_s: u64,
+    slowed: Option<Slowed>,
+    /// The share that came back, while exchanges are slowed.
     share: f64,
+    /// Times that exchanges slowed down.
+    pub(crate) slowdowns: u64,
 }
 
 /// A number in which all bits of the id have mixed (the finalizer of MurmurHash3): neighbours that were
@@ -114,7 +94,9 @@ impl PingPong {
             reviewed_at: now,
             returned_at: None,
             returned_bytes: 0,
-            brake: None,
+            slowed: None,
+            share: 0.0,
+            slowdowns: 0,
         }
     }
 
@@ -150,7 +132,7 @@ impl PingPong {
         }
         let bytes = bytes * stands_for;
         // Where exchanges are slow, pages come back later.
-        let within = match self.brake {
+        let within = match self.slowed {
             Some(_) => horizon,
             None => horizon / 2,
         };
@@ -190,73 +172,48 @@ impl PingPong {
         let set = settings.rate_bytes_per_s;
         let share = returned as f64 / all.max(1) as f64;
         let is_quiet = (self.returned_at).is_none_or(|at| now.since(at) >= settings.horizon);
-        let rate = match &self.brake {
+        let before = self.slowed.as_ref().map(|slowed| slowed.rate_bytes_per_s);
+        let rate = match before {
             None if share >= HIGH && a_second(returned) >= (set / HARMLESS).max(1) => {
                 Some(a_second(all) / 2)
             }
             None => None,
             Some(_) if is_quiet => None,
             // Too little moved to tell anything.
-            Some(brake) if all < settings.batch_bytes / 4 => Some(brake.rate_bytes_per_s),
-            Some(brake) if share >= HIGH => Some(brake.rate_bytes_per_s / 2),
-            Some(brake) if share < LOW => Some(brake.rate_bytes_per_s.saturating_mul(RECOVERY)),
-            Some(brake) => Some(brake.rate_bytes_per_s),
+            Some(rate) if all < settings.batch_bytes / 4 => Some(rate),
+            Some(rate) if share >= HIGH => Some(rate / 2),
+            Some(rate) if share < LOW => Some(rate.saturating_mul(RECOVERY)),
+            Some(rate) => Some(rate),
         };
         let rate = rate.map(|rate| rate.max(set / FLOOR).max(1));
-        match (rate.filter(|&rate| rate < set), &mut self.brake) {
-            (None, brake) => *brake = None,
-            (Some(rate), Some(brake)) => {
-                if brake.rate_bytes_per_s != rate {
-                    brake.throttle.set_rate(now, rate, settings.batch_bytes);
-                    brake.rate_bytes_per_s = rate;
-                }
-                if all > 0 {
-                    brake.share = share;
-                }
-            }
-            (Some(rate), brake) => {
-                let slowed = EngineSettings {
-                    rate_bytes_per_s: rate,
-                    ..settings.clone()
-                };
-                let mut throttle = Throttle::new(&slowed, now);
-                // Without a burst.
-                throttle.take(now, settings.batch_bytes);
-                *brake = Some(Braked {
-                    throttle,
-                    rate_bytes_per_s: rate,
-                    share,
-                });
-            }
+        self.slowdowns += u64::from(rate.is_some_and(|rate| rate < before.unwrap_or(set)));
+        if before.is_none() || all > 0 {
+            self.share = share;
         }
+        Slowed::set(&mut self.slowed, now, rate, settings);
     }
 
     /// Of `budget` bytes what exchanges may have now; `None` if it is too early for any.
     pub(super) fn budget(&mut self, now: Time, budget: u64) -> Option<u64> {
-        match &mut self.brake {
-            None => Some(budget),
-            Some(brake) => Some(brake.throttle.budget(now)?.min(budget)),
-        }
+        Slowed::budget(&mut self.slowed, now, budget)
     }
 
     /// Takes the bytes of an exchange.
     pub(super) fn take(&mut self, now: Time, bytes: u64) {
-        if let Some(brake) = &mut self.brake {
-            brake.throttle.take(now, bytes);
-        }
+        Slowed::take(&mut self.slowed, now, bytes);
     }
 
     /// How exchanges are slowed; `None` if they are not.
-    pub(crate) fn brake(&self, settings: &EngineSettings) -> Option<Brake> {
-        let brake = self.brake.as_ref()?;
+    pub(super) fn brake(&self, settings: &EngineSettings) -> Option<Brake> {
+        let slowed = self.slowed.as_ref()?;
         Some(Brake {
-            rate_bytes_per_s: brake.rate_bytes_per_s,
-            returned_share: brake.share,
+            rate_bytes_per_s: slowed.rate_bytes_per_s,
+            returned_share: self.share,
             reason: format!(
                 "{:.0} % of what was moved came back within {:.0} s, so exchanges go at {} a second instead of {}",
-                brake.share * 100.0,
+                self.share * 100.0,
                 settings.horizon.as_secs_f64(),
-                human(brake.rate_bytes_per_s),
+                human(slowed.rate_bytes_per_s),
                 human(settings.rate_bytes_per_s)
             ),
         })

@@ -90,11 +90,11 @@ impl Planner<'_> {
             let waits = self.draft_pins();
             if self.draft.bytes == 0
                 && self.evidence.is_settled()
-                && let Some(budget) = self.mover.ping_pong.budget(self.now, self.budget)
+                && let Some(budget) = self.mover.exchange_budget(self.now, self.budget)
             {
                 self.budget = budget;
                 self.draft_exchange(waits);
-                self.mover.ping_pong.take(self.now, self.draft.bytes);
+                self.mover.take_exchange(self.now, self.draft.bytes);
             }
         }
         self.draft

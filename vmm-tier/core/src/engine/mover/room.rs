@@ -9,7 +9,8 @@
 //!   one would leave what the CPUs hold, an eighth of each zone, unused for good.
 //! - The operator's limit on what the guest holds of the fast tier, with promotions under way counted as
 //!   there.
-//! - A batch goes to one node, so the room of a tier is that of its node with the most.
+//! - The room of a tier is that of its node with the most: a huge page must fit on one node. Pages that
+//!   fit there all find room, also if nearer nodes are filled first ([`crate::nearness`]).
 //!
 //! Room is asked for frames of a size. Small frames, to which transparent huge pages fold, come from the
 //! node's free memory, as above. A frame of a hugetlb pool comes from the node's pool: only a free page that is
@@ -299,7 +300,18 @@ impl Rooms {
             .fold(0, u64::saturating_add)
     }
 
-    /// The node to which a batch of pages with such frames goes: that with the most room.
+    /// The bytes of such frames that fit on each of the nodes.
+    pub(crate) fn each(
+        &self,
+        nodes: &NodeSet,
+        frame_bytes: u64,
+        headroom_bytes: u64,
+    ) -> Vec<(NodeId, u64)> {
+        let room = |node: &NodeMemory| (node.node, node.room(frame_bytes, headroom_bytes).bytes());
+        self.of(nodes).map(room).collect()
+    }
+
+    /// The node with the most room for pages with such frames.
     pub(crate) fn target(&self, nodes: &NodeSet, frame_bytes: u64) -> Option<NodeId> {
         let room = |node: &NodeId| {
             let memory = self.nodes.get(node)?;

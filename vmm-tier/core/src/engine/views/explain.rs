@@ -326,7 +326,7 @@ impl Subject<'_> {
         let turn = || {
             let turn = format!("its turn comes: {before} hotter pages go first");
             let engine = self.engine;
-            match engine.mover.ping_pong.brake(engine.settings()) {
+            match engine.mover.brake(engine.settings()) {
                 Some(brake) => format!("{turn}; {}", brake.reason),
                 None => turn,
             }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::engine::{
-    Brake, DrainProgress, Planned, PolicySnapshot, ReshapeOutcome, TierBias, VmEngine, VmState,
+    Brake, BrakeReason, DrainProgress, Planned, PolicySnapshot, ReshapeOutcome, TierBias, VmEngine,
+    VmState,
 };
 use crate::{
     addr::NodeSet, map::GuestMemoryMap, moves::Outcome, rebind::Rebinding, settings::Tier,
@@ -84,8 +85,11 @@ crate::report! {
         /// Bytes that moved back within half of the horizon, which was not worth the move; estimated.
         #[metric(counter = "returned_bytes", since = "the agent's start")]
         pub returned_bytes: u64,
-        /// How exchanges are slowed while pages that were moved come back; absent if they are not.
+        /// How exchanges are slowed, and why; absent if they are not.
         pub brake: Option<Brake>,
+        /// Times that exchanges slowed down, by reason.
+        #[metric(counter = "slowdowns", by = "reason", since = "the agent's start")]
+        pub slowdowns: BTreeMap<BrakeReason, u64>,
         /// Present guest memory, by the size of its pages in bytes.
         #[metric(gauge = "present_bytes", by = "page_size")]
         pub page_sizes: BTreeMap<u64, u64>,
@@ -172,7 +176,8 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
         moved_pages: mover.totals.moved_pages,
         failed: mover.totals.failed.clone(),
         returned_bytes: mover.ping_pong.returned_bytes,
-        brake: mover.ping_pong.brake(&orders.settings),
+        brake: mover.brake(&orders.settings),
+        slowdowns: mover.slowdowns(),
         page_sizes: pages.bytes().by_page_size.clone(),
         splits: mover.reshaper.split_counts().clone(),
         collapses: mover.reshaper.collapse_counts().clone(),
