@@ -180,7 +180,7 @@ impl VmEngine {
                 }
             }
             Event::Reshaped(report) => self.mover.reshaper.finish(&report, &mut self.pages),
-            Event::Nodes(nodes) => self.mover.set_nodes(nodes),
+            Event::Nodes(nodes) => self.mover.rooms.set(nodes),
             Event::Nearness(nearness) => self.mover.nearness = Arc::new(nearness),
             Event::Strain(strain) => {
                 let settings = &self.orders.settings;

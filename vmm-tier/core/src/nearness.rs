@@ -35,27 +35,12 @@ pub struct Nearness {
     pub distances: BTreeMap<(NodeId, NodeId), Distance>,
     /// The nodes whose CPUs run the guest's; none if that is not known.
     pub cpus: NodeSet,
-    /// The nodes on which the guest's process may have memory (its cpuset); none if that is not known.
-    pub allowed: NodeSet,
 }
 
 impl Nearness {
     fn between(&self, from: NodeId, to: NodeId) -> Distance {
         let known = self.distances.get(&(from, to)).copied();
         known.unwrap_or(UNKNOWN)
-    }
-
-    /// The nodes of a tier to which pages may go. Where the process may use none of them, all: then each
-    /// move tells why it is refused.
-    pub(crate) fn usable(&self, tier: &NodeSet) -> NodeSet {
-        let usable: NodeSet = tier
-            .iter()
-            .filter(|&node| self.allowed.contains(node))
-            .collect();
-        match usable.is_empty() {
-            true => tier.clone(),
-            false => usable,
-        }
     }
 
     /// How far memory of a node is from the nearest of the guest's CPUs.
@@ -191,7 +176,6 @@ mod tests {
         Arc::new(Nearness {
             distances: near.into_iter().map(distance).collect(),
             cpus: set(cpus),
-            allowed: set(""),
         })
     }
 
@@ -268,26 +252,10 @@ mod tests {
         let nearness = Nearness {
             distances: BTreeMap::from([distance(5, true), distance(7, false)]),
             cpus: set(""),
-            allowed: set(""),
         };
         let rooms = vec![(NodeId(5), 9 * BASE_PAGE), (NodeId(7), BASE_PAGE)];
         let targets = Targets::new(Direction::Demote, set("5,7"), rooms, Arc::new(nearness));
         assert_eq!(places(&targets, &[0, 0]), to(&[7, 5]));
-    }
-
-    #[test]
-    fn nodes_when_the_cpuset_leaves_some_are_those_and_else_all() {
-        let usable = |allowed| {
-            let nearness = Nearness {
-                allowed: set(allowed),
-                ..Nearness::default()
-            };
-            nearness.usable(&set("5,7")).to_string()
-        };
-        assert_eq!(
-            [usable("0,7"), usable(""), usable("0")],
-            ["7", "5,7", "5,7"]
-        );
     }
 
     #[test]
@@ -320,7 +288,6 @@ mod tests {
             let nearness = Nearness {
                 distances: distances.into_iter().map(distance).collect(),
                 cpus: cpus.into_iter().map(NodeId).collect(),
-                allowed: NodeSet::default(),
             };
             let pages: Vec<(Page, Option<NodeId>)> = (0..).zip(pages).map(|(number, (is_huge, from))| {
                 let bytes = if is_huge { HUGE_PAGE } else { BASE_PAGE };

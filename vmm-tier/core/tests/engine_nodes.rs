@@ -186,7 +186,6 @@ fn nearness(cpus: &str) -> Nearness {
     Nearness {
         distances: pairs.map(distance).collect(),
         cpus: set(cpus),
-        allowed: set(""),
     }
 }
 
@@ -246,19 +245,4 @@ fn cold_pages_when_the_near_expander_is_full_go_to_the_other() {
         host.moves.keys().all(|&(from, to)| (from < 5) != (to < 5)),
         "within a tier"
     );
-}
-
-#[test]
-fn cold_pages_when_the_cpuset_forbids_the_near_expander_go_to_the_other() {
-    let pages = runs(&[(0, 256), (5, 64), (7, 64)]);
-    let mut host = Host::new(pages, [256 + HEADROOM, 0, 512, 512], "0");
-    let allowed = set("0,2,7");
-    host.step(Event::Nearness(Nearness {
-        allowed,
-        ..nearness("0")
-    }));
-    host.observe(30, 128);
-    assert_eq!(host.hot_on(128), [128, 0]);
-    assert!(!host.moves.contains_key(&(0, 5)), "{:?}", host.moves);
-    assert_eq!(host.moves[&(0, 7)], 128);
 }

@@ -140,10 +140,9 @@ impl Topology {
         self.nodes.iter().find(|node| node.id == id)
     }
 
-    /// How far nodes are from each other and from the guest's CPUs, which run on the nodes `cpus`. The
-    /// guest may have memory on the nodes `allowed`.
+    /// How far nodes are from each other and from the guest's CPUs, which run on the nodes `cpus`.
     #[must_use]
-    pub fn nearness(&self, cpus: NodeSet, allowed: NodeSet) -> Nearness {
+    pub fn nearness(&self, cpus: NodeSet) -> Nearness {
         let pairs = self.nodes.iter().flat_map(|from| {
             self.nodes.iter().filter_map(|to| {
                 let distance = Distance {
@@ -156,7 +155,6 @@ impl Topology {
         Nearness {
             distances: pairs.collect(),
             cpus,
-            allowed,
         }
     }
 

@@ -22,7 +22,7 @@ use self::{
     in_flight::{InFlight, MovingPage, WaitingExchange},
     ping_pong::PingPong,
     plan::{Draft, Planner},
-    room::{FastBounds, NodeMemory, Room, Rooms},
+    room::{FastBounds, Room, Rooms},
     strain::{Strain, StrainBrake},
     throttle::Throttle,
     totals::{MoveTotals, Planned},
@@ -103,16 +103,6 @@ impl Mover {
     pub(super) fn set_rate(&mut self, now: Time, settings: &EngineSettings) {
         self.throttle
             .set_rate(now, settings.rate_bytes_per_s, settings.batch_bytes);
-    }
-
-    /// Takes the nodes' memory as the kernel has it now. Where the guest's process may use some nodes of a
-    /// tier only, the others have no room.
-    pub(super) fn set_nodes(&mut self, mut nodes: Vec<NodeMemory>) {
-        for tier in [&self.tiers.fast, &self.tiers.slow] {
-            let usable = self.nearness.usable(tier);
-            nodes.retain(|node| !tier.contains(node.node) || usable.contains(node.node));
-        }
-        self.rooms.set(nodes);
     }
 
     /// Takes how the host and the guest do.

@@ -70,7 +70,7 @@ mod tests {
     use std::sync::Arc;
 
     use tier_core::{
-        addr::BASE_PAGE,
+        addr::{BASE_PAGE, NodeSet},
         moves::{Direction, Page},
         nearness::{Distance, Nearness},
     };
@@ -86,7 +86,7 @@ mod tests {
         };
         let nearness = Nearness {
             distances: [distance(2, 30), distance(5, 20)].into(),
-            ..Nearness::default()
+            cpus: NodeSet::default(),
         };
         let rooms = vec![(NodeId(2), 9 * BASE_PAGE), (NodeId(5), BASE_PAGE)];
         let tier = "2,5".parse().unwrap();

@@ -27,7 +27,7 @@ use qmp::{
     },
 };
 use tier_core::{holds::Holds, map::GuestMemoryMap, nearness::Nearness};
-use tier_sys::{holds, knobs, process::ProcessHandle, sysroot::SysRoot, topology::Topology};
+use tier_sys::{holds, process::ProcessHandle, sysroot::SysRoot, topology::Topology};
 
 use crate::discover::{self, DiscoverError, Discovered, Known};
 
@@ -290,8 +290,7 @@ impl Thread {
         }
         let topology = Topology::read(&self.root).ok()?;
         let cpus = topology.nodes_of_threads(&self.root, pid, vcpus);
-        let allowed = knobs::allowed_nodes(&self.root, pid).unwrap_or_default();
-        Some(topology.nearness(cpus, allowed))
+        Some(topology.nearness(cpus))
     }
 
     fn connect(&self, greeting_timeout: Duration) -> anyhow::Result<Monitor> {
