@@ -379,7 +379,7 @@ pub fn pool_exhausted(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Named> {
         Some(own) => Some((own.node, own.pages)),
         None => own
             .find(|own| is_slow(own.node))
-            .map(|own| (own.node, own.pages + 1)),
+            .map(|own| (own.node, own.pages.saturating_add(pool.lacking()))),
     };
     Some(Named {
         pathology: Pathology::PoolExhausted,
@@ -444,6 +444,7 @@ mod tests {
                 free,
                 reserved,
                 surplus,
+                overcommit: 0,
                 nodes: vec![NodePool { node: NodeId(1), pages: pages.saturating_sub(1), free, surplus }],
             };
             let mut reading = Reading {

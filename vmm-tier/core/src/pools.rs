@@ -1,7 +1,5 @@
 //! hugetlb pools: pages of each size, on each node and in all.
 
-use serde::Serialize;
-
 use crate::{
     addr::{NodeId, NodeSet},
     tiers::Tiers,
@@ -11,37 +9,51 @@ use crate::{
 /// block of `MAX_PAGE_ORDER`, 10, of pages of 4 KiB.
 const LARGEST_BLOCK: u64 = 4 << 20;
 
-/// A pool of one node, in pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct NodePool {
-    /// The node.
-    pub node: NodeId,
-    /// Pages in the pool.
-    pub pages: u64,
-    /// Pages of them that nobody uses.
-    pub free: u64,
-    /// Pages beyond what was configured.
-    pub surplus: u64,
+crate::report! {
+    /// A hugetlb pool on one node.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct NodePool = "TierNodePool" {
+        /// The node.
+        #[metric(label = "numa_node")]
+        pub node: NodeId,
+        /// Pages in the pool.
+        #[metric(gauge = "pool_node_pages")]
+        pub pages: u64,
+        /// Pages of them that nobody uses.
+        #[metric(gauge = "pool_node_free_pages")]
+        pub free: u64,
+        /// Pages beyond what was configured.
+        #[metric(gauge = "pool_node_surplus_pages")]
+        pub surplus: u64,
+    }
 }
 
-/// All pools of one page size.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct HugePool {
-    /// The page size in bytes.
-    pub page_size: u64,
-    /// Pages in all.
-    pub pages: u64,
-    /// Pages of them that nobody uses.
-    pub free: u64,
-    /// Free pages that are promised to mappings: they are not to be had. The kernel counts them for
-    /// the whole host only.
-    pub reserved: u64,
-    /// Pages beyond what was configured.
-    pub surplus: u64,
-    /// By rising node number.
-    pub nodes: Vec<NodePool>,
+crate::report! {
+    /// All hugetlb pools of one page size.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    pub struct HugePool = "TierHugePool" {
+        /// The page size in bytes.
+        #[metric(label = "page_size")]
+        pub page_size: u64,
+        /// Pages in all.
+        #[metric(gauge = "pool_pages")]
+        pub pages: u64,
+        /// Pages of them that nobody uses.
+        #[metric(gauge = "pool_free_pages")]
+        pub free: u64,
+        /// Free pages that are promised to mappings: they are not to be had. The kernel counts them for
+        /// the whole host only.
+        #[metric(gauge = "pool_reserved_pages")]
+        pub reserved: u64,
+        /// Pages beyond what was configured.
+        #[metric(gauge = "pool_surplus_pages")]
+        pub surplus: u64,
+        /// Most surplus pages that mappings may bring about (`nr_overcommit_hugepages`). Moves need none.
+        #[metric(gauge = "pool_overcommit_pages")]
+        pub overcommit: u64,
+        /// By rising node number.
+        pub nodes: Vec<NodePool>,
+    }
 }
 
 impl HugePool {
@@ -49,6 +61,15 @@ impl HugePool {
     #[must_use]
     pub fn available(&self) -> u64 {
         self.free.saturating_sub(self.reserved)
+    }
+
+    /// Pages that the pool must get before a page is free and promised to nobody; 0 if there is such a
+    /// page.
+    #[must_use]
+    pub const fn lacking(&self) -> u64 {
+        self.reserved
+            .saturating_add(1)
+            .saturating_sub(self.free)
     }
 
     /// The command that gives a node this many pages.
@@ -83,8 +104,9 @@ impl HugePool {
     /// that is left (`alloc_migrate_hugetlb_folio`). As far as the pool is concerned: there must be such
     /// memory.
     ///
-    /// None where a node has a free page that is not promised: the kernel takes that instead. None of
-    /// pages that the kernel can't make at will. A move takes a surplus page's standing along, from a
+    /// None where a node has a free page that is not promised: the kernel takes that instead. It takes
+    /// even promised pages where more are promised than free, as it subtracts without a sign
+    /// (`available_huge_pages`). None of pages that the kernel can't make at will. A move takes a surplus page's standing along, from a
     /// node that has any to the other (`move_hugetlb_state`): with surplus on the slow node, as many
     /// must be on the fast one.
     #[must_use]
@@ -92,7 +114,8 @@ impl HugePool {
         let (Some(fast), Some(slow)) = (self.on(fast), self.on(slow)) else {
             return 0;
         };
-        let has_free = self.available() > 0 && fast.free + slow.free > 0;
+        let takes_free = self.free != self.reserved;
+        let has_free = takes_free && (fast.free > 0 || slow.free > 0);
         if has_free || self.page_size > LARGEST_BLOCK {
             return 0;
         }
@@ -133,6 +156,7 @@ mod tests {
             free: own.iter().map(|own| own.0).sum(),
             reserved,
             surplus: own.iter().map(|own| own.1).sum(),
+            overcommit: 0,
             nodes: nodes.collect(),
         }
     }
@@ -192,6 +216,14 @@ mod tests {
         assert_eq!(pairs(&pool(0, [(0, 0), (1, 0)])), 0, "one is to spare");
         assert_eq!(pairs(&pool(0, [(1, 14), (0, 0)])), 0);
         assert_eq!(pairs(&pool(4, [(0, 0), (4, 0)])), u64::MAX, "all promised");
+        let more = pool(6, [(0, 0), (4, 0)]);
+        assert_eq!(pairs(&more), 0, "the kernel takes one that is promised");
+        assert_eq!(more.lacking(), 3);
+        let elsewhere = HugePool {
+            free: 4,
+            ..pool(6, [(0, 0), (0, 0)])
+        };
+        assert_eq!(pairs(&elsewhere), u64::MAX, "free on a third node");
         let giant = HugePool {
             page_size: 1 << 30,
             ..pool(0, [(0, 0), (0, 0)])

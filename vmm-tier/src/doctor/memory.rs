@@ -52,7 +52,9 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
         let mut own = pool.nodes.iter();
         let slow = own.find(|own| pool.surplus == 0 && tiers.slow.contains(own.node));
         return Some(match slow {
-            Some(own) => note.mend(pool.set_pages(own.node, own.pages + 1)),
+            Some(own) => {
+                note.mend(pool.set_pages(own.node, own.pages.saturating_add(pool.lacking())))
+            }
             None => note,
         });
     }
@@ -249,6 +251,7 @@ mod tests {
             free: own.iter().map(|own| own.1).sum(),
             reserved,
             surplus: own.iter().map(|own| own.2).sum(),
+            overcommit: 0,
             nodes: nodes.collect(),
         }
     }
