@@ -92,6 +92,8 @@ struct Agent {
     clients: Clients,
     settings: OperatorSettings,
     pace: Pace,
+    /// The hugetlb pools that back the guest, as they were when the nodes' memory was read last.
+    pools: Vec<HugePool>,
     /// Signals that ask the agent to end.
     signals: Receiver<()>,
     tap: Option<Box<dyn Tap>>,
@@ -336,7 +338,14 @@ impl Agent {
             })
         });
         let memory = memory.collect();
+        self.pools = pools;
         self.step(Event::Nodes(memory));
+    }
+
+    /// Why the kernel refuses to move or look up pages, if it does or would do.
+    fn refused(&self) -> Option<String> {
+        let closed = self.engine.closed_tier().map(str::to_owned);
+        closed.or_else(|| self.page_work.refused().cloned())
     }
 
     /// The hugetlb pools that back the guest. Those that can't be read have no page to spare.

@@ -52,10 +52,12 @@ pub use views::{
     heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
     sentences,
     snapshot::{Snapshot, TierSnapshot},
+    wait::Wait,
 };
 
 use self::{
     evidence::Evidence,
+    exchange::Judge,
     guest_pages::GuestPages,
     journal::Journal,
     mover::Mover,
@@ -63,6 +65,7 @@ use self::{
 };
 use crate::{
     addr::Gpa,
+    constraints::ClosedNode,
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
     sample::{DropReason, SampleAccount, SampleBatch, SourceKind},
@@ -82,6 +85,8 @@ pub enum Event {
     Moved(MoveReport),
     /// Free memory of the tiers' nodes.
     Nodes(Vec<NodeMemory>),
+    /// The nodes onto which no page can be moved from now on.
+    Closed(Vec<ClosedNode>),
     /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
     Source(Option<SourceKind>),
     /// The guest's CPUs were stopped or run again.
@@ -109,7 +114,7 @@ pub enum Action {
     Move(MoveBatch),
     /// Let pages change places, as one piece of work. The answer is an [`Event::Moved`] for each batch.
     MovePaired(PairedBatch),
-    /// The map is out of date: pages are gone that it names.
+    /// The map is out of date, as pages are gone that it names, or the cpusets are other than known.
     RefreshMap,
 }
 
@@ -144,6 +149,7 @@ impl VmEngine {
             Event::Scanned(report) => self.take_scan(now, &report),
             Event::Moved(report) => actions = self.take_moves(now, &report),
             Event::Nodes(nodes) => self.mover.rooms.set(nodes),
+            Event::Closed(nodes) => self.mover.rooms.close(nodes),
             Event::Source(main) => self.evidence.believe(main),
             Event::Rest(at_rest) => {
                 self.evidence.at_rest = at_rest;
@@ -318,6 +324,14 @@ impl VmEngine {
         &self.mover.tiers
     }
 
+    /// Why no page can be moved onto a tier, if it is so: cpusets close all its nodes.
+    #[must_use]
+    pub fn closed_tier(&self) -> Option<&str> {
+        let Mover { tiers, rooms, .. } = &self.mover;
+        let closed = rooms.all_closed(&tiers.fast);
+        closed.or_else(|| rooms.all_closed(&tiers.slow))
+    }
+
     /// The memory map in force.
     #[must_use]
     pub fn map(&self) -> Option<&GuestMemoryMap> {
@@ -383,6 +397,23 @@ impl VmEngine {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         views::snapshot::of(self)
+    }
+
+    /// What moves wait for; `None` while pages move, or could move at once.
+    #[must_use]
+    pub fn waits_for(&self, now: Time) -> Option<Wait> {
+        views::wait::of(self, now)
+    }
+
+    fn judge(&self, now: Time) -> Judge<'_> {
+        Judge {
+            now,
+            pages: &self.pages,
+            evidence: &self.evidence,
+            tiers: &self.mover.tiers,
+            costs: &self.mover.totals.costs,
+            settings: &self.orders.settings,
+        }
     }
 
     /// What became of every record of every source.

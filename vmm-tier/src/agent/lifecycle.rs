@@ -15,6 +15,7 @@ use qmp::{
     event::EventKind,
 };
 use tier_core::{
+    constraints::Constraints,
     engine::{Event, Order},
     holds::{Holds, PRIVATE_MEMORY},
 };
@@ -226,6 +227,27 @@ impl Agent {
         self.apply_pause();
     }
 
+    /// Takes what the host's administrator lets QEMU and the agent have. Nodes that a cpuset leaves out are
+    /// closed to moves.
+    pub(super) fn on_constraints(&mut self, constraints: Constraints) {
+        let closed = constraints.cpusets.closed(self.engine.tiers(), self.vm.pid);
+        self.qemu.constraints = constraints;
+        if self.qemu.closed == closed {
+            return;
+        }
+        if closed.is_empty() {
+            tracing::info!(
+                vm = self.vm.name,
+                "cpusets allow all nodes of the tiers again"
+            );
+        }
+        for node in &closed {
+            tracing::warn!(vm = self.vm.name, "{}", node.reason);
+        }
+        self.qemu.closed.clone_from(&closed);
+        self.step(Event::Closed(closed));
+    }
+
     /// Lets the tap know what happened to the guest.
     fn tap_note(&mut self, text: &str) {
         if let Some(tap) = &mut self.tap {
@@ -238,6 +260,7 @@ impl Agent {
             found,
             vcpus,
             holds,
+            constraints,
             took,
         } = layout;
         self.qemu.discovery.end(Instant::now(), took, found.is_ok());
@@ -245,6 +268,7 @@ impl Agent {
             self.sources.set_vcpus(tids);
         }
         self.on_holds(holds);
+        self.on_constraints(constraints);
         let Some(old) = self.engine.map() else { return };
         let map = match found {
             Ok(Discovered { map, .. }) => old.succeeded_by(map),

@@ -11,7 +11,6 @@ use signal_hook::iterator::Signals;
 use tier_core::{
     addr::{NodeId, NodeSet},
     engine::{Action, Order, VmEngine},
-    holds::Holds,
     map::GuestMemoryMap,
     text::size,
     tiers::{Division, Tiers},
@@ -81,6 +80,7 @@ fn start(
         is_kvm,
         vcpus,
         holds,
+        constraints,
     } = begun;
     let mapped = Instant::now();
     let pid = connected.monitor.client.peer().pid;
@@ -110,12 +110,13 @@ fn start(
     let mut agent = Agent {
         vm: Vm::new(name, root, pid, process),
         engine,
-        qemu: Qemu::new(asker, monitor, mapped, map_took, Holds::default()),
+        qemu: Qemu::new(asker, monitor, mapped, map_took),
         page_work: PageWork::new(worker),
         sources,
         clients,
         settings,
         pace: Pace::new(Instant::now()),
+        pools: Vec::new(),
         signals,
         tap,
     };
@@ -124,6 +125,7 @@ fn start(
     agent.go_on(state, actions);
     agent.restore();
     agent.on_holds(holds);
+    agent.on_constraints(constraints);
     agent.on_status(status);
     agent.on_migration_answer(migration);
     agent.run()

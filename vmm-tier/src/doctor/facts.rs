@@ -8,8 +8,13 @@ use qmp::{
     Client,
     commands::{MigrationInfo, QueryKvm, QueryMigrate, QueryStatus},
 };
-use tier_core::{addr::NodeSet, holds::Holds};
+use tier_core::{
+    addr::NodeSet,
+    constraints::{Constraints, PoolBounds},
+    holds::Holds,
+};
 use tier_sys::{
+    constraints,
     damon::users::DamonUsers,
     holds,
     hugetlb::{self, HugePool},
@@ -30,6 +35,8 @@ const MSR_PERF_CAPABILITIES: u32 = 0x345;
 #[derive(Clone, Debug)]
 pub(super) struct HostFacts {
     pub(super) topology: Result<Topology, String>,
+    /// Nodes on which the doctor itself may have memory, if known.
+    pub(super) allowed: Option<NodeSet>,
     pub(super) capabilities: Capabilities,
     pub(super) knobs: Result<Knobs, String>,
     pub(super) pools: Result<Vec<HugePool>, String>,
@@ -67,6 +74,7 @@ impl HostFacts {
     pub(super) fn read(root: &SysRoot) -> Self {
         Self {
             topology: text(Topology::read(root)),
+            allowed: knobs::own_allowed_nodes(root).ok(),
             capabilities: process::effective_capabilities(),
             knobs: text(Knobs::read(root)),
             pools: text(hugetlb::read(root)),
@@ -157,6 +165,8 @@ pub(super) struct GuestFacts {
     pub(super) map: Result<Discovered, String>,
     /// Nodes on which the process may have memory.
     pub(super) allowed: Result<NodeSet, String>,
+    /// What bounds its use of hugetlb pools.
+    pub(super) pools: Vec<PoolBounds>,
     /// Policies other than `default` of the guest's mappings, such as `bind:1`.
     pub(super) policies: Vec<String>,
     /// What keeps the guest's memory in place; `None` if the process can't be looked at.
@@ -197,6 +207,13 @@ impl GuestFacts {
                 .map(|status| status.status.to_string()),
             migration: migration.map(|status| status.to_string()),
             allowed: text(knobs::allowed_nodes(root, pid)),
+            pools: map.as_ref().map_or_else(
+                |_| Vec::new(),
+                |found| {
+                    let Constraints { pools, .. } = constraints::read(root, pid, &found.pools);
+                    pools
+                },
+            ),
             policies: policies(root, pid, map.as_ref().ok()),
             holds: holds::read(root, pid, guest_bytes).ok(),
             can_move: text(tier_sys::pages::query_nodes(pid, &pages)).map(drop),

@@ -3,7 +3,8 @@
 use tier_core::text::size::human;
 use tier_core::{
     addr::{NodeId, NodeSet},
-    tiers::{Division, TierBasis, TiersError},
+    constraints::Cpusets,
+    tiers::{Division, TierBasis, Tiers, TiersError},
 };
 
 use super::{
@@ -28,6 +29,7 @@ pub(super) fn findings(
     let tiers = division
         .and_then(|division| division.as_ref().ok())
         .map(|division| &division.tiers);
+    out.extend(own_cpuset(host, tiers));
     match &host.pools {
         Ok(pools) => out.extend(pools.iter().filter_map(|pool| hugetlb(pool, tiers))),
         Err(error) => out.push(unreadable(Area::HugePages, "hugetlb-pools", error)),
@@ -41,6 +43,26 @@ pub(super) fn findings(
     }
     out.extend(other_damon(&host.damon));
     out
+}
+
+/// The cpuset of the doctor itself, if it leaves out a node of the tiers: started in the same way, an agent
+/// can't move pages there.
+fn own_cpuset(host: &HostFacts, tiers: Option<&Tiers>) -> Option<Finding> {
+    let cpusets = Cpusets {
+        qemu: None,
+        agent: host.allowed.clone(),
+    };
+    let closed = cpusets.closed(tiers?, 0);
+    let first = closed.first()?;
+    let meaning = "an agent that is started as this command was can't move pages there";
+    let finding = Finding::new(
+        Area::Permissions,
+        "own-cpuset",
+        Level::Warn,
+        first.reason.clone(),
+        meaning,
+    );
+    Some(finding.mend("grep -H . /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpuset.mems"))
 }
 
 fn unreadable(area: Area, id: &'static str, error: &str) -> Finding {

@@ -36,8 +36,12 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
         0 => String::new(),
         reserved => format!("; {reserved} promised"),
     };
+    let overcommit = match pool.overcommit {
+        0 => String::new(),
+        most => format!("; guests may bring about {most} surplus (nr_overcommit_hugepages)"),
+    };
     let what = format!(
-        "hugetlb pool of {}: {}{promised}",
+        "hugetlb pool of {}: {}{promised}{overcommit}",
         human(pool.page_size),
         on_node.collect::<Vec<_>>().join(", ")
     );
@@ -284,6 +288,32 @@ mod tests {
             (found.level, found.remedy),
             (Level::Ok, None),
             "one to spare"
+        );
+    }
+
+    #[test]
+    fn pool_when_more_pages_are_promised_than_free_gets_all_that_it_lacks() {
+        // A move would take one of the promised pages: the kernel subtracts without a sign.
+        let found = hugetlb(&pool(6, [(44, 0, 0), (156, 4, 0)]), Some(&tiers())).unwrap();
+        assert_eq!(found.level, Level::Warn);
+        let mend =
+            "echo 159 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages";
+        assert_eq!(found.remedy.as_deref(), Some(mend));
+        let mended = hugetlb(&pool(6, [(44, 0, 0), (159, 7, 0)]), Some(&tiers())).unwrap();
+        assert_eq!(mended.level, Level::Ok);
+    }
+
+    #[test]
+    fn pool_when_surplus_pages_may_come_tells_how_many() {
+        let overcommitted = HugePool {
+            overcommit: 16,
+            ..pool(0, [(44, 0, 0), (157, 1, 0)])
+        };
+        let found = hugetlb(&overcommitted, Some(&tiers())).unwrap();
+        assert_eq!(
+            found.what,
+            "hugetlb pool of 2 MiB: node 0: 0 free of 44, node 1: 1 free of 157; guests may bring about 16 surplus \
+             (nr_overcommit_hugepages)"
         );
     }
 

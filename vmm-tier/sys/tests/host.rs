@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use tier_core::addr::{NodeId, NodeSet};
+use tier_core::{
+    addr::{NodeId, NodeSet},
+    tiers::Division,
+};
 use tier_sys::{
     hugetlb,
     knobs::{Knobs, allowed_nodes},
@@ -105,6 +108,75 @@ fn topology_when_read_on_this_host_agrees_with_itself() {
         assert!(node.marks.free <= node.total);
         assert_eq!(topology.distance(node.id, node.id), Some(10));
     }
+}
+
+/// A host with the nodes 0, 2 and 5, of which node 5 has no CPUs, and a pool on each.
+fn nodes_with_holes() -> (tempfile::TempDir, SysRoot) {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, format!("{text}\n")).unwrap();
+    };
+    let node = "sys/devices/system/node";
+    write(&format!("{node}/online"), "0,2,5");
+    write(&format!("{node}/has_memory"), "0,2,5");
+    write(&format!("{node}/has_cpu"), "0,2");
+    let mut zones = String::new();
+    for (id, distances) in [(0, "10 21 40"), (2, "21 10 41"), (5, "40 41 10")] {
+        write(&format!("{node}/node{id}/distance"), distances);
+        let total = format!("Node {id} MemTotal:  {} kB", (id + 1) << 20);
+        write(&format!("{node}/node{id}/meminfo"), &total);
+        zones += &format!(
+            "Node {id}, zone   Normal\n  pages free     {id}000\n        min      1\n        low      2\n        high     3\n"
+        );
+        let pool = format!("{node}/node{id}/hugepages/hugepages-2048kB");
+        for (file, pages) in [("nr", 10 + id), ("free", id), ("surplus", 0)] {
+            write(&format!("{pool}/{file}_hugepages"), &pages.to_string());
+        }
+    }
+    // A folder that is left of a node that went offline.
+    write(&format!("{node}/node3/uevent"), "");
+    write("proc/zoneinfo", zones.trim_end());
+    let all = "sys/kernel/mm/hugepages/hugepages-2048kB";
+    for (file, pages) in [
+        ("nr_hugepages", 37),
+        ("free_hugepages", 7),
+        ("resv_hugepages", 1),
+        ("surplus_hugepages", 0),
+        ("nr_overcommit_hugepages", 9),
+    ] {
+        write(&format!("{all}/{file}"), &pages.to_string());
+    }
+    let root = SysRoot::at(folder.path());
+    (folder, root)
+}
+
+#[test]
+fn host_when_its_node_numbers_have_holes_is_read_by_number() {
+    let (_folder, root) = nodes_with_holes();
+
+    let topology = Topology::read(&root).unwrap();
+
+    let ids: Vec<_> = topology.nodes.iter().map(|node| node.id.0).collect();
+    assert_eq!(ids, [0, 2, 5]);
+    assert_eq!(topology.distance(NodeId(2), NodeId(5)), Some(41));
+    assert_eq!(topology.distance(NodeId(5), NodeId(0)), Some(40));
+    assert_eq!(topology.distance(NodeId(0), NodeId(3)), None);
+    let slow = topology.node(NodeId(5)).unwrap();
+    assert_eq!((slow.total, slow.marks.free), (6 << 30, 5000 << 12));
+    let division = Division::of(&topology.facts()).unwrap();
+    assert_eq!(division.tiers.fast, nodes("0,2"));
+    assert_eq!(division.tiers.slow, nodes("5"));
+
+    let pool = hugetlb::read_size(&root, 2 << 20).unwrap().unwrap();
+    assert_eq!((pool.available(), pool.overcommit), (6, 9));
+    let all = division.tiers.nodes();
+    let spare = [0, 2, 3, 5].map(|node| pool.spare_on(NodeId(node), &all));
+    assert_eq!(spare, [0, 2, 0, 5]);
+    assert_eq!(pool.pairs_within(&division.tiers), 0, "two fast nodes");
+    let command = "echo 16 > /sys/devices/system/node/node5/hugepages/hugepages-2048kB/nr_hugepages";
+    assert_eq!(pool.set_pages(NodeId(5), 16), command);
 }
 
 #[test]

@@ -157,7 +157,9 @@ impl Mover {
         };
         let claimed_bytes = pages.pins().claimed_bytes(pin.tier);
         let mut room_bytes = room.saturating_sub(claimed_bytes);
-        let may_demote = pin.tier == Tier::Fast && pin.when_full == WhenFull::Demote;
+        let is_closed = self.rooms.all_closed(&self.tiers.fast).is_some();
+        let may_demote =
+            pin.tier == Tier::Fast && pin.when_full == WhenFull::Demote && !is_closed;
         if need_bytes > room_bytes && may_demote && self.slow_room(frame_bytes).fits(frame_bytes) {
             // All that is not pinned may be demoted.
             let kept = pages.pins().fast_bytes() + placed_bytes;
@@ -342,7 +344,11 @@ impl Mover {
         self.throttle
             .finished(now, outcomes.any(Outcome::is_success));
         let mut actions = Vec::new();
-        if results.iter().any(|result| result.outcome == Outcome::Gone) {
+        // The map, or what the cpusets allow, has changed.
+        let is_news = |result: &PageResult| {
+            matches!(result.outcome, Outcome::Gone | Outcome::Cpuset)
+        };
+        if results.iter().any(is_news) {
             actions.push(Action::RefreshMap);
         }
         if let Some(exchange) = self.in_flight.exchange_after(report.id) {

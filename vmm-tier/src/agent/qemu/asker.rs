@@ -26,8 +26,8 @@ use qmp::{
         MigrationInfo, QueryCpusFast, QueryKvm, QueryMigrate, QueryName, QueryStatus, StatusInfo,
     },
 };
-use tier_core::{holds::Holds, map::GuestMemoryMap};
-use tier_sys::{holds, process::ProcessHandle, sysroot::SysRoot};
+use tier_core::{constraints::Constraints, holds::Holds, map::GuestMemoryMap};
+use tier_sys::{constraints, holds, process::ProcessHandle, sysroot::SysRoot};
 
 use crate::discover::{self, DiscoverError, Discovered, Known};
 
@@ -120,6 +120,8 @@ pub(in crate::agent) struct Begun {
     pub(in crate::agent) vcpus: Vec<u32>,
     /// What keeps its memory in place, if the kernel told.
     pub(in crate::agent) holds: Option<Holds>,
+    /// What the host's administrator lets it have.
+    pub(in crate::agent) constraints: Constraints,
 }
 
 /// The guest's layout.
@@ -129,6 +131,8 @@ pub(in crate::agent) struct Layout {
     pub(in crate::agent) vcpus: Option<Vec<u32>>,
     /// What keeps the guest's memory in place, if the kernel told.
     pub(in crate::agent) holds: Option<Holds>,
+    /// What the host's administrator lets the guest have.
+    pub(in crate::agent) constraints: Constraints,
     /// How long it took.
     pub(in crate::agent) took: Duration,
 }
@@ -251,15 +255,20 @@ impl Thread {
         let process = ProcessHandle::open(pid)
             .with_context(|| format!("QEMU's process {pid} can't be watched"))?;
         let (root, known) = (&self.root, &mut self.known);
-        let Discovered { map, elapsed, .. } =
-            discover::discover_within(FIRST_DISCOVERY_LIMIT, client, root, known)
-                .with_context(|| format!("the memory map of QEMU {pid} can't be read"))?;
+        let Discovered {
+            map,
+            elapsed,
+            pools,
+            ..
+        } = discover::discover_within(FIRST_DISCOVERY_LIMIT, client, root, known)
+            .with_context(|| format!("the memory map of QEMU {pid} can't be read"))?;
         let name = client.execute(&QueryName {}).ok();
         // A QEMU without KVM support does not know the command.
         let kvm = client.execute(&QueryKvm {});
         Ok(Begun {
             process,
             holds: holds::read(root, pid, map.total_bytes()).ok(),
+            constraints: constraints::read(root, pid, &pools),
             map,
             map_took: elapsed,
             name: name.and_then(|reply| reply.name),
@@ -302,6 +311,7 @@ impl Thread {
             found,
             vcpus,
             holds,
+            constraints: constraints::read(&self.root, pid, &self.known.pools()),
             took: begin.elapsed(),
         }
     }

@@ -18,6 +18,8 @@
 //! unless a page comes the other way at once. Such pairs need free memory on both nodes while they are
 //! made.
 //!
+//! A node that a cpuset closes to QEMU or to the agent has no room of any kind: no page is moved onto it.
+//!
 //! Room is signed. Where it is negative, headroom is owed: that many bytes must be demoted before any is
 //! promoted.
 
@@ -25,6 +27,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     addr::{BASE_PAGE, NodeId, NodeSet},
+    constraints::ClosedNode,
     settings::{EngineSettings, Tier},
     tiers::Tiers,
 };
@@ -207,6 +210,8 @@ impl FastBounds {
 #[derive(Debug, Default)]
 pub(crate) struct Rooms {
     nodes: BTreeMap<NodeId, NodeMemory>,
+    /// Nodes onto which no page can be moved.
+    closed: Vec<ClosedNode>,
 }
 
 impl Rooms {
@@ -215,8 +220,35 @@ impl Rooms {
         self.nodes = nodes.into_iter().map(|node| (node.node, node)).collect();
     }
 
+    /// Takes the nodes onto which no page can be moved from now on.
+    pub(crate) fn close(&mut self, closed: Vec<ClosedNode>) {
+        self.closed = closed;
+    }
+
+    /// The nodes among these onto which no page can be moved.
+    pub(crate) fn closed<'a>(&'a self, nodes: &'a NodeSet) -> impl Iterator<Item = &'a ClosedNode> {
+        self.closed.iter().filter(|closed| nodes.contains(closed.node))
+    }
+
+    /// Why no page can be moved onto any of these nodes, if it is so.
+    pub(crate) fn all_closed(&self, nodes: &NodeSet) -> Option<&str> {
+        let is_one = |closed: &&ClosedNode| nodes.contains(closed.node);
+        let first = self.closed.iter().find(is_one)?;
+        let has_open = nodes.iter().any(|node| self.is_open(node));
+        (!has_open).then_some(first.reason.as_str())
+    }
+
+    fn is_open(&self, node: NodeId) -> bool {
+        self.closed.iter().all(|closed| closed.node != node)
+    }
+
     fn of<'a>(&'a self, nodes: &'a NodeSet) -> impl Iterator<Item = &'a NodeMemory> {
         nodes.iter().filter_map(|node| self.nodes.get(&node))
+    }
+
+    /// The nodes among these onto which pages can be moved.
+    fn open<'a>(&'a self, nodes: &'a NodeSet) -> impl Iterator<Item = &'a NodeMemory> {
+        self.of(nodes).filter(|node| self.is_open(node.node))
     }
 
     /// Free bytes of the nodes, watermarks and headroom included.
@@ -227,7 +259,7 @@ impl Rooms {
     /// What the nodes' hugetlb pools have for moves, by the size of their pages.
     pub(crate) fn spare_bytes(&self, nodes: &NodeSet) -> BTreeMap<u64, u64> {
         let mut spare = BTreeMap::new();
-        for pool in self.of(nodes).flat_map(|node| &node.pools) {
+        for pool in self.open(nodes).flat_map(|node| &node.pools) {
             *spare.entry(pool.page_bytes).or_default() += pool.free_bytes;
         }
         spare
@@ -253,7 +285,7 @@ impl Rooms {
         bounds: FastBounds,
         frame_bytes: u64,
     ) -> Option<NodeBound> {
-        let nodes = self.of(&tiers.fast);
+        let nodes = self.open(&tiers.fast);
         let all = nodes.map(|node| node.bound(frame_bytes, bounds.headroom_bytes));
         all.max_by_key(|bound| bound.room())
     }
@@ -261,7 +293,7 @@ impl Rooms {
     /// Bytes that may be demoted now into such frames. Beyond them the kernel would reclaim memory of the
     /// slow node, which may be the guest's own, or pools would change.
     pub(crate) fn slow(&self, tiers: &Tiers, frame_bytes: u64) -> Room {
-        let rooms = self.of(&tiers.slow).map(|node| node.room(frame_bytes, 0));
+        let rooms = self.open(&tiers.slow).map(|node| node.room(frame_bytes, 0));
         rooms.max().unwrap_or(Room::NONE).max(Room::NONE)
     }
 
@@ -273,6 +305,9 @@ impl Rooms {
             let (Some(node), None) = (nodes.next(), nodes.next()) else {
                 return Room::NONE;
             };
+            if !self.is_open(node.node) {
+                return Room::NONE;
+            }
             let pool = node.pools.iter().find(|p| p.page_bytes == frame_bytes);
             let of_pool = Room(pool.map_or(0, |pool| signed(pool.pair_bytes)));
             node.room(BASE_PAGE, headroom_bytes).min(of_pool)
@@ -294,7 +329,7 @@ impl Rooms {
             Tier::Fast => (&tiers.fast, bounds.headroom_bytes),
             Tier::Slow => (&tiers.slow, 0),
         };
-        self.of(nodes)
+        self.open(nodes)
             .map(|node| node.room(frame_bytes, headroom_bytes).bytes())
             .fold(0, u64::saturating_add)
     }
@@ -305,7 +340,8 @@ impl Rooms {
             let memory = self.nodes.get(node)?;
             Some(memory.room(frame_bytes, 0))
         };
-        nodes.iter().max_by_key(room)
+        let open = nodes.iter().filter(|&node| self.is_open(node));
+        open.max_by_key(room)
     }
 }
 
@@ -484,6 +520,38 @@ mod tests {
         assert_eq!(rooms.target(&tiers().fast, huge), Some(NodeId(1)));
         let limited = rooms.fast(&tiers(), bounds(Some(64)), 63 * MIB, huge);
         assert_eq!(limited.bytes(), MIB, "the limit holds for all frames");
+    }
+
+    #[test]
+    fn room_when_a_cpuset_closes_a_node_is_that_of_the_others() {
+        let closed = |nodes: &[u16]| {
+            let closed = |&node: &u16| ClosedNode {
+                node: NodeId(node),
+                by: vec![],
+                reason: format!("node {node} is closed"),
+            };
+            nodes.iter().map(closed).collect::<Vec<_>>()
+        };
+        // 20 and 34 MiB free, of which 14 stay.
+        let mut rooms = rooms([20, 34, 50]);
+        let fast = |rooms: &Rooms| rooms.fast(&tiers(), bounds(None), 0, BASE_PAGE);
+        rooms.close(closed(&[1]));
+        assert_eq!(fast(&rooms).bytes(), 6 * MIB);
+        assert_eq!(rooms.target(&tiers().fast, BASE_PAGE), Some(NodeId(0)));
+        assert_eq!(rooms.all_closed(&tiers().fast), None);
+        let all = |rooms: &Rooms, tier| {
+            rooms.all_nodes_bytes(&tiers(), tier, bounds(None), BASE_PAGE)
+        };
+        assert_eq!(all(&rooms, Tier::Fast), 6 * MIB);
+        rooms.close(closed(&[0, 1, 2]));
+        assert_eq!((fast(&rooms), all(&rooms, Tier::Fast)), (Room::NONE, 0));
+        assert_eq!(rooms.target(&tiers().fast, BASE_PAGE), None);
+        assert_eq!(rooms.slow(&tiers(), BASE_PAGE), Room::NONE);
+        assert_eq!(all(&rooms, Tier::Slow), 0);
+        assert_eq!(rooms.all_closed(&tiers().fast), Some("node 0 is closed"));
+        assert_eq!(rooms.free_bytes(&tiers().fast), 54 * MIB, "free all the same");
+        rooms.close(vec![]);
+        assert_eq!(fast(&rooms).bytes(), 20 * MIB);
     }
 
     #[test]

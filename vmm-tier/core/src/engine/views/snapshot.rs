@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::engine::{Brake, DrainProgress, Planned, PolicySnapshot, TierBias, VmEngine, VmState};
-use crate::{addr::NodeSet, map::GuestMemoryMap, moves::Outcome, settings::Tier};
+use crate::{addr::NodeSet, constraints::ClosedNode, map::GuestMemoryMap, moves::Outcome, settings::Tier};
 
 crate::report! {
     /// A tier's share of the VM.
@@ -28,6 +28,9 @@ crate::report! {
         /// them: promised to nobody, and 0 while a pool has surplus pages. By the size of the pages in bytes.
         #[metric(gauge = "tier_spare_bytes", by = "page_size")]
         pub spare_bytes: BTreeMap<u64, u64>,
+        /// The tier's nodes onto which no page is moved, as a cpuset leaves them out.
+        #[metric(count = "tier_closed_nodes")]
+        pub closed: Vec<ClosedNode>,
     }
 }
 
@@ -126,6 +129,7 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
             .filter(|_| tier == Tier::Fast),
         free_bytes: mover.rooms.free_bytes(nodes),
         spare_bytes: mover.rooms.spare_bytes(nodes),
+        closed: mover.rooms.closed(nodes).cloned().collect(),
     };
     Snapshot {
         state: engine.state(),
