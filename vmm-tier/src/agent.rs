@@ -57,7 +57,7 @@ use self::{
     control::{Pauser, Request},
     operator_settings::OperatorSettings,
     pace::{Pace, Stir},
-    page_work::{Done, PageWork},
+    page_work::{Done, Growth, PageWork, memory_of},
     qemu::{Answer, Qemu},
     sources::Sources,
     vm::Vm,
@@ -323,18 +323,24 @@ impl Agent {
         let tiers = self.engine.tiers();
         let memory = nodes.iter().filter_map(|node| {
             let marks = marks.get(&node)?;
+            let grows = |pool: &HugePool| {
+                let growth = self.page_work.growth;
+                growth.is_some_and(
+                    |Growth {
+                         nodes: [fast, slow],
+                         ..
+                     }| { node == fast && pool.can_grow(fast, slow) },
+                )
+            };
             let pools = pools.iter().map(|pool| PoolMemory {
+                grows: grows(pool),
                 page_bytes: pool.page_size,
                 free_bytes: pool.spare_on(node, &nodes) * pool.page_size,
                 pair_bytes: pool.pairs_within(tiers).saturating_mul(pool.page_size),
             });
             Some(NodeMemory {
-                node,
-                free_bytes: marks.free,
-                cached_bytes: marks.cached,
-                low_watermark_bytes: marks.low,
-                high_watermark_bytes: marks.high,
                 pools: pools.collect(),
+                ..memory_of(node, marks)
             })
         });
         let memory = memory.collect();

@@ -12,6 +12,7 @@ mod log;
 mod map_cmd;
 mod metrics;
 mod pair_journal;
+mod pool_drift;
 mod record;
 mod source;
 

@@ -3,9 +3,9 @@
 //! may use of a pool.
 //!
 //! The last two bound no move: the charge and the mount's account go along with the page
-//! (`hugetlb_cgroup_migrate`, mm/hugetlb_cgroup.c; `hugetlbfs_migrate_folio`, fs/hugetlbfs/inode.c), and a
-//! page that serves as a target is not charged (`alloc_hugetlb_folio_nodemask`, mm/hugetlb.c). They are
-//! shown because a guest that touches memory beyond them is killed (`SIGBUS`).
+//! (`hugetlb_cgroup_migrate`, mm/hugetlb_cgroup.c; `hugetlbfs_migrate_folio`, fs/hugetlbfs/inode.c), and
+//! a page that serves as a target is not charged (`alloc_hugetlb_folio_nodemask`, mm/hugetlb.c). They
+//! are shown because a guest that touches memory beyond them is killed (`SIGBUS`).
 
 use crate::{
     addr::{NodeId, NodeSet},
@@ -46,6 +46,15 @@ pub struct Cpusets {
 }
 
 impl Cpusets {
+    /// These, and where one is not known that of `before`: the process may be ending.
+    #[must_use]
+    pub fn or(self, before: Self) -> Self {
+        Self {
+            qemu: self.qemu.or(before.qemu),
+            agent: self.agent.or(before.agent),
+        }
+    }
+
     /// The nodes of the tiers onto which no page of QEMU's process `pid` can be moved.
     #[must_use]
     pub fn closed(&self, tiers: &Tiers, pid: u32) -> Vec<ClosedNode> {
@@ -113,10 +122,10 @@ crate::report! {
         /// What it bounds.
         #[metric(exempt = "says which count of the control group leaves least")]
         pub count: CgroupCount,
-        /// The bound.
+        /// The bound of the control group that leaves QEMU least.
         #[metric(gauge = "pool_cgroup_limit_bytes")]
         pub limit_bytes: u64,
-        /// What is counted against it now.
+        /// What is counted against that bound.
         #[metric(gauge = "pool_cgroup_used_bytes")]
         pub used_bytes: u64,
     }
@@ -138,7 +147,8 @@ crate::report! {
         pub path: String,
         /// Most bytes of its files (`size=`), if bounded.
         pub limit_bytes: Option<u64>,
-        /// Bytes that are promised to its files from the mount on (`min_size=`); `reserved` of the pool has them.
+        /// Bytes that are promised to its files from the mount on (`min_size=`); `reserved` of the pool
+        /// has them.
         pub promised_bytes: u64,
     }
 }
@@ -197,5 +207,11 @@ mod tests {
             agent: set("0-7"),
         };
         assert_eq!(cpusets.closed(&two_nodes(), 77), []);
+        let before = Cpusets {
+            qemu: set("1"),
+            agent: set("1"),
+        };
+        let now = cpusets.or(before);
+        assert_eq!(now.closed(&two_nodes(), 77)[0].by, [CpusetOwner::Qemu]);
     }
 }

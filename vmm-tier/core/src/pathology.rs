@@ -67,8 +67,8 @@ impl Pathology {
                 "no page of this pool can be moved: an exchange needs a free page that is promised to nobody"
             }
             Self::PoolDrift => {
-                "somebody moved pages beyond what the pool had free, or changed the pool: its pages per node are no \
-                 longer as they were"
+                "somebody moved pages beyond what the pool had free, as agents do with `hugetlb.grow`, or changed the \
+                 pool: its pages per node are no longer as they were"
             }
             Self::NumaBalancing => {
                 "the kernel promotes pages by its own rules and undoes the agent's choices"

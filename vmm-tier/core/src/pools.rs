@@ -16,13 +16,13 @@ crate::report! {
         /// The node.
         #[metric(label = "numa_node")]
         pub node: NodeId,
-        /// Pages in the pool.
+        /// Pages of the pool on the node.
         #[metric(gauge = "pool_node_pages")]
         pub pages: u64,
-        /// Pages of them that nobody uses.
+        /// Pages of the pool on the node that nobody uses.
         #[metric(gauge = "pool_node_free_pages")]
         pub free: u64,
-        /// Pages beyond what was configured.
+        /// Pages of the pool on the node beyond what was configured.
         #[metric(gauge = "pool_node_surplus_pages")]
         pub surplus: u64,
     }
@@ -35,20 +35,21 @@ crate::report! {
         /// The page size in bytes.
         #[metric(label = "page_size")]
         pub page_size: u64,
-        /// Pages in all.
+        /// Pages of the pools on all nodes.
         #[metric(gauge = "pool_pages")]
         pub pages: u64,
-        /// Pages of them that nobody uses.
+        /// Pages of the pools that nobody uses.
         #[metric(gauge = "pool_free_pages")]
         pub free: u64,
-        /// Free pages that are promised to mappings: they are not to be had. The kernel counts them for
-        /// the whole host only.
+        /// Free pages of the pools that are promised to mappings: they are not to be had. The kernel
+        /// counts them for the whole host only.
         #[metric(gauge = "pool_reserved_pages")]
         pub reserved: u64,
-        /// Pages beyond what was configured.
+        /// Pages of the pools beyond what was configured.
         #[metric(gauge = "pool_surplus_pages")]
         pub surplus: u64,
-        /// Most surplus pages that mappings may bring about (`nr_overcommit_hugepages`). Moves need none.
+        /// Most surplus pages that mappings may bring about (`nr_overcommit_hugepages`). Moves need
+        /// none.
         #[metric(gauge = "pool_overcommit_pages")]
         pub overcommit: u64,
         /// By rising node number.
@@ -67,9 +68,7 @@ impl HugePool {
     /// page.
     #[must_use]
     pub const fn lacking(&self) -> u64 {
-        self.reserved
-            .saturating_add(1)
-            .saturating_sub(self.free)
+        self.reserved.saturating_add(1).saturating_sub(self.free)
     }
 
     /// The command that gives a node this many pages.
@@ -95,7 +94,9 @@ impl HugePool {
             .min(self.available())
     }
 
-    fn on(&self, node: NodeId) -> Option<&NodePool> {
+    /// The pool of a node.
+    #[must_use]
+    pub fn on(&self, node: NodeId) -> Option<&NodePool> {
         self.nodes.iter().find(|pool| pool.node == node)
     }
 
@@ -106,9 +107,9 @@ impl HugePool {
     ///
     /// None where a node has a free page that is not promised: the kernel takes that instead. It takes
     /// even promised pages where more are promised than free, as it subtracts without a sign
-    /// (`available_huge_pages`). None of pages that the kernel can't make at will. A move takes a surplus page's standing along, from a
-    /// node that has any to the other (`move_hugetlb_state`): with surplus on the slow node, as many
-    /// must be on the fast one.
+    /// (`available_huge_pages`). None of pages that the kernel can't make at will. A move takes a
+    /// surplus page's standing along, from a node that has any to the other (`move_hugetlb_state`): with
+    /// surplus on the slow node, as many must be on the fast one.
     #[must_use]
     pub fn pairs_between(&self, fast: NodeId, slow: NodeId) -> u64 {
         let (Some(fast), Some(slow)) = (self.on(fast), self.on(slow)) else {
@@ -129,12 +130,24 @@ impl HugePool {
     /// pools of its nodes would change among themselves.
     #[must_use]
     pub fn pairs_within(&self, tiers: &Tiers) -> u64 {
-        let only = |nodes: &NodeSet| {
-            let mut nodes = nodes.iter();
-            nodes.next().filter(|_| nodes.next().is_none())
+        tiers
+            .only_nodes()
+            .map_or(0, |[fast, slow]| self.pairs_between(fast, slow))
+    }
+
+    /// Whether promotions can make the pool of the fast node larger, and that of the slow node smaller
+    /// by as much: a move takes a page from the kernel's free memory where the node's pool has none, and
+    /// gives it the page that is left. Not with surplus pages on either node: they would go along, and
+    /// writing `nr_hugepages` would not bring them back. Not where more pages are promised than free:
+    /// the kernel would take promised pages.
+    #[must_use]
+    pub fn can_grow(&self, fast: NodeId, slow: NodeId) -> bool {
+        let (Some(fast), Some(slow)) = (self.on(fast), self.on(slow)) else {
+            return false;
         };
-        let ends = only(&tiers.fast).zip(only(&tiers.slow));
-        ends.map_or(0, |(fast, slow)| self.pairs_between(fast, slow))
+        self.page_size <= LARGEST_BLOCK
+            && fast.surplus + slow.surplus == 0
+            && self.reserved <= self.free
     }
 }
 
@@ -230,6 +243,25 @@ mod tests {
         };
         assert_eq!(pairs(&giant), 0);
         assert_eq!(giant.pairs_between(NodeId(0), NodeId(7)), 0, "no such node");
+    }
+
+    #[test]
+    fn pool_when_its_pages_can_not_be_given_back_can_not_grow() {
+        let grows = |pool: &HugePool| pool.can_grow(NodeId(0), NodeId(1));
+        assert!(grows(&pool(0, [(0, 0), (0, 0)])));
+        assert!(grows(&pool(4, [(0, 0), (4, 0)])));
+        assert!(
+            !grows(&pool(5, [(0, 0), (4, 0)])),
+            "more promised than free"
+        );
+        assert!(!grows(&pool(0, [(0, 1), (0, 0)])));
+        assert!(!grows(&pool(0, [(0, 0), (9, 1)])));
+        let giant = HugePool {
+            page_size: 1 << 30,
+            ..pool(0, [(0, 0), (0, 0)])
+        };
+        assert!(!grows(&giant));
+        assert!(!pool(0, [(0, 0), (0, 0)]).can_grow(NodeId(0), NodeId(7)));
     }
 
     #[test]

@@ -81,7 +81,11 @@ fn hot_set_when_the_slow_node_is_closed_fills_free_memory_only() {
     assert_eq!(lab.kernel.moved_bytes.get(&SLOW), None);
     lab.order(Order::Limit(Some(0))).unwrap();
     observe(&mut lab, 5);
-    assert_eq!(lab.kernel.moved_bytes.get(&SLOW), None, "not even for a limit");
+    assert_eq!(
+        lab.kernel.moved_bytes.get(&SLOW),
+        None,
+        "not even for a limit"
+    );
 }
 
 #[test]
@@ -98,7 +102,10 @@ fn pin_when_its_tier_is_closed_is_refused_for_lack_of_room() {
     let before = lab.moved();
     let refused = lab.order(Order::Pin(pin)).unwrap_err();
     assert!(
-        matches!(refused, Refusal::Pin(PinError::NoRoom { room_bytes: 0, .. })),
+        matches!(
+            refused,
+            Refusal::Pin(PinError::NoRoom { room_bytes: 0, .. })
+        ),
         "{refused}"
     );
     // A pin that takes what fits waits, and demotes nothing.
@@ -155,7 +162,10 @@ fn moves_when_the_cpuset_changes_in_the_middle_ask_for_a_look_and_end_with_it() 
     }
     let failed = lab.engine.snapshot().failed;
     assert!(failed[&Outcome::Cpuset] > 0, "{failed:?}");
-    assert!(demoted <= 2 * tried, "{demoted} batches went down, {tried} up");
+    assert!(
+        demoted <= 2 * tried,
+        "{demoted} batches went down, {tried} up"
+    );
     let page = lab.kernel.fails.keys().next().copied().unwrap();
     let wait = wait_of(&lab.engine, &lab, (page - BASE) / BASE_PAGE);
     assert!(wait.contains("the cpuset leaves out node 0"), "{wait}");

@@ -108,7 +108,10 @@ fn waits_when_nothing_moves_name_what_is_missing() {
 fn waits_when_told_are_whole_sentences() {
     for wait in Wait::ALL {
         let sentence = wait.sentence();
-        assert!(sentence.ends_with('.') && !sentence.contains(['\n', '\t']), "{wait}");
+        assert!(
+            sentence.ends_with('.') && !sentence.contains(['\n', '\t']),
+            "{wait}"
+        );
         assert!(!sentence.contains("  "), "{wait}: {sentence}");
     }
 }
@@ -411,7 +414,7 @@ fn node_when_its_tier_has_several_is_that_of_the_last_move() {
         kernel: gups(2048, 512),
     };
     lab.order(Order::Map(map(1, 2048))).unwrap();
-    lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
+    lab.step(Event::Source(Some(SourceKind::Damon)));
     observe(&mut lab, 40);
     assert_eq!(explain(&lab, 1000).node, None, "one of two");
     let demoted = (0..512).map(|frame| explain(&lab, frame));
@@ -504,7 +507,7 @@ fn heatmap_when_ram_has_holes_and_huge_pages_shares_them_out() {
         now: Time(0),
     };
     lab.order(Order::Map(Arc::new(map))).unwrap();
-    lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
+    lab.step(Event::Source(Some(SourceKind::Damon)));
     lab.observe(|frame| if frame >= 512 { 10.0 } else { 0.0 });
     let drawn = lab.engine.heatmap(lab.now, 1, 4).unwrap();
     let at: Vec<u64> = drawn.cells.iter().map(|cell| cell.gpa.0).collect();

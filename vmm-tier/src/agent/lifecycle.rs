@@ -76,7 +76,7 @@ impl Agent {
             // It is asked for before the agent runs.
             Answer::Begun(_) => {}
             Answer::Connected(connected) => self.on_connected(connected),
-            Answer::Layout(layout) => self.on_layout(layout),
+            Answer::Layout(layout) => self.on_layout(*layout),
             // What the lost monitor said, or that it said nothing, counts no more.
             Answer::Status(_) | Answer::Migration(_) if self.qemu.client().is_none() => {}
             Answer::Status(_) | Answer::Migration(_) if !is_true => self.qemu.ask_again(kind),
@@ -227,9 +227,11 @@ impl Agent {
         self.apply_pause();
     }
 
-    /// Takes what the host's administrator lets QEMU and the agent have. Nodes that a cpuset leaves out are
-    /// closed to moves.
-    pub(super) fn on_constraints(&mut self, constraints: Constraints) {
+    /// Takes what the host's administrator lets QEMU and the agent have. Nodes that a cpuset leaves out
+    /// are closed to moves.
+    pub(super) fn on_constraints(&mut self, mut constraints: Constraints) {
+        let before = std::mem::take(&mut self.qemu.constraints.cpusets);
+        constraints.cpusets = constraints.cpusets.or(before);
         let closed = constraints.cpusets.closed(self.engine.tiers(), self.vm.pid);
         self.qemu.constraints = constraints;
         if self.qemu.closed == closed {

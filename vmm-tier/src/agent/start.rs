@@ -28,7 +28,7 @@ use super::{
     engine_settings,
     operator_settings::OperatorSettings,
     pace::Pace,
-    page_work::{PageWork, PoolMoves, Worker},
+    page_work::{Growth, PageWork, PoolMoves, Worker},
     qemu::{Answer, Asker, Begun, Connected, Job, Qemu, Socket},
     sources::Sources,
     state_file::{Overrides, StateFile},
@@ -98,8 +98,20 @@ fn start(
         Some(_) => (StateFile::nowhere(&root, &name, pid), Overrides::default()),
     };
     let run_dir = settings.run_dir.clone();
+    let growth = settings.hugetlb_grow.then(|| engine.tiers().only_nodes());
+    let growth = growth.flatten().map(|nodes| Growth {
+        nodes,
+        headroom_bytes: engine.settings().headroom_bytes,
+    });
+    if settings.hugetlb_grow && growth.is_none() {
+        tracing::warn!(
+            vm = name,
+            "hugetlb.grow has no effect: it needs tiers of one node each, or pools would drift among several nodes"
+        );
+    }
     let settings = OperatorSettings::new(engine.settings().clone(), overrides, file);
     let pools = PoolMoves::new(&run_dir, &root, &name, pid, engine.tiers().nodes());
+    let pools = pools.with_growth(growth);
     let worker = Worker::start(&root, pid, pools).context("the worker thread can't be started")?;
     let Connected {
         monitor,
@@ -111,7 +123,7 @@ fn start(
         vm: Vm::new(name, root, pid, process),
         engine,
         qemu: Qemu::new(asker, monitor, mapped, map_took),
-        page_work: PageWork::new(worker),
+        page_work: PageWork::new(worker, growth, run_dir),
         sources,
         clients,
         settings,

@@ -39,6 +39,9 @@ pub(crate) struct RunArgs {
     /// A configuration file; see examples/vmm-tier.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Let promotions take free memory beyond the hugetlb pool of the fast node; the pools drift then
+    #[arg(long)]
+    pub(crate) hugetlb_grow: bool,
     /// Plan and report, but move nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -26,7 +26,11 @@ use tier_sys::{
 };
 
 use super::wiring::Wiring;
-use crate::discover::{Discovered, discover};
+use crate::{
+    discover::{Discovered, discover},
+    log::with_causes,
+    pool_drift,
+};
 
 /// `IA32_PERF_CAPABILITIES`, which says what of PEBS there is.
 const MSR_PERF_CAPABILITIES: u32 = 0x345;
@@ -40,6 +44,9 @@ pub(super) struct HostFacts {
     pub(super) capabilities: Capabilities,
     pub(super) knobs: Result<Knobs, String>,
     pub(super) pools: Result<Vec<HugePool>, String>,
+    /// By how much agents let pools drift: what, and the commands that take it back; or why it is not
+    /// known.
+    pub(super) drifts: Vec<Result<(String, Vec<String>), String>>,
     pub(super) damon: DamonUsers,
     pub(super) has_tracefs: bool,
     /// Whether DAMON's event is there; tells nothing without tracefs.
@@ -71,13 +78,19 @@ fn text<T, E: Display>(result: Result<T, E>) -> Result<T, String> {
 }
 
 impl HostFacts {
-    pub(super) fn read(root: &SysRoot) -> Self {
+    /// Reads them; agents keep account in `run_dir`.
+    pub(super) fn read(root: &SysRoot, run_dir: &Path) -> Self {
+        let pools = text(hugetlb::read(root));
         Self {
             topology: text(Topology::read(root)),
             allowed: knobs::own_allowed_nodes(root).ok(),
             capabilities: process::effective_capabilities(),
             knobs: text(Knobs::read(root)),
-            pools: text(hugetlb::read(root)),
+            drifts: pool_drift::all(run_dir, root, pools.as_deref().unwrap_or_default())
+                .into_iter()
+                .map(|drift| drift.map_err(|error| with_causes(&error)))
+                .collect(),
+            pools,
             damon: DamonUsers::read(root),
             has_tracefs: root.tracing("events").is_dir(),
             has_damon_event: root.tracing("events/damon/damon_aggregated/id").exists(),

@@ -10,7 +10,7 @@ use tier_core::{
 use super::{
     Area, Finding, Level,
     facts::{HostFacts, KvmFacts},
-    memory::{huge_pages, hugetlb, other_damon, rivals},
+    memory::{drift, huge_pages, hugetlb, other_damon, rivals},
 };
 
 /// The version that KVM has had since 2007; another one is not KVM as QEMU knows it.
@@ -34,6 +34,7 @@ pub(super) fn findings(
         Ok(pools) => out.extend(pools.iter().filter_map(|pool| hugetlb(pool, tiers))),
         Err(error) => out.push(unreadable(Area::HugePages, "hugetlb-pools", error)),
     }
+    out.extend(host.drifts.iter().map(drift));
     match &host.knobs {
         Ok(knobs) => {
             out.extend(huge_pages(knobs));
@@ -45,8 +46,8 @@ pub(super) fn findings(
     out
 }
 
-/// The cpuset of the doctor itself, if it leaves out a node of the tiers: started in the same way, an agent
-/// can't move pages there.
+/// The cpuset of the doctor itself, if it leaves out a node of the tiers: started in the same way, an
+/// agent can't move pages there.
 fn own_cpuset(host: &HostFacts, tiers: Option<&Tiers>) -> Option<Finding> {
     let cpusets = Cpusets {
         qemu: None,

@@ -81,6 +81,23 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
     })
 }
 
+/// What agents let a pool drift, as `hugetlb.grow` allows.
+pub(super) fn drift(drift: &Result<(String, Vec<String>), String>) -> Finding {
+    let finding = |level, what: &str, meaning| {
+        Finding::new(Area::HugePages, "hugetlb-drift", level, what, meaning)
+    };
+    match drift {
+        Ok((what, restore)) => finding(
+            Level::Note,
+            what,
+            "promotions took free memory beyond the pool, as hugetlb.grow allows. Nothing takes it back by itself: run \
+             these commands when the pages are free, as after the guest's end",
+        )
+        .mend(restore.join(" && ")),
+        Err(error) => finding(Level::Warn, error, "can't be judged"),
+    }
+}
+
 /// A pathology of which no second reading is needed.
 fn rival(id: &'static str, what: String, pathology: Pathology) -> Finding {
     let found = Finding::new(Area::Rivals, id, Level::Warn, what, pathology.meaning());

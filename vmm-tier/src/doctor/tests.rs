@@ -145,7 +145,7 @@ fn facts(root: &Path) -> HostFacts {
             pmu_capability: 1,
             perf_capabilities: None,
         }),
-        ..HostFacts::read(&SysRoot::at(root))
+        ..HostFacts::read(&SysRoot::at(root), &root.join("run"))
     }
 }
 
@@ -333,7 +333,7 @@ fn report_when_the_host_has_nothing_says_what_is_missing() {
             perfmon: true,
             ..Capabilities::default()
         },
-        kvm: HostFacts::read(&SysRoot::at(tree.path())).kvm,
+        kvm: HostFacts::read(&SysRoot::at(tree.path()), &tree.path().join("run")).kvm,
         ..facts(tree.path())
     };
 

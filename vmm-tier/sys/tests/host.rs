@@ -175,7 +175,8 @@ fn host_when_its_node_numbers_have_holes_is_read_by_number() {
     let spare = [0, 2, 3, 5].map(|node| pool.spare_on(NodeId(node), &all));
     assert_eq!(spare, [0, 2, 0, 5]);
     assert_eq!(pool.pairs_within(&division.tiers), 0, "two fast nodes");
-    let command = "echo 16 > /sys/devices/system/node/node5/hugepages/hugepages-2048kB/nr_hugepages";
+    let command =
+        "echo 16 > /sys/devices/system/node/node5/hugepages/hugepages-2048kB/nr_hugepages";
     assert_eq!(pool.set_pages(NodeId(5), 16), command);
 }
 

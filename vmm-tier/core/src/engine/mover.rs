@@ -158,8 +158,7 @@ impl Mover {
         let claimed_bytes = pages.pins().claimed_bytes(pin.tier);
         let mut room_bytes = room.saturating_sub(claimed_bytes);
         let is_closed = self.rooms.all_closed(&self.tiers.fast).is_some();
-        let may_demote =
-            pin.tier == Tier::Fast && pin.when_full == WhenFull::Demote && !is_closed;
+        let may_demote = pin.tier == Tier::Fast && pin.when_full == WhenFull::Demote && !is_closed;
         if need_bytes > room_bytes && may_demote && self.slow_room(frame_bytes).fits(frame_bytes) {
             // All that is not pinned may be demoted.
             let kept = pages.pins().fast_bytes() + placed_bytes;
@@ -345,9 +344,8 @@ impl Mover {
             .finished(now, outcomes.any(Outcome::is_success));
         let mut actions = Vec::new();
         // The map, or what the cpusets allow, has changed.
-        let is_news = |result: &PageResult| {
-            matches!(result.outcome, Outcome::Gone | Outcome::Cpuset)
-        };
+        let is_news =
+            |result: &PageResult| matches!(result.outcome, Outcome::Gone | Outcome::Cpuset);
         if results.iter().any(is_news) {
             actions.push(Action::RefreshMap);
         }

@@ -86,7 +86,7 @@ pub(in crate::agent) enum Answer {
     Connected(anyhow::Result<Connected>),
     Status(Result<StatusInfo, ExecuteError>),
     Migration(Result<MigrationInfo, ExecuteError>),
-    Layout(Layout),
+    Layout(Box<Layout>),
 }
 
 /// A new connection, and what events would have told before it was there.
@@ -244,7 +244,9 @@ impl Thread {
             Job::Connect => Answer::Connected(self.connect(PATIENCE).map(Connected::ask)),
             Job::Status(client) => Answer::Status(client.execute(&QueryStatus {})),
             Job::Migration(client) => Answer::Migration(client.execute(&QueryMigrate {})),
-            Job::Layout(client, is_thorough) => Answer::Layout(self.layout(&client, is_thorough)),
+            Job::Layout(client, is_thorough) => {
+                Answer::Layout(Box::new(self.layout(&client, is_thorough)))
+            }
         }
     }
 

@@ -133,12 +133,27 @@ mod tests {
     fn limit_when_an_outer_group_leaves_less_is_the_outer_ones() {
         let (_folder, root) = tree(&[
             ("proc/7/cgroup", "0::/machine.slice/vm.scope\n"),
-            ("sys/fs/cgroup/machine.slice/vm.scope/hugetlb.2MB.max", "1073741824\n"),
-            ("sys/fs/cgroup/machine.slice/vm.scope/hugetlb.2MB.current", "2097152\n"),
-            ("sys/fs/cgroup/machine.slice/vm.scope/hugetlb.2MB.rsvd.max", "max\n"),
+            (
+                "sys/fs/cgroup/machine.slice/vm.scope/hugetlb.2MB.max",
+                "1073741824\n",
+            ),
+            (
+                "sys/fs/cgroup/machine.slice/vm.scope/hugetlb.2MB.current",
+                "2097152\n",
+            ),
+            (
+                "sys/fs/cgroup/machine.slice/vm.scope/hugetlb.2MB.rsvd.max",
+                "max\n",
+            ),
             ("sys/fs/cgroup/machine.slice/hugetlb.2MB.max", "max\n"),
-            ("sys/fs/cgroup/machine.slice/hugetlb.2MB.rsvd.max", "8388608\n"),
-            ("sys/fs/cgroup/machine.slice/hugetlb.2MB.rsvd.current", "6291456\n"),
+            (
+                "sys/fs/cgroup/machine.slice/hugetlb.2MB.rsvd.max",
+                "8388608\n",
+            ),
+            (
+                "sys/fs/cgroup/machine.slice/hugetlb.2MB.rsvd.current",
+                "6291456\n",
+            ),
         ]);
         let groups = of_process(&root, 7).unwrap();
         let limit = tightest(&groups, 2 << 20).unwrap();
@@ -159,20 +174,35 @@ mod tests {
     fn limit_when_cgroups_are_of_version_1_is_read_and_a_huge_one_is_none() {
         let (_folder, root) = tree(&[
             ("proc/7/cgroup", "5:cpu,hugetlb:/vm\n0::/\n"),
-            ("sys/fs/cgroup/hugetlb/vm/hugetlb.1GB.limit_in_bytes", "2147483648\n"),
-            ("sys/fs/cgroup/hugetlb/vm/hugetlb.1GB.usage_in_bytes", "1073741824\n"),
-            ("sys/fs/cgroup/hugetlb/vm/hugetlb.2MB.limit_in_bytes", "9223372036854771712\n"),
+            (
+                "sys/fs/cgroup/hugetlb/vm/hugetlb.1GB.limit_in_bytes",
+                "2147483648\n",
+            ),
+            (
+                "sys/fs/cgroup/hugetlb/vm/hugetlb.1GB.usage_in_bytes",
+                "1073741824\n",
+            ),
+            (
+                "sys/fs/cgroup/hugetlb/vm/hugetlb.2MB.limit_in_bytes",
+                "9223372036854771712\n",
+            ),
         ]);
         let groups = of_process(&root, 7).unwrap();
         let limit = tightest(&groups, 1 << 30).unwrap();
-        assert_eq!((limit.cgroup.as_str(), limit.left_bytes()), ("/vm", 1 << 30));
+        assert_eq!(
+            (limit.cgroup.as_str(), limit.left_bytes()),
+            ("/vm", 1 << 30)
+        );
         assert_eq!(tightest(&groups, 2 << 20), None);
     }
 
     #[test]
     fn groups_when_the_text_is_hostile_stay_below_the_mount_and_are_bounded() {
         let root = SysRoot::at(Path::new("/r"));
-        assert_eq!(groups("0::/../../etc\n", &root).paths, Vec::<PathBuf>::new());
+        assert_eq!(
+            groups("0::/../../etc\n", &root).paths,
+            Vec::<PathBuf>::new()
+        );
         let deep = format!("0::{}\n", "/x".repeat(500));
         assert_eq!(groups(&deep, &root).paths.len(), MOST_GROUPS);
         assert_eq!(groups("what?\n::\n", &root).paths, [PathBuf::new()]);

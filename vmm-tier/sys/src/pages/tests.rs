@@ -438,8 +438,8 @@ fn move_when_refused_as_a_whole_says_what_to_do() {
 
 #[test]
 fn move_when_it_is_refused_in_the_middle_reports_what_moved_before() {
-    // Page 1 is stuck; page 2 is absent, which flushes the queue and ends the call. Then the cpuset of the
-    // process changes, or the node goes offline.
+    // Page 1 is stuck; page 2 is absent, which flushes the queue and ends the call. Then the cpuset of
+    // the process changes, or the node goes offline.
     for (errno, outcome) in [
         (libc::EACCES, Outcome::Cpuset),
         (libc::ENODEV, Outcome::Refused),
@@ -451,12 +451,7 @@ fn move_when_it_is_refused_in_the_middle_reports_what_moved_before() {
 
         let found = outcomes(&mut kernel, &pages, false);
 
-        let expected = [
-            Outcome::Busy,
-            Outcome::Busy,
-            Outcome::Absent,
-            Outcome::Busy,
-        ];
+        let expected = [Outcome::Busy, Outcome::Busy, Outcome::Absent, Outcome::Busy];
         assert_eq!(found[1..], expected[1..], "{errno}");
         let truth = kernel.folio(pages[0].hva.0).unwrap().2;
         assert_eq!(found[0] == Outcome::Moved, truth == i32::from(FAST.0));

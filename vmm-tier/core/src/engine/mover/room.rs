@@ -12,13 +12,15 @@
 //! - A batch goes to one node, so the room of a tier is that of its node with the most.
 //!
 //! Room is asked for frames of a size. Small frames, to which transparent huge pages fold, come from the
-//! node's free memory, as above. A frame of a hugetlb pool comes from the node's pool: only a free page that is
-//! promised to nobody counts. Where the pool has none the kernel takes a page from the free memory
-//! instead, and gives it the page that was left: the pools are no longer as the administrator left them,
-//! unless a page comes the other way at once. Such pairs need free memory on both nodes while they are
-//! made.
+//! node's free memory, as above. A frame of a hugetlb pool comes from the node's pool: only a free page
+//! that is promised to nobody counts. Where the pool has none the kernel takes a page from the free
+//! memory instead, and gives it the page that was left: the pools are no longer as the administrator
+//! left them, unless a page comes the other way at once. Such pairs need free memory on both nodes while
+//! they are made. Where the operator lets the pool of the fast node grow, its free memory is room as
+//! well.
 //!
-//! A node that a cpuset closes to QEMU or to the agent has no room of any kind: no page is moved onto it.
+//! A node that a cpuset closes to QEMU or to the agent has no room of any kind: no page is moved onto
+//! it.
 //!
 //! Room is signed. Where it is negative, headroom is owed: that many bytes must be demoted before any is
 //! promoted.
@@ -43,6 +45,9 @@ pub struct PoolMemory {
     /// are, as far as the pool is concerned; 0 where the kernel would use up free pages, or can't make
     /// such pages.
     pub pair_bytes: u64,
+    /// Whether promotions may make the pool larger by pages from the node's free memory, as the operator
+    /// allows and the pool can.
+    pub grows: bool,
 }
 
 /// Memory of one node, as the kernel tells it.
@@ -76,6 +81,12 @@ impl NodeMemory {
         }
     }
 
+    /// Free bytes that may be promoted into: above the watermark and the headroom.
+    #[must_use]
+    pub fn promotable_bytes(&self, headroom_bytes: u64) -> u64 {
+        self.room(BASE_PAGE, headroom_bytes).bytes()
+    }
+
     /// Bytes that must stay free.
     const fn reserve_bytes(&self, headroom_bytes: u64) -> u64 {
         self.high_watermark_bytes.saturating_add(headroom_bytes)
@@ -96,7 +107,12 @@ impl NodeMemory {
         };
         if frame_bytes != BASE_PAGE {
             let pool = self.pools.iter().find(|p| p.page_bytes == frame_bytes);
-            return of(pool.map_or(0, |pool| pool.free_bytes), 0);
+            let free_bytes = pool.map_or(0, |pool| pool.free_bytes);
+            let grown_bytes = match pool.is_some_and(|pool| pool.grows) {
+                true => self.promotable_bytes(headroom_bytes),
+                false => 0,
+            };
+            return of(free_bytes.saturating_add(grown_bytes), 0);
         }
         let all = of(self.all_free_bytes(), self.reserve_bytes(headroom_bytes));
         let uncached = of(self.free_bytes, self.low_watermark_bytes);
@@ -227,7 +243,9 @@ impl Rooms {
 
     /// The nodes among these onto which no page can be moved.
     pub(crate) fn closed<'a>(&'a self, nodes: &'a NodeSet) -> impl Iterator<Item = &'a ClosedNode> {
-        self.closed.iter().filter(|closed| nodes.contains(closed.node))
+        self.closed
+            .iter()
+            .filter(|closed| nodes.contains(closed.node))
     }
 
     /// Why no page can be moved onto any of these nodes, if it is so.
@@ -501,6 +519,7 @@ mod tests {
                     page_bytes,
                     free_bytes: pages * page_bytes,
                     pair_bytes: 0,
+                    grows: false,
                 })
                 .collect(),
         };
@@ -539,9 +558,8 @@ mod tests {
         assert_eq!(fast(&rooms).bytes(), 6 * MIB);
         assert_eq!(rooms.target(&tiers().fast, BASE_PAGE), Some(NodeId(0)));
         assert_eq!(rooms.all_closed(&tiers().fast), None);
-        let all = |rooms: &Rooms, tier| {
-            rooms.all_nodes_bytes(&tiers(), tier, bounds(None), BASE_PAGE)
-        };
+        let all =
+            |rooms: &Rooms, tier| rooms.all_nodes_bytes(&tiers(), tier, bounds(None), BASE_PAGE);
         assert_eq!(all(&rooms, Tier::Fast), 6 * MIB);
         rooms.close(closed(&[0, 1, 2]));
         assert_eq!((fast(&rooms), all(&rooms, Tier::Fast)), (Room::NONE, 0));
@@ -549,9 +567,42 @@ mod tests {
         assert_eq!(rooms.slow(&tiers(), BASE_PAGE), Room::NONE);
         assert_eq!(all(&rooms, Tier::Slow), 0);
         assert_eq!(rooms.all_closed(&tiers().fast), Some("node 0 is closed"));
-        assert_eq!(rooms.free_bytes(&tiers().fast), 54 * MIB, "free all the same");
+        assert_eq!(
+            rooms.free_bytes(&tiers().fast),
+            54 * MIB,
+            "free all the same"
+        );
         rooms.close(vec![]);
         assert_eq!(fast(&rooms).bytes(), 20 * MIB);
+    }
+
+    #[test]
+    fn room_when_a_pool_may_grow_is_the_free_memory_above_the_headroom_too() {
+        let room = |grows, free_mib| {
+            let mut rooms = Rooms::default();
+            let node = NodeMemory {
+                high_watermark_bytes: 10 * MIB,
+                pools: vec![PoolMemory {
+                    page_bytes: 2 * MIB,
+                    free_bytes: 6 * MIB,
+                    pair_bytes: 0,
+                    grows,
+                }],
+                ..NodeMemory::with_free(NodeId(0), free_mib * MIB)
+            };
+            rooms.set(vec![node]);
+            let fast = |limit| rooms.fast(&tiers(), bounds(limit), 0, 2 * MIB).bytes() / MIB;
+            let spare = rooms.spare_bytes(&tiers().fast)[&(2 * MIB)] / MIB;
+            (fast(None), fast(Some(8)), spare)
+        };
+        assert_eq!(room(false, 44), (6, 6, 6));
+        // 10 MiB of the watermark and 4 of the headroom stay free.
+        assert_eq!(room(true, 44), (36, 8, 6), "within the limit");
+        assert_eq!(
+            room(true, 13),
+            (6, 6, 6),
+            "below the headroom nothing grows"
+        );
     }
 
     #[test]
@@ -564,6 +615,7 @@ mod tests {
                     page_bytes: 2 * MIB,
                     free_bytes: 0,
                     pair_bytes: pair_pages[usize::from(n.min(1))].saturating_mul(2 * MIB),
+                    grows: false,
                 }],
                 ..NodeMemory::with_free(NodeId(n), free_mib[usize::from(n.min(1))] * MIB)
             };

@@ -244,7 +244,8 @@ impl Subject<'_> {
         }
     }
 
-    /// Why a page that is not pinned where it is can't be moved onto the other tier, if cpusets forbid it.
+    /// Why a page that is not pinned where it is can't be moved onto the other tier, if cpusets forbid
+    /// it.
     fn other_tier_is_closed(&self) -> Option<&str> {
         let pin = self.engine.pages.pins().of(self.page.id);
         if pin.is_some_and(|entry| placement_of(entry.pin.tier) == self.state.placement) {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::engine::{Brake, DrainProgress, Planned, PolicySnapshot, TierBias, VmEngine, VmState};
-use crate::{addr::NodeSet, constraints::ClosedNode, map::GuestMemoryMap, moves::Outcome, settings::Tier};
+use crate::{
+    addr::NodeSet, constraints::ClosedNode, map::GuestMemoryMap, moves::Outcome, settings::Tier,
+};
 
 crate::report! {
     /// A tier's share of the VM.

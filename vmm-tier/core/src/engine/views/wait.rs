@@ -61,7 +61,9 @@ impl Wait {
             Self::Cpuset => {
                 "A cpuset leaves out all fast nodes: `closed` of the fast tier says whose, and what opens them."
             }
-            Self::Access => "No access to a page of the slow tier was seen: all that is hot is in its place.",
+            Self::Access => {
+                "No access to a page of the slow tier was seen: all that is hot is in its place."
+            }
             Self::Room => {
                 "The hottest slow page finds no room: the fast tier is full or at its limit, and the slow tier or the \
                  hugetlb pool has no page for an exchange."
@@ -124,7 +126,10 @@ pub(crate) fn of(engine: &VmEngine, now: Time) -> Option<Wait> {
         frame_bytes => Some(mover.pair_room(settings, frame_bytes)),
     };
     let slow_room = mover.slow_room(hot.frame_bytes);
-    if !slow_room.max(pair_room.unwrap_or(slow_room)).fits(hot.frame_bytes) {
+    if !slow_room
+        .max(pair_room.unwrap_or(slow_room))
+        .fits(hot.frame_bytes)
+    {
         return Some(Wait::Room);
     }
     let coldest = pages.heap.look_at_coldest_fast(now);

@@ -14,6 +14,7 @@ use crate::agent::{
     sources::{SourceHealth, SourceReport},
     state_file::{Restored, StateFileReport},
 };
+use crate::pool_drift::PoolDrift;
 
 tier_core::words! {
     /// Who wants moves to pause.
@@ -44,31 +45,35 @@ tier_core::report! {
 }
 
 tier_core::report! {
-    /// The hugetlb pools of one page size that back the guest, and what bounds the guest's use of them. The
-    /// bounds are those of the last look at the guest's layout, every 10 s; no move is counted against them.
+    /// The hugetlb pools of one page size that back the guest, and what bounds the guest's use of them.
+    /// The bounds are those of the last look at the guest's layout, every 10 s; no move is counted
+    /// against them.
     #[derive(Clone, Debug)]
     pub(in crate::agent) struct PoolReport = "TierPool" {
         /// The pools.
         #[serde(flatten)]
         pool: HugePool,
-        /// Of the hugetlb limits of QEMU's control group and those around it, the limit that leaves least;
-        /// absent if there is none.
+        /// Of the hugetlb limits of QEMU's control group and those around it, the limit that leaves
+        /// least; absent if there is none.
         cgroup: Option<CgroupLimit>,
         /// The mounts of hugetlbfs with bounds that hold memory of the guest.
         #[metric(count = "pool_bounded_mounts")]
         mounts: Vec<PoolMount>,
+        /// By how much agents let the pools drift, as `hugetlb.grow` allows; absent if they did not.
+        drift: Option<PoolDrift>,
     }
 }
 
 impl PoolReport {
-    fn of(pool: &HugePool, bounds: &[PoolBounds]) -> Self {
-        let mut bounds = bounds.iter();
+    fn of(pool: &HugePool, agent: &Agent) -> Self {
+        let mut bounds = agent.qemu.constraints.pools.iter();
         let own = bounds.find(|own| own.page_size == pool.page_size).cloned();
         let PoolBounds { cgroup, mounts, .. } = own.unwrap_or_default();
         Self {
             pool: pool.clone(),
             cgroup,
             mounts,
+            drift: agent.page_work.drift(&agent.vm, agent.engine.tiers(), pool),
         }
     }
 }
@@ -101,8 +106,8 @@ tier_core::report! {
         migration: Option<String>,
         /// What keeps the guest's memory in place.
         holds: Holds,
-        /// Why the kernel refuses to move or look up pages, if it does, or would do: a cpuset may leave out all nodes of
-        /// a tier.
+        /// Why the kernel refuses to move or look up pages, if it does, or would do: a cpuset may leave
+        /// out all nodes of a tier.
         #[metric(
             presence = "moves_refused",
             help = "Whether the kernel refuses to move or look up pages"
@@ -162,7 +167,7 @@ impl TierInfo {
             pools: agent
                 .pools
                 .iter()
-                .map(|pool| PoolReport::of(pool, &agent.qemu.constraints.pools))
+                .map(|pool| PoolReport::of(pool, agent))
                 .collect(),
             pins: PinsReport {
                 total: engine.pins_snapshot(),
