@@ -105,6 +105,32 @@ fn waits_when_nothing_moves_name_what_is_missing() {
 }
 
 #[test]
+fn waits_when_moves_fail_or_are_slow_say_so() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    let all = (0..2048).map(|frame| (BASE + frame * BASE_PAGE, Outcome::Busy));
+    lab.kernel.fails = all.collect();
+    let mut told = Vec::new();
+    for _ in 0..60 {
+        observe(&mut lab, 1);
+        told.extend(lab.engine.waits_for(lab.now));
+    }
+    assert!(told.contains(&Wait::Rest), "{told:?}");
+
+    let slow = EngineSettings {
+        rate_bytes_per_s: 16 * BASE_PAGE,
+        batch_bytes: 16 * BASE_PAGE,
+        ..settings()
+    };
+    let mut lab = Lab::new(gups(2048, 512), slow);
+    let mut told = Vec::new();
+    for _ in 0..20 {
+        observe(&mut lab, 1);
+        told.extend(lab.engine.waits_for(lab.now));
+    }
+    assert!(told.contains(&Wait::Rate), "{told:?}");
+}
+
+#[test]
 fn waits_when_told_are_whole_sentences() {
     for wait in Wait::ALL {
         let sentence = wait.sentence();

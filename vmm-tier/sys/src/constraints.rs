@@ -44,6 +44,8 @@ pub fn read(root: &SysRoot, pid: u32, pools: &[(u64, Vec<Device>)]) -> Constrain
 mod tests {
     use std::fs;
 
+    use tier_core::constraints::CgroupLimit;
+
     use super::*;
 
     #[test]
@@ -73,7 +75,7 @@ mod tests {
         let [small, large] = &found.pools[..] else {
             panic!("{found:?}")
         };
-        let left = small.cgroup.as_ref().map(|limit| limit.left_bytes());
+        let left = small.cgroup.as_ref().map(CgroupLimit::left_bytes);
         assert_eq!((small.page_size, left), (2 << 20, Some(2 << 20)));
         let paths: Vec<_> = small.mounts.iter().map(|mount| &mount.path).collect();
         assert_eq!(paths, ["/a"]);

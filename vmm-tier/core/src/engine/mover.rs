@@ -84,6 +84,11 @@ impl Mover {
         self.throttle.wakes_at()
     }
 
+    /// Whether nothing is tried just now, as nothing of the last batches moved.
+    pub(super) fn rests(&self, now: Time) -> bool {
+        self.throttle.rests(now)
+    }
+
     /// Changes the rate from `now` on.
     pub(super) fn set_rate(&mut self, now: Time, settings: &EngineSettings) {
         self.throttle

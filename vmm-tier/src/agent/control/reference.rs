@@ -27,7 +27,7 @@ fn classes_reference_when_compared_with_the_outcomes_is_up_to_date() {
         let _ = writeln!(table, "| `{class}` | {why} | {agent} | {remedy} |");
     }
     table += "\n## What moves wait for\n\n`waits-for` of `query-tier` says it in one word, `waits-because` in a sentence. \
-              Both are absent while pages move, or\ncould move at once. `access` and `gain` say that all is well: hot \
+              Both are absent while pages move, or\ncould move at once. `access` and `gain` are what a guest has whose hot \
               pages are in their place.\n\n| `waits-for` | `waits-because` |\n|---|---|\n";
     for wait in Wait::ALL {
         let _ = writeln!(table, "| `{wait}` | {} |", wait.sentence());

@@ -26,6 +26,8 @@ crate::words! {
         Pace = "pace",
         /// A cpuset that leaves out the fast nodes.
         Cpuset = "cpuset",
+        /// The rest after batches of which nothing moved.
+        Rest = "rest",
         /// An access to a page on the slow tier.
         Access = "access",
         /// Room on the slow tier, or in a hugetlb pool.
@@ -34,6 +36,10 @@ crate::words! {
         ColdPage = "cold-page",
         /// An exchange that pays.
         Gain = "gain",
+        /// The brake on exchanges, while pages that were moved come back.
+        Brake = "brake",
+        /// The rate at which pages may be moved.
+        Rate = "rate",
     }
 }
 
@@ -61,8 +67,13 @@ impl Wait {
             Self::Cpuset => {
                 "A cpuset leaves out all fast nodes: `closed` of the fast tier says whose, and what opens them."
             }
+            Self::Rest => {
+                "Nothing of the last batches moved, so the agent tries again after a rest of up to 10 s: `failed` and \
+                 `refused` say why."
+            }
             Self::Access => {
-                "No access to a page of the slow tier was seen: all that is hot is in its place."
+                "No page of the slow tier that may be taken now was seen in use: hot pages are in their place, rest after \
+                 a move, or can't be moved (`failed`)."
             }
             Self::Room => {
                 "The hottest slow page finds no room: the fast tier is full or at its limit, and the slow tier or the \
@@ -76,6 +87,10 @@ impl Wait {
                 "The hottest slow page is not hotter than the coldest fast page with certainty, or the gain within \
                  `horizon-s` does not reach what the moves cost."
             }
+            Self::Brake => {
+                "Pages that were moved come back soon, so exchanges are slowed down: `brake` says how much."
+            }
+            Self::Rate => "Moves wait for their rate: `rate-bytes-per-s` bounds it.",
         }
     }
 }
@@ -110,16 +125,21 @@ pub(crate) fn of(engine: &VmEngine, now: Time) -> Option<Wait> {
     if mover.rooms.all_closed(&mover.tiers.fast).is_some() {
         return Some(Wait::Cpuset);
     }
+    if mover.rests(now) {
+        return Some(Wait::Rest);
+    }
     let hottest = pages.heap.hottest_slow(now);
     let Some(hot) = hottest.and_then(|hottest| pages.candidate(hottest)) else {
         return Some(Wait::Access);
     };
+    let brake = mover.ping_pong.brake(settings).map(|_| Wait::Brake);
+    let slowed = brake.or(mover.wakes_at().map(|_| Wait::Rate));
     let pays = |cold: &[_]| engine.judge(now).verdict(hot, cold).pays();
     if mover
         .fast_room(pages, settings, hot.frame_bytes)
         .fits(hot.page.bytes)
     {
-        return (!pays(&[])).then_some(Wait::Gain);
+        return if pays(&[]) { slowed } else { Some(Wait::Gain) };
     }
     let pair_room = match hot.frame_bytes {
         BASE_PAGE => None,
@@ -136,6 +156,7 @@ pub(crate) fn of(engine: &VmEngine, now: Time) -> Option<Wait> {
     let cold = coldest.and_then(|coldest| pages.candidate(coldest));
     match cold.filter(|&cold| engine.judge(now).knows_cold(cold)) {
         None => Some(Wait::ColdPage),
-        Some(cold) => (!pays(&[cold])).then_some(Wait::Gain),
+        Some(cold) if pays(&[cold]) => slowed,
+        Some(_) => Some(Wait::Gain),
     }
 }
