@@ -58,7 +58,7 @@ use self::{
     control::{Pauser, Request},
     operator_settings::OperatorSettings,
     pace::{Pace, Stir},
-    page_work::{Done, PageWork},
+    page_work::{Done, Growth, PageWork, memory_of},
     qemu::{Answer, Qemu},
     sources::Sources,
     strain::StrainReader,
@@ -95,6 +95,8 @@ struct Agent {
     settings: OperatorSettings,
     pace: Pace,
     strain: StrainReader,
+    /// The hugetlb pools that back the guest, as they were when the nodes' memory was read last.
+    pools: Vec<HugePool>,
     /// Signals that ask the agent to end.
     signals: Receiver<()>,
     tap: Option<Box<dyn Tap>>,
@@ -328,22 +330,35 @@ impl Agent {
         let tiers = self.engine.tiers();
         let memory = nodes.iter().filter_map(|node| {
             let marks = marks.get(&node)?;
+            let grows = |pool: &HugePool| {
+                let growth = self.page_work.growth;
+                growth.is_some_and(
+                    |Growth {
+                         nodes: [fast, slow],
+                         ..
+                     }| { node == fast && pool.can_grow(fast, slow) },
+                )
+            };
             let pools = pools.iter().map(|pool| PoolMemory {
+                grows: grows(pool),
                 page_bytes: pool.page_size,
                 free_bytes: pool.spare_on(node, &nodes) * pool.page_size,
                 pair_bytes: pool.pairs_within(tiers).saturating_mul(pool.page_size),
             });
             Some(NodeMemory {
-                node,
-                free_bytes: marks.free,
-                cached_bytes: marks.cached,
-                low_watermark_bytes: marks.low,
-                high_watermark_bytes: marks.high,
                 pools: pools.collect(),
+                ..memory_of(node, marks)
             })
         });
         let memory = memory.collect();
+        self.pools = pools;
         self.step(Event::Nodes(memory));
+    }
+
+    /// Why the kernel refuses to move or look up pages, if it does or would do.
+    fn refused(&self) -> Option<String> {
+        let closed = self.engine.closed_tier().map(str::to_owned);
+        closed.or_else(|| self.page_work.refused().cloned())
     }
 
     /// The hugetlb pools that back the guest. Those that can't be read have no page to spare.

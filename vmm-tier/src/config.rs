@@ -41,6 +41,7 @@ pub(crate) struct Config {
     policy: PolicyConfig,
     moves: MoveConfig,
     thp: ThpConfig,
+    hugetlb: HugetlbConfig,
     /// Gone; see [`ConfigError::HeatIsGone`].
     heat: Option<toml::Table>,
     source: SourceConfig,
@@ -83,6 +84,12 @@ struct ThpConfig {
     collapse: Option<bool>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct HugetlbConfig {
+    grow: Option<bool>,
+}
+
 /// Validated settings of `vmm-tier run`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
@@ -94,6 +101,8 @@ pub(crate) struct Settings {
     pub(crate) fast: Option<NodeSet>,
     pub(crate) slow: Option<NodeSet>,
     pub(crate) fast_limit: Option<Size>,
+    /// Promotions may take free memory beyond the hugetlb pool of the fast node.
+    pub(crate) hugetlb_grow: bool,
     pub(crate) source: SourceChoice,
     pub(crate) damon: DamonChoice,
     /// The share of one core that a source which can choose its period may take.
@@ -174,6 +183,7 @@ impl Settings {
             policy,
             moves,
             thp,
+            hugetlb,
             heat,
             source,
         } = config;
@@ -210,6 +220,7 @@ impl Settings {
             fast,
             slow,
             fast_limit: limit,
+            hugetlb_grow: args.hugetlb_grow || hugetlb.grow.unwrap_or(false),
             source: source_choice(source_kind)?,
             damon: damon_choice(&source)?,
             source_cpu_budget: cpu_budget(&source)?,
@@ -451,6 +462,25 @@ mod tests {
         assert_eq!(
             (both.qmp.to_str(), both.fast_limit),
             (Some("/q"), Some(Size::Bytes(1)))
+        );
+    }
+
+    #[test]
+    fn hugetlb_grow_when_not_asked_for_is_off() {
+        assert!(!settings(args(), "").unwrap().hugetlb_grow);
+        assert!(
+            settings(args(), "[hugetlb]\ngrow = true")
+                .unwrap()
+                .hugetlb_grow
+        );
+        let args = RunArgs {
+            hugetlb_grow: true,
+            ..args()
+        };
+        assert!(
+            settings(args, "[hugetlb]\ngrow = false")
+                .unwrap()
+                .hugetlb_grow
         );
     }
 

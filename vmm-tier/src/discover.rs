@@ -13,6 +13,7 @@
 mod tests;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
     time::{Duration, Instant},
 };
@@ -31,6 +32,7 @@ use tier_core::{
     },
 };
 use tier_sys::{
+    constraints::Device,
     maps::{self, Mapping},
     process,
     smaps::{self, MappingMemory},
@@ -53,6 +55,11 @@ pub(crate) struct Known {
 }
 
 impl Known {
+    /// The sizes of the hugetlb pages that were seen, each with the filesystems that hold them.
+    pub(crate) fn pools(&self) -> Vec<(u64, Vec<Device>)> {
+        self.mappings.pools()
+    }
+
     /// The next discovery asks QEMU where everything lies, also if its lists are the same.
     pub(crate) fn doubt_layout(&mut self) {
         self.layout = None;
@@ -84,6 +91,8 @@ pub(crate) struct Discovered {
     /// Backends that are not, or only partly, in the map (not plugged, or closed by the firmware):
     /// name and bytes.
     pub(crate) unmapped: Vec<(String, u64)>,
+    /// The sizes of its hugetlb pages, each with the filesystems that hold them.
+    pub(crate) pools: Vec<(u64, Vec<Device>)>,
 }
 
 /// Why there is no map.
@@ -232,6 +241,7 @@ fn find(
             attempts: 1,
             elapsed: begin.elapsed(),
             unmapped: known.unmapped.clone(),
+            pools: mappings.pools(),
         });
     }
     for attempts in 1..=MAX_ATTEMPTS {
@@ -258,6 +268,7 @@ fn find(
             attempts,
             elapsed: begin.elapsed(),
             unmapped: found.unmapped,
+            pools: mappings.pools(),
         });
     }
     Err(DiscoverError::Unsteady)
@@ -495,6 +506,18 @@ impl KnownMappings {
         let new = smaps::read(root, pid, is_new)?;
         self.0.extend(new);
         Ok(())
+    }
+
+    fn pools(&self) -> Vec<(u64, Vec<Device>)> {
+        let mut pools = BTreeMap::<u64, BTreeSet<Device>>::new();
+        for known in self.0.iter().filter(|known| known.is_hugetlb) {
+            let devices = pools.entry(known.kernel_page_size).or_default();
+            devices.insert(known.mapping.device);
+        }
+        let pools = pools.into_iter();
+        pools
+            .map(|(page_size, devices)| (page_size, devices.into_iter().collect()))
+            .collect()
     }
 
     fn has(&self, mapping: &Mapping) -> bool {

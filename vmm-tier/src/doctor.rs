@@ -103,7 +103,7 @@ impl Finding {
 /// If the report can't be printed. A host that can't be looked at is a finding.
 pub(crate) fn run(qmp: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
-    let host = HostFacts::read(&root);
+    let host = HostFacts::read(&root, Path::new(RUN_DIR));
     let guest = qmp.map(|path| GuestFacts::read(path, &root));
     let probes = Probes::take(&root, Path::new(RUN_DIR));
     let report = examine(&host, &probes, guest.as_ref());

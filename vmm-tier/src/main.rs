@@ -13,6 +13,7 @@ mod map_cmd;
 mod metrics;
 mod pair_journal;
 mod policy_journal;
+mod pool_drift;
 mod record;
 mod source;
 

@@ -294,6 +294,7 @@ mod tests {
             probes: 44,
             attempts: 1,
             elapsed: Duration::from_millis(20),
+            pools: vec![],
             unmapped: vec![(String::new(), 256 * MIB)],
         }
     }

@@ -471,6 +471,15 @@ pub(crate) mod tests {
             std::fs::write(path, text).unwrap();
         }
 
+        /// The fast node has so many free pages of 4 KiB, and a watermark of one page.
+        pub(crate) fn put_zones(&self, free: u64) {
+            let text = format!(
+                "Node 0, zone   Normal\n  pages free     {free}\n        min      1\n        low      1\n        \
+                 high     1\n"
+            );
+            self.put("proc/zoneinfo", &text);
+        }
+
         fn process(&self, pid: u32, start: u64) {
             let zeros = "0 ".repeat(17);
             let stat = format!("{pid} (qemu) S 1 {zeros} {start} 0 0 0\n");

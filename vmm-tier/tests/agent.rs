@@ -34,7 +34,11 @@ fn query_tier_when_asked_keeps_the_contract() {
     assert_eq!(reply["name"], "played");
     if reply["source"]["down"].is_string() {
         assert_eq!(reply["state"], "blind", "{reply}");
+        assert_eq!(reply["waits-for"], "source", "{reply}");
     }
+    let told = [&reply["waits-for"], &reply["waits-because"]].map(Value::is_null);
+    assert_eq!(told[0], told[1], "{reply}");
+    assert_eq!(reply["pools"], json!([]), "it is on no hugetlb pages");
     for key in ["kind", "samples", "accepted", "dropped"] {
         assert!(!reply["source"][key].is_null(), "source.{key} in {reply}");
     }

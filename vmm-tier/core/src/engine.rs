@@ -56,10 +56,12 @@ pub use views::{
     heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
     sentences,
     snapshot::{Snapshot, TierSnapshot},
+    wait::Wait,
 };
 
 use self::{
     evidence::Evidence,
+    exchange::Judge,
     guest_pages::{GuestPages, pieces::Pieces},
     journal::Journal,
     mover::Mover,
@@ -68,6 +70,7 @@ use self::{
 };
 use crate::{
     addr::Gpa,
+    constraints::ClosedNode,
     map::GuestMemoryMap,
     moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
     nearness::Nearness,
@@ -102,6 +105,8 @@ pub enum Event {
     Nearness(Nearness),
     /// How the host and the guest do, about once a second.
     Strain(Strain),
+    /// The nodes onto which no page can be moved from now on.
+    Closed(Vec<ClosedNode>),
     /// This source is believed from now on; others only beside it. `None`: no source sees the guest.
     Source(Option<SourceKind>),
     /// The guest's CPUs were stopped or run again.
@@ -134,7 +139,7 @@ pub enum Action {
     Rebind(Vec<Binding>),
     /// Split a huge page, or make one.
     Reshape(ReshapeRequest),
-    /// The map is out of date: pages are gone that it names.
+    /// The map is out of date, as pages are gone that it names, or the cpusets are other than known.
     RefreshMap,
 }
 
@@ -186,6 +191,7 @@ impl VmEngine {
                 let settings = &self.orders.settings;
                 self.mover.take_strain(now, strain, settings);
             }
+            Event::Closed(nodes) => self.mover.rooms.close(nodes),
             Event::Source(main) => self.evidence.believe(main),
             Event::Rest(at_rest) => {
                 self.evidence.at_rest = at_rest;
@@ -392,6 +398,14 @@ impl VmEngine {
         &self.mover.tiers
     }
 
+    /// Why no page can be moved onto a tier, if it is so: cpusets close all its nodes.
+    #[must_use]
+    pub fn closed_tier(&self) -> Option<&str> {
+        let Mover { tiers, rooms, .. } = &self.mover;
+        let closed = rooms.all_closed(&tiers.fast);
+        closed.or_else(|| rooms.all_closed(&tiers.slow))
+    }
+
     /// The memory map in force.
     #[must_use]
     pub fn map(&self) -> Option<&GuestMemoryMap> {
@@ -463,6 +477,23 @@ impl VmEngine {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         views::snapshot::of(self)
+    }
+
+    /// What moves wait for; `None` while pages move, or could move at once.
+    #[must_use]
+    pub fn waits_for(&self, now: Time) -> Option<Wait> {
+        views::wait::of(self, now)
+    }
+
+    fn judge(&self, now: Time) -> Judge<'_> {
+        Judge {
+            now,
+            pages: &self.pages,
+            evidence: &self.evidence,
+            tiers: &self.mover.tiers,
+            costs: &self.mover.totals.costs,
+            settings: &self.orders.settings,
+        }
     }
 
     /// What became of every record of every source.

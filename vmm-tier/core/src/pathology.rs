@@ -67,8 +67,8 @@ impl Pathology {
                 "no page of this pool can be moved: an exchange needs a free page that is promised to nobody"
             }
             Self::PoolDrift => {
-                "somebody moved pages beyond what the pool had free, or changed the pool: its pages per node are no \
-                 longer as they were"
+                "somebody moved pages beyond what the pool had free, as agents do with `hugetlb.grow`, or changed the \
+                 pool: its pages per node are no longer as they were"
             }
             Self::NumaBalancing => {
                 "the kernel promotes pages by its own rules and undoes the agent's choices"
@@ -379,7 +379,7 @@ pub fn pool_exhausted(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Named> {
         Some(own) => Some((own.node, own.pages)),
         None => own
             .find(|own| is_slow(own.node))
-            .map(|own| (own.node, own.pages + 1)),
+            .map(|own| (own.node, own.pages.saturating_add(pool.lacking()))),
     };
     Some(Named {
         pathology: Pathology::PoolExhausted,
@@ -444,6 +444,7 @@ mod tests {
                 free,
                 reserved,
                 surplus,
+                overcommit: 0,
                 nodes: vec![NodePool { node: NodeId(1), pages: pages.saturating_sub(1), free, surplus }],
             };
             let mut reading = Reading {

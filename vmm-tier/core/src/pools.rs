@@ -1,7 +1,5 @@
 //! hugetlb pools: pages of each size, on each node and in all.
 
-use serde::Serialize;
-
 use crate::{
     addr::{NodeId, NodeSet},
     tiers::Tiers,
@@ -11,37 +9,52 @@ use crate::{
 /// block of `MAX_PAGE_ORDER`, 10, of pages of 4 KiB.
 const LARGEST_BLOCK: u64 = 4 << 20;
 
-/// A pool of one node, in pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct NodePool {
-    /// The node.
-    pub node: NodeId,
-    /// Pages in the pool.
-    pub pages: u64,
-    /// Pages of them that nobody uses.
-    pub free: u64,
-    /// Pages beyond what was configured.
-    pub surplus: u64,
+crate::report! {
+    /// A hugetlb pool on one node.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct NodePool = "TierNodePool" {
+        /// The node.
+        #[metric(label = "numa_node")]
+        pub node: NodeId,
+        /// Pages of the pool on the node.
+        #[metric(gauge = "pool_node_pages")]
+        pub pages: u64,
+        /// Pages of the pool on the node that nobody uses.
+        #[metric(gauge = "pool_node_free_pages")]
+        pub free: u64,
+        /// Pages of the pool on the node beyond what was configured.
+        #[metric(gauge = "pool_node_surplus_pages")]
+        pub surplus: u64,
+    }
 }
 
-/// All pools of one page size.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct HugePool {
-    /// The page size in bytes.
-    pub page_size: u64,
-    /// Pages in all.
-    pub pages: u64,
-    /// Pages of them that nobody uses.
-    pub free: u64,
-    /// Free pages that are promised to mappings: they are not to be had. The kernel counts them for
-    /// the whole host only.
-    pub reserved: u64,
-    /// Pages beyond what was configured.
-    pub surplus: u64,
-    /// By rising node number.
-    pub nodes: Vec<NodePool>,
+crate::report! {
+    /// All hugetlb pools of one page size.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    pub struct HugePool = "TierHugePool" {
+        /// The page size in bytes.
+        #[metric(label = "page_size")]
+        pub page_size: u64,
+        /// Pages of the pools on all nodes.
+        #[metric(gauge = "pool_pages")]
+        pub pages: u64,
+        /// Pages of the pools that nobody uses.
+        #[metric(gauge = "pool_free_pages")]
+        pub free: u64,
+        /// Free pages of the pools that are promised to mappings: they are not to be had. The kernel
+        /// counts them for the whole host only.
+        #[metric(gauge = "pool_reserved_pages")]
+        pub reserved: u64,
+        /// Pages of the pools beyond what was configured.
+        #[metric(gauge = "pool_surplus_pages")]
+        pub surplus: u64,
+        /// Most surplus pages that mappings may bring about (`nr_overcommit_hugepages`). Moves need
+        /// none.
+        #[metric(gauge = "pool_overcommit_pages")]
+        pub overcommit: u64,
+        /// By rising node number.
+        pub nodes: Vec<NodePool>,
+    }
 }
 
 impl HugePool {
@@ -49,6 +62,13 @@ impl HugePool {
     #[must_use]
     pub fn available(&self) -> u64 {
         self.free.saturating_sub(self.reserved)
+    }
+
+    /// Pages that the pool must get before a page is free and promised to nobody; 0 if there is such a
+    /// page.
+    #[must_use]
+    pub const fn lacking(&self) -> u64 {
+        self.reserved.saturating_add(1).saturating_sub(self.free)
     }
 
     /// The command that gives a node this many pages.
@@ -74,7 +94,9 @@ impl HugePool {
             .min(self.available())
     }
 
-    fn on(&self, node: NodeId) -> Option<&NodePool> {
+    /// The pool of a node.
+    #[must_use]
+    pub fn on(&self, node: NodeId) -> Option<&NodePool> {
         self.nodes.iter().find(|pool| pool.node == node)
     }
 
@@ -83,16 +105,18 @@ impl HugePool {
     /// that is left (`alloc_migrate_hugetlb_folio`). As far as the pool is concerned: there must be such
     /// memory.
     ///
-    /// None where a node has a free page that is not promised: the kernel takes that instead. None of
-    /// pages that the kernel can't make at will. A move takes a surplus page's standing along, from a
-    /// node that has any to the other (`move_hugetlb_state`): with surplus on the slow node, as many
-    /// must be on the fast one.
+    /// None where a node has a free page that is not promised: the kernel takes that instead. It takes
+    /// even promised pages where more are promised than free, as it subtracts without a sign
+    /// (`available_huge_pages`). None of pages that the kernel can't make at will. A move takes a
+    /// surplus page's standing along, from a node that has any to the other (`move_hugetlb_state`): with
+    /// surplus on the slow node, as many must be on the fast one.
     #[must_use]
     pub fn pairs_between(&self, fast: NodeId, slow: NodeId) -> u64 {
         let (Some(fast), Some(slow)) = (self.on(fast), self.on(slow)) else {
             return 0;
         };
-        let has_free = self.available() > 0 && fast.free + slow.free > 0;
+        let takes_free = self.free != self.reserved;
+        let has_free = takes_free && (fast.free > 0 || slow.free > 0);
         if has_free || self.page_size > LARGEST_BLOCK {
             return 0;
         }
@@ -106,12 +130,24 @@ impl HugePool {
     /// pools of its nodes would change among themselves.
     #[must_use]
     pub fn pairs_within(&self, tiers: &Tiers) -> u64 {
-        let only = |nodes: &NodeSet| {
-            let mut nodes = nodes.iter();
-            nodes.next().filter(|_| nodes.next().is_none())
+        tiers
+            .only_nodes()
+            .map_or(0, |[fast, slow]| self.pairs_between(fast, slow))
+    }
+
+    /// Whether promotions can make the pool of the fast node larger, and that of the slow node smaller
+    /// by as much: a move takes a page from the kernel's free memory where the node's pool has none, and
+    /// gives it the page that is left. Not with surplus pages on either node: they would go along, and
+    /// writing `nr_hugepages` would not bring them back. Not where more pages are promised than free:
+    /// the kernel would take promised pages.
+    #[must_use]
+    pub fn can_grow(&self, fast: NodeId, slow: NodeId) -> bool {
+        let (Some(fast), Some(slow)) = (self.on(fast), self.on(slow)) else {
+            return false;
         };
-        let ends = only(&tiers.fast).zip(only(&tiers.slow));
-        ends.map_or(0, |(fast, slow)| self.pairs_between(fast, slow))
+        self.page_size <= LARGEST_BLOCK
+            && fast.surplus + slow.surplus == 0
+            && self.reserved <= self.free
     }
 }
 
@@ -133,6 +169,7 @@ mod tests {
             free: own.iter().map(|own| own.0).sum(),
             reserved,
             surplus: own.iter().map(|own| own.1).sum(),
+            overcommit: 0,
             nodes: nodes.collect(),
         }
     }
@@ -192,12 +229,39 @@ mod tests {
         assert_eq!(pairs(&pool(0, [(0, 0), (1, 0)])), 0, "one is to spare");
         assert_eq!(pairs(&pool(0, [(1, 14), (0, 0)])), 0);
         assert_eq!(pairs(&pool(4, [(0, 0), (4, 0)])), u64::MAX, "all promised");
+        let more = pool(6, [(0, 0), (4, 0)]);
+        assert_eq!(pairs(&more), 0, "the kernel takes one that is promised");
+        assert_eq!(more.lacking(), 3);
+        let elsewhere = HugePool {
+            free: 4,
+            ..pool(6, [(0, 0), (0, 0)])
+        };
+        assert_eq!(pairs(&elsewhere), u64::MAX, "free on a third node");
         let giant = HugePool {
             page_size: 1 << 30,
             ..pool(0, [(0, 0), (0, 0)])
         };
         assert_eq!(pairs(&giant), 0);
         assert_eq!(giant.pairs_between(NodeId(0), NodeId(7)), 0, "no such node");
+    }
+
+    #[test]
+    fn pool_when_its_pages_can_not_be_given_back_can_not_grow() {
+        let grows = |pool: &HugePool| pool.can_grow(NodeId(0), NodeId(1));
+        assert!(grows(&pool(0, [(0, 0), (0, 0)])));
+        assert!(grows(&pool(4, [(0, 0), (4, 0)])));
+        assert!(
+            !grows(&pool(5, [(0, 0), (4, 0)])),
+            "more promised than free"
+        );
+        assert!(!grows(&pool(0, [(0, 1), (0, 0)])));
+        assert!(!grows(&pool(0, [(0, 0), (9, 1)])));
+        let giant = HugePool {
+            page_size: 1 << 30,
+            ..pool(0, [(0, 0), (0, 0)])
+        };
+        assert!(!grows(&giant));
+        assert!(!pool(0, [(0, 0), (0, 0)]).can_grow(NodeId(0), NodeId(7)));
     }
 
     #[test]

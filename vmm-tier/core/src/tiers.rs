@@ -181,6 +181,13 @@ impl Tiers {
         self.fast.iter().chain(self.slow.iter()).collect()
     }
 
+    /// The fast and the slow node, if each tier has one.
+    #[must_use]
+    pub fn only_nodes(&self) -> Option<[NodeId; 2]> {
+        let only = |nodes: &NodeSet| nodes.iter().next().filter(|_| nodes.len() == 1);
+        Some([only(&self.fast)?, only(&self.slow)?])
+    }
+
     /// The nodes that are in both tiers.
     #[must_use]
     pub fn shared(&self) -> NodeSet {

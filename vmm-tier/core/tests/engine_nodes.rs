@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Hva, NodeId, NodeSet},
+    constraints::{ClosedNode, CpusetOwner},
     engine::{Action, Event, NodeMemory, Order, ScanReport, ScanRequest, VmEngine},
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page, PageResult},
     nearness::{Distance, Nearness, Place},
@@ -245,4 +246,19 @@ fn cold_pages_when_the_near_expander_is_full_go_to_the_other() {
         host.moves.keys().all(|&(from, to)| (from < 5) != (to < 5)),
         "within a tier"
     );
+}
+
+#[test]
+fn cold_pages_when_the_cpuset_leaves_out_the_near_expander_go_to_the_other() {
+    let pages = runs(&[(0, 256), (5, 64), (7, 64)]);
+    let mut host = Host::new(pages, [256 + HEADROOM, 0, 512, 512], "0");
+    host.step(Event::Closed(vec![ClosedNode {
+        node: NodeId(5),
+        by: vec![CpusetOwner::Qemu],
+        reason: "QEMU's cpuset leaves out node 5".to_owned(),
+    }]));
+    host.observe(30, 128);
+    assert_eq!(host.hot_on(128), [128, 0]);
+    assert!(!host.moves.contains_key(&(0, 5)), "{:?}", host.moves);
+    assert_eq!(host.moves[&(0, 7)], 128);
 }

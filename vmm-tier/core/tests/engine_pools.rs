@@ -49,6 +49,8 @@ struct Host {
     free_bytes: u64,
     /// Bytes that the pools let change places in pairs.
     pair_bytes: u64,
+    /// Whether the fast pool may grow.
+    grows: bool,
     /// Of the promotions in pairs each third finds no memory.
     pairs_fail: bool,
     /// Promotions in pairs so far.
@@ -81,6 +83,7 @@ impl Host {
             promoted: 0,
             free_bytes: 16 * BASE_PAGE,
             pair_bytes: 0,
+            grows: false,
             pairs_fail: false,
             paired: 0,
             largest: 0,
@@ -130,6 +133,7 @@ impl Host {
                 page_bytes: self.page_bytes,
                 free_bytes: self.pools[n].free * self.page_bytes,
                 pair_bytes: self.pair_bytes,
+                grows: n == 0 && self.grows,
             }],
         };
         Event::Nodes(vec![node(0, FAST), node(1, SLOW)])
@@ -196,6 +200,9 @@ impl Host {
                 } else {
                     self.pools[to].total += 1;
                     self.pools[from].total -= 1;
+                    if self.grows && batch.target == FAST {
+                        self.free_bytes -= page.bytes;
+                    }
                 }
                 self.promoted += usize::from(batch.target == FAST);
             }
@@ -340,6 +347,32 @@ fn hot_huge_pages_when_the_limit_can_not_be_obeyed_change_places_one_for_one() {
     host.observe(200, 16);
     assert_eq!((host.hot_on_fast(16), host.promoted), (16, 16));
     assert_eq!(host.pools, before, "nothing goes down alone");
+}
+
+#[test]
+fn hot_huge_pages_when_the_fast_pool_may_grow_take_free_memory_down_to_the_headroom() {
+    let mut host = Host::new(HUGE_PAGE, (200, 44), [0, 0]);
+    host.grows = true;
+    // Room for ten pages above the headroom of 16 small pages.
+    host.free_bytes = 10 * HUGE_PAGE + 16 * BASE_PAGE;
+    host.observe(200, 32);
+    assert_eq!(host.hot_on_fast(32), 10);
+    assert_eq!(host.pools.map(|pool| pool.total), [54, 146]);
+    assert_eq!(host.free_bytes, 16 * BASE_PAGE);
+
+    let mut limited = Host::new(HUGE_PAGE, (200, 44), [0, 0]);
+    limited.grows = true;
+    limited.free_bytes = 64 * HUGE_PAGE;
+    // The 700 small pages take more than a huge page of the limit.
+    let limit = Order::Limit(Some(50 * HUGE_PAGE));
+    let reply = limited.engine.order(limited.now, limit).unwrap();
+    limited.carry_out(reply.actions);
+    limited.observe(200, 32);
+    assert_eq!(
+        limited.pools.map(|pool| pool.total),
+        [48, 152],
+        "the limit holds"
+    );
 }
 
 #[test]

@@ -4,13 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId, NodeSet},
+    constraints::ClosedNode,
     dual_heap::Placement,
     engine::{
-        Event, ExplainError, Explanation, HeatmapError, MAX_CELLS, Order, PageCondition, Pin,
-        VmEngine, WhenFull,
+        Action, Event, ExplainError, Explanation, HeatmapError, MAX_CELLS, Order, PageCondition,
+        Pin, VmEngine, Wait, WhenFull,
     },
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{Direction, Outcome},
+    sample::SourceKind,
     settings::{EngineSettings, Tier},
     time::Time,
 };
@@ -35,6 +37,108 @@ fn reason(lab: &Lab, frame: u32) -> String {
 fn observe(lab: &mut Lab, times: u32) {
     for _ in 0..times {
         lab.observe(|frame| if frame >= 1792 { 20.0 } else { 1.0 });
+    }
+}
+
+#[test]
+fn waits_when_an_agent_starts_are_told_one_after_the_other() {
+    let kernel = gups(2048, 512);
+    let mut engine = VmEngine::new(settings(), tiers(), Time(0));
+    let mut told = vec![engine.waits_for(Time(0))];
+    let reply = engine.order(Time(0), Order::Map(map(1, 2048))).unwrap();
+    told.push(engine.waits_for(Time(0)));
+    let mut todo = reply.actions;
+    while let Some(action) = todo.pop() {
+        if let Action::Scan(request) = action {
+            todo.extend(engine.step(Time(0), Event::Scanned(kernel.scan(request))));
+        }
+    }
+    told.push(engine.waits_for(Time(0)));
+    engine.step(Time(0), Event::Source(Some(SourceKind::Damon)));
+    told.push(engine.waits_for(Time(0)));
+    let expected = [Wait::LookUp, Wait::LookUp, Wait::Source, Wait::WarmUp];
+    assert_eq!(told, expected.map(Some));
+}
+
+#[test]
+fn waits_when_nothing_moves_name_what_is_missing() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    let waits = |lab: &Lab| lab.engine.waits_for(lab.now);
+    let closed = |node| ClosedNode {
+        node,
+        by: vec![],
+        reason: "closed".to_owned(),
+    };
+    observe(&mut lab, 1);
+    assert_eq!(waits(&lab), Some(Wait::WarmUp));
+    lab.step(Event::Closed(vec![closed(FAST)]));
+    observe(&mut lab, 10);
+    assert_eq!(waits(&lab), Some(Wait::Cpuset));
+    lab.step(Event::Closed(vec![closed(SLOW)]));
+    assert_eq!(waits(&lab), Some(Wait::Room));
+    lab.step(Event::Closed(vec![]));
+    observe(&mut lab, 40);
+    assert_eq!(waits(&lab), Some(Wait::Gain), "all hot pages are fast");
+    for (event, back, wait) in [
+        (
+            Event::Guest { stopped: true },
+            Event::Guest { stopped: false },
+            Wait::Guest,
+        ),
+        (
+            Event::Monitor { attached: false },
+            Event::Monitor { attached: true },
+            Wait::Monitor,
+        ),
+        (
+            Event::Source(None),
+            Event::Source(Some(SourceKind::Damon)),
+            Wait::Source,
+        ),
+    ] {
+        lab.step(event);
+        assert_eq!(waits(&lab), Some(wait));
+        lab.step(back);
+    }
+    lab.order(Order::Pause(true)).unwrap();
+    assert_eq!(waits(&lab), Some(Wait::Pause));
+}
+
+#[test]
+fn waits_when_moves_fail_or_are_slow_say_so() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    let all = (0..2048).map(|frame| (BASE + frame * BASE_PAGE, Outcome::Busy));
+    lab.kernel.fails = all.collect();
+    let mut told = Vec::new();
+    for _ in 0..60 {
+        observe(&mut lab, 1);
+        told.extend(lab.engine.waits_for(lab.now));
+    }
+    assert!(told.contains(&Wait::Rest), "{told:?}");
+
+    let slow = EngineSettings {
+        rate_bytes_per_s: 16 * BASE_PAGE,
+        batch_bytes: 16 * BASE_PAGE,
+        ..settings()
+    };
+    let mut lab = Lab::new(gups(2048, 512), slow);
+    let mut told = Vec::new();
+    for _ in 0..20 {
+        observe(&mut lab, 1);
+        told.extend(lab.engine.waits_for(lab.now));
+    }
+    assert!(told.contains(&Wait::Rate), "{told:?}");
+}
+
+#[test]
+fn waits_when_told_are_whole_sentences() {
+    for wait in Wait::ALL {
+        let sentence = wait.sentence();
+        assert!(
+            sentence.ends_with('.') && !sentence.contains(['\n', '\t']),
+            "{wait}"
+        );
+        assert!(!sentence.contains("  "), "{wait}: {sentence}");
     }
 }
 
@@ -336,7 +440,7 @@ fn node_when_its_tier_has_several_is_that_of_the_last_move() {
         kernel: gups(2048, 512),
     };
     lab.order(Order::Map(map(1, 2048))).unwrap();
-    lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
+    lab.step(Event::Source(Some(SourceKind::Damon)));
     observe(&mut lab, 40);
     assert_eq!(explain(&lab, 1000).node, None, "one of two");
     let demoted = (0..512).map(|frame| explain(&lab, frame));
@@ -429,7 +533,7 @@ fn heatmap_when_ram_has_holes_and_huge_pages_shares_them_out() {
         now: Time(0),
     };
     lab.order(Order::Map(Arc::new(map))).unwrap();
-    lab.step(Event::Source(Some(tier_core::sample::SourceKind::Damon)));
+    lab.step(Event::Source(Some(SourceKind::Damon)));
     lab.observe(|frame| if frame >= 512 { 10.0 } else { 0.0 });
     let drawn = lab.engine.heatmap(lab.now, 1, 4).unwrap();
     let at: Vec<u64> = drawn.cells.iter().map(|cell| cell.gpa.0).collect();

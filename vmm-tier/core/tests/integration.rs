@@ -14,6 +14,7 @@ mod dual_heap_model;
 mod engine;
 mod engine_bias;
 mod engine_counts;
+mod engine_cpusets;
 mod engine_folios;
 mod engine_grids;
 mod engine_nodes;

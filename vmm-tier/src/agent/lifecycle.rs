@@ -15,6 +15,7 @@ use qmp::{
     event::EventKind,
 };
 use tier_core::{
+    constraints::Constraints,
     engine::{Event, Order},
     holds::{Holds, PRIVATE_MEMORY},
     nearness::Nearness,
@@ -76,7 +77,7 @@ impl Agent {
             // It is asked for before the agent runs.
             Answer::Begun(_) => {}
             Answer::Connected(connected) => self.on_connected(connected),
-            Answer::Layout(layout) => self.on_layout(layout),
+            Answer::Layout(layout) => self.on_layout(*layout),
             // What the lost monitor said, or that it said nothing, counts no more.
             Answer::Status(_) | Answer::Migration(_) if self.qemu.client().is_none() => {}
             Answer::Status(_) | Answer::Migration(_) if !is_true => self.qemu.ask_again(kind),
@@ -235,6 +236,29 @@ impl Agent {
         self.apply_pause();
     }
 
+    /// Takes what the host's administrator lets QEMU and the agent have. Nodes that a cpuset leaves out
+    /// are closed to moves.
+    pub(super) fn on_constraints(&mut self, mut constraints: Constraints) {
+        let before = std::mem::take(&mut self.qemu.constraints.cpusets);
+        constraints.cpusets = constraints.cpusets.or(before);
+        let closed = constraints.cpusets.closed(self.engine.tiers(), self.vm.pid);
+        self.qemu.constraints = constraints;
+        if self.qemu.closed == closed {
+            return;
+        }
+        if closed.is_empty() {
+            tracing::info!(
+                vm = self.vm.name,
+                "cpusets allow all nodes of the tiers again"
+            );
+        }
+        for node in &closed {
+            tracing::warn!(vm = self.vm.name, "{}", node.reason);
+        }
+        self.qemu.closed.clone_from(&closed);
+        self.step(Event::Closed(closed));
+    }
+
     /// Lets the tap know what happened to the guest.
     fn tap_note(&mut self, text: &str) {
         if let Some(tap) = &mut self.tap {
@@ -248,6 +272,7 @@ impl Agent {
             vcpus,
             nearness,
             holds,
+            constraints,
             took,
         } = layout;
         self.qemu.discovery.end(Instant::now(), took, found.is_ok());
@@ -256,6 +281,7 @@ impl Agent {
         }
         self.on_nearness(nearness);
         self.on_holds(holds);
+        self.on_constraints(constraints);
         let Some(old) = self.engine.map() else { return };
         let map = match found {
             Ok(Discovered { map, .. }) => old.succeeded_by(map),

@@ -9,20 +9,37 @@ mod reshape;
 mod scans;
 mod worker;
 
+use std::path::PathBuf;
+
 use crossbeam::channel::Receiver;
 use tier_core::{
     engine::{ReshapeRequest, ScanRequest},
     moves::{MoveBatch, PairedBatch},
+    pools::HugePool,
     rebind::{Binding, RebindReport, Rebound},
+    tiers::Tiers,
 };
 
-pub(super) use self::{done::Done, pool_moves::PoolMoves, rebinder::Rebinder, worker::Worker};
+pub(super) use self::{
+    done::Done,
+    pool_moves::{Growth, PoolMoves, memory_of},
+    rebinder::Rebinder,
+    worker::Worker,
+};
 use self::{scans::Scans, worker::Job};
 use super::{log_once::LogOnce, vm::Vm};
+use crate::{
+    log::with_causes,
+    pool_drift::{DriftRecord, PoolDrift},
+};
 
 /// See the [module](self).
 pub(super) struct PageWork {
     worker: Worker,
+    /// What promotions may take beyond the hugetlb pool of the fast node.
+    pub(super) growth: Option<Growth>,
+    /// Where drift of the pools is written down.
+    run_dir: PathBuf,
     scans: Scans,
     /// Why the kernel does not say where pages lie.
     look_up_trouble: LogOnce,
@@ -35,9 +52,11 @@ pub(super) struct PageWork {
 }
 
 impl PageWork {
-    pub(super) fn new(worker: Worker) -> Self {
+    pub(super) fn new(worker: Worker, growth: Option<Growth>, run_dir: PathBuf) -> Self {
         Self {
             worker,
+            growth,
+            run_dir,
             scans: Scans::default(),
             look_up_trouble: LogOnce::default(),
             move_trouble: LogOnce::default(),
@@ -149,6 +168,22 @@ impl PageWork {
     /// Why memory can't be bound to its tier, if it can't.
     pub(super) const fn refuses_bindings(&self) -> Option<&String> {
         self.rebind_trouble.now.as_ref()
+    }
+
+    /// By how much agents let a pool drift between the only nodes of the tiers.
+    pub(super) fn drift(&self, vm: &Vm, tiers: &Tiers, pool: &HugePool) -> Option<PoolDrift> {
+        let nodes = tiers.only_nodes()?;
+        let record = DriftRecord::new(&self.run_dir, &vm.root, pool.page_size, nodes);
+        match record.and_then(|record| record.drift(pool)) {
+            Ok(drift) => drift,
+            Err(error) => {
+                tracing::debug!(
+                    "drift of hugetlb pools can't be told: {}",
+                    with_causes(&error)
+                );
+                None
+            }
+        }
     }
 
     /// Why the kernel refuses to move pages, if it does.

@@ -11,7 +11,10 @@ use std::{
 
 use crossbeam::channel::Receiver;
 use qmp::Client;
-use tier_core::holds::Holds;
+use tier_core::{
+    constraints::{ClosedNode, Constraints},
+    holds::Holds,
+};
 
 pub(super) use self::asker::{Answer, Asker, Begun, Connected, Job, Kind, Layout, Monitor, Socket};
 use self::{discovery_pace::DiscoveryPace, migration::Migration};
@@ -34,19 +37,17 @@ pub(super) struct Qemu {
     next_reconnect: Instant,
     /// What keeps the guest's memory in place.
     pub(super) holds: Holds,
+    /// What the host's administrator lets QEMU and the agent have.
+    pub(super) constraints: Constraints,
+    /// The nodes that are closed to moves by that.
+    pub(super) closed: Vec<ClosedNode>,
     /// Why the guest's memory map can't be read or tracked.
     pub(super) map_trouble: LogOnce,
 }
 
 impl Qemu {
     /// QEMU behind a connected `monitor`. The guest's layout was found at `mapped`, which took `took`.
-    pub(super) fn new(
-        asker: Asker,
-        monitor: Monitor,
-        mapped: Instant,
-        took: Duration,
-        holds: Holds,
-    ) -> Self {
+    pub(super) fn new(asker: Asker, monitor: Monitor, mapped: Instant, took: Duration) -> Self {
         let now = Instant::now();
         Self {
             monitor: Some(monitor),
@@ -55,7 +56,9 @@ impl Qemu {
             migration: Migration::new(now),
             next_status_look: None,
             next_reconnect: now,
-            holds,
+            holds: Holds::default(),
+            constraints: Constraints::default(),
+            closed: Vec::new(),
             map_trouble: LogOnce::default(),
         }
     }

@@ -11,7 +11,6 @@ use signal_hook::iterator::Signals;
 use tier_core::{
     addr::{NodeId, NodeSet},
     engine::{Action, Order, VmEngine},
-    holds::Holds,
     map::GuestMemoryMap,
     text::size,
     tiers::{Division, Tiers},
@@ -30,7 +29,7 @@ use super::{
     engine_settings,
     operator_settings::OperatorSettings,
     pace::Pace,
-    page_work::{PageWork, PoolMoves, Rebinder, Worker},
+    page_work::{Growth, PageWork, PoolMoves, Rebinder, Worker},
     qemu::{Answer, Asker, Begun, Connected, Job, Qemu, Socket},
     sources::Sources,
     state_file::{Overrides, StateFile},
@@ -84,6 +83,7 @@ fn start(
         vcpus,
         nearness,
         holds,
+        constraints,
     } = begun;
     let mapped = Instant::now();
     let pid = connected.monitor.client.peer().pid;
@@ -101,8 +101,20 @@ fn start(
         Some(_) => (StateFile::nowhere(&root, &name, pid), Overrides::default()),
     };
     let run_dir = settings.run_dir.clone();
+    let growth = settings.hugetlb_grow.then(|| engine.tiers().only_nodes());
+    let growth = growth.flatten().map(|nodes| Growth {
+        nodes,
+        headroom_bytes: engine.settings().headroom_bytes,
+    });
+    if settings.hugetlb_grow && growth.is_none() {
+        tracing::warn!(
+            vm = name,
+            "hugetlb.grow has no effect: it needs tiers of one node each, or pools would drift among several nodes"
+        );
+    }
     let settings = OperatorSettings::new(engine.settings().clone(), overrides, file);
     let pools = PoolMoves::new(&run_dir, &root, &name, pid, engine.tiers().nodes());
+    let pools = pools.with_growth(growth);
     let rebinder = Rebinder::new(&run_dir, &root, &name, pid, engine.tiers());
     let worker =
         Worker::start(&root, pid, pools, rebinder).context("the worker thread can't be started")?;
@@ -116,13 +128,14 @@ fn start(
     let mut agent = Agent {
         vm: Vm::new(name, root, pid, process),
         engine,
-        qemu: Qemu::new(asker, monitor, mapped, map_took, Holds::default()),
-        page_work: PageWork::new(worker),
+        qemu: Qemu::new(asker, monitor, mapped, map_took),
+        page_work: PageWork::new(worker, growth, run_dir),
         sources,
         clients,
         settings,
         pace: Pace::new(Instant::now()),
         strain,
+        pools: Vec::new(),
         signals,
         tap,
     };
@@ -132,6 +145,7 @@ fn start(
     agent.restore();
     agent.on_nearness(nearness);
     agent.on_holds(holds);
+    agent.on_constraints(constraints);
     agent.on_status(status);
     agent.on_migration_answer(migration);
     agent.run()

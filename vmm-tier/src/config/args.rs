@@ -48,6 +48,9 @@ pub(crate) struct RunArgs {
     /// Have the kernel make huge pages of evenly hot memory on the fast tier
     #[arg(long)]
     pub(crate) thp_collapse: bool,
+    /// Let promotions take free memory beyond the hugetlb pool of the fast node; the pools drift then
+    #[arg(long)]
+    pub(crate) hugetlb_grow: bool,
     /// Plan and report, but move nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -8,8 +8,13 @@ use qmp::{
     Client,
     commands::{MigrationInfo, QueryKvm, QueryMigrate, QueryStatus},
 };
-use tier_core::{addr::NodeSet, holds::Holds};
+use tier_core::{
+    addr::NodeSet,
+    constraints::{Constraints, PoolBounds},
+    holds::Holds,
+};
 use tier_sys::{
+    constraints,
     damon::users::DamonUsers,
     folios::{self, Folios},
     holds,
@@ -22,7 +27,11 @@ use tier_sys::{
 };
 
 use super::wiring::Wiring;
-use crate::discover::{Discovered, discover};
+use crate::{
+    discover::{Discovered, discover},
+    log::with_causes,
+    pool_drift,
+};
 
 /// `IA32_PERF_CAPABILITIES`, which says what of PEBS there is.
 const MSR_PERF_CAPABILITIES: u32 = 0x345;
@@ -31,9 +40,14 @@ const MSR_PERF_CAPABILITIES: u32 = 0x345;
 #[derive(Clone, Debug)]
 pub(super) struct HostFacts {
     pub(super) topology: Result<Topology, String>,
+    /// Nodes on which the doctor itself may have memory, if known.
+    pub(super) allowed: Option<NodeSet>,
     pub(super) capabilities: Capabilities,
     pub(super) knobs: Result<Knobs, String>,
     pub(super) pools: Result<Vec<HugePool>, String>,
+    /// By how much agents let pools drift: what, and the commands that take it back; or why it is not
+    /// known.
+    pub(super) drifts: Vec<Result<(String, Vec<String>), String>>,
     pub(super) damon: DamonUsers,
     /// Whether the host makes pages of several frames that are mapped frame by frame; then, whether they
     /// can be told apart, or why not.
@@ -68,12 +82,19 @@ fn text<T, E: Display>(result: Result<T, E>) -> Result<T, String> {
 }
 
 impl HostFacts {
-    pub(super) fn read(root: &SysRoot) -> Self {
+    /// Reads them; agents keep account in `run_dir`.
+    pub(super) fn read(root: &SysRoot, run_dir: &Path) -> Self {
+        let pools = text(hugetlb::read(root));
         Self {
             topology: text(Topology::read(root)),
+            allowed: knobs::own_allowed_nodes(root).ok(),
             capabilities: process::effective_capabilities(),
             knobs: text(Knobs::read(root)),
-            pools: text(hugetlb::read(root)),
+            drifts: pool_drift::all(run_dir, root, pools.as_deref().unwrap_or_default())
+                .into_iter()
+                .map(|drift| drift.map_err(|error| with_causes(&error)))
+                .collect(),
+            pools,
             damon: DamonUsers::read(root),
             folios: folios::may_exist(root).then(|| text(Folios::open(root).map(drop))),
             has_tracefs: root.tracing("events").is_dir(),
@@ -162,6 +183,8 @@ pub(super) struct GuestFacts {
     pub(super) map: Result<Discovered, String>,
     /// Nodes on which the process may have memory.
     pub(super) allowed: Result<NodeSet, String>,
+    /// What bounds its use of hugetlb pools.
+    pub(super) pools: Vec<PoolBounds>,
     /// Policies other than `default` of the guest's mappings, such as `bind:1`.
     pub(super) policies: Vec<String>,
     /// What keeps the guest's memory in place; `None` if the process can't be looked at.
@@ -202,6 +225,13 @@ impl GuestFacts {
                 .map(|status| status.status.to_string()),
             migration: migration.map(|status| status.to_string()),
             allowed: text(knobs::allowed_nodes(root, pid)),
+            pools: map.as_ref().map_or_else(
+                |_| Vec::new(),
+                |found| {
+                    let Constraints { pools, .. } = constraints::read(root, pid, &found.pools);
+                    pools
+                },
+            ),
             policies: policies(root, pid, map.as_ref().ok()),
             holds: holds::read(root, pid, guest_bytes).ok(),
             can_move: text(tier_sys::pages::query_nodes(pid, &pages)).map(drop),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tier_core::text::size::human;
 use tier_core::{
     addr::{NodeId, NodeSet},
+    constraints::{CgroupCount, PoolBounds},
     holds::{Holder, PRIVATE_MEMORY},
     map::Backing,
     rebind::why_not,
@@ -172,6 +173,50 @@ pub(super) fn findings(guest: &GuestFacts, division: Option<&Division>) -> Vec<F
         );
     }
     out.extend(cpuset(&guest.allowed, guest.pid, division));
+    out.extend(guest.pools.iter().flat_map(pool_bounds));
+    out
+}
+
+/// What bounds the guest's use of hugetlb pools. No move is counted against it.
+fn pool_bounds(bounds: &PoolBounds) -> Vec<Finding> {
+    let size = human(bounds.page_size);
+    let mut out = Vec::new();
+    if let Some(limit) = &bounds.cgroup {
+        let count = match limit.count {
+            CgroupCount::Used => "used",
+            CgroupCount::Reserved => "used or promised",
+        };
+        let what = format!(
+            "control group {} allows {} in pages of {size}; {} are {count}",
+            limit.cgroup,
+            human(limit.limit_bytes),
+            human(limit.used_bytes)
+        );
+        let (level, meaning) = match limit.left_bytes() < bounds.page_size {
+            true => (
+                Level::Note,
+                "moves are not counted against it; a page that the guest touches for the first time is",
+            ),
+            false => (Level::Ok, "moves are not counted against it"),
+        };
+        let finding = Finding::new(Area::Guest, "hugetlb-cgroup", level, what, meaning);
+        out.push(finding);
+    }
+    for mount in &bounds.mounts {
+        let limit = mount.limit_bytes.map_or_else(
+            || "any size".to_owned(),
+            |bytes| format!("{} at most", human(bytes)),
+        );
+        let what = format!(
+            "guest memory in pages of {size} is on the hugetlbfs mount {}: {limit}, {} promised",
+            mount.path,
+            human(mount.promised_bytes)
+        );
+        let meaning =
+            "moves take nothing from the mount's own account: a page that moves stays in it";
+        let finding = Finding::new(Area::Guest, "hugetlbfs-mount", Level::Ok, what, meaning);
+        out.push(finding);
+    }
     out
 }
 

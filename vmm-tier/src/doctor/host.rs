@@ -3,13 +3,14 @@
 use tier_core::text::size::human;
 use tier_core::{
     addr::{NodeId, NodeSet},
-    tiers::{Division, TierBasis, TiersError},
+    constraints::Cpusets,
+    tiers::{Division, TierBasis, Tiers, TiersError},
 };
 
 use super::{
     Area, Finding, Level,
     facts::{HostFacts, KvmFacts},
-    memory::{folios, huge_pages, hugetlb, other_damon, rivals},
+    memory::{drift, folios, huge_pages, hugetlb, other_damon, rivals},
 };
 
 /// The version that KVM has had since 2007; another one is not KVM as QEMU knows it.
@@ -28,10 +29,12 @@ pub(super) fn findings(
     let tiers = division
         .and_then(|division| division.as_ref().ok())
         .map(|division| &division.tiers);
+    out.extend(own_cpuset(host, tiers));
     match &host.pools {
         Ok(pools) => out.extend(pools.iter().filter_map(|pool| hugetlb(pool, tiers))),
         Err(error) => out.push(unreadable(Area::HugePages, "hugetlb-pools", error)),
     }
+    out.extend(host.drifts.iter().map(drift));
     match &host.knobs {
         Ok(knobs) => {
             out.extend(huge_pages(knobs));
@@ -42,6 +45,26 @@ pub(super) fn findings(
     }
     out.extend(other_damon(&host.damon));
     out
+}
+
+/// The cpuset of the doctor itself, if it leaves out a node of the tiers: started in the same way, an
+/// agent can't move pages there.
+fn own_cpuset(host: &HostFacts, tiers: Option<&Tiers>) -> Option<Finding> {
+    let cpusets = Cpusets {
+        qemu: None,
+        agent: host.allowed.clone(),
+    };
+    let closed = cpusets.closed(tiers?, 0);
+    let first = closed.first()?;
+    let meaning = "an agent that is started as this command was can't move pages there";
+    let finding = Finding::new(
+        Area::Permissions,
+        "own-cpuset",
+        Level::Warn,
+        first.reason.clone(),
+        meaning,
+    );
+    Some(finding.mend("grep -H . /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpuset.mems"))
 }
 
 fn unreadable(area: Area, id: &'static str, error: &str) -> Finding {

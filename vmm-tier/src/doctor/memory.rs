@@ -36,8 +36,12 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
         0 => String::new(),
         reserved => format!("; {reserved} promised"),
     };
+    let overcommit = match pool.overcommit {
+        0 => String::new(),
+        most => format!("; guests may bring about {most} surplus (nr_overcommit_hugepages)"),
+    };
     let what = format!(
-        "hugetlb pool of {}: {}{promised}",
+        "hugetlb pool of {}: {}{promised}{overcommit}",
         human(pool.page_size),
         on_node.collect::<Vec<_>>().join(", ")
     );
@@ -52,7 +56,9 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
         let mut own = pool.nodes.iter();
         let slow = own.find(|own| pool.surplus == 0 && tiers.slow.contains(own.node));
         return Some(match slow {
-            Some(own) => note.mend(pool.set_pages(own.node, own.pages + 1)),
+            Some(own) => {
+                note.mend(pool.set_pages(own.node, own.pages.saturating_add(pool.lacking())))
+            }
             None => note,
         });
     }
@@ -73,6 +79,23 @@ pub(super) fn hugetlb(pool: &HugePool, tiers: Option<&Tiers>) -> Option<Finding>
         Some(remedy) => warning.mend(remedy),
         None => warning,
     })
+}
+
+/// What agents let a pool drift, as `hugetlb.grow` allows.
+pub(super) fn drift(drift: &Result<(String, Vec<String>), String>) -> Finding {
+    let finding = |level, what: &str, meaning| {
+        Finding::new(Area::HugePages, "hugetlb-drift", level, what, meaning)
+    };
+    match drift {
+        Ok((what, restore)) => finding(
+            Level::Note,
+            what,
+            "promotions took free memory beyond the pool, as hugetlb.grow allows. Nothing takes it back by itself: run \
+             these commands when the pages are free, as after the guest's end",
+        )
+        .mend(restore.join(" && ")),
+        Err(error) => finding(Level::Warn, error, "can't be judged"),
+    }
 }
 
 /// A pathology of which no second reading is needed.
@@ -265,6 +288,7 @@ mod tests {
             free: own.iter().map(|own| own.1).sum(),
             reserved,
             surplus: own.iter().map(|own| own.2).sum(),
+            overcommit: 0,
             nodes: nodes.collect(),
         }
     }
@@ -297,6 +321,32 @@ mod tests {
             (found.level, found.remedy),
             (Level::Ok, None),
             "one to spare"
+        );
+    }
+
+    #[test]
+    fn pool_when_more_pages_are_promised_than_free_gets_all_that_it_lacks() {
+        // A move would take one of the promised pages: the kernel subtracts without a sign.
+        let found = hugetlb(&pool(6, [(44, 0, 0), (156, 4, 0)]), Some(&tiers())).unwrap();
+        assert_eq!(found.level, Level::Warn);
+        let mend =
+            "echo 159 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages";
+        assert_eq!(found.remedy.as_deref(), Some(mend));
+        let mended = hugetlb(&pool(6, [(44, 0, 0), (159, 7, 0)]), Some(&tiers())).unwrap();
+        assert_eq!(mended.level, Level::Ok);
+    }
+
+    #[test]
+    fn pool_when_surplus_pages_may_come_tells_how_many() {
+        let overcommitted = HugePool {
+            overcommit: 16,
+            ..pool(0, [(44, 0, 0), (157, 1, 0)])
+        };
+        let found = hugetlb(&overcommitted, Some(&tiers())).unwrap();
+        assert_eq!(
+            found.what,
+            "hugetlb pool of 2 MiB: node 0: 0 free of 44, node 1: 1 free of 157; guests may bring about 16 surplus \
+             (nr_overcommit_hugepages)"
         );
     }
 

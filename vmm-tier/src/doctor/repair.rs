@@ -9,6 +9,7 @@ use std::{
 use tier_core::text::size::human;
 use tier_sys::{
     damon::{Damon, DamonError},
+    hugetlb,
     sysroot::SysRoot,
 };
 
@@ -17,6 +18,7 @@ use crate::{
     map_cmd::print,
     pair_journal::{self, PairError, PairRecord},
     policy_journal::{self, PolicyJournalError, PolicyRecord},
+    pool_drift,
 };
 
 /// How long agents may move hugetlb pages before they are let alone: each moves a batch.
@@ -40,6 +42,7 @@ pub(crate) fn run(run_dir: &Path) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
     let mut all = pairs(&root, run_dir, LOCK_TIMEOUT);
     all.extend(policies(&root, run_dir));
+    all.extend(drifts(&root, run_dir));
     all.extend(kdamonds(&root, run_dir));
     if all.is_empty() {
         all.push(Done::Left("nothing to repair".to_owned()));
@@ -133,6 +136,23 @@ fn policies(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
     records.into_iter().map(repair).collect()
 }
 
+/// What agents let pools drift is allowed, and stays: it is told.
+fn drifts(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
+    let pools = hugetlb::read(root).unwrap_or_default();
+    let told = |drift| match drift {
+        Ok((what, restore)) => {
+            let restore: Vec<String> = restore;
+            Done::Left(format!(
+                "{what}, as hugetlb.grow allowed: left as it is; to take it back when the pages are free: {}",
+                restore.join(" && ")
+            ))
+        }
+        Err(error) => Done::Failed(with_causes(&error)),
+    };
+    let drifts = pool_drift::all(run_dir, root, &pools);
+    drifts.into_iter().map(told).collect()
+}
+
 fn kdamonds(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
     match Damon::open(root, run_dir).and_then(|damon| damon.reclaim_orphans()) {
         Ok(orphans) => {
@@ -172,6 +192,42 @@ mod tests {
         let left = Done::Left("vm: its agent runs and moves pages just now".to_owned());
         assert_eq!(done[1], left);
         assert_eq!(host.records().len(), 2);
+    }
+
+    #[test]
+    fn drift_when_it_was_allowed_is_left_and_told_with_its_commands() {
+        let host = Host::new((44, 0), (156, 0));
+        let pool = || hugetlb::read_size(&host.root, 2 << 20).unwrap().unwrap();
+        let nodes = [0, 1].map(tier_core::addr::NodeId);
+        let record =
+            pool_drift::DriftRecord::new(host.run_dir(), &host.root, 2 << 20, nodes).unwrap();
+        record.begin(&pool(), 8).unwrap();
+        host.set(0, (47, 0));
+        host.set(1, (153, 0));
+        host.end_all_processes();
+
+        let done = drifts(&host.root, host.run_dir());
+
+        let folder = "hugepages/hugepages-2048kB/nr_hugepages";
+        let left = format!(
+            "hugetlb pool of 2 MiB: 3 pages of node 1 belong to node 0 now, as hugetlb.grow allowed: left as it is; to \
+             take it back when the pages are free: echo 44 > /sys/devices/system/node/node0/{folder} && echo 156 > \
+             /sys/devices/system/node/node1/{folder}"
+        );
+        assert_eq!(done, [Done::Left(left)]);
+        assert_eq!(pairs(&host.root, host.run_dir(), Duration::ZERO), []);
+        assert_eq!((host.pages(0), host.pages(1)), (47, 153));
+        // A record that is damaged is no reason to touch a pool.
+        std::fs::write(
+            host.run_dir()
+                .join("drift/hugepages-2048kB-node0-node1.json"),
+            "{",
+        )
+        .unwrap();
+        assert!(matches!(
+            drifts(&host.root, host.run_dir())[..],
+            [Done::Failed(_)]
+        ));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use tier_core::{
     addr::{Gpa, Hva},
+    constraints::{CgroupCount, CgroupLimit, PoolBounds, PoolMount},
     holds::Holds,
     map::{Backing, BlockIndex, GuestMemoryMap, MapRange, RamBlock},
 };
@@ -144,7 +145,7 @@ fn facts(root: &Path) -> HostFacts {
             pmu_capability: 1,
             perf_capabilities: None,
         }),
-        ..HostFacts::read(&SysRoot::at(root))
+        ..HostFacts::read(&SysRoot::at(root), &root.join("run"))
     }
 }
 
@@ -185,9 +186,11 @@ fn guest() -> GuestFacts {
             probes: 12,
             attempts: 1,
             elapsed: Duration::from_millis(8),
+            pools: vec![],
             unmapped: Vec::new(),
         }),
         allowed: Ok("0-1".parse().unwrap()),
+        pools: vec![],
         policies: Vec::new(),
         holds: Some(Holds::default()),
         can_move: Ok(()),
@@ -330,7 +333,7 @@ fn report_when_the_host_has_nothing_says_what_is_missing() {
             perfmon: true,
             ..Capabilities::default()
         },
-        kvm: HostFacts::read(&SysRoot::at(tree.path())).kvm,
+        kvm: HostFacts::read(&SysRoot::at(tree.path()), &tree.path().join("run")).kvm,
         ..facts(tree.path())
     };
 
@@ -457,6 +460,41 @@ fn report_when_the_guest_cannot_be_moved_says_why() {
         Some(&Err("no socket at /run/x".to_owned())),
     );
     assert_eq!(levels(&report, Level::Fail), ["qmp"]);
+}
+
+#[test]
+fn report_when_administrators_bound_the_guest_or_the_agent_says_how() {
+    let tree = tree(write_two_tiers);
+    let mut host = facts(tree.path());
+    host.allowed = Some("1".parse().unwrap());
+    let mut facts = guest();
+    facts.pools = vec![PoolBounds {
+        page_size: 2 << 20,
+        cgroup: Some(CgroupLimit {
+            cgroup: "/machine.slice".to_owned(),
+            count: CgroupCount::Reserved,
+            limit_bytes: 1 << 30,
+            used_bytes: 1 << 30,
+        }),
+        mounts: vec![PoolMount {
+            path: "/mnt/huge".to_owned(),
+            limit_bytes: Some(4 << 30),
+            promised_bytes: 2 << 20,
+        }],
+    }];
+
+    let report = examine(&host, &probes(), Some(&Ok(facts)));
+
+    assert!(report.can_tier);
+    assert_eq!(levels(&report, Level::Warn), ["own-cpuset"]);
+    let text = report.to_text();
+    for told in [
+        "the cpuset of the agent allows memory on node 1 only",
+        "control group /machine.slice allows 1 GiB in pages of 2 MiB; 1 GiB are used or promised",
+        "guest memory in pages of 2 MiB is on the hugetlbfs mount /mnt/huge: 4 GiB at most, 2 MiB promised",
+    ] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
 }
 
 #[test]

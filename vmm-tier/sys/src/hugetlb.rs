@@ -37,6 +37,7 @@ pub fn read(root: &SysRoot) -> Result<Vec<HugePool>, SysRootError> {
             free: read_value(&folder.join("free_hugepages"))?,
             reserved: read_value(&folder.join("resv_hugepages"))?,
             surplus: read_value(&folder.join("surplus_hugepages"))?,
+            overcommit: read_value_optional(&folder.join("nr_overcommit_hugepages"))?.unwrap_or(0),
             nodes: own,
         });
     }

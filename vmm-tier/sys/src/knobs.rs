@@ -1,5 +1,7 @@
 //! Settings of the kernel that help, hinder or fight a tierer in user space.
 
+use std::path::Path;
+
 use serde::Serialize;
 use tier_core::addr::NodeSet;
 
@@ -58,13 +60,24 @@ impl Knobs {
 /// # Errors
 /// [`SysRootError`]; see [`SysRootError::is_process_gone`].
 pub fn allowed_nodes(root: &SysRoot, pid: u32) -> Result<NodeSet, SysRootError> {
-    let path = root.process(pid, "status");
-    let text = read_text(&path, SMALL_FILE)?;
+    allowed_by(&root.process(pid, "status"))
+}
+
+/// The same of this process.
+///
+/// # Errors
+/// [`SysRootError`].
+pub fn own_allowed_nodes(root: &SysRoot) -> Result<NodeSet, SysRootError> {
+    allowed_by(&root.proc("self/status"))
+}
+
+fn allowed_by(path: &Path) -> Result<NodeSet, SysRootError> {
+    let text = read_text(path, SMALL_FILE)?;
     for (index, line) in text.lines().enumerate() {
         if let Some(list) = line.strip_prefix("Mems_allowed_list:") {
             let nodes = list.trim().parse();
-            return nodes.map_err(|_| ParseError::at(index, "no node list").in_file(&path));
+            return nodes.map_err(|_| ParseError::at(index, "no node list").in_file(path));
         }
     }
-    Err(ParseError::at(0, "no Mems_allowed_list in it").in_file(&path))
+    Err(ParseError::at(0, "no Mems_allowed_list in it").in_file(path))
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use tier_core::{
     addr::{NodeId, NodeSet},
     nearness::Distance,
+    tiers::Division,
 };
 use tier_sys::{
     hugetlb,
@@ -75,48 +76,6 @@ fn topology_when_host_has_two_tiers_reads_both() {
     assert_eq!(fast.marks.promo, Some(716 << 12));
 }
 
-/// Two sockets, 0 and 2, and an expander, 5.
-fn nodes_with_holes() -> (tempfile::TempDir, SysRoot) {
-    let folder = tempfile::tempdir().unwrap();
-    let nodes = folder.path().join("sys/devices/system/node");
-    let write = |path: &str, text: &str| {
-        let path = folder.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    };
-    std::fs::create_dir_all(&nodes).unwrap();
-    for (name, list) in [
-        ("online", "0,2,5"),
-        ("has_cpu", "0,2"),
-        ("has_memory", "0,2,5"),
-    ] {
-        std::fs::write(nodes.join(name), list).unwrap();
-    }
-    for (node, distances, cpus) in [
-        (0, "10 21 30", "0-3,8-11"),
-        (2, "21 10 30", "4-7"),
-        (5, "30 30 10", ""),
-    ] {
-        let folder = format!("sys/devices/system/node/node{node}");
-        write(&format!("{folder}/distance"), distances);
-        write(&format!("{folder}/cpulist"), cpus);
-        write(
-            &format!("{folder}/meminfo"),
-            &format!("Node {node} MemTotal: 1024 kB"),
-        );
-    }
-    std::fs::create_dir_all(nodes.join("node5/access0/initiators/node2")).unwrap();
-    for (tid, cpu) in [(70, 9), (71, 5), (72, 64)] {
-        let text = format!(
-            "{tid} (CPU 0/KVM) S 1 1 1 0 -1 0 {} {cpu} 0 0",
-            "0 ".repeat(29).trim()
-        );
-        write(&format!("proc/70/task/{tid}/stat"), &text);
-    }
-    let root = SysRoot::at(folder.path());
-    (folder, root)
-}
-
 #[test]
 fn nearness_when_node_numbers_have_holes_goes_by_them() {
     let (_folder, root) = nodes_with_holes();
@@ -133,14 +92,14 @@ fn nearness_when_node_numbers_have_holes_goes_by_them() {
     assert_eq!(
         distance(0, 5),
         Distance {
-            slit: 30,
+            slit: 40,
             is_foreign: true
         }
     );
     assert_eq!(
         distance(2, 5),
         Distance {
-            slit: 30,
+            slit: 41,
             is_foreign: false
         }
     );
@@ -190,6 +149,87 @@ fn topology_when_read_on_this_host_agrees_with_itself() {
         assert!(node.marks.free <= node.total);
         assert_eq!(topology.distance(node.id, node.id), Some(10));
     }
+}
+
+/// A host with the nodes 0, 2 and 5, of which node 5 has no CPUs, a pool on each, and threads of process 70.
+fn nodes_with_holes() -> (tempfile::TempDir, SysRoot) {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, format!("{text}\n")).unwrap();
+    };
+    let node = "sys/devices/system/node";
+    write(&format!("{node}/online"), "0,2,5");
+    write(&format!("{node}/has_memory"), "0,2,5");
+    write(&format!("{node}/has_cpu"), "0,2");
+    let mut zones = String::new();
+    for (id, distances, cpus) in [
+        (0, "10 21 40", "0-3,8-11"),
+        (2, "21 10 41", "4-7"),
+        (5, "40 41 10", ""),
+    ] {
+        write(&format!("{node}/node{id}/distance"), distances);
+        write(&format!("{node}/node{id}/cpulist"), cpus);
+        let total = format!("Node {id} MemTotal:  {} kB", (id + 1) << 20);
+        write(&format!("{node}/node{id}/meminfo"), &total);
+        zones += &format!(
+            "Node {id}, zone   Normal\n  pages free     {id}000\n        min      1\n        low      2\n        high     3\n"
+        );
+        let pool = format!("{node}/node{id}/hugepages/hugepages-2048kB");
+        for (file, pages) in [("nr", 10 + id), ("free", id), ("surplus", 0)] {
+            write(&format!("{pool}/{file}_hugepages"), &pages.to_string());
+        }
+    }
+    write(&format!("{node}/node5/access0/initiators/node2/uevent"), "");
+    for (tid, cpu) in [(70, 9), (71, 5), (72, 64)] {
+        let zeros = "0 ".repeat(29);
+        let text = format!("{tid} (CPU 0/KVM) S 1 1 1 0 -1 0 {zeros}{cpu} 0 0");
+        write(&format!("proc/70/task/{tid}/stat"), &text);
+    }
+    // A folder that is left of a node that went offline.
+    write(&format!("{node}/node3/uevent"), "");
+    write("proc/zoneinfo", zones.trim_end());
+    let all = "sys/kernel/mm/hugepages/hugepages-2048kB";
+    for (file, pages) in [
+        ("nr_hugepages", 37),
+        ("free_hugepages", 7),
+        ("resv_hugepages", 1),
+        ("surplus_hugepages", 0),
+        ("nr_overcommit_hugepages", 9),
+    ] {
+        write(&format!("{all}/{file}"), &pages.to_string());
+    }
+    let root = SysRoot::at(folder.path());
+    (folder, root)
+}
+
+#[test]
+fn host_when_its_node_numbers_have_holes_is_read_by_number() {
+    let (_folder, root) = nodes_with_holes();
+
+    let topology = Topology::read(&root).unwrap();
+
+    let ids: Vec<_> = topology.nodes.iter().map(|node| node.id.0).collect();
+    assert_eq!(ids, [0, 2, 5]);
+    assert_eq!(topology.distance(NodeId(2), NodeId(5)), Some(41));
+    assert_eq!(topology.distance(NodeId(5), NodeId(0)), Some(40));
+    assert_eq!(topology.distance(NodeId(0), NodeId(3)), None);
+    let slow = topology.node(NodeId(5)).unwrap();
+    assert_eq!((slow.total, slow.marks.free), (6 << 30, 5000 << 12));
+    let division = Division::of(&topology.facts()).unwrap();
+    assert_eq!(division.tiers.fast, nodes("0,2"));
+    assert_eq!(division.tiers.slow, nodes("5"));
+
+    let pool = hugetlb::read_size(&root, 2 << 20).unwrap().unwrap();
+    assert_eq!((pool.available(), pool.overcommit), (6, 9));
+    let all = division.tiers.nodes();
+    let spare = [0, 2, 3, 5].map(|node| pool.spare_on(NodeId(node), &all));
+    assert_eq!(spare, [0, 2, 0, 5]);
+    assert_eq!(pool.pairs_within(&division.tiers), 0, "two fast nodes");
+    let command =
+        "echo 16 > /sys/devices/system/node/node5/hugepages/hugepages-2048kB/nr_hugepages";
+    assert_eq!(pool.set_pages(NodeId(5), 16), command);
 }
 
 #[test]

@@ -99,6 +99,11 @@ impl Mover {
         self.throttle.wakes_at()
     }
 
+    /// Whether nothing is tried just now, as nothing of the last batches moved.
+    pub(super) fn rests(&self, now: Time) -> bool {
+        self.throttle.rests(now)
+    }
+
     /// Changes the rate from `now` on.
     pub(super) fn set_rate(&mut self, now: Time, settings: &EngineSettings) {
         self.throttle
@@ -208,7 +213,8 @@ impl Mover {
         };
         let claimed_bytes = pages.pins().claimed_bytes(pin.tier);
         let mut room_bytes = room.saturating_sub(claimed_bytes);
-        let may_demote = pin.tier == Tier::Fast && pin.when_full == WhenFull::Demote;
+        let is_closed = self.rooms.all_closed(&self.tiers.fast).is_some();
+        let may_demote = pin.tier == Tier::Fast && pin.when_full == WhenFull::Demote && !is_closed;
         if need_bytes > room_bytes && may_demote && self.slow_room(frame_bytes).fits(frame_bytes) {
             // All that is not pinned may be demoted.
             let kept = pages.pins().fast_bytes() + placed_bytes;
@@ -415,7 +421,10 @@ impl Mover {
         self.throttle
             .finished(now, outcomes.any(Outcome::is_success));
         let mut actions = Vec::new();
-        if results.iter().any(|result| result.outcome == Outcome::Gone) {
+        // The map, or what the cpusets allow, has changed.
+        let is_news =
+            |result: &PageResult| matches!(result.outcome, Outcome::Gone | Outcome::Cpuset);
+        if results.iter().any(is_news) {
             actions.push(Action::RefreshMap);
         }
         if let Some(exchange) = self.in_flight.exchange_after(report.id) {

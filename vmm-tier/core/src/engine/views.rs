@@ -4,6 +4,7 @@ pub(crate) mod explain;
 pub(crate) mod heatmap;
 pub mod sentences;
 pub(crate) mod snapshot;
+pub(crate) mod wait;
 
 use self::explain::{ExplainError, Explanation};
 use super::VmEngine;

@@ -214,6 +214,7 @@ impl Places {
             sizes.sort_unstable();
             sizes.dedup();
             let pool = |page_bytes| PoolMemory {
+                grows: false,
                 page_bytes,
                 free_bytes,
                 pair_bytes: 0,

@@ -10,6 +10,9 @@
 //! ```
 //!
 //! Only the right way needs a [journal](crate::pair_journal).
+//!
+//! Where the operator allows it (`hugetlb.grow`), promotions take pages from free memory without a
+//! partner. That is [drift](crate::pool_drift), and is written down as such.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,12 +25,14 @@ use std::{
 
 use tier_core::{
     addr::{Hva, NodeId, NodeSet},
-    moves::{MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
+    engine::NodeMemory,
+    moves::{Direction, MoveBatch, MoveReport, Outcome, PageResult, PairedBatch},
 };
 use tier_sys::{
     file_lock::FileLock,
     hugetlb::{self, HugePool},
     sysroot::SysRoot,
+    zoneinfo::{self, NodeMarks},
 };
 
 use super::done::{Carried, Done, unmoved};
@@ -35,6 +40,7 @@ use crate::{
     agent::state_file::name_of,
     log::with_causes,
     pair_journal::{self, PairError, PairJournal},
+    pool_drift::DriftRecord,
 };
 
 /// How long other agents may have the lock: each moves a batch.
@@ -44,6 +50,15 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often is looked whether it has.
 const EXIT_POLL: Duration = Duration::from_millis(50);
 
+/// What promotions may take beyond the pool of the fast node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::agent) struct Growth {
+    /// The fast and the slow node.
+    pub(in crate::agent) nodes: [NodeId; 2],
+    /// Free bytes to keep above the high watermark of the fast node.
+    pub(in crate::agent) headroom_bytes: u64,
+}
+
 /// See the [module](self).
 pub(in crate::agent) struct PoolMoves {
     root: SysRoot,
@@ -51,6 +66,10 @@ pub(in crate::agent) struct PoolMoves {
     /// The nodes of both tiers.
     nodes: NodeSet,
     journal: PairJournal,
+    /// `None`: the pools stay as they are.
+    growth: Option<Growth>,
+    /// It was said that pools drift.
+    is_drift_said: AtomicBool,
     /// The agent ends: nothing waits for the lock any more.
     ends: Arc<AtomicBool>,
 }
@@ -68,8 +87,15 @@ impl PoolMoves {
             run_dir: run_dir.to_owned(),
             nodes,
             journal: PairJournal::new(run_dir, root, vm, &name_of(vm), pid),
+            growth: None,
+            is_drift_said: AtomicBool::new(false),
             ends: Arc::default(),
         }
+    }
+
+    /// Lets the pool of the fast node grow.
+    pub(in crate::agent) fn with_growth(self, growth: Option<Growth>) -> Self {
+        Self { growth, ..self }
     }
 
     /// Set when the agent ends.
@@ -126,7 +152,8 @@ impl PoolMoves {
         pool.ok_or_else(|| format!("there is no pool of {page_bytes} byte pages"))
     }
 
-    /// Moves pages onto free pages of the target's pool, as far as it has any to spare.
+    /// Moves pages onto free pages of the target's pool, as far as it has any to spare, and beyond that
+    /// as far as it may grow.
     pub(super) fn carry_out(
         &self,
         batch: &MoveBatch,
@@ -134,15 +161,91 @@ impl PoolMoves {
     ) -> Carried {
         let locked = self.lock().and_then(|lock| {
             let pool = self.pool(batch.frame_bytes)?;
-            Ok((lock, pool.spare_on(batch.target, &self.nodes)))
+            let spare = pool.spare_on(batch.target, &self.nodes);
+            let beyond = (batch.pages.len() as u64).saturating_sub(spare);
+            let grown = match beyond {
+                0 => None,
+                beyond => self
+                    .growth_for(batch, &pool)?
+                    .map(|(growth, most)| (growth, beyond.min(most))),
+            };
+            Ok((lock, pool, spare, grown))
         });
         match locked {
-            Ok((_lock, spare)) => carry_out_first(batch, spare, &mut move_pages),
+            Ok((_lock, _, spare, None)) => carry_out_first(batch, spare, &mut move_pages),
+            Ok((_lock, pool, spare, Some((growth, pages)))) => {
+                self.grow(batch, &pool, spare, (growth, pages), &mut move_pages)
+            }
             Err(reason) => Carried {
                 report: unmoved(batch, Outcome::Busy),
                 refusal: Some(reason),
             },
         }
+    }
+
+    /// By how many pages the pool of the batch's target, which is `pool` now, may grow.
+    fn growth_for(
+        &self,
+        batch: &MoveBatch,
+        pool: &HugePool,
+    ) -> Result<Option<(Growth, u64)>, String> {
+        let [fast, slow] = match self.growth {
+            Some(Growth { nodes, .. }) if batch.direction == Direction::Promote => nodes,
+            _ => return Ok(None),
+        };
+        // What a pair that did not end left away would be taken for drift.
+        let is_pair_open = || !pair_journal::records(&self.run_dir).is_empty();
+        if batch.target != fast || !pool.can_grow(fast, slow) || is_pair_open() {
+            return Ok(None);
+        }
+        let marks = zoneinfo::read(&self.root).map_err(|error| with_causes(&error))?;
+        let growth = self.growth.zip(marks.get(&fast));
+        Ok(growth.and_then(|(growth, marks)| {
+            let memory = memory_of(fast, marks);
+            let pages = memory.promotable_bytes(growth.headroom_bytes) / batch.frame_bytes.max(1);
+            (pages > 0).then_some((growth, pages))
+        }))
+    }
+
+    /// Moves pages onto `spare` free pages of the pool, and `pages` more onto pages from free memory,
+    /// which become the pool's.
+    fn grow(
+        &self,
+        batch: &MoveBatch,
+        pool: &HugePool,
+        spare: u64,
+        (growth, pages): (Growth, u64),
+        move_pages: &mut impl FnMut(&MoveBatch) -> Carried,
+    ) -> Carried {
+        let begun = DriftRecord::new(&self.run_dir, &self.root, pool.page_size, growth.nodes)
+            .and_then(|record| record.begin(pool, pages).map(|()| record));
+        let record = match begun {
+            Ok(record) => record,
+            Err(error) => {
+                return Carried {
+                    report: unmoved(batch, Outcome::Busy),
+                    refusal: Some(with_causes(&error)),
+                };
+            }
+        };
+        let carried = carry_out_first(batch, spare.saturating_add(pages), move_pages);
+        let told = self.pool(pool.page_size).and_then(|pool| {
+            let settled = record.settle(&pool).and_then(|()| record.drift(&pool));
+            let drift = settled.map_err(|error| with_causes(&error))?;
+            if let Some(drift) = drift.filter(|_| !self.is_drift_said.swap(true, Ordering::Relaxed)) {
+                tracing::warn!(
+                    "{}, as hugetlb.grow allows: more follow; `query-tier` and `vmm-tier doctor` say how many, and what \
+                     takes it back",
+                    drift.what(&pool)
+                );
+            }
+            Ok(())
+        });
+        // What stands on record is then the most that it may be. The next batch can't begin.
+        if let Err(reason) = told {
+            tracing::debug!("the drift of hugetlb pools can't be corrected: {reason}");
+        }
+        carried
     }
 
     /// Lets pages change places.
@@ -245,6 +348,18 @@ const fn of_partner(partner: Outcome) -> Outcome {
         | Outcome::Cpuset
         | Outcome::Refused => partner,
         _ => Outcome::Busy,
+    }
+}
+
+/// The memory of a node, without pools.
+pub(in crate::agent) const fn memory_of(node: NodeId, marks: &NodeMarks) -> NodeMemory {
+    NodeMemory {
+        node,
+        free_bytes: marks.free,
+        cached_bytes: marks.cached,
+        low_watermark_bytes: marks.low,
+        high_watermark_bytes: marks.high,
+        pools: Vec::new(),
     }
 }
 
@@ -532,6 +647,28 @@ mod tests {
     }
 
     #[test]
+    fn pair_when_the_pool_is_shrunk_in_the_middle_does_not_promote() {
+        let host = Host::new((44, 0), (158, 2));
+        let mut calls = 0;
+        let done = moves(&host).carry_out_pair(&pair(3), |batch| {
+            calls += 1;
+            let mut report = unmoved(batch, Outcome::NoHugePage);
+            for result in &mut report.results {
+                result.outcome = Outcome::Moved;
+                result.node = Some(batch.target);
+            }
+            // An administrator writes fewer pages than are used: what is freed leaves the pool.
+            host.set(0, (44, 2));
+            host.set_surplus(0, 4);
+            let refusal = None;
+            Carried { report, refusal }
+        });
+        assert_eq!(outcomes(&done), [vec![DOWN, DOWN, NONE], vec![NONE; 3]]);
+        assert_eq!(calls, 1);
+        assert!(host.records().is_empty());
+    }
+
+    #[test]
     fn pair_when_another_agent_has_the_lock_for_long_is_refused() {
         let host = Host::new((44, 0), (156, 0));
         let _lock = moves(&host).lock().unwrap();
@@ -540,6 +677,82 @@ mod tests {
             panic!("{done:?}");
         };
         assert!(reason.contains("hugetlb.lock"), "{reason}");
+    }
+
+    /// A promotion of three pages where the fast node has `free_mib` MiB above its watermark of 4 KiB.
+    /// Of the pages beyond `free` pages of the pool, `grown` become the pool's. Returns how many pages
+    /// were tried.
+    fn grow(host: &Host, free_mib: u64, grown: u64) -> (usize, Carried) {
+        host.put_zones(free_mib << 8);
+        let growth = Growth {
+            nodes: [NodeId(0), NodeId(1)],
+            headroom_bytes: 4 << 20,
+        };
+        let mut tried = 0;
+        let carried = moves(host)
+            .with_growth(Some(growth))
+            .carry_out(&pair(3).promote, |batch| {
+                tried = batch.pages.len();
+                host.set(0, (host.pages(0) + grown, 0));
+                host.set(1, (host.pages(1) - grown, 0));
+                let mut report = unmoved(batch, Outcome::NoHugePage);
+                for result in &mut report.results {
+                    result.outcome = Outcome::Moved;
+                }
+                let refusal = None;
+                Carried { report, refusal }
+            });
+        (tried, carried)
+    }
+
+    fn drift(host: &Host) -> u64 {
+        let pool = moves(host).pool(HUGE_PAGE).unwrap();
+        let drift = crate::pool_drift::of_pool(host.run_dir(), &host.root, &pool);
+        drift.into_iter().map(|drift| drift.unwrap().pages).sum()
+    }
+
+    #[test]
+    fn batch_when_the_pool_may_grow_takes_free_memory_above_the_headroom_and_is_on_record() {
+        // 4 MiB of headroom, and a bit for the watermark: two pages fit.
+        let host = Host::new((44, 0), (156, 0));
+        let (tried, carried) = grow(&host, 9, 2);
+        assert_eq!((tried, count_moved(&carried.report)), (2, 2));
+        assert_eq!(carried.refusal, None);
+        assert_eq!(drift(&host), 2);
+        let (tried, _) = grow(&host, 100, 3);
+        assert_eq!((tried, drift(&host)), (3, 5));
+        // Free pages of the pool come first, and are no drift.
+        host.set(0, (49, 3));
+        let (tried, _) = grow(&host, 100, 0);
+        assert_eq!((tried, drift(&host)), (3, 5));
+    }
+
+    #[test]
+    fn batch_when_the_pool_may_not_grow_takes_what_is_free_only() {
+        let host = Host::new((44, 1), (156, 0));
+        let (tried, carried) = grow(&host, 5, 0);
+        assert_eq!(tried, 1, "below the headroom");
+        assert_eq!(carried.report.results[1].outcome, Outcome::NoHugePage);
+        host.set(0, (44, 1));
+        host.set_surplus(1, 1);
+        assert_eq!(grow(&host, 100, 0).0, 0, "surplus pages would go along");
+        let host = Host::new((44, 1), (156, 0));
+        host.journal().begin(&pair(2)).unwrap();
+        assert_eq!(grow(&host, 100, 0).0, 1, "a pair did not end");
+        assert_eq!(drift(&host), 0);
+    }
+
+    #[test]
+    fn batch_when_drift_can_not_be_written_down_does_not_move() {
+        let host = Host::new((44, 0), (156, 0));
+        std::fs::write(host.run_dir().join("drift"), "in the way").unwrap();
+        let (tried, carried) = grow(&host, 100, 0);
+        assert_eq!(tried, 0);
+        assert!(
+            carried
+                .refusal
+                .is_some_and(|reason| reason.contains("drift"))
+        );
     }
 
     #[test]

@@ -26,8 +26,8 @@ use qmp::{
         MigrationInfo, QueryCpusFast, QueryKvm, QueryMigrate, QueryName, QueryStatus, StatusInfo,
     },
 };
-use tier_core::{holds::Holds, map::GuestMemoryMap, nearness::Nearness};
-use tier_sys::{holds, process::ProcessHandle, sysroot::SysRoot, topology::Topology};
+use tier_core::{constraints::Constraints, holds::Holds, map::GuestMemoryMap, nearness::Nearness};
+use tier_sys::{constraints, holds, process::ProcessHandle, sysroot::SysRoot, topology::Topology};
 
 use crate::discover::{self, DiscoverError, Discovered, Known};
 
@@ -86,7 +86,7 @@ pub(in crate::agent) enum Answer {
     Connected(anyhow::Result<Connected>),
     Status(Result<StatusInfo, ExecuteError>),
     Migration(Result<MigrationInfo, ExecuteError>),
-    Layout(Layout),
+    Layout(Box<Layout>),
 }
 
 /// A new connection, and what events would have told before it was there.
@@ -122,6 +122,8 @@ pub(in crate::agent) struct Begun {
     pub(in crate::agent) nearness: Option<Nearness>,
     /// What keeps its memory in place, if the kernel told.
     pub(in crate::agent) holds: Option<Holds>,
+    /// What the host's administrator lets it have.
+    pub(in crate::agent) constraints: Constraints,
 }
 
 /// The guest's layout.
@@ -133,6 +135,8 @@ pub(in crate::agent) struct Layout {
     pub(in crate::agent) nearness: Option<Nearness>,
     /// What keeps the guest's memory in place, if the kernel told.
     pub(in crate::agent) holds: Option<Holds>,
+    /// What the host's administrator lets the guest have.
+    pub(in crate::agent) constraints: Constraints,
     /// How long it took.
     pub(in crate::agent) took: Duration,
 }
@@ -251,7 +255,9 @@ impl Thread {
             Job::Connect => Answer::Connected(self.connect(PATIENCE).map(Connected::ask)),
             Job::Status(client) => Answer::Status(client.execute(&QueryStatus {})),
             Job::Migration(client) => Answer::Migration(client.execute(&QueryMigrate {})),
-            Job::Layout(client, is_thorough) => Answer::Layout(self.layout(&client, is_thorough)),
+            Job::Layout(client, is_thorough) => {
+                Answer::Layout(Box::new(self.layout(&client, is_thorough)))
+            }
         }
     }
 
@@ -262,9 +268,13 @@ impl Thread {
         let process = ProcessHandle::open(pid)
             .with_context(|| format!("QEMU's process {pid} can't be watched"))?;
         let (root, known) = (&self.root, &mut self.known);
-        let Discovered { map, elapsed, .. } =
-            discover::discover_within(FIRST_DISCOVERY_LIMIT, client, root, known)
-                .with_context(|| format!("the memory map of QEMU {pid} can't be read"))?;
+        let Discovered {
+            map,
+            elapsed,
+            pools,
+            ..
+        } = discover::discover_within(FIRST_DISCOVERY_LIMIT, client, root, known)
+            .with_context(|| format!("the memory map of QEMU {pid} can't be read"))?;
         let name = client.execute(&QueryName {}).ok();
         // A QEMU without KVM support does not know the command.
         let kvm = client.execute(&QueryKvm {});
@@ -272,6 +282,7 @@ impl Thread {
         Ok(Begun {
             process,
             holds: holds::read(root, pid, map.total_bytes()).ok(),
+            constraints: constraints::read(root, pid, &pools),
             map,
             map_took: elapsed,
             name: name.and_then(|reply| reply.name),
@@ -328,6 +339,7 @@ impl Thread {
             vcpus,
             nearness,
             holds,
+            constraints: constraints::read(&self.root, pid, &self.known.pools()),
             took: begin.elapsed(),
         }
     }

@@ -23,6 +23,8 @@ struct FakeKernel {
     /// Pages the target has room for; more makes the call fail with ENOMEM.
     room: usize,
     whole_call_error: Option<i32>,
+    /// After so many calls each further call is refused with this error.
+    refuses_after: Option<(usize, i32)>,
     mapped: bool,
     calls: usize,
     /// Whether the target has little free memory.
@@ -99,6 +101,9 @@ impl PageCalls for FakeKernel {
             return Ok(0);
         };
         if let Some(errno) = self.whole_call_error {
+            return Err(errno);
+        }
+        if let Some((_, errno)) = self.refuses_after.filter(|(calls, _)| self.calls >= *calls) {
             return Err(errno);
         }
         self.calls += 1;
@@ -454,6 +459,32 @@ fn move_when_refused_as_a_whole_says_what_to_do() {
         assert_eq!(error.outcome(), outcome, "{errno}");
         let error = error.to_string();
         assert!(error.contains(advice), "{error}");
+    }
+}
+
+#[test]
+fn move_when_it_is_refused_in_the_middle_reports_what_moved_before() {
+    // Page 1 is stuck; page 2 is absent, which flushes the queue and ends the call. Then the cpuset of
+    // the process changes, or the node goes offline.
+    for (errno, outcome) in [
+        (libc::EACCES, Outcome::Cpuset),
+        (libc::ENODEV, Outcome::Refused),
+    ] {
+        let (mut kernel, pages) = small_pages(4);
+        kernel.stuck.insert(pages[1].hva.0);
+        kernel.folios.remove(2);
+        kernel.refuses_after = Some((1, errno));
+
+        let found = outcomes(&mut kernel, &pages, false);
+
+        let expected = [Outcome::Busy, Outcome::Busy, Outcome::Absent, Outcome::Busy];
+        assert_eq!(found[1..], expected[1..], "{errno}");
+        let truth = kernel.folio(pages[0].hva.0).unwrap().2;
+        assert_eq!(found[0] == Outcome::Moved, truth == i32::from(FAST.0));
+        // The next batch meets the refusal at once, and moves nothing.
+        let refused = move_with(&mut kernel, 7, FAST, &pages[3..], false).unwrap_err();
+        assert_eq!(refused.outcome(), outcome);
+        assert_eq!(kernel.folio(pages[3].hva.0).unwrap().2, SLOW);
     }
 }
 

@@ -109,6 +109,12 @@ impl Planner<'_> {
         self.mover.slow_room(page.frame_bytes)
     }
 
+    /// Whether no page can be moved onto the fast tier: demoting makes no room there.
+    fn is_fast_closed(&self) -> bool {
+        let Mover { rooms, tiers, .. } = &*self.mover;
+        rooms.all_closed(&tiers.fast).is_some()
+    }
+
     /// Puts back a page that can't be moved now. Where other pages have other frames it rests.
     fn leave(&mut self, page: Candidate, placement: Placement) {
         let rest = self.pages.are_mixed();
@@ -167,6 +173,9 @@ impl Planner<'_> {
     }
 
     fn draft_pins_up(&mut self) -> bool {
+        if self.is_fast_closed() {
+            return true;
+        }
         // Rooms of the fast and the slow tier, for the frames that the step is for.
         let mut rooms = None;
         let mut waits = false;
@@ -248,7 +257,7 @@ impl Planner<'_> {
 
     /// Drafts exchanges. Where a pinned page `waits` for room, no other page fills it.
     fn draft_exchange(&mut self, waits: bool) {
-        if !self.mover.throttle.may_look(self.now) {
+        if self.is_fast_closed() || !self.mover.throttle.may_look(self.now) {
             return;
         }
         let mut rooms = None;

@@ -13,11 +13,15 @@
 //!   fit there all find room, also if nearer nodes are filled first ([`crate::nearness`]).
 //!
 //! Room is asked for frames of a size. Small frames, to which transparent huge pages fold, come from the
-//! node's free memory, as above. A frame of a hugetlb pool comes from the node's pool: only a free page that is
-//! promised to nobody counts. Where the pool has none the kernel takes a page from the free memory
-//! instead, and gives it the page that was left: the pools are no longer as the administrator left them,
-//! unless a page comes the other way at once. Such pairs need free memory on both nodes while they are
-//! made.
+//! node's free memory, as above. A frame of a hugetlb pool comes from the node's pool: only a free page
+//! that is promised to nobody counts. Where the pool has none the kernel takes a page from the free
+//! memory instead, and gives it the page that was left: the pools are no longer as the administrator
+//! left them, unless a page comes the other way at once. Such pairs need free memory on both nodes while
+//! they are made. Where the operator lets the pool of the fast node grow, its free memory is room as
+//! well.
+//!
+//! A node that a cpuset closes to QEMU or to the agent has no room of any kind: no page is moved onto
+//! it.
 //!
 //! Room is signed. Where it is negative, headroom is owed: that many bytes must be demoted before any is
 //! promoted.
@@ -26,6 +30,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     addr::{BASE_PAGE, NodeId, NodeSet},
+    constraints::ClosedNode,
     settings::{EngineSettings, Tier},
     tiers::Tiers,
 };
@@ -41,6 +46,9 @@ pub struct PoolMemory {
     /// are, as far as the pool is concerned; 0 where the kernel would use up free pages, or can't make
     /// such pages.
     pub pair_bytes: u64,
+    /// Whether promotions may make the pool larger by pages from the node's free memory, as the operator
+    /// allows and the pool can.
+    pub grows: bool,
 }
 
 /// Memory of one node, as the kernel tells it.
@@ -74,6 +82,12 @@ impl NodeMemory {
         }
     }
 
+    /// Free bytes that may be promoted into: above the watermark and the headroom.
+    #[must_use]
+    pub fn promotable_bytes(&self, headroom_bytes: u64) -> u64 {
+        self.room(BASE_PAGE, headroom_bytes).bytes()
+    }
+
     /// Bytes that must stay free.
     const fn reserve_bytes(&self, headroom_bytes: u64) -> u64 {
         self.high_watermark_bytes.saturating_add(headroom_bytes)
@@ -94,7 +108,12 @@ impl NodeMemory {
         };
         if frame_bytes != BASE_PAGE {
             let pool = self.pools.iter().find(|p| p.page_bytes == frame_bytes);
-            return of(pool.map_or(0, |pool| pool.free_bytes), 0);
+            let free_bytes = pool.map_or(0, |pool| pool.free_bytes);
+            let grown_bytes = match pool.is_some_and(|pool| pool.grows) {
+                true => self.promotable_bytes(headroom_bytes),
+                false => 0,
+            };
+            return of(free_bytes.saturating_add(grown_bytes), 0);
         }
         let all = of(self.all_free_bytes(), self.reserve_bytes(headroom_bytes));
         let uncached = of(self.free_bytes, self.low_watermark_bytes);
@@ -208,6 +227,8 @@ impl FastBounds {
 #[derive(Debug, Default)]
 pub(crate) struct Rooms {
     nodes: BTreeMap<NodeId, NodeMemory>,
+    /// Nodes onto which no page can be moved.
+    closed: Vec<ClosedNode>,
 }
 
 impl Rooms {
@@ -216,8 +237,37 @@ impl Rooms {
         self.nodes = nodes.into_iter().map(|node| (node.node, node)).collect();
     }
 
+    /// Takes the nodes onto which no page can be moved from now on.
+    pub(crate) fn close(&mut self, closed: Vec<ClosedNode>) {
+        self.closed = closed;
+    }
+
+    /// The nodes among these onto which no page can be moved.
+    pub(crate) fn closed<'a>(&'a self, nodes: &'a NodeSet) -> impl Iterator<Item = &'a ClosedNode> {
+        self.closed
+            .iter()
+            .filter(|closed| nodes.contains(closed.node))
+    }
+
+    /// Why no page can be moved onto any of these nodes, if it is so.
+    pub(crate) fn all_closed(&self, nodes: &NodeSet) -> Option<&str> {
+        let is_one = |closed: &&ClosedNode| nodes.contains(closed.node);
+        let first = self.closed.iter().find(is_one)?;
+        let has_open = nodes.iter().any(|node| self.is_open(node));
+        (!has_open).then_some(first.reason.as_str())
+    }
+
+    fn is_open(&self, node: NodeId) -> bool {
+        self.closed.iter().all(|closed| closed.node != node)
+    }
+
     fn of<'a>(&'a self, nodes: &'a NodeSet) -> impl Iterator<Item = &'a NodeMemory> {
         nodes.iter().filter_map(|node| self.nodes.get(&node))
+    }
+
+    /// The nodes among these onto which pages can be moved.
+    fn open<'a>(&'a self, nodes: &'a NodeSet) -> impl Iterator<Item = &'a NodeMemory> {
+        self.of(nodes).filter(|node| self.is_open(node.node))
     }
 
     /// Free bytes of the nodes, watermarks and headroom included.
@@ -228,7 +278,7 @@ impl Rooms {
     /// What the nodes' hugetlb pools have for moves, by the size of their pages.
     pub(crate) fn spare_bytes(&self, nodes: &NodeSet) -> BTreeMap<u64, u64> {
         let mut spare = BTreeMap::new();
-        for pool in self.of(nodes).flat_map(|node| &node.pools) {
+        for pool in self.open(nodes).flat_map(|node| &node.pools) {
             *spare.entry(pool.page_bytes).or_default() += pool.free_bytes;
         }
         spare
@@ -254,7 +304,7 @@ impl Rooms {
         bounds: FastBounds,
         frame_bytes: u64,
     ) -> Option<NodeBound> {
-        let nodes = self.of(&tiers.fast);
+        let nodes = self.open(&tiers.fast);
         let all = nodes.map(|node| node.bound(frame_bytes, bounds.headroom_bytes));
         all.max_by_key(|bound| bound.room())
     }
@@ -262,7 +312,7 @@ impl Rooms {
     /// Bytes that may be demoted now into such frames. Beyond them the kernel would reclaim memory of the
     /// slow node, which may be the guest's own, or pools would change.
     pub(crate) fn slow(&self, tiers: &Tiers, frame_bytes: u64) -> Room {
-        let rooms = self.of(&tiers.slow).map(|node| node.room(frame_bytes, 0));
+        let rooms = self.open(&tiers.slow).map(|node| node.room(frame_bytes, 0));
         rooms.max().unwrap_or(Room::NONE).max(Room::NONE)
     }
 
@@ -274,6 +324,9 @@ impl Rooms {
             let (Some(node), None) = (nodes.next(), nodes.next()) else {
                 return Room::NONE;
             };
+            if !self.is_open(node.node) {
+                return Room::NONE;
+            }
             let pool = node.pools.iter().find(|p| p.page_bytes == frame_bytes);
             let of_pool = Room(pool.map_or(0, |pool| signed(pool.pair_bytes)));
             node.room(BASE_PAGE, headroom_bytes).min(of_pool)
@@ -295,7 +348,7 @@ impl Rooms {
             Tier::Fast => (&tiers.fast, bounds.headroom_bytes),
             Tier::Slow => (&tiers.slow, 0),
         };
-        self.of(nodes)
+        self.open(nodes)
             .map(|node| node.room(frame_bytes, headroom_bytes).bytes())
             .fold(0, u64::saturating_add)
     }
@@ -317,7 +370,8 @@ impl Rooms {
             let memory = self.nodes.get(node)?;
             Some(memory.room(frame_bytes, 0))
         };
-        nodes.iter().max_by_key(room)
+        let open = nodes.iter().filter(|&node| self.is_open(node));
+        open.max_by_key(room)
     }
 }
 
@@ -477,6 +531,7 @@ mod tests {
                     page_bytes,
                     free_bytes: pages * page_bytes,
                     pair_bytes: 0,
+                    grows: false,
                 })
                 .collect(),
         };
@@ -499,6 +554,70 @@ mod tests {
     }
 
     #[test]
+    fn room_when_a_cpuset_closes_a_node_is_that_of_the_others() {
+        let closed = |nodes: &[u16]| {
+            let closed = |&node: &u16| ClosedNode {
+                node: NodeId(node),
+                by: vec![],
+                reason: format!("node {node} is closed"),
+            };
+            nodes.iter().map(closed).collect::<Vec<_>>()
+        };
+        // 20 and 34 MiB free, of which 14 stay.
+        let mut rooms = rooms([20, 34, 50]);
+        let fast = |rooms: &Rooms| rooms.fast(&tiers(), bounds(None), 0, BASE_PAGE);
+        rooms.close(closed(&[1]));
+        assert_eq!(fast(&rooms).bytes(), 6 * MIB);
+        assert_eq!(rooms.target(&tiers().fast, BASE_PAGE), Some(NodeId(0)));
+        assert_eq!(rooms.all_closed(&tiers().fast), None);
+        let all =
+            |rooms: &Rooms, tier| rooms.all_nodes_bytes(&tiers(), tier, bounds(None), BASE_PAGE);
+        assert_eq!(all(&rooms, Tier::Fast), 6 * MIB);
+        rooms.close(closed(&[0, 1, 2]));
+        assert_eq!((fast(&rooms), all(&rooms, Tier::Fast)), (Room::NONE, 0));
+        assert_eq!(rooms.target(&tiers().fast, BASE_PAGE), None);
+        assert_eq!(rooms.slow(&tiers(), BASE_PAGE), Room::NONE);
+        assert_eq!(all(&rooms, Tier::Slow), 0);
+        assert_eq!(rooms.all_closed(&tiers().fast), Some("node 0 is closed"));
+        assert_eq!(
+            rooms.free_bytes(&tiers().fast),
+            54 * MIB,
+            "free all the same"
+        );
+        rooms.close(vec![]);
+        assert_eq!(fast(&rooms).bytes(), 20 * MIB);
+    }
+
+    #[test]
+    fn room_when_a_pool_may_grow_is_the_free_memory_above_the_headroom_too() {
+        let room = |grows, free_mib| {
+            let mut rooms = Rooms::default();
+            let node = NodeMemory {
+                high_watermark_bytes: 10 * MIB,
+                pools: vec![PoolMemory {
+                    page_bytes: 2 * MIB,
+                    free_bytes: 6 * MIB,
+                    pair_bytes: 0,
+                    grows,
+                }],
+                ..NodeMemory::with_free(NodeId(0), free_mib * MIB)
+            };
+            rooms.set(vec![node]);
+            let fast = |limit| rooms.fast(&tiers(), bounds(limit), 0, 2 * MIB).bytes() / MIB;
+            let spare = rooms.spare_bytes(&tiers().fast)[&(2 * MIB)] / MIB;
+            (fast(None), fast(Some(8)), spare)
+        };
+        assert_eq!(room(false, 44), (6, 6, 6));
+        // 10 MiB of the watermark and 4 of the headroom stay free.
+        assert_eq!(room(true, 44), (36, 8, 6), "within the limit");
+        assert_eq!(
+            room(true, 13),
+            (6, 6, 6),
+            "below the headroom nothing grows"
+        );
+    }
+
+    #[test]
     fn pairs_when_free_memory_or_the_pool_of_a_node_is_short_are_bounded_by_it() {
         let pairs = |free_mib: [u64; 2], pair_pages: [u64; 2], slow_nodes| {
             let mut rooms = Rooms::default();
@@ -508,6 +627,7 @@ mod tests {
                     page_bytes: 2 * MIB,
                     free_bytes: 0,
                     pair_bytes: pair_pages[usize::from(n.min(1))].saturating_mul(2 * MIB),
+                    grows: false,
                 }],
                 ..NodeMemory::with_free(NodeId(n), free_mib[usize::from(n.min(1))] * MIB)
             };

@@ -69,7 +69,7 @@ impl Throttle {
     /// drains every CPU's page lists), so a large number of small calls costs more than it moves.
     pub(super) fn budget(&mut self, now: Time) -> Option<u64> {
         self.wakes_at = None;
-        if now < self.rest_until {
+        if self.rests(now) {
             return None;
         }
         if let Some(paid_at) = self.paid_at {
@@ -113,6 +113,11 @@ impl Throttle {
         if self.fruitless > 1 {
             self.rest_until = now + (FIRST_REST * (1 << doublings)).min(LONGEST_REST);
         }
+    }
+
+    /// Whether it rests after batches of which nothing moved.
+    pub(super) fn rests(&self, now: Time) -> bool {
+        now < self.rest_until
     }
 
     /// Takes note that `pages` pages were looked at for an exchange that does not pay.

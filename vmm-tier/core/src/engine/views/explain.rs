@@ -227,6 +227,9 @@ impl Subject<'_> {
         if engine_state != VmState::Running {
             return format!("tiering runs: the state is {}", engine_state.name());
         }
+        if let Some(reason) = self.other_tier_is_closed() {
+            return format!("the other tier is open to it: {reason}");
+        }
         if let Some(reason) = self.pool_has_none() {
             return reason;
         }
@@ -248,6 +251,21 @@ impl Subject<'_> {
             Placement::Fast => self.fast_would_move_if(),
             _ => self.slow_would_move_if(),
         }
+    }
+
+    /// Why a page that is not pinned where it is can't be moved onto the other tier, if cpusets forbid
+    /// it.
+    fn other_tier_is_closed(&self) -> Option<&str> {
+        let pin = self.engine.pages.pins().of(self.page.id);
+        if pin.is_some_and(|entry| placement_of(entry.pin.tier) == self.state.placement) {
+            return None;
+        }
+        let mover = &self.engine.mover;
+        let onto = match self.state.placement {
+            Placement::Fast => &mover.tiers.slow,
+            _ => &mover.tiers.fast,
+        };
+        mover.rooms.all_closed(onto)
     }
 
     /// Neither tier has a page of the hugetlb pool to spare, so no page of it can be moved.
@@ -406,20 +424,7 @@ impl Subject<'_> {
     }
 
     fn judge(&self) -> Judge<'_> {
-        let VmEngine {
-            pages,
-            evidence,
-            mover,
-            ..
-        } = self.engine;
-        Judge {
-            now: self.now,
-            pages,
-            evidence,
-            tiers: &mover.tiers,
-            costs: &mover.totals.costs,
-            settings: self.engine.settings(),
-        }
+        self.engine.judge(self.now)
     }
 
     /// What keeps any exchange from demoting this page.

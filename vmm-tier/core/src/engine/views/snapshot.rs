@@ -7,7 +7,8 @@ use crate::engine::{
     VmState,
 };
 use crate::{
-    addr::NodeSet, map::GuestMemoryMap, moves::Outcome, rebind::Rebinding, settings::Tier,
+    addr::NodeSet, constraints::ClosedNode, map::GuestMemoryMap, moves::Outcome, rebind::Rebinding,
+    settings::Tier,
 };
 
 crate::report! {
@@ -33,6 +34,9 @@ crate::report! {
         /// them: promised to nobody, and 0 while a pool has surplus pages. By the size of the pages in bytes.
         #[metric(gauge = "tier_spare_bytes", by = "page_size")]
         pub spare_bytes: BTreeMap<u64, u64>,
+        /// The tier's nodes onto which no page is moved, as a cpuset leaves them out.
+        #[metric(count = "tier_closed_nodes")]
+        pub closed: Vec<ClosedNode>,
     }
 }
 
@@ -158,6 +162,7 @@ pub(crate) fn of(engine: &VmEngine) -> Snapshot {
             .filter(|_| tier == Tier::Fast),
         free_bytes: mover.rooms.free_bytes(nodes),
         spare_bytes: mover.rooms.spare_bytes(nodes),
+        closed: mover.rooms.closed(nodes).cloned().collect(),
     };
     Snapshot {
         state: engine.state(),

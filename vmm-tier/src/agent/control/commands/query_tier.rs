@@ -1,8 +1,10 @@
 //! The reply to `query-tier`.
 
 use tier_core::{
-    engine::{Pin, PinStatus, PinsSnapshot, Snapshot},
+    constraints::{CgroupLimit, PoolBounds, PoolMount},
+    engine::{Pin, PinStatus, PinsSnapshot, Snapshot, Wait},
     holds::Holds,
+    pools::HugePool,
     settings::PolicyName,
 };
 
@@ -12,6 +14,7 @@ use crate::agent::{
     sources::{SourceHealth, SourceReport},
     state_file::{Restored, StateFileReport},
 };
+use crate::pool_drift::PoolDrift;
 
 tier_core::words! {
     /// Who wants moves to pause.
@@ -42,6 +45,40 @@ tier_core::report! {
 }
 
 tier_core::report! {
+    /// The hugetlb pools of one page size that back the guest, and what bounds the guest's use of them.
+    /// The bounds are those of the last look at the guest's layout, every 10 s; no move is counted
+    /// against them.
+    #[derive(Clone, Debug)]
+    pub(in crate::agent) struct PoolReport = "TierPool" {
+        /// The pools.
+        #[serde(flatten)]
+        pool: HugePool,
+        /// Of the hugetlb limits of QEMU's control group and those around it, the limit that leaves
+        /// least; absent if there is none.
+        cgroup: Option<CgroupLimit>,
+        /// The mounts of hugetlbfs with bounds that hold memory of the guest.
+        #[metric(count = "pool_bounded_mounts")]
+        mounts: Vec<PoolMount>,
+        /// By how much agents let the pools drift, as `hugetlb.grow` allows; absent if they did not.
+        drift: Option<PoolDrift>,
+    }
+}
+
+impl PoolReport {
+    fn of(pool: &HugePool, agent: &Agent) -> Self {
+        let mut bounds = agent.qemu.constraints.pools.iter();
+        let own = bounds.find(|own| own.page_size == pool.page_size).cloned();
+        let PoolBounds { cgroup, mounts, .. } = own.unwrap_or_default();
+        Self {
+            pool: pool.clone(),
+            cgroup,
+            mounts,
+            drift: agent.page_work.drift(&agent.vm, agent.engine.tiers(), pool),
+        }
+    }
+}
+
+tier_core::report! {
     /// One VM's tiering. Sizes are in bytes.
     #[derive(Clone, Debug)]
     pub(in crate::agent) struct TierInfo = "TierInfo" {
@@ -54,6 +91,12 @@ tier_core::report! {
         /// Seconds since the agent's start.
         #[metric(gauge = "agent_uptime_seconds")]
         uptime_s: u64,
+        /// What moves wait for, in one word; absent while pages move, or could move at once.
+        #[metric(states = "waits_for")]
+        waits_for: Option<Wait>,
+        /// The same in a sentence.
+        #[metric(exempt = "text; `vmm_tier_waits_for` has the word")]
+        waits_because: Option<&'static str>,
         /// Who wants moves to pause: an operator (`tier-pause`), a migration of the guest, or a device
         /// that has the guest's memory pinned (`holds`).
         #[metric(states = "paused_by")]
@@ -63,7 +106,8 @@ tier_core::report! {
         migration: Option<String>,
         /// What keeps the guest's memory in place.
         holds: Holds,
-        /// Why the kernel refuses to move or look up pages, if it does.
+        /// Why the kernel refuses to move or look up pages, if it does, or would do: a cpuset may leave
+        /// out all nodes of a tier.
         #[metric(
             presence = "moves_refused",
             help = "Whether the kernel refuses to move or look up pages"
@@ -86,6 +130,8 @@ tier_core::report! {
         /// What the engine knows.
         #[serde(flatten)]
         engine: Snapshot,
+        /// The hugetlb pools that back the guest.
+        pools: Vec<PoolReport>,
         /// What is pinned.
         pins: PinsReport,
         /// The agent's sockets and their clients.
@@ -108,20 +154,28 @@ impl TierInfo {
             ..
         } = agent;
         let ranges = engine.pins();
+        let waits_for = engine.waits_for(Agent::now());
         let migration = agent.qemu.migration.under_way();
         Self {
             name: vm.name.clone(),
             pid: vm.pid,
             uptime_s: agent.pace.uptime().as_secs(),
+            waits_for,
+            waits_because: waits_for.map(Wait::sentence),
             paused_by: agent.paused_by(),
             migration: migration.map(ToString::to_string),
             holds: agent.qemu.holds.clone(),
-            refused: agent.page_work.refused().cloned(),
+            refused: agent.refused(),
             rebind_refused: agent.page_work.refuses_bindings().cloned(),
             policy: PolicyName::DualHeap,
             source: agent.sources.believed_report(engine),
             sources: agent.sources.report(engine.sources()),
             engine: engine.snapshot(),
+            pools: agent
+                .pools
+                .iter()
+                .map(|pool| PoolReport::of(pool, agent))
+                .collect(),
             pins: PinsReport {
                 total: engine.pins_snapshot(),
                 waiting: settings.waiting_pins(&ranges),
