@@ -353,7 +353,7 @@ impl Rooms {
             .fold(0, u64::saturating_add)
     }
 
-    /// The bytes of such frames that fit on each of the nodes.
+    /// The bytes of such frames that fit on each of the nodes onto which pages can be moved.
     pub(crate) fn each(
         &self,
         nodes: &NodeSet,
@@ -361,7 +361,7 @@ impl Rooms {
         headroom_bytes: u64,
     ) -> Vec<(NodeId, u64)> {
         let room = |node: &NodeMemory| (node.node, node.room(frame_bytes, headroom_bytes).bytes());
-        self.of(nodes).map(room).collect()
+        self.open(nodes).map(room).collect()
     }
 
     /// The node with the most room for pages with such frames.
