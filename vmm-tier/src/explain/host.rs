@@ -490,16 +490,22 @@ impl HugePagesReport {
 impl Report {
     pub(super) fn to_text(&self) -> String {
         let mut out = format!("What the kernel did to pages in {:.1} s\n", self.seconds);
-        let shown = COUNTERS.iter().filter_map(|(name, what)| {
-            let grown = self.counters.get(*name)?;
-            Some(vec![
-                format!("  {name}"),
-                grown.to_string(),
-                (*what).to_owned(),
-            ])
-        });
-        let rows: Vec<Vec<String>> = shown.collect();
+        let known: Vec<_> = COUNTERS
+            .iter()
+            .filter_map(|(name, what)| Some((name, self.counters.get(*name)?, what)))
+            .collect();
+        let grown = known.iter().filter(|(_, grown, _)| **grown > 0);
+        let rows: Vec<Vec<String>> = grown
+            .map(|(name, grown, what)| {
+                vec![format!("  {name}"), grown.to_string(), (**what).to_owned()]
+            })
+            .collect();
         out.push_str(&table(&rows, |column| column == 1));
+        let still = known.len() - rows.len();
+        let _ = match rows.is_empty() {
+            true => writeln!(out, "  nothing: all {still} counters stood still"),
+            false => writeln!(out, "  the other {still} counters stood still"),
+        };
         if let Some(events) = &self.huge_pages {
             events.write(&mut out);
         }

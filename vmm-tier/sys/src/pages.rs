@@ -1,7 +1,7 @@
 //! `move_pages(2)`: where pages of another process lie, and moving them.
 //!
-//! Nothing here reads or writes the memory itself. What the call's status array says is not taken for
-//! the truth: pages are asked for their node again after every move.
+//! Nothing here reads or writes the memory itself. Only success is believed of the call's status array,
+//! which is not written for all that failed: other pages are asked for their node after every move.
 
 mod classify;
 mod kernel;
@@ -268,13 +268,28 @@ fn move_chunk(
 
     let is_short = no_memory || written.contains(&Some(-libc::ENOMEM));
     let is_below_watermark = is_short && kernel.is_below_watermark(target);
-    let after = probes.ask(kernel, pid)?;
+    // The kernel writes the target's number when the page lies there (move_pages_and_store_status), so
+    // only the others are asked for; and huge pages, which may have been split.
+    let arrived = [PageStatus::Node(target)];
+    let is_sure = |index: usize| {
+        pages[index].bytes == BASE_PAGE && written[index] == Some(i32::from(target.0))
+    };
+    let unsure: Vec<Page> = (0..pages.len())
+        .filter(|&index| !is_sure(index))
+        .map(|index| pages[index])
+        .collect();
+    let unsure = Probes::of(&unsure);
+    let after = unsure.ask(kernel, pid)?;
+    let mut asked = 0..;
     let mut results = Vec::with_capacity(pages.len());
     for (index, (&page, &status)) in pages.iter().zip(&written).enumerate() {
-        let (before, nodes) = (
-            probes.answers(&before, index),
-            probes.answers(&after, index),
-        );
+        let before = probes.answers(&before, index);
+        let nodes = match is_sure(index) {
+            true => &arrived,
+            false => asked
+                .next()
+                .map_or(&[][..], |asked| unsure.answers(&after, asked)),
+        };
         let answers = Answers {
             bytes: page.bytes,
             status,

@@ -277,7 +277,7 @@ fn kernel_when_it_moves_pages_itself_is_named_with_what_it_did() {
     );
     let text = report.to_text();
     for line in [
-        "  numa_hint_faults       120000  hint faults",
+        "  numa_hint_faults     120000  hint faults",
         "      $ sysctl kernel.numa_balancing=0",
         "  node 0: 156 MiB free; watermarks: 4.88 MiB low, 5.86 MiB high",
         "  hugetlb pool of 2 MiB: 0 free of 44 on node 0, 15 free of 175 on node 1; 0 promised, 0 surplus",
