@@ -221,8 +221,7 @@ fn move_chunk(
     pages: &[Page],
     all: bool,
 ) -> Result<Vec<PageResult>, i32> {
-    let probes = Probes::of(pages);
-    let before = probes.ask(kernel, pid)?;
+    let before = Before::ask(kernel, pid, target, pages)?;
     let heads: Vec<Hva> = pages.iter().map(|page| page.hva).collect();
     let mut written: Vec<Option<i32>> = vec![None; pages.len()];
     let mut no_memory = false;
@@ -283,7 +282,7 @@ fn move_chunk(
     let mut asked = 0..;
     let mut results = Vec::with_capacity(pages.len());
     for (index, (&page, &status)) in pages.iter().zip(&written).enumerate() {
-        let before = probes.answers(&before, index);
+        let before = before.answers(index);
         let nodes = match is_sure(index) {
             true => &arrived,
             false => asked
@@ -314,6 +313,47 @@ fn move_chunk(
         .collect();
     tell_pinned_from_busy(kernel, pid, target, &suspects, &mut results, all);
     Ok(results)
+}
+
+/// Pages of a batch that are all asked for their node before it. Of a larger batch one in
+/// [`ONE_IN`] is.
+const FEW: usize = 64;
+/// See [`FEW`]. To ask for all makes a batch 5 % slower.
+const ONE_IN: usize = 8;
+
+/// Where pages lay before a batch. Those that lie on the target already are told from those that move.
+struct Before {
+    /// `None` where none of those that were asked for lay on the target.
+    asked: Option<(Probes, Vec<PageStatus>)>,
+}
+
+impl Before {
+    /// Asks for some pages, and for all if one of these is on the target: such pages come together, as
+    /// somebody else has moved them.
+    fn ask(
+        kernel: &mut impl PageCalls,
+        pid: u32,
+        target: NodeId,
+        pages: &[Page],
+    ) -> Result<Self, i32> {
+        if pages.len() > FEW {
+            let some: Vec<Hva> = pages.iter().step_by(ONE_IN).map(|page| page.hva).collect();
+            let answers = query(kernel, pid, &some)?;
+            if answers.iter().all(|status| status.node() != Some(target)) {
+                return Ok(Self { asked: None });
+            }
+        }
+        let probes = Probes::of(pages);
+        let answers = probes.ask(kernel, pid)?;
+        Ok(Self {
+            asked: Some((probes, answers)),
+        })
+    }
+
+    fn answers(&self, index: usize) -> &[PageStatus] {
+        let asked = self.asked.as_ref();
+        asked.map_or(&[], |(probes, answers)| probes.answers(answers, index))
+    }
 }
 
 /// The addresses at which pages are asked for their node: one of a small page, several of a huge one.

@@ -427,6 +427,23 @@ fn move_when_target_lacks_memory_says_which() {
 }
 
 #[test]
+fn move_when_many_pages_of_a_large_batch_lie_there_before_says_so_of_each() {
+    let (mut kernel, pages) = small_pages(200);
+    for folio in &mut kernel.folios[71..71 + ONE_IN] {
+        folio.2 = i32::from(FAST.0);
+    }
+    let found = outcomes(&mut kernel, &pages, false);
+    for (index, outcome) in found.iter().enumerate() {
+        let lay_there = (71..71 + ONE_IN).contains(&index);
+        let expected = match lay_there {
+            true => Outcome::AlreadyThere,
+            false => Outcome::Moved,
+        };
+        assert_eq!(*outcome, expected, "page {index}");
+    }
+}
+
+#[test]
 fn move_when_a_page_lies_there_before_says_so() {
     let (mut kernel, pages) = small_pages(3);
     kernel.folios[1].2 = i32::from(FAST.0);
