@@ -1,5 +1,8 @@
 //! `lab-plot NAME=RESULT.json… > PICTURE.svg`: the hot set's share in DRAM over time, each run of the
 //! results a picture, each result a line in it.
+//!
+//! `lab-plot --pools RESULT.json > PICTURE.svg`: the pages of each node's hugetlb pool at each look, a picture
+//! for each run that has pools.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -10,6 +13,8 @@ use serde::Deserialize;
 
 /// Pixels of one run's picture.
 const SIZE: (u32, u32) = (900, 260);
+/// The height of a run's picture of pools.
+const POOLS_HEIGHT: u32 = 190;
 /// Blue and orange of Tableau's ten colours (Maureen Stone, 2016), then green and red.
 const COLOURS: [RGBColor; 4] = [
     RGBColor(242, 142, 43),
@@ -34,7 +39,17 @@ struct Run {
 #[derive(Deserialize)]
 struct Point {
     t: f64,
+    #[serde(default)]
+    pools: Vec<Pool>,
     guests: BTreeMap<String, Guest>,
+}
+
+/// A node's pool, in pages.
+#[derive(Clone, Copy, Deserialize)]
+struct Pool {
+    total: u32,
+    free: u32,
+    surplus: u32,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +68,13 @@ impl Run {
         };
         let points = self.series.iter().filter_map(share);
         points.filter(|(t, _)| *t >= 0.0).collect()
+    }
+
+    /// The pools of all nodes at each look that found any: seconds since the run began, and the pools.
+    fn pools(&self) -> Vec<(f64, &[Pool])> {
+        let has_pages = |point: &&Point| point.pools.iter().any(|pool| pool.total > 0);
+        let points = self.series.iter().filter(has_pages);
+        points.map(|point| (point.t, &point.pools[..])).collect()
     }
 
     /// When the hot set moved.
@@ -84,16 +106,23 @@ fn main() -> ExitCode {
     }
 }
 
+fn read(path: &str) -> anyhow::Result<Lab> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    serde_json::from_str(&text).with_context(|| format!("{path} is no result of the lab"))
+}
+
 fn picture(arguments: &[String]) -> anyhow::Result<String> {
+    if let [option, path] = arguments
+        && option == "--pools"
+    {
+        return pools_picture(&read(path)?);
+    }
     let mut labs = Vec::new();
     for argument in arguments {
         let (name, path) = argument
             .split_once('=')
             .with_context(|| format!("'{argument}' is not NAME=RESULT.json"))?;
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
-        let lab: Lab = serde_json::from_str(&text)
-            .with_context(|| format!("{path} is no result of the lab"))?;
-        labs.push((name, lab));
+        labs.push((name, read(path)?));
     }
     let Some((_, first)) = labs.first() else {
         bail!("give NAME=RESULT.json, once or more; the result is what `scripts/lab --json` wrote");
@@ -117,6 +146,80 @@ fn picture(arguments: &[String]) -> anyhow::Result<String> {
         root.present()?;
     }
     Ok(svg)
+}
+
+fn pools_picture(lab: &Lab) -> anyhow::Result<String> {
+    let runs: Vec<&Run> = lab
+        .runs
+        .iter()
+        .filter(|run| !run.pools().is_empty())
+        .collect();
+    if runs.is_empty() {
+        bail!("no run of this result had pools");
+    }
+    let mut svg = String::new();
+    {
+        let size = (SIZE.0, POOLS_HEIGHT * runs.len() as u32);
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        root.fill(&WHITE)?;
+        for (area, run) in root.split_evenly((runs.len(), 1)).iter().zip(runs) {
+            draw_pools(area, run)?;
+        }
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+fn draw_pools(area: &Area<'_>, run: &Run) -> anyhow::Result<()> {
+    let looks = run.pools();
+    let all = looks.iter().flat_map(|(_, pools)| *pools);
+    let most = all.map(|pool| pool.total).max().unwrap_or(1);
+    let end = looks.last().map_or(1.0, |(t, _)| *t);
+    let mut chart = ChartBuilder::on(area)
+        .caption(&run.run, ("sans-serif", 14))
+        .margin(6)
+        .x_label_area_size(30)
+        .y_label_area_size(44)
+        .build_cartesian_2d(0.0..end, 0.0..f64::from(most) * 1.1)?;
+    chart
+        .configure_mesh()
+        .x_desc("seconds")
+        .y_desc("pages")
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .max_light_lines(0)
+        .y_labels(4)
+        .draw()?;
+    let nodes = looks.iter().map(|(_, pools)| pools.len()).max();
+    for (node, colour) in (0..nodes.unwrap_or(0)).zip(COLOURS.iter().cycle()) {
+        type Figure = (&'static str, u32, fn(&Pool) -> u32);
+        let figures: [Figure; 3] = [
+            ("pages", 3, |pool| pool.total),
+            ("free", 1, |pool| pool.free),
+            ("surplus", 2, |pool| pool.surplus),
+        ];
+        for (figure, width, of) in figures {
+            let points = looks.iter().filter_map(|(t, pools)| {
+                let pool = pools.get(node)?;
+                Some((*t, f64::from(of(pool))))
+            });
+            let points: Vec<(f64, f64)> = points.collect();
+            if figure == "surplus" && points.iter().all(|(_, pages)| *pages == 0.0) {
+                continue;
+            }
+            let line = colour.stroke_width(width);
+            chart
+                .draw_series(LineSeries::new(points, line))?
+                .label(format!("node {node}: {figure}"))
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], line));
+        }
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::MiddleRight)
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
+    Ok(())
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
