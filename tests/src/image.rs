@@ -24,7 +24,8 @@ const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 /// The dynamic loader's path in every x86-64 program.
 const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
 /// Firmware that `-M microvm` and a direct kernel start read.
-const FIRMWARE: [&str; 5] = [
+const FIRMWARE: [&str; 6] = [
+    "bios-256k.bin",
     "qboot.rom",
     "bios-microvm.bin",
     "linuxboot_dma.bin",
@@ -43,6 +44,8 @@ pub const HOST_VSOCK_MODULES: [&str; 5] = [
 ];
 /// The module of a guest's balloon.
 pub const BALLOON_MODULE: &str = "virtio_balloon";
+/// The module of a guest's memory that can be resized.
+pub const VIRTIO_MEM_MODULE: &str = "virtio_mem";
 /// Modules that a guest loads for its vsock device.
 pub const GUEST_VSOCK_MODULES: [&str; 3] = [
     "vsock",
@@ -204,8 +207,11 @@ impl Programs {
         if scenario.has_guest_agent(Some(GuestAgent::Vsock)) {
             wanted.extend(GUEST_VSOCK_MODULES);
         }
-        if scenario.has_balloon() {
+        if scenario.has_guest(|guest| guest.balloon) {
             wanted.push(BALLOON_MODULE);
+        }
+        if scenario.has_guest(|guest| guest.virtio_mem_mib > 0) {
+            wanted.push(VIRTIO_MEM_MODULE);
         }
         for name in wanted {
             let path = cache.module(name);

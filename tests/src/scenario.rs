@@ -161,6 +161,8 @@ pub struct Guest {
     pub agent: Option<GuestAgent>,
     /// It has a balloon, which takes what QMP's `balloon` says.
     pub balloon: bool,
+    /// Memory of a virtio-mem device, on shared memory, beside its own; none of it is plugged at first.
+    pub virtio_mem_mib: u64,
     /// Nobody reads its serial port.
     pub unread: bool,
     /// More words for its command line.
@@ -204,6 +206,7 @@ impl Default for Guest {
             may_reset: false,
             agent: None,
             balloon: false,
+            virtio_mem_mib: 0,
             unread: false,
             words: String::new(),
             work: Work::default(),
@@ -285,8 +288,12 @@ impl Scenario {
                 if guest.agent.is_some() && guest.system != System::Linux {
                     bail!("{}: an agent needs system = \"linux\"", place());
                 }
-                if guest.balloon && guest.system != System::Linux {
-                    bail!("{}: a balloon needs system = \"linux\"", place());
+                let needs_driver = guest.balloon || guest.virtio_mem_mib > 0;
+                if needs_driver && guest.system != System::Linux {
+                    bail!(
+                        "{}: a balloon or virtio-mem needs system = \"linux\"",
+                        place()
+                    );
                 }
                 if guest.system == System::Bare && guest.cpus > 1 {
                     bail!("{}: a bare guest has one CPU", place());
@@ -323,11 +330,10 @@ impl Scenario {
         guests.any(|guest| guest.system == System::Linux)
     }
 
-    /// Whether a guest has a balloon.
+    /// Whether a guest is so.
     #[must_use]
-    pub fn has_balloon(&self) -> bool {
-        let mut guests = self.runs.iter().flat_map(|run| &run.guests);
-        guests.any(|guest| guest.balloon)
+    pub fn has_guest(&self, is_so: impl Fn(&Guest) -> bool) -> bool {
+        self.runs.iter().flat_map(|run| &run.guests).any(is_so)
     }
 
     /// Whether a guest has an agent, and whether one of them is reached so.

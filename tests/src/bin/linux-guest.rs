@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use lab::image::{BALLOON_MODULE, GUEST_VSOCK_MODULES};
+use lab::image::{BALLOON_MODULE, GUEST_VSOCK_MODULES, VIRTIO_MEM_MODULE};
 use lab::pagemap::{PAGE_BYTES, frame_of_pagemap_entry, runs_of_pages};
 use lab_guest::{HotSet, Line, Machine, Work};
 use rustix::mount::MountFlags;
@@ -69,11 +69,12 @@ fn work() -> anyhow::Result<()> {
     let thp = if work.guest_thp { "always" } else { "never" };
     std::fs::write("/sys/kernel/mm/transparent_hugepage/enabled", thp)
         .context("setting transparent huge pages")?;
-    if command_line
-        .split_whitespace()
-        .any(|word| word == "tier.balloon")
-    {
-        load_module(BALLOON_MODULE)?;
+    for word in command_line.split_whitespace() {
+        match word {
+            "tier.balloon" => load_module(BALLOON_MODULE)?,
+            "tier.virtio-mem" => load_module(VIRTIO_MEM_MODULE)?,
+            _ => {}
+        }
     }
     let mut guest = Guest {
         began: Instant::now(),

@@ -62,13 +62,32 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     // The kernel finds virtio devices by ACPI only, and without devices a boot without it is
     // shorter.
-    let machine = match guest.agent.is_some() || guest.balloon {
-        false => "microvm,acpi=off,memory-backend=ram0",
-        true => "microvm,acpi=on,pcie=on,memory-backend=ram0",
+    let machine = match guest {
+        // The only machine here that memory can be plugged into.
+        Guest {
+            virtio_mem_mib: 1..,
+            ..
+        } => "q35,memory-backend=ram0",
+        Guest {
+            agent: None,
+            balloon: false,
+            ..
+        } => "microvm,acpi=off,memory-backend=ram0",
+        _ => "microvm,acpi=on,pcie=on,memory-backend=ram0",
+    };
+    let memory = match guest.virtio_mem_mib {
+        0 => format!("{mib}M"),
+        more => format!("{mib}M,maxmem={}M", mib + more),
     };
     let agent = guest.agent.map_or("", agent_word);
-    let balloon = if guest.balloon { " tier.balloon" } else { "" };
-    let work = format!("{} {}{agent}{balloon}", guest.work.words(), guest.words);
+    let mut drivers = String::new();
+    if guest.balloon {
+        drivers += " tier.balloon";
+    }
+    if guest.virtio_mem_mib > 0 {
+        drivers += " tier.virtio-mem";
+    }
+    let work = format!("{} {}{agent}{drivers}", guest.work.words(), guest.words);
     let exit = format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4");
     let (kernel, start) = match guest.system {
         System::Bare => (
@@ -96,7 +115,7 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
         ["-cpu", "host"],
         ["-accel", "kvm"],
         ["-smp", &guest.cpus.to_string()],
-        ["-m", &format!("{mib}M")],
+        ["-m", &memory],
         ["-object", &backend],
         ["-display", "none"],
         ["-serial", "stdio"],
@@ -118,6 +137,15 @@ pub(super) fn arguments(guest: &Guest, tsc_khz: u64) -> Vec<String> {
     }));
     if guest.balloon {
         words.extend(["-device", "virtio-balloon-pci"].map(str::to_owned));
+    }
+    if guest.virtio_mem_mib > 0 {
+        let size = guest.virtio_mem_mib;
+        words.extend([
+            "-object".to_owned(),
+            format!("memory-backend-memfd,id=plugged0,size={size}M,share=on"),
+            "-device".to_owned(),
+            "virtio-mem-pci,id=vmem0,memdev=plugged0".to_owned(),
+        ]);
     }
     if !guest.may_reset {
         words.push("-no-reboot".to_owned());
