@@ -21,6 +21,7 @@ use crate::{
     addr::{BASE_PAGE, HUGE_PAGE, Hva},
     damon_pace::Pace,
     map::GuestMemoryMap,
+    random::Random,
     sample::{SampleAddress, SampleBatch},
 };
 
@@ -44,6 +45,9 @@ const CERTAIN: f64 = 6.0;
 const MOST_STRETCHES: usize = 8;
 /// Rounds for which a grid without a difference is passed over, at most; they double each time.
 const MOST_ROUNDS: u32 = 64;
+/// Grids of a region that are looked for at most, at random where it has more: in a large guest most of
+/// them have been looked at some time.
+const MOST_TRIES: u64 = 8;
 /// Grids that are remembered, at most: those of 128 GiB. Then all begins anew.
 const MOST_GRIDS: usize = 1 << 16;
 
@@ -106,7 +110,7 @@ struct Seen {
 }
 
 /// Finds the next grid. Pure: fed with the source's batches, asked for grids.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct GridPicker {
     /// Memory in pages of 4 KiB, by rising address: start and end.
     ranges: Vec<(u64, u64)>,
@@ -117,6 +121,20 @@ pub struct GridPicker {
     round: u32,
     /// The last grid that was to be checked, and the quarter of it.
     checked: (u64, u64),
+    random: Random,
+}
+
+impl Default for GridPicker {
+    fn default() -> Self {
+        Self {
+            ranges: Vec::new(),
+            warm: Vec::new(),
+            seen: BTreeMap::new(),
+            round: 0,
+            checked: (0, 0),
+            random: Random::new(0),
+        }
+    }
 }
 
 impl GridPicker {
@@ -178,15 +196,23 @@ impl GridPicker {
         due.or_else(|| self.first_due())
     }
 
-    fn first_due(&self) -> Option<Grid> {
-        let numbers = |&(start, end): &(u64, u64)| start / GRID_BYTES..end.div_ceil(GRID_BYTES);
-        let is_due = |number: &u64| {
-            let seen = self.seen.get(number);
-            seen.is_none_or(|seen| seen.next <= self.round)
-        };
-        let due = self.warm.iter().flat_map(numbers).filter(is_due);
-        due.filter_map(|number| self.clip(number * GRID_BYTES, GRID_BYTES))
-            .next()
+    fn first_due(&mut self) -> Option<Grid> {
+        let mut random = self.random.clone();
+        let due = self.warm.iter().find_map(|&(start, end)| {
+            let (first, end) = (start / GRID_BYTES, end.div_ceil(GRID_BYTES));
+            (0..(end - first).min(MOST_TRIES)).find_map(|number| {
+                let number = match end - first {
+                    ..=MOST_TRIES => first + number,
+                    many => first + random.below(many),
+                };
+                let seen = self.seen.get(&number);
+                let is_due = seen.is_none_or(|seen| seen.next <= self.round);
+                self.clip(number * GRID_BYTES, GRID_BYTES)
+                    .filter(|_| is_due)
+            })
+        });
+        self.random = random;
+        due
     }
 
     /// A part of a grid whose pages were found to differ, of all such grids in turn; `None` where there is
@@ -240,7 +266,6 @@ mod tests {
 
     use super::*;
     use crate::{
-        random::Random,
         sample::{AccessKind, AccessSample, SampleAccount, SourceKind},
         time::Time,
     };
@@ -339,6 +364,22 @@ mod tests {
                 picker.learn(grid, &uneven);
             }
         }
+    }
+
+    #[test]
+    fn next_when_a_region_has_many_grids_comes_to_nearly_all_of_them_in_a_round() {
+        const GRIDS: u64 = 1000;
+        let mut picker = picker(&[(0, GRIDS * GRID_BYTES)]);
+        picker.observe(&batch(0, GRIDS * GRID_BYTES, &[9.0]));
+        let even = batch(0, BASE_PAGE, &[9.0; 512]);
+        let mut picked = std::collections::BTreeSet::new();
+        for _ in 0..2 * GRIDS {
+            if let Some(grid) = picker.next() {
+                picked.insert(grid.number());
+                picker.learn(grid, &even);
+            }
+        }
+        assert!(picked.len() as u64 > GRIDS * 95 / 100, "{}", picked.len());
     }
 
     #[test]
