@@ -294,12 +294,15 @@ impl VmEngine {
 
     fn take_scan(&mut self, now: Time, report: &ScanReport) {
         let cpu_share = self.orders.settings.scan_cpu_share;
-        let Evidence { bias, skew, .. } = &mut self.evidence;
+        let Evidence {
+            bias, skew, grids, ..
+        } = &mut self.evidence;
         let tiers = &self.mover.tiers;
         self.pages
             .take_scan(now, report, tiers, cpu_share, skew, &mut |id| {
                 bias.forget(id);
             });
+        grids.forget_folded(&report.folios, &self.pages);
     }
 
     fn take_moves(&mut self, now: Time, report: &MoveReport) -> Vec<Action> {

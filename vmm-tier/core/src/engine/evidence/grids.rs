@@ -17,6 +17,7 @@ use crate::{
     damon_grid::scatter,
     dual_heap::PageId,
     engine::guest_pages::GuestPages,
+    moves::Page,
     pages::FOLD,
     sample::{SampleAddress, SampleBatch},
     time::Time,
@@ -101,6 +102,22 @@ impl Grids {
             block.learned = (block.learned + 1).min(MOST_LEARNED);
         }
         is_changed
+    }
+
+    /// Forgets frames that are one page now: the factor of its first frame says nothing of the others.
+    pub(crate) fn forget_folded(&mut self, folios: &[Page], pages: &GuestPages) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        for folio in folios {
+            let Some(head) = pages.index.id_at(folio.hva) else {
+                continue;
+            };
+            if pages.index.page(head) == Some(*folio) {
+                let frames = head.0..head.0 + (folio.bytes / BASE_PAGE) as u32;
+                self.forget_pages(&frames.map(PageId).collect::<Vec<_>>());
+            }
+        }
     }
 
     fn forget_pages(&mut self, ids: &[PageId]) {
