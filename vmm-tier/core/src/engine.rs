@@ -196,6 +196,10 @@ impl VmEngine {
             Event::Rest(at_rest) => {
                 self.evidence.at_rest = at_rest;
                 self.pages.scanner.set_at_rest(at_rest, now);
+                if at_rest {
+                    // Strain is not told of any more, and next to nothing moves.
+                    self.mover.strain.end();
+                }
             }
             Event::Guest { stopped } => self.orders.conditions.guest_stopped = stopped,
             Event::Monitor { attached } => self.orders.conditions.attached = attached,

@@ -70,7 +70,7 @@ pub(super) struct Mover {
     pub(super) totals: MoveTotals,
     pub(super) ping_pong: PingPong,
     pub(super) reshaper: Reshaper,
-    strain: StrainBrake,
+    pub(super) strain: StrainBrake,
     /// How far nodes are from each other, where a tier has several.
     pub(super) nearness: Arc<Nearness>,
     /// Why the limit could not be obeyed at the last attempt.
