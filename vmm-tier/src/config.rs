@@ -404,8 +404,6 @@ fn engine_settings(
         )?,
         // Set when the guest's size is known.
         fast_limit_bytes: None,
-        split_huge: default.split_huge,
-        collapse_huge: default.collapse_huge,
         dry_run,
         ..default
     })

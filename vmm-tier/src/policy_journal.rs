@@ -8,13 +8,15 @@ use std::{
     collections::BTreeSet,
     fs::DirBuilder,
     io,
+    ops::Range,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
-use tier_core::tiers::Tiers;
+use tier_core::{addr::NodeSet, tiers::Tiers};
 use tier_sys::{
+    knobs,
     maps::{self, Mapping},
     mempolicy::{MempolicyError, Policy, PolicyRun, SharedRange},
     process::Identity,
@@ -53,6 +55,11 @@ pub(crate) enum PolicyJournalError {
     Policy(#[from] MempolicyError),
     #[error("the guest's memory has more than {MOST_RUNS} NUMA policies already")]
     ManyRuns,
+    #[error(
+        "the agent could not set the NUMA policy {policy} again, as its cpuset has not all nodes of it: widen \
+         cpuset.mems of its control group (systemd: AllowedMemoryNodes=)"
+    )]
+    NotAllowed { policy: Policy },
 }
 
 /// A range of a file in which policies are replaced.
@@ -96,6 +103,24 @@ impl ReplacedRange {
 
     fn is_of(&self, mapping: &Mapping) -> bool {
         (mapping.device, mapping.inode) == (self.device, self.inode)
+    }
+
+    /// A policy that was there at first and names other nodes than these.
+    fn not_within(&self, allowed: &NodeSet) -> Option<&Policy> {
+        let mut policies = self.original.iter().map(|run| &run.policy);
+        policies.find(|policy| policy.nodes().iter().any(|node| !allowed.contains(node)))
+    }
+
+    /// What was there at first, in a part of the range.
+    pub(crate) fn original_in(
+        &self,
+        part: Range<u64>,
+    ) -> impl Iterator<Item = (Range<u64>, &Policy)> {
+        let runs = self.original.iter().map(move |run| {
+            let end = part.end.min(run.offset + run.bytes);
+            (part.start.max(run.offset)..end, &run.policy)
+        });
+        runs.filter(|(own, _)| !own.is_empty())
     }
 
     /// What was at `offset` at first.
@@ -208,8 +233,14 @@ impl PolicyJournal {
         for old in ranges.extract_if(.., |known| touches(known)) {
             self.record.restore_range(&self.root, &old, mapping)?;
         }
+        if count_runs(&ranges) > MOST_RUNS / 2 {
+            // Memory that was unplugged is gone with its policies.
+            let mapped = self.record.mappings(&self.root)?;
+            ranges.retain(|known| mapped.iter().any(|mapping| known.is_of(mapping)));
+        }
         let original = shared.policies(READ_STEP, MOST_RUNS - count_runs(&ranges))?;
         range.original = original.ok_or(PolicyJournalError::ManyRuns)?;
+        self.check_allowed(&range)?;
         ranges.push(range.clone());
         let record = PolicyRecord {
             ranges,
@@ -219,6 +250,20 @@ impl PolicyJournal {
             .map_err(|source| unwritable(&self.path, source))?;
         self.record = record;
         Ok(range)
+    }
+
+    /// What is replaced must be the agent's to set again: the kernel drops nodes that are not in the cpuset
+    /// of who sets a policy, or refuses the policy (mm/mempolicy.c, `mpol_set_nodemask`).
+    fn check_allowed(&self, range: &ReplacedRange) -> Result<(), PolicyJournalError> {
+        let Ok(allowed) = knobs::own_allowed_nodes(&self.root) else {
+            return Ok(());
+        };
+        match range.not_within(&allowed) {
+            Some(policy) => Err(PolicyJournalError::NotAllowed {
+                policy: policy.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn write(&self, record: &PolicyRecord) -> io::Result<()> {
@@ -278,6 +323,7 @@ impl PolicyRecord {
         path: &Path,
     ) -> Result<Restored, PolicyJournalError> {
         let mut restored = Restored::default();
+        let mut trouble = None;
         if self.qemu.is_alive(root) {
             let mut mappings = self.mappings(root)?;
             for range in &self.ranges {
@@ -296,10 +342,21 @@ impl PolicyRecord {
                         {
                             mappings = self.mappings(root)?;
                         }
-                        Err(error) => return Err(error.into()),
+                        // The other ranges can be restored all the same.
+                        Err(error) => {
+                            trouble = trouble.or(Some(error));
+                            break;
+                        }
                     }
                 }
             }
+        }
+        if let Some(error) = trouble {
+            return Err(error.into());
+        }
+        // Meanwhile a new agent may have restored them, and have written down what it replaces.
+        if read(path).is_ok_and(|found| found.is_some_and(|found| found != *self)) {
+            return Ok(restored);
         }
         match std::fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -414,5 +471,43 @@ fn read(path: &Path) -> Result<Option<PolicyRecord>, PolicyJournalError> {
     match is_valid && count_runs(&record.ranges) <= MOST_RUNS {
         true => Ok(Some(record)),
         false => Err(damaged("its ranges contradict each other".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn range_when_policies_of_it_are_looked_at_in_part_gives_those_of_the_part() {
+        let policy = |nodes: &str| Policy::preferring(nodes.parse().unwrap());
+        let run = |offset, nodes| PolicyRun {
+            offset,
+            bytes: 4 * READ_STEP,
+            policy: policy(nodes),
+        };
+        let range = ReplacedRange {
+            device: (0, 1),
+            inode: 7,
+            offset: 4 * READ_STEP,
+            bytes: 8 * READ_STEP,
+            piece_bytes: READ_STEP,
+            original: vec![run(4 * READ_STEP, "0"), run(8 * READ_STEP, "1")],
+        };
+        assert!(range.is_valid());
+        let part = |from: u64, to: u64| {
+            let found = range.original_in(from * READ_STEP..to * READ_STEP);
+            let told = found.map(|(own, policy)| {
+                let (start, end) = (own.start / READ_STEP, own.end / READ_STEP);
+                (start, end, policy.nodes().to_string())
+            });
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(part(5, 7), [(5, 7, "0".to_owned())]);
+        let both = [(6, 8, "0".to_owned()), (8, 9, "1".to_owned())];
+        assert_eq!(part(6, 9), both);
+        assert_eq!(range.not_within(&"0-3".parse().unwrap()), None);
+        let refused = range.not_within(&"0".parse().unwrap());
+        assert_eq!(refused, Some(&policy("1")), "could not be set again");
     }
 }

@@ -155,6 +155,9 @@ impl GridPicker {
 
     /// Takes note of what a batch of regions found.
     pub fn observe(&mut self, batch: &SampleBatch) {
+        if self.ranges.is_empty() {
+            return;
+        }
         let looks = batch.looks();
         let warm = batch.samples.iter().filter_map(|sample| {
             let SampleAddress::Host(Hva(start)) = sample.address else {
@@ -410,6 +413,12 @@ mod tests {
         // Pages of other sizes lie in none of the ranges.
         picker.observe(&batch(8 * GRID_BYTES, GRID_BYTES, &[9.0]));
         assert_eq!(picker.next(), None);
+        let mut none = GridPicker::default();
+        none.observe(&batch(0, GRID_BYTES, &[9.0]));
+        assert!(
+            none.warm.is_empty(),
+            "a guest without small pages costs nothing"
+        );
     }
 
     #[test]

@@ -196,6 +196,10 @@ impl VmEngine {
             Event::Rest(at_rest) => {
                 self.evidence.at_rest = at_rest;
                 self.pages.scanner.set_at_rest(at_rest, now);
+                if at_rest {
+                    // Strain is not told of any more, and next to nothing moves.
+                    self.mover.strain.end();
+                }
             }
             Event::Guest { stopped } => self.orders.conditions.guest_stopped = stopped,
             Event::Monitor { attached } => self.orders.conditions.attached = attached,
@@ -294,12 +298,15 @@ impl VmEngine {
 
     fn take_scan(&mut self, now: Time, report: &ScanReport) {
         let cpu_share = self.orders.settings.scan_cpu_share;
-        let Evidence { bias, skew, .. } = &mut self.evidence;
+        let Evidence {
+            bias, skew, grids, ..
+        } = &mut self.evidence;
         let tiers = &self.mover.tiers;
         self.pages
             .take_scan(now, report, tiers, cpu_share, skew, &mut |id| {
                 bias.forget(id);
             });
+        grids.forget_folded(&report.folios, &self.pages);
     }
 
     fn take_moves(&mut self, now: Time, report: &MoveReport) -> Vec<Action> {

@@ -49,7 +49,7 @@ pub struct EngineSettings {
     pub headroom_bytes: u64,
     /// Most bytes of the fast tier that this VM may hold; `None` for no limit.
     pub fast_limit_bytes: Option<u64>,
-    /// Share of one CPU that looking up placements may take; a sixteenth of it while the guest is at
+    /// Share of one CPU that looking up placements may take; a 32nd of it while the guest is at
     /// rest.
     pub scan_cpu_share: f64,
     /// Let the next pages of shared memory come from the tier on which its pages lie.

@@ -172,3 +172,34 @@ fn moves_when_the_cpuset_changes_in_the_middle_ask_for_a_look_and_end_with_it() 
     assert!(wait.contains("the cpuset leaves out node 0"), "{wait}");
     lab.engine.check().unwrap();
 }
+
+#[test]
+fn exchange_when_the_fast_node_is_closed_in_its_middle_promotes_nothing_and_loses_no_page() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    let mut demoted = 0;
+    for _ in 0..40 {
+        lab.now = lab.now + Duration::from_millis(400);
+        let nodes = lab.kernel.nodes();
+        let mut todo = lab.engine.step(lab.now, nodes);
+        todo.extend(lab.engine.step(lab.now, observation(lab.now, 2048, hot)));
+        while let Some(action) = todo.pop() {
+            let answer = match action {
+                Action::Scan(request) => Event::Scanned(lab.kernel.scan(request)),
+                Action::Move(batch) => {
+                    assert_eq!(batch.direction, Direction::Demote, "onto a closed node");
+                    demoted += 1;
+                    close(&mut lab, &[FAST]);
+                    Event::Moved(lab.kernel.apply(&batch))
+                }
+                _ => continue,
+            };
+            todo.extend(lab.engine.step(lab.now, answer));
+        }
+        lab.engine.check().unwrap();
+    }
+    assert_eq!(demoted, 1, "the exchange that was under way");
+    assert_eq!(lab.engine.snapshot().in_flight_pages, 0);
+    close(&mut lab, &[]);
+    observe(&mut lab, 40);
+    assert_eq!(hot_on_fast(&lab), 256);
+}

@@ -141,6 +141,31 @@ fn pages_when_used_alike_are_left_where_they_are_by_grids() {
 }
 
 #[test]
+fn factors_when_the_kernel_makes_huge_pages_of_their_pages_are_forgotten() {
+    // The first page of each 2 MiB is idle, so its factor is near 0.
+    let is_huge = std::cell::Cell::new(false);
+    let mut guest = Guest::new(|page| match is_huge.get() {
+        true if page >= FRAMES - 512 => 1.0,
+        true => 0.02,
+        false => scattered(page + 1),
+    });
+    guest.watch(10);
+    guest.all_grids();
+    assert!(guest.lab.engine.snapshot().scattered_bytes > 0);
+    guest.lab.kernel.huge = (0..FRAMES).step_by(512).collect();
+    for _ in 0..20 {
+        guest.lab.now = guest.lab.now + Duration::from_secs(1);
+        guest.lab.step(Event::Tick);
+    }
+    assert_eq!(guest.lab.engine.snapshot().scattered_bytes, 0);
+
+    // A huge page is used whenever one of its pages is.
+    is_huge.set(true);
+    guest.watch(60);
+    assert!(guest.placed(|page| page >= FRAMES - 512) > 0.99);
+}
+
+#[test]
 fn check_when_the_guest_is_at_rest_notices_that_other_pages_are_hot() {
     let shift = std::cell::Cell::new(0);
     let mut guest = Guest::new(|page| scattered(page + shift.get()));

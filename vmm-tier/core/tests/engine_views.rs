@@ -8,7 +8,7 @@ use tier_core::{
     dual_heap::Placement,
     engine::{
         Action, Event, ExplainError, Explanation, HeatmapError, MAX_CELLS, Order, PageCondition,
-        Pin, VmEngine, Wait, WhenFull,
+        Pin, Strain, VmEngine, Wait, WhenFull,
     },
     map::{BlockIndex, GuestMemoryMap, MapRange, RamBlock},
     moves::{Direction, Outcome},
@@ -102,6 +102,25 @@ fn waits_when_nothing_moves_name_what_is_missing() {
     }
     lab.order(Order::Pause(true)).unwrap();
     assert_eq!(waits(&lab), Some(Wait::Pause));
+}
+
+#[test]
+fn strain_when_the_guest_comes_to_rest_slows_nothing_any_more() {
+    let slow = EngineSettings {
+        rate_bytes_per_s: 16 << 20,
+        ..settings()
+    };
+    let mut lab = Lab::new(gups(2048, 512), slow);
+    observe(&mut lab, 10);
+    assert!(lab.moved() > 0);
+    lab.step(Event::Strain(Strain {
+        memory_pressure: Some(0.9),
+        guest_cpus: None,
+    }));
+    assert!(lab.engine.snapshot().brake.is_some());
+    // From here on nobody tells how the host does.
+    lab.step(Event::Rest(true));
+    assert_eq!(lab.engine.snapshot().brake, None);
 }
 
 #[test]

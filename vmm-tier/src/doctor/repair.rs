@@ -293,6 +293,19 @@ mod tests {
     }
 
     #[test]
+    fn record_when_a_new_agent_has_written_its_own_meanwhile_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = SysRoot::real();
+        let gone = Identity::of(&root, 5_000_000);
+        let own = Identity::of(&root, std::process::id());
+        policy_record(folder.path(), 1, &gone, &gone);
+        let (path, old) = policy_journal::records(folder.path()).remove(0);
+        policy_record(folder.path(), 1, &own, &gone);
+        old.unwrap().restore(&root, &path).unwrap();
+        assert!(path.exists());
+    }
+
+    #[test]
     fn policies_when_their_agent_runs_or_their_record_is_hostile_are_left() {
         let folder = tempfile::tempdir().unwrap();
         let root = SysRoot::real();

@@ -193,8 +193,12 @@ impl Source for Damon {
 
     fn poll(&mut self, wait: Wait<'_>) -> anyhow::Result<Polled> {
         if let Some(left) = self.take_turns()? {
-            wait.at_most(left).pass()?;
-            return Ok(Polled::default());
+            // A grid that began with the last report ends with its own, not with the rest.
+            wait.at_most(left.min(self.grids.due_in())).pass()?;
+            return Ok(Polled {
+                grid: self.grids.advance(&self.setup, !self.pace.is_quickened()),
+                ..Polled::default()
+            });
         }
         let left = (self.next_report).saturating_duration_since(Instant::now());
         let Some(source) = &mut self.watching else {

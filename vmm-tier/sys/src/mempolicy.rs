@@ -126,6 +126,12 @@ impl Policy {
         }
     }
 
+    /// The nodes; none of a policy that names none.
+    #[must_use]
+    pub const fn nodes(&self) -> &NodeSet {
+        &self.nodes
+    }
+
     fn from_kernel((mode, mask): (u32, NodeMask)) -> Self {
         let has = |node: &u16| mask[usize::from(*node) / 64] >> (node % 64) & 1 == 1;
         let nodes = (0..(mask.len() * 64) as u16).filter(has).map(NodeId);

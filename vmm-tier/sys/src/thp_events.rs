@@ -6,15 +6,14 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use tier_core::addr::NodeSet;
-
 use crate::{
     perf::{
         event::{Event, EventError, EventSpec, Target},
         record::Sample,
         tracepoint::{Field, Tracepoint, TracepointError},
     },
-    sysroot::{SysRoot, SysRootError, read_value},
+    sysroot::{SysRoot, SysRootError},
+    topology::CpuSet,
 };
 
 /// Pages of a ring: 16 KiB hold 150 records of 100 bytes and more.
@@ -157,7 +156,7 @@ impl ThpWatch {
     /// [`ThpEventsError`] if tracefs is not mounted, the permission is missing, or the kernel has no
     /// such tracepoints.
     pub fn start(root: &SysRoot) -> Result<Self, ThpEventsError> {
-        let cpus = online_cpus(root)?;
+        let cpus = CpuSet::online(root)?;
         let read = |system, name| Tracepoint::read(root, system, name);
         let scan = read("huge_memory", "mm_khugepaged_scan_pmd")?;
         let collapse = read("huge_memory", "mm_collapse_huge_page")?;
@@ -187,7 +186,7 @@ impl ThpWatch {
         for (meaning, tracepoint) in meanings {
             let spec = EventSpec::tracepoint(&tracepoint.name, tracepoint.id, RING_PAGES);
             let mut events = Vec::new();
-            for &cpu in &cpus {
+            for cpu in cpus.iter() {
                 let event = Event::open(root, &spec, Target::Cpu(cpu))?;
                 event.enable()?;
                 events.push(event);
@@ -217,14 +216,6 @@ impl ThpWatch {
         self.collect();
         self.found
     }
-}
-
-/// The numbers of the CPUs that are online.
-fn online_cpus(root: &SysRoot) -> Result<Vec<u32>, SysRootError> {
-    let path = root.sys("devices/system/cpu/online");
-    // Written like a list of nodes.
-    let set: NodeSet = read_value(&path)?;
-    Ok(set.iter().map(|cpu| u32::from(cpu.0)).collect())
 }
 
 #[cfg(test)]
@@ -316,20 +307,6 @@ mod tests {
         }
         assert_eq!(counts.len(), MOST_WORDS + 1);
         assert_eq!(counts.values().sum::<u64>(), 1000);
-    }
-
-    #[test]
-    fn online_cpus_when_listed_are_all_of_the_list() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = SysRoot::at(folder.path());
-        let path = root.sys("devices/system/cpu/online");
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, "0-2,5,7-8\n").unwrap();
-        assert_eq!(online_cpus(&root).unwrap(), [0, 1, 2, 5, 7, 8]);
-        for text in ["0-x", "0-4294967295"] {
-            std::fs::write(&path, text).unwrap();
-            assert!(online_cpus(&root).is_err(), "{text}");
-        }
     }
 
     #[test]

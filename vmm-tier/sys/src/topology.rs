@@ -177,6 +177,9 @@ impl Topology {
     }
 }
 
+/// No kernel knows as many CPUs (`CONFIG_NR_CPUS` is 8192 at most on x86-64).
+const MOST_CPUS: u32 = 1 << 16;
+
 /// CPU numbers, as the kernel lists them: ranges, both ends included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuSet(Vec<(u32, u32)>);
@@ -192,14 +195,27 @@ impl CpuSet {
         Self::parse(&text).ok_or_else(|| ParseError::at(0, "no list of CPUs").in_file(path))
     }
 
+    /// The CPUs that are online.
+    ///
+    /// # Errors
+    /// [`SysRootError`] if the list is malformed.
+    pub fn online(root: &SysRoot) -> Result<Self, SysRootError> {
+        Self::read(&root.sys("devices/system/cpu/online"))
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let parts = text.trim().split(',').filter(|part| !part.is_empty());
         let range = |part: &str| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let range = (first.parse().ok()?, last.parse().ok()?);
-            (range.0 <= range.1).then_some(range)
+            let range: (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+            (range.0 <= range.1 && range.1 < MOST_CPUS).then_some(range)
         };
         parts.map(range).collect::<Option<_>>().map(Self)
+    }
+
+    /// Their numbers, in the order of the list.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().flat_map(|&(first, last)| first..=last)
     }
 
     /// Whether the CPU is among them.
@@ -274,4 +290,28 @@ fn parse_meminfo(text: &str) -> Result<u64, ParseError> {
         }
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn online_cpus_when_listed_are_all_of_the_list_and_may_be_more_than_nodes() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = SysRoot::at(folder.path());
+        let path = root.sys("devices/system/cpu/online");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "0-2,5,1023-1025\n").unwrap();
+        let cpus = CpuSet::online(&root).unwrap();
+        assert_eq!(
+            cpus.iter().collect::<Vec<_>>(),
+            [0, 1, 2, 5, 1023, 1024, 1025]
+        );
+        assert!(cpus.contains(1024) && !cpus.contains(4));
+        for text in ["0-x", "3-1", "0-4294967295"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(CpuSet::online(&root).is_err(), "{text}");
+        }
+    }
 }

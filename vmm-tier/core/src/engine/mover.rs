@@ -70,7 +70,7 @@ pub(super) struct Mover {
     pub(super) totals: MoveTotals,
     pub(super) ping_pong: PingPong,
     pub(super) reshaper: Reshaper,
-    strain: StrainBrake,
+    pub(super) strain: StrainBrake,
     /// How far nodes are from each other, where a tier has several.
     pub(super) nearness: Arc<Nearness>,
     /// Why the limit could not be obeyed at the last attempt.
@@ -432,8 +432,9 @@ impl Mover {
             let frame_bytes = exchange.frame_bytes;
             // A page of a pool that was freed may be another's by now. Of several nodes it is not known
             // which the demoted pages left: what is free there now counts.
+            let is_closed = self.rooms.all_closed(&self.tiers.fast).is_some();
             let there = match frame_bytes {
-                BASE_PAGE if self.tiers.fast.len() == 1 => freed,
+                BASE_PAGE if self.tiers.fast.len() == 1 && !is_closed => freed,
                 _ => freed.min(self.fast_room(pages, settings, frame_bytes).bytes()),
             };
             let promote = self.admit(exchange.promote, there, pages, evidence, settings);

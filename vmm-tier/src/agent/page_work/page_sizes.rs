@@ -28,6 +28,9 @@ pub(super) struct PageSizes {
     pagemap: Option<Pagemap>,
     folios: Option<Folios>,
     may_have_folios: bool,
+    /// A look-up has found a larger page. Before that, moves don't ask for the sizes of their pages: a
+    /// guest on a memfd, whose pages stay small, would pay up to 0.9 µs for each page that it moves.
+    has_larger: bool,
     look_at: Option<Instant>,
     /// Where the guest's memory begins or ends inside 2 MiB. A huge page there is tracked frame by
     /// frame.
@@ -45,6 +48,7 @@ impl PageSizes {
             pagemap: Pagemap::open(root, pid).ok(),
             folios: Folios::open(root).ok(),
             may_have_folios: false,
+            has_larger: false,
             look_at: None,
             cut: BTreeSet::new(),
         }
@@ -63,6 +67,7 @@ impl PageSizes {
         let huge = pagemap.huge_ranges(span.hva, span.bytes);
         let huge = huge.map_err(|error| with_causes(&error))?;
         let mut larger = huge.map_or_else(Vec::new, |ranges| huge_pages(&ranges));
+        self.has_larger |= !larger.is_empty();
         let Some(folios) = self.folios.as_ref().filter(|_| self.may_have_folios) else {
             return Ok(larger);
         };
@@ -79,6 +84,7 @@ impl PageSizes {
             let found = folios.find(pagemap, Hva(from), to - from);
             larger.extend(found.unwrap_or_default());
         }
+        self.has_larger |= !larger.is_empty();
         larger.sort_unstable_by_key(|page| page.hva);
         Ok(larger)
     }
@@ -87,8 +93,11 @@ impl PageSizes {
     /// page, or split it. Such a page would take others along, or leave a part behind.
     ///
     /// A huge page is mapped by one entry, so one question for each 2 MiB tells: under a microsecond,
-    /// where moving a page takes several.
+    /// where moving a page takes several. None is until a look-up has found the first larger page.
     pub(super) fn are_stale(&self, pages: &[Page]) -> Vec<bool> {
+        if !self.has_larger {
+            return vec![false; pages.len()];
+        }
         let mut known: BTreeMap<Hva, Option<bool>> = BTreeMap::new();
         let is_huge = |hva: Hva| {
             let answer = self.pagemap.as_ref()?.is_huge(hva);
@@ -227,11 +236,12 @@ mod tests {
             hva: Hva(huge(number).hva.0 + at * BASE_PAGE),
             bytes: BASE_PAGE,
         };
+        let pages = [huge(0), frame(0, 7), frame(1, 0), frame(3, 0)];
+        assert_eq!(sizes.are_stale(&pages), [false; 4], "nothing was looked up");
         let larger = sizes.larger(span).unwrap();
         if !(0..3).all(|number| larger.contains(&huge(number))) {
             return eprintln!("SKIPPED: this host gives no transparent huge pages");
         }
-        let pages = [huge(0), frame(0, 7), frame(1, 0), frame(3, 0)];
         assert_eq!(sizes.are_stale(&pages), [false, true, true, false]);
         assert!(sizes.is_one(huge(1)));
         let elsewhere = Page {

@@ -100,8 +100,12 @@ impl Rebinder {
         }
     }
 
-    /// Sets policies.
+    /// Sets policies. What an earlier agent left and could not be restored so far is tried again before:
+    /// that agent may have ended since.
     pub(super) fn carry_out(&mut self, bindings: &[Binding]) -> Done {
+        if self.blocked.is_some() {
+            self.blocked = self.journal.repair().err().map(|error| with_causes(&error));
+        }
         let mut report = RebindReport::default();
         let mut trouble = None;
         for of_area in bindings.chunk_by(|a, b| a.area == b.area) {
@@ -159,8 +163,8 @@ impl Rebinder {
                 shared.set(part.start, bytes, policy)?;
                 let found = shared.policy(part.start)?;
                 if found != *policy {
-                    if let Some(original) = range.original_at(part.start) {
-                        shared.set(part.start, bytes, original)?;
+                    for (own, original) in range.original_in(part) {
+                        shared.set(own.start, own.end - own.start, original)?;
                     }
                     let wanted = policy.clone();
                     return Err(RebindError::NotAsAsked { wanted, found });
@@ -479,6 +483,11 @@ mod tests {
         fallocate(&memory.file, punch, 0, 4 * MIB).unwrap();
         assert_eq!(memory.shown(), NEAR, "policies outlive the agent");
         assert_eq!(memory.records(), 1);
+        // The agent that was started too early restores them before it sets its own.
+        let area = memory.binding(12 * MIB, 4 * MIB, Tier::Slow);
+        assert_eq!(results(next.carry_out(&[area])), [(4, Rebound::Bound)]);
+        assert_eq!(memory.policies()[..6], ["default"; 6]);
+        next.leave();
         let mut next = memory.rebinder();
         next.repair();
 
@@ -489,6 +498,33 @@ mod tests {
         assert_eq!(results(done), [(16, Rebound::Bound)]);
         next.leave();
         assert_eq!(memory.policies(), ["default"; 8]);
+    }
+
+    #[test]
+    fn policies_when_one_range_can_not_be_restored_are_restored_in_the_others() {
+        let Some(memory) = Memory::new() else { return };
+        let mut rebinder = memory.rebinder();
+        rebinder.carry_out(&[memory.binding(0, BYTES, Tier::Fast)]);
+        let (path, _) = policy_journal::records(memory.run_dir.path()).remove(0);
+        let good = std::fs::read_to_string(&path).unwrap();
+        // Another range before it, which begins within a page: that can't be mapped.
+        let mut record: serde_json::Value = serde_json::from_str(&good).unwrap();
+        let mut odd = record["ranges"][0].clone();
+        odd["offset"] = 1.into();
+        odd["original"][0]["offset"] = 1.into();
+        let ranges = record["ranges"].as_array_mut().unwrap();
+        ranges.insert(0, odd);
+        std::fs::write(&path, record.to_string()).unwrap();
+        let read = || policy_journal::records(memory.run_dir.path()).remove(0).1;
+
+        let error = read().unwrap().restore(&SysRoot::real(), &path);
+
+        assert!(error.is_err(), "{error:?}");
+        assert_eq!(memory.policies(), ["default"; 8]);
+        assert!(path.exists());
+        std::fs::write(&path, good).unwrap();
+        rebinder.leave();
+        assert_eq!(memory.records(), 0);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     damon_grid::scatter,
     dual_heap::PageId,
     engine::guest_pages::GuestPages,
+    moves::Page,
     pages::FOLD,
     sample::{SampleAddress, SampleBatch},
     time::Time,
@@ -103,6 +104,22 @@ impl Grids {
         is_changed
     }
 
+    /// Forgets frames that are one page now: the factor of its first frame says nothing of the others.
+    pub(crate) fn forget_folded(&mut self, folios: &[Page], pages: &GuestPages) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        for folio in folios {
+            let Some(head) = pages.index.id_at(folio.hva) else {
+                continue;
+            };
+            if pages.index.page(head) == Some(*folio) {
+                let frames = head.0..head.0 + (folio.bytes / BASE_PAGE) as u32;
+                self.forget_pages(&frames.map(PageId).collect::<Vec<_>>());
+            }
+        }
+    }
+
     fn forget_pages(&mut self, ids: &[PageId]) {
         for id in ids {
             if let Some(block) = self.blocks.get_mut(&(id.0 / FOLD)) {
@@ -159,25 +176,32 @@ impl Grids {
             + self.blocks.len() * size_of::<Block>()
     }
 
-    /// Calls `each` for a run of pages in stretches of one factor, 1 where nothing is known.
-    pub(super) fn stretches(&self, ids: Range<u32>, mut each: impl FnMut(Range<u32>, f32)) {
+    /// Calls `each` for a run of pages in parts of one factor, 1 where nothing is known.
+    pub(super) fn parts(&self, ids: Range<u32>, mut each: impl FnMut(Part<'_>, f32)) {
         if self.blocks.is_empty() {
-            return each(ids, 1.0);
+            return each(Part::Run(ids), 1.0);
         }
         let mut at = ids.start;
         while at < ids.end {
             let end = (at / FOLD + 1).saturating_mul(FOLD).min(ids.end);
             match self.blocks.get(&(at / FOLD)) {
-                None => each(at..end, 1.0),
+                None => each(Part::Run(at..end), 1.0),
                 Some(block) => {
-                    for id in at..end {
-                        each(id..id + 1, block.factor(id).unwrap_or(1.0));
-                    }
+                    block.by_factor(at..end, |ids, factor| each(Part::Pages(ids), factor))
                 }
             }
             at = end;
         }
     }
+}
+
+/// Pages that count alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Part<'a> {
+    /// Pages that follow each other.
+    Run(Range<u32>),
+    /// Pages of a block, in rising order.
+    Pages(&'a [PageId]),
 }
 
 /// The blocks of pages.
@@ -186,9 +210,36 @@ fn numbers(ids: &[PageId]) -> BTreeSet<u32> {
 }
 
 impl Block {
+    /// Calls `each` for some pages of the block, by rising factor. What a factor makes of a count is worked
+    /// out once for all pages of it: done for each page it takes several times as long as counting.
+    fn by_factor(&self, ids: Range<u32>, mut each: impl FnMut(&[PageId], f32)) {
+        let first = (ids.start % FOLD) as usize;
+        let factors = &self.factors[first..first + ids.len()];
+        // A counting sort: where the pages of each factor begin, and then end.
+        let mut ends = [0_usize; 257];
+        for &steps in factors {
+            ends[usize::from(steps) + 1] += 1;
+        }
+        for steps in 1..ends.len() {
+            ends[steps] += ends[steps - 1];
+        }
+        let mut sorted = [PageId(0); FOLD as usize];
+        for (id, &steps) in ids.zip(factors) {
+            let end = &mut ends[usize::from(steps)];
+            sorted[*end] = PageId(id);
+            *end += 1;
+        }
+        let mut start = 0;
+        for (steps, &end) in (0..=u8::MAX).zip(&ends) {
+            if start < end {
+                each(&sorted[start..end], factor_of(steps).unwrap_or(1.0));
+            }
+            start = end;
+        }
+    }
+
     fn factor(&self, id: u32) -> Option<f32> {
-        let steps = self.factors[(id % FOLD) as usize].checked_sub(1)?;
-        Some(f32::from(steps) / STEPS)
+        factor_of(self.factors[(id % FOLD) as usize])
     }
 
     /// Takes a page's factor in a grid. Returns the mean.
@@ -199,5 +250,40 @@ impl Block {
         let steps = (factor * STEPS).round().clamp(0.0, 254.0);
         self.factors[(id % FOLD) as usize] = steps as u8 + 1;
         factor
+    }
+}
+
+/// The factor that a byte stands for; `None` where nothing is known.
+fn factor_of(byte: u8) -> Option<f32> {
+    Some(f32::from(byte.checked_sub(1)?) / STEPS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_run_when_blocks_are_known_cover_it_once_by_factor() {
+        let mut block = Block::default();
+        for id in (FOLD + 4..2 * FOLD).step_by(4) {
+            block.learn(id, 6.0);
+        }
+        block.learn(FOLD + 1, 0.0);
+        let grids = Grids {
+            blocks: [(1, Box::new(block))].into(),
+        };
+        let run = FOLD - 9..3 * FOLD;
+        let mut found = Vec::new();
+        grids.parts(run.clone(), |part, factor| match part {
+            Part::Run(ids) => found.extend(ids.map(|id| (id, factor))),
+            Part::Pages(ids) => {
+                assert!(ids.is_sorted_by_key(|id| id.0) && !ids.is_empty());
+                found.extend(ids.iter().map(|id| (id.0, factor)));
+            }
+        });
+        found.sort_by_key(|(id, _)| *id);
+        let expected = run.map(|id| (id, grids.factor(id).unwrap_or(1.0)));
+        assert_eq!(found, expected.collect::<Vec<_>>());
+        assert_eq!(grids.factor(FOLD + 8), Some(6.0));
     }
 }

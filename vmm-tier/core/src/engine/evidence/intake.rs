@@ -6,7 +6,11 @@
 use std::ops::Range;
 
 use super::{
-    access_stats::accesses_a_look, bias::Bias, grids::Grids, half_life::HalfLife, skew::Skew,
+    access_stats::accesses_a_look,
+    bias::Bias,
+    grids::{Grids, Part},
+    half_life::HalfLife,
+    skew::Skew,
 };
 use crate::{
     addr::{BASE_PAGE, HUGE_PAGE, Hva},
@@ -214,22 +218,25 @@ impl<'a> Intake<'a> {
     fn feed_run(&mut self, ids: Range<u32>, weight: f32) -> u32 {
         let (terms, heap, taken) = (&self.terms, &mut self.pages.heap, &mut self.taken);
         let mut pages = 0;
-        let mut feed = |ids, weight| {
-            let touched = heap.sample_run(terms.at, ids, weight);
+        let mut feed = |part: Part<'_>, weight| {
+            let touched = match part {
+                Part::Run(ids) => heap.sample_run(terms.at, ids, weight),
+                Part::Pages(ids) => heap.sample_batch(terms.at, ids, weight),
+            };
             taken.count(touched, weight, terms);
             pages += touched.pages();
         };
         match terms.looks {
-            None => feed(ids, weight),
+            None => feed(Part::Run(ids), weight),
             Some(looks) => {
                 let most = looks as f32 * terms.scale;
                 let missed = 1.0 - (weight / most).min(1.0);
-                self.grids.stretches(ids, |ids, factor| {
+                self.grids.parts(ids, |part, factor| {
                     let weight = match factor {
                         1.0 => weight,
                         factor => most * (1.0 - missed.powf(factor)),
                     };
-                    feed(ids, weight);
+                    feed(part, weight);
                 });
             }
         }

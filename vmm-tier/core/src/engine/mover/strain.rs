@@ -115,6 +115,11 @@ impl StrainBrake {
         Slowed::set(&mut self.slowed, now, rate, settings);
     }
 
+    /// Slows nothing down until strain is told of again.
+    pub(crate) fn end(&mut self) {
+        self.slowed = None;
+    }
+
     /// The guest's pace as a share of its usual pace, which it takes note of.
     fn pace(&mut self, cpus: Option<f64>, is_moving: bool) -> Option<f64> {
         let cpus = cpus.filter(|cpus| cpus.is_finite() && *cpus >= 0.0)?;

@@ -36,7 +36,7 @@ crate::words! {
         ColdPage = "cold-page",
         /// An exchange that pays.
         Gain = "gain",
-        /// The brake on exchanges, while pages that were moved come back.
+        /// The brake on exchanges, whatever the reason.
         Brake = "brake",
         /// The rate at which pages may be moved.
         Rate = "rate",
