@@ -187,7 +187,7 @@ impl Grids {
             match self.blocks.get(&(at / FOLD)) {
                 None => each(Part::Run(at..end), 1.0),
                 Some(block) => {
-                    block.by_factor(at..end, |ids, factor| each(Part::Pages(ids), factor))
+                    block.by_factor(at..end, |ids, factor| each(Part::Pages(ids), factor));
                 }
             }
             at = end;
