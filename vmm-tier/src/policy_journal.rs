@@ -252,8 +252,8 @@ impl PolicyJournal {
         Ok(range)
     }
 
-    /// What is replaced must be the agent's to set again: the kernel drops nodes that are not in the cpuset
-    /// of who sets a policy, or refuses the policy (mm/mempolicy.c, `mpol_set_nodemask`).
+    /// What is replaced must be the agent's to set again: the kernel drops nodes that are not in the
+    /// cpuset of who sets a policy, or refuses the policy (mm/mempolicy.c, `mpol_set_nodemask`).
     fn check_allowed(&self, range: &ReplacedRange) -> Result<(), PolicyJournalError> {
         let Ok(allowed) = knobs::own_allowed_nodes(&self.root) else {
             return Ok(());

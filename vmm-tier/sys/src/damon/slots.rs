@@ -19,8 +19,8 @@ use crate::{
     sysroot::{SMALL_FILE, SysRoot, read_text, replace_file},
 };
 
-/// Slots that are made when there are none: one a guest, and none can be added while one is in use. The
-/// kernel keeps some KiB for each.
+/// Slots that are made when there are none: for each guest one, and now and then a second, which looks
+/// at a grid of pages. None can be added while one is in use. The kernel keeps some KiB for each.
 const NEW_SLOTS: u32 = 256;
 /// How long other agents may hold the lock: each does some file accesses.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);

@@ -210,8 +210,8 @@ fn numbers(ids: &[PageId]) -> BTreeSet<u32> {
 }
 
 impl Block {
-    /// Calls `each` for some pages of the block, by rising factor. What a factor makes of a count is worked
-    /// out once for all pages of it: done for each page it takes several times as long as counting.
+    /// Calls `each` for some pages of the block, by rising factor. What a factor makes of a count is
+    /// worked out once for all pages of it: for each page it takes several times as long as a count.
     fn by_factor(&self, ids: Range<u32>, mut each: impl FnMut(&[PageId], f32)) {
         let first = (ids.start % FOLD) as usize;
         let factors = &self.factors[first..first + ids.len()];
