@@ -21,7 +21,7 @@ use crate::{
 
 /// Slots that are made when there are none: for each guest one, and now and then a second, which looks
 /// at a grid of pages. None can be added while one is in use. The kernel keeps some KiB for each.
-const NEW_SLOTS: u32 = 256;
+const NEW_SLOTS: u32 = 512;
 /// How long other agents may hold the lock: each does some file accesses.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
