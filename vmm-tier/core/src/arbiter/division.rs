@@ -289,7 +289,8 @@ fn goals(pool: f64, claims: &[Claim<'_>]) -> Vec<f64> {
     shares
 }
 
-/// Deals `amount` bytes more by weight, to each VM at most up to `most`; returns what is left.
+/// Deals `amount` bytes more, to each VM at most up to `most`, so that what VMs then have above their used
+/// guarantees is as their weights; who has more already waits. Returns what is left.
 fn deal_by_weight(
     shares: &mut [f64],
     amount: f64,
@@ -302,7 +303,10 @@ fn deal_by_weight(
     let vessels: Vec<Vessel> = claims
         .iter()
         .zip(shares.iter())
-        .map(|(claim, share)| Vessel::new(claim.weight, most(claim) - share))
+        .map(|(claim, share)| Vessel {
+            head_start: claim.needed_guarantee() - share,
+            ..Vessel::new(claim.weight, most(claim) - share)
+        })
         .collect();
     let dealt = fill(amount, &vessels);
     shares
