@@ -36,8 +36,8 @@
 //! more than the band allows, and nothing in [`Mode::Weighted`].
 //!
 //! # Cost
-//! Sorting the VMs a few times, and for [`Mode::Utility`] a selection among the pieces of all curves, in
-//! linear time.
+//! A few passes over the VMs, sorting what rounding to pages lost, and for [`Mode::Utility`] a few searches
+//! in each curve. Bench `arbiter` measures it.
 
 mod curve;
 mod division;
@@ -47,7 +47,7 @@ mod pace;
 mod terms;
 mod water;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Ordering, collections::BTreeMap, time::Duration};
 
 use self::pace::Pace;
 pub use self::{
@@ -169,7 +169,7 @@ pub struct Decision {
 }
 
 /// What is remembered of a VM.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Held {
     share: u64,
     credit_byte_s: f64,
@@ -181,7 +181,8 @@ struct Held {
 #[derive(Clone, Debug)]
 pub struct Arbiter {
     rules: Rules,
-    held: BTreeMap<String, Held>,
+    /// By name.
+    held: Vec<(String, Held)>,
     pace: Pace,
     decided: Option<Time>,
 }
@@ -192,7 +193,7 @@ impl Arbiter {
     pub fn new(rules: Rules) -> Self {
         Self {
             rules,
-            held: BTreeMap::new(),
+            held: Vec::new(),
             pace: Pace::default(),
             decided: None,
         }
@@ -247,16 +248,35 @@ impl Arbiter {
             redealt_bytes: paced.granted,
             is_settled: paced.is_settled,
         };
-        self.held = vms.keys().cloned().zip(held).collect();
+        self.held
+            .iter_mut()
+            .zip(held)
+            .for_each(|((_, before), held)| *before = held);
         decision
     }
 
-    /// What is remembered of these VMs, in their order; what new VMs hold becomes their share.
+    /// What is remembered of these VMs, in their order; what new VMs hold becomes their share. What is
+    /// remembered of others is forgotten.
     fn take_held(&mut self, pool: u64, vms: &BTreeMap<String, Vm>) -> Vec<Held> {
-        let known: Vec<Option<Held>> = vms
-            .keys()
-            .map(|name| self.held.get(name).copied())
-            .collect();
+        // Both are in the order of names.
+        let mut before = self.held.iter().peekable();
+        let mut known_of = |name: &String| {
+            while let Some((other, held)) = before.peek() {
+                match other.cmp(name) {
+                    Ordering::Greater => return None,
+                    Ordering::Equal => return Some(*held),
+                    Ordering::Less => before.next(),
+                };
+            }
+            None
+        };
+        let known: Vec<Option<Held>> = vms.keys().map(&mut known_of).collect();
+        let are_the_same = self.held.len() == vms.len() && known.iter().all(Option::is_some);
+        if !are_the_same {
+            // The values follow when all is decided.
+            let blank = Held::default();
+            self.held = vms.keys().map(|name| (name.clone(), blank)).collect();
+        }
         let taken: u64 = known.iter().flatten().map(|held| held.share).sum();
         let new = |vm: &Vm| vm.holds_bytes.min(vm.terms.cap()) / vm.terms.page() * vm.terms.page();
         let asked: f64 = vms

@@ -37,6 +37,8 @@ pub struct Piece {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DemandCurve {
     points: Vec<Point>,
+    /// Hits a second for each byte before each point: falling.
+    slopes: Vec<f64>,
 }
 
 impl DemandCurve {
@@ -72,8 +74,12 @@ impl DemandCurve {
             }
             hull.push(point);
         }
+        let points = thinned(hull);
+        let before = std::iter::once(&ORIGIN).chain(&points);
+        let slopes = before.zip(&points).map(|(from, to)| slope(*from, *to));
         Self {
-            points: thinned(hull),
+            slopes: slopes.collect(),
+            points,
         }
     }
 
@@ -103,12 +109,35 @@ impl DemandCurve {
 
     /// The pieces between the points, by falling slope.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
-        let before = std::iter::once(&ORIGIN).chain(&self.points);
-        before.zip(&self.points).map(|(from, to)| Piece {
-            from: from.bytes,
-            to: to.bytes,
-            slope: slope(*from, *to),
+        self.pieces_from(0.0)
+    }
+
+    /// The pieces that end above so many bytes.
+    pub(super) fn pieces_from(&self, bytes: f64) -> impl Iterator<Item = Piece> + '_ {
+        let first = self.points.partition_point(|point| point.bytes <= bytes);
+        (first..self.points.len()).map(|at| Piece {
+            from: self.before(at).bytes,
+            to: self.points[at].bytes,
+            slope: self.slopes[at],
         })
+    }
+
+    /// The bytes for which `is_steep` holds for the slope.
+    pub(super) fn bytes_while(&self, is_steep: impl Fn(f64) -> bool) -> f64 {
+        self.before(self.slopes.partition_point(|&slope| is_steep(slope)))
+            .bytes
+    }
+
+    /// The slope of the piece at `place`, from 0 for the first to 1; `None` if there is no piece.
+    pub(super) fn slope_at(&self, place: f64) -> Option<f64> {
+        let at = (place * self.slopes.len() as f64) as usize;
+        self.slopes.get(at).or(self.slopes.last()).copied()
+    }
+
+    /// The point before this one.
+    fn before(&self, at: usize) -> Point {
+        at.checked_sub(1)
+            .map_or(ORIGIN, |before| self.points[before])
     }
 
     /// All accesses a second.
@@ -121,11 +150,11 @@ impl DemandCurve {
     #[must_use]
     pub fn hits_at(&self, bytes: f64) -> f64 {
         let next = self.points.partition_point(|point| point.bytes < bytes);
-        let Some(&to) = self.points.get(next) else {
+        let Some(slope) = self.slopes.get(next) else {
             return self.total_hits();
         };
-        let from = next.checked_sub(1).map_or(ORIGIN, |at| self.points[at]);
-        from.hits + (bytes.max(0.0) - from.bytes) * slope(from, to)
+        let from = self.before(next);
+        from.hits + (bytes.max(0.0) - from.bytes) * slope
     }
 
     /// The least bytes that give this share of all hits, 0 to 1.
@@ -133,22 +162,18 @@ impl DemandCurve {
     pub fn bytes_for(&self, share: f64) -> f64 {
         let hits = self.total_hits() * believable(share).min(1.0);
         let next = self.points.partition_point(|point| point.hits < hits);
-        let Some(&to) = self.points.get(next) else {
-            return self.points.last().map_or(0.0, |last| last.bytes);
-        };
-        let from = next.checked_sub(1).map_or(ORIGIN, |at| self.points[at]);
-        from.bytes + (hits - from.hits) / slope(from, to)
+        let from = self.before(next);
+        match self.slopes.get(next) {
+            Some(slope) => from.bytes + (hits - from.hits) / slope,
+            None => from.bytes,
+        }
     }
 
     /// The bytes that count as used: those that have at least `idle_hits_per_byte` hits a second for
     /// each byte, and of them the hottest that give the share `coverage` of all hits.
     #[must_use]
     pub fn used_bytes(&self, coverage: f64, idle_hits_per_byte: f64) -> f64 {
-        let used = self
-            .pieces()
-            .take_while(|piece| piece.slope >= idle_hits_per_byte)
-            .last()
-            .map_or(0.0, |piece| piece.to);
+        let used = self.bytes_while(|slope| slope >= idle_hits_per_byte);
         used.min(self.bytes_for(coverage))
     }
 }

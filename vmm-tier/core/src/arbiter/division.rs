@@ -201,24 +201,14 @@ fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> V
     };
     let mut shares: Vec<f64> = claims.iter().zip(fair).map(least).collect();
     let mut rest = (pool - shares.iter().sum::<f64>()).max(0.0);
-    let mut offers: Vec<(f64, f64)> = Vec::new();
-    for (claim, &share) in claims.iter().zip(&shares) {
-        offers.extend(claim.offers(share));
-    }
-    let price = price(&mut offers, rest);
+    let price = price(claims, &shares, rest);
     // All that is worth more than the price, then by weight what is worth it.
     let mut at_price = Vec::with_capacity(claims.len());
     for (claim, share) in claims.iter().zip(&mut shares) {
-        let mut tied = 0.0;
-        let mut bytes = 0.0;
-        for (worth, length) in claim.offers(*share).take_while(|offer| offer.0 >= price) {
-            match worth > price {
-                true => bytes += length,
-                false => tied += length,
-            }
-        }
+        let bytes = claim.bytes_above(*share, |worth| worth > price);
         *share += bytes;
         rest -= bytes;
+        let tied = claim.bytes_above(*share, |worth| worth >= price && worth > 0.0);
         at_price.push(Vessel::new(claim.weight, tied));
     }
     let tied = fill(rest, &at_price);
@@ -232,33 +222,68 @@ fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> V
 }
 
 impl Claim<'_> {
-    /// What the next bytes are worth above `share` bytes: worth of a byte, and how many, by falling
-    /// worth.
-    fn offers(&self, share: f64) -> impl Iterator<Item = (f64, f64)> + '_ {
-        self.curve
-            .pieces()
-            .map(move |piece| {
-                let length = piece.to.min(self.cap) - piece.from.max(share);
-                (piece.slope * self.worth, length)
-            })
-            .filter(|&(worth, length)| worth > 0.0 && length > 0.0)
+    /// The bytes above `share` bytes, up to the cap, for which `is_wanted` holds for the worth of a byte.
+    fn bytes_above(&self, share: f64, is_wanted: impl Fn(f64) -> bool) -> f64 {
+        let end = self
+            .curve
+            .bytes_while(|slope| is_wanted(slope * self.worth));
+        (end.min(self.cap) - share).max(0.0)
     }
 }
 
-/// The worth of a byte at which offers worth more are no more than `amount`, and with those of the same
-/// worth no less; 0 if all offers together are less. Takes linear time: a weighted quickselect.
-fn price(offers: &mut [(f64, f64)], amount: f64) -> f64 {
+/// The worth of a byte at which all bytes above the shares that are worth more are no more than `amount`,
+/// and with those of the same worth no less; 0 if all bytes together are less.
+///
+/// Some pieces of all curves are marks, between which the price is searched; what lies between two
+/// marks is then selected from. So most pieces are never looked at.
+fn price(claims: &[Claim<'_>], shares: &[f64], amount: f64) -> f64 {
+    const MARKS: usize = 15;
+    let bytes_worth = |least: f64| -> f64 {
+        let vms = claims.iter().zip(shares);
+        vms.map(|(claim, &share)| claim.bytes_above(share, |worth| worth >= least))
+            .sum()
+    };
+    let every = claims.len().div_ceil(MARKS).max(1);
+    let mut marks: Vec<f64> = claims
+        .iter()
+        .step_by(every)
+        .enumerate()
+        .filter_map(|(at, claim)| {
+            // A spread of places on the curves: multiples of the golden ratio.
+            let place = (at as f64 * 0.618_034).fract();
+            claim.curve.slope_at(place).map(|slope| slope * claim.worth)
+        })
+        .collect();
+    marks.sort_unstable_by(|a, b| b.total_cmp(a));
+    let too_dear = marks.partition_point(|&mark| bytes_worth(mark) < amount);
+    let above = too_dear
+        .checked_sub(1)
+        .map_or(f64::INFINITY, |at| marks[at]);
+    let least = marks.get(too_dear).copied().unwrap_or(0.0);
+    let mut offers: Vec<(f64, f64)> = Vec::new();
+    for (claim, &share) in claims.iter().zip(shares) {
+        let from = share + claim.bytes_above(share, |worth| worth >= above);
+        let pieces = claim.curve.pieces_from(from).map(|piece| {
+            let length = piece.to.min(claim.cap) - piece.from.max(from);
+            (piece.slope * claim.worth, length)
+        });
+        offers.extend(
+            pieces.take_while(|&(worth, length)| worth >= least && worth > 0.0 && length > 0.0),
+        );
+    }
+    price_of_offers(&mut offers, amount - bytes_worth(above))
+}
+
+/// The same among offers: what a byte is worth, and how many bytes. Takes linear time: a weighted
+/// quickselect.
+fn price_of_offers(offers: &mut [(f64, f64)], amount: f64) -> f64 {
     let (mut offers, mut amount) = (offers, amount);
     while !offers.is_empty() {
         let middle = offers.len() / 2;
         let (above, &mut (worth, length), below) =
             offers.select_nth_unstable_by(middle, |a, b| b.0.total_cmp(&a.0));
         let more: f64 = above.iter().map(|offer| offer.1).sum();
-        if more >= amount {
-            // With no more to deal, the price is above all.
-            if above.is_empty() {
-                return f64::INFINITY;
-            }
+        if more >= amount && !above.is_empty() {
             offers = above;
         } else if more + length >= amount {
             return worth;

@@ -33,7 +33,7 @@ impl Vessel {
 /// With equal head starts this is weighted max-min fairness with capped demands (Sprumont's uniform
 /// rule, Econometrica 1991): nobody can gain by another room than what it needs.
 ///
-/// Takes the time of sorting the levels at which a vessel begins to fill or is full.
+/// Takes a few passes over the vessels.
 pub(super) fn fill(amount: f64, vessels: &[Vessel]) -> Vec<f64> {
     let amount = believable(amount);
     let rooms: f64 = vessels.iter().map(|vessel| vessel.room).sum();
@@ -48,31 +48,44 @@ pub(super) fn fill(amount: f64, vessels: &[Vessel]) -> Vec<f64> {
 }
 
 /// The level at which the vessels, which have more room than that, hold `amount`.
+///
+/// What they hold is a rising function of the level in straight pieces: Newton's method jumps from piece
+/// to piece, and halves the bracket where it would leave it.
 fn level(amount: f64, vessels: &[Vessel]) -> f64 {
-    let mut changes: Vec<(f64, f64)> = Vec::with_capacity(2 * vessels.len());
-    for vessel in vessels.iter().filter(|vessel| vessel.room > 0.0) {
-        let Vessel {
-            weight,
-            head_start,
-            room,
-        } = *vessel;
-        changes.push((-head_start / weight, weight));
-        changes.push(((room - head_start) / weight, -weight));
-    }
-    changes.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-    let (mut level, mut held, mut speed) = (f64::NEG_INFINITY, 0.0, 0.0_f64);
-    for (next, change) in changes {
-        if speed > 0.0 {
-            let gained = (next - level) * speed;
-            if held + gained >= amount {
-                return level + (amount - held) / speed;
-            }
-            held += gained;
+    const NEAR: f64 = 1e-12;
+    let with_room = || vessels.iter().filter(|vessel| vessel.room > 0.0);
+    let empty_at = |vessel: &Vessel| -vessel.head_start / vessel.weight;
+    let full_at = |vessel: &Vessel| (vessel.room - vessel.head_start) / vessel.weight;
+    let mut low = with_room().map(empty_at).fold(f64::INFINITY, f64::min);
+    let mut high = with_room().map(full_at).fold(f64::NEG_INFINITY, f64::max);
+    let mut level = low;
+    loop {
+        let (mut held, mut speed) = (0.0, 0.0);
+        for vessel in vessels {
+            let wants = vessel.head_start + vessel.weight * level;
+            held += wants.clamp(0.0, vessel.room);
+            speed += match wants >= 0.0 && wants < vessel.room {
+                true => vessel.weight,
+                false => 0.0,
+            };
+        }
+        if (held - amount).abs() <= NEAR * amount {
+            return level;
+        }
+        match held < amount {
+            true => low = level,
+            false => high = level,
+        }
+        let mut next = level + (amount - held) / speed;
+        if !(next > low && next < high) {
+            next = low + (high - low) / 2.0;
+        }
+        // No number lies between them any more.
+        if next <= low || next >= high {
+            return level;
         }
         level = next;
-        speed += change;
     }
-    level
 }
 
 /// Rounds amounts to whole pages: down, and then up again, one page each, where the most was lost, for
