@@ -128,6 +128,16 @@ impl DemandCurve {
             .bytes
     }
 
+    /// The bytes of which each is worth at least the mark, a hit being worth `worth`, for marks that fall.
+    pub(super) fn bytes_down_to(&self, marks: &[f64], worth: f64) -> impl Iterator<Item = f64> {
+        let mut at = 0;
+        marks.iter().map(move |mark| {
+            let is_worth = |slope: &&f64| **slope * worth >= *mark;
+            at += self.slopes[at..].iter().take_while(is_worth).count();
+            self.before(at).bytes
+        })
+    }
+
     /// The slope of the piece at `place`, from 0 for the first to 1; `None` if there is no piece.
     pub(super) fn slope_at(&self, place: f64) -> Option<f64> {
         let at = (place * self.slopes.len() as f64) as usize;

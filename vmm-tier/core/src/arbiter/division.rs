@@ -238,11 +238,6 @@ impl Claim<'_> {
 /// marks is then selected from. So most pieces are never looked at.
 fn price(claims: &[Claim<'_>], shares: &[f64], amount: f64) -> f64 {
     const MARKS: usize = 15;
-    let bytes_worth = |least: f64| -> f64 {
-        let vms = claims.iter().zip(shares);
-        vms.map(|(claim, &share)| claim.bytes_above(share, |worth| worth >= least))
-            .sum()
-    };
     let every = claims.len().div_ceil(MARKS).max(1);
     let mut marks: Vec<f64> = claims
         .iter()
@@ -255,14 +250,25 @@ fn price(claims: &[Claim<'_>], shares: &[f64], amount: f64) -> f64 {
         })
         .collect();
     marks.sort_unstable_by(|a, b| b.total_cmp(a));
-    let too_dear = marks.partition_point(|&mark| bytes_worth(mark) < amount);
+    // One look at each curve serves all marks.
+    let mut bytes = vec![0.0; marks.len()];
+    for (claim, &share) in claims.iter().zip(shares) {
+        let ends = claim.curve.bytes_down_to(&marks, claim.worth);
+        for (bytes, end) in bytes.iter_mut().zip(ends) {
+            *bytes += (end.min(claim.cap) - share).max(0.0);
+        }
+    }
+    let too_dear = bytes.partition_point(|&bytes| bytes < amount);
     let above = too_dear
         .checked_sub(1)
         .map_or(f64::INFINITY, |at| marks[at]);
     let least = marks.get(too_dear).copied().unwrap_or(0.0);
+    let mut amount = amount;
     let mut offers: Vec<(f64, f64)> = Vec::new();
     for (claim, &share) in claims.iter().zip(shares) {
-        let from = share + claim.bytes_above(share, |worth| worth >= above);
+        let dearer = claim.bytes_above(share, |worth| worth >= above);
+        amount -= dearer;
+        let from = share + dearer;
         let pieces = claim.curve.pieces_from(from).map(|piece| {
             let length = piece.to.min(claim.cap) - piece.from.max(from);
             (piece.slope * claim.worth, length)
@@ -271,19 +277,21 @@ fn price(claims: &[Claim<'_>], shares: &[f64], amount: f64) -> f64 {
             pieces.take_while(|&(worth, length)| worth >= least && worth > 0.0 && length > 0.0),
         );
     }
-    price_of_offers(&mut offers, amount - bytes_worth(above))
+    price_of_offers(&mut offers, amount, least)
 }
 
-/// The same among offers: what a byte is worth, and how many bytes. Takes linear time: a weighted
-/// quickselect.
-fn price_of_offers(offers: &mut [(f64, f64)], amount: f64) -> f64 {
-    let (mut offers, mut amount) = (offers, amount);
+/// The same among offers: what a byte is worth, and how many bytes; `least` if they are too few. Takes
+/// linear time: a weighted quickselect.
+fn price_of_offers(offers: &mut [(f64, f64)], amount: f64, least: f64) -> f64 {
+    let (mut offers, mut amount, mut least) = (offers, amount, least);
     while !offers.is_empty() {
         let middle = offers.len() / 2;
         let (above, &mut (worth, length), below) =
             offers.select_nth_unstable_by(middle, |a, b| b.0.total_cmp(&a.0));
         let more: f64 = above.iter().map(|offer| offer.1).sum();
         if more >= amount && !above.is_empty() {
+            // Should rounding say later that they are too few, these were enough.
+            least = worth;
             offers = above;
         } else if more + length >= amount {
             return worth;
@@ -292,7 +300,7 @@ fn price_of_offers(offers: &mut [(f64, f64)], amount: f64) -> f64 {
             offers = below;
         }
     }
-    0.0
+    least
 }
 
 /// Goals first, by weight where they can't all be met; then demands, then what is left.
