@@ -213,6 +213,49 @@ fn division_when_pages_are_large_gives_the_rest_to_small_pages() {
     assert_eq!(targets, [1024.0, 1738.0, 1738.0]);
 }
 
+#[test]
+fn docs_when_they_give_the_example_give_what_is_dealt() {
+    let lent = 17.25 * 60.0 * MIB as f64;
+    let owed = [lent, -lent / 3.0, -lent * 2.0 / 3.0];
+    let cases = [
+        (
+            Mode::Weighted,
+            [24, 48, 96],
+            [0.0; 3],
+            "they use 24, 48 and 96",
+        ),
+        (Mode::Weighted, [0, 48, 96], [0.0; 3], "a is idle"),
+        (
+            Mode::Weighted,
+            [60, 0, 96],
+            owed,
+            "a was idle for a minute; now a uses 60 and b is idle",
+        ),
+        (
+            Mode::Weighted,
+            [60, 0, 96],
+            [0.0; 3],
+            "the same, but nobody owes anything",
+        ),
+        (
+            Mode::Static,
+            [0, 48, 96],
+            [0.0; 3],
+            "a is idle, mode `static`",
+        ),
+    ];
+    let page = include_str!("../../../docs/fairness.md");
+    for (mode, used, credits, case) in cases {
+        let vms = example(used);
+        let vms: Vec<&Vm> = vms.iter().collect();
+        let [a, b, c] = targets(&divide(&rules(mode), 84 * MIB, &vms, &credits))[..] else {
+            panic!("three VMs have three shares");
+        };
+        let row = format!("| {case} | {a:.2} | {b:.2} | {c:.2} |");
+        assert!(page.contains(&row), "{row}");
+    }
+}
+
 /// A host whose VMs obey: within a second they give up what they may not have, and fill what they may.
 struct Host {
     arbiter: Arbiter,
