@@ -187,8 +187,8 @@ mod tests {
 
     const SCALE: Scale = Scale {
         vms: 100,
-        dram: FastSize::Part { one: 1, of: 4 },
-        seconds: 240,
+        dram: FastSize::Part { one: 1, of: 10 },
+        seconds: 300,
         seed: 1,
     };
 
@@ -205,7 +205,7 @@ mod tests {
             assert!(run.of_first_come >= 1.3, "{run:?}");
             assert!(run.jain > run_jain(&report, "first-come"), "{run:?}");
         }
-        // Who lies gains nothing where shares are weighted, and little within a band.
+        // Who lies gains nothing where shares are weighted, and no more than the band allows else.
         assert!(weighted.liars_gain.unwrap() < 1.01, "{weighted:?}");
         assert!(
             utility.liars_gain.unwrap() < 1.0 + 2.0 * BAND,
@@ -214,6 +214,27 @@ mod tests {
         assert!(weighted.jain > 0.95, "{weighted:?}");
         assert!(run("pure-utility").hit_ratio >= weighted.hit_ratio);
         assert!(run("static").hit_ratio < weighted.hit_ratio);
+    }
+
+    #[test]
+    fn report_when_printed_keeps_its_figures_and_its_keys() {
+        let few = Scale {
+            vms: 12,
+            seconds: 120,
+            ..SCALE
+        };
+        let report = compare(&few);
+        insta::assert_snapshot!(report);
+        let json = serde_json::to_value(&report).expect("a report is JSON");
+        let keys = |value: &serde_json::Value| -> Vec<String> {
+            value
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(key, _)| key.clone())
+                .collect()
+        };
+        insta::assert_json_snapshot!((keys(&json), keys(&json["runs"][0])));
     }
 
     fn run_jain(report: &SharingReport, rule: &str) -> f64 {

@@ -28,7 +28,10 @@ pub struct ReplayArgs {
         value_name = "N",
         group = "generated",
         value_parser = clap::value_parser!(u16).range(1..=1000),
-        conflicts_with_all = ["files", "markdown", "svg", "timeline", "pages", "rate"]
+        conflicts_with_all = [
+            "files", "policy", "period", "format", "markdown", "svg", "timeline", "target", "stretch", "step",
+            "partial", "memory", "huge", "bias", "loss", "half_life", "sketch_memory", "pages", "rate",
+        ]
     )]
     pub(crate) vms: Option<u16>,
     /// Policies, or all; the oracle always runs, as the measure of the others

@@ -39,6 +39,8 @@ struct Place {
     /// The part of what it holds that has the hottest pages.
     placed: f64,
     phase: usize,
+    /// What the clairvoyant owes it: the same rules have the same debts.
+    credit_byte_s: f64,
 }
 
 /// A rule at work.
@@ -136,6 +138,7 @@ impl Division {
                         holds: 0,
                         placed: 1.0,
                         phase,
+                        credit_byte_s: 0.0,
                     });
                 }
                 _ => {}
@@ -162,11 +165,21 @@ impl Division {
             }
             Rule::Arbiter(rules, Knowledge::Clairvoyant) => {
                 let vms: Vec<&Vm> = round.so.iter().collect();
-                let dues = divide(&rules, round.pool, &vms, &[]).dues;
-                let targets: Vec<u64> = dues.iter().map(|due| due.target_bytes).collect();
-                for (&at, &target) in round.there.iter().zip(&targets) {
-                    self.follow(at, target, u64::MAX);
+                let there = |at: &usize| self.places[*at];
+                let credits = round.there.iter().map(there);
+                let credits: Vec<f64> = credits
+                    .map(|place| place.map_or(0.0, |place| place.credit_byte_s))
+                    .collect();
+                let dues = divide(&rules, round.pool, &vms, &credits).dues;
+                for (&at, due) in round.there.iter().zip(&dues) {
+                    self.follow(at, due.target_bytes, u64::MAX);
+                    if let Some(place) = &mut self.places[at] {
+                        let most = due.entitled_bytes as f64 * rules.most_credit.as_secs_f64();
+                        let credit = place.credit_byte_s + due.lent_bytes - due.borrowed_bytes;
+                        place.credit_byte_s = credit.clamp(-most, most);
+                    }
                 }
+                let targets = dues.iter().map(|due| due.target_bytes).collect();
                 (targets, 0)
             }
             Rule::Arbiter(_, knowledge) => {
