@@ -162,7 +162,7 @@ pub struct Decision {
     pub free_bytes: u64,
     /// By how many bytes the guarantees exceed the pool; see [`Division::shortfall_bytes`].
     pub shortfall_bytes: u64,
-    /// Bytes by which shares grew.
+    /// Bytes by which shares grew, but for those that the VMs held already.
     pub redealt_bytes: u64,
     /// Whether all shares have reached their targets, or are as near as the hysteresis asks.
     pub is_settled: bool,

@@ -199,8 +199,10 @@ fn slope(from: Point, to: Point) -> f64 {
 
 /// A number from 0 to 2⁵³; 0 for what is none.
 pub(super) fn believable(number: f64) -> f64 {
-    // `max` takes the other one of NaN.
-    number.max(0.0).min(MOST)
+    match number > 0.0 {
+        true => number.min(MOST),
+        false => 0.0,
+    }
 }
 
 /// At most [`MAX_POINTS`] of the points: those that are a step of hits or a step of bytes away from the

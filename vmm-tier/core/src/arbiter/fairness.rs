@@ -42,7 +42,7 @@ crate::report! {
         /// change hands had done so, or null before the first time.
         #[metric(gauge = "division_settled_seconds")]
         pub settled_after_s: Option<f64>,
-        /// Bytes by which the last decision raised shares.
+        /// Bytes by which the last decision raised shares above what VMs held.
         #[metric(gauge = "division_redealt_bytes")]
         pub redealt_bytes: u64,
     }

@@ -27,7 +27,7 @@ pub(super) struct Wanting {
 
 /// What a step did.
 pub(super) struct Paced {
-    /// Bytes by which shares grew.
+    /// Bytes by which shares grew above what VMs held.
     pub(super) granted: u64,
     pub(super) is_settled: bool,
 }
@@ -182,7 +182,8 @@ fn urgent(
     .collect()
 }
 
-/// Grants at most `most` bytes, the urgent ones first, of what no VM holds. Returns what was granted.
+/// Grants what VMs hold already, and then at most `most` bytes of what no VM holds, the urgent ones
+/// first. Returns how many of these were granted.
 fn grant(
     pool: u64,
     most: u64,
@@ -191,47 +192,43 @@ fn grant(
     wanting: &[Wanting],
     shares: &mut [u64],
 ) -> u64 {
-    let mut granted = 0;
-    // A VM's own bytes are no other's: it may have as its share what it holds already.
+    let before = shares.to_vec();
     let own: Vec<u64> = (0..shares.len())
         .map(|at| {
             let own = wanting[at].holds.saturating_sub(shares[at]);
             own.min(wanted[at]) / wanting[at].page * wanting[at].page
         })
         .collect();
-    let free = |shares: &[u64]| pool - shares.iter().sum::<u64>();
-    let unheld = |shares: &[u64]| {
+    let free = pool - shares.iter().sum::<u64>();
+    raise(shares, &in_proportion(free, &own, wanting));
+    let mut granted = 0;
+    for wants in [urgent, wanted] {
+        let free = pool - shares.iter().sum::<u64>();
         let charged = shares
             .iter()
             .zip(wanting)
             .map(|(&share, vm)| share.max(vm.holds));
-        pool.saturating_sub(charged.fold(0, u64::saturating_add))
-    };
-    let rest = |from: &[u64], before: &[u64], shares: &[u64]| -> Vec<u64> {
+        let unheld = pool.saturating_sub(charged.fold(0, u64::saturating_add));
         let grown = shares
             .iter()
-            .zip(before)
+            .zip(&before)
             .map(|(share, before)| share - before);
-        from.iter()
+        let rest = wants
+            .iter()
             .zip(grown)
-            .map(|(&from, grown)| from.saturating_sub(grown))
-            .collect()
-    };
-    let before = shares.to_vec();
-    for turn in 0..3 {
-        let (wants, available) = match turn {
-            0 => (own.clone(), u64::MAX),
-            1 => (rest(urgent, &before, shares), unheld(shares)),
-            _ => (rest(wanted, &before, shares), unheld(shares)),
-        };
-        let amount = available.min(free(shares)).min(most - granted);
-        let dealt = in_proportion(amount, &wants, wanting);
-        for (share, dealt) in shares.iter_mut().zip(dealt) {
-            *share += dealt;
-            granted += dealt;
-        }
+            .map(|(&want, grown)| want.saturating_sub(grown));
+        let rest: Vec<u64> = rest.collect();
+        let dealt = in_proportion(unheld.min(free).min(most - granted), &rest, wanting);
+        granted += dealt.iter().sum::<u64>();
+        raise(shares, &dealt);
     }
     granted
+}
+
+fn raise(shares: &mut [u64], by: &[u64]) {
+    for (share, by) in shares.iter_mut().zip(by) {
+        *share += by;
+    }
 }
 
 /// Deals `amount` in proportion to what is wanted, in whole pages.
