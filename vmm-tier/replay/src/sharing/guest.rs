@@ -54,7 +54,7 @@ impl Guest {
     /// until the end.
     pub(super) fn new(number: usize, seconds: u32, random: &mut Random) -> Self {
         let memory = GIB << random.below(5);
-        let vcpus = (1 << random.below(4)) as f64;
+        let vcpus = f64::from(1_u32 << random.below(4));
         let some_time = |random: &mut Random| random.below(u64::from(seconds)) as u32;
         let arrives = if random.happens(0.67) {
             0
