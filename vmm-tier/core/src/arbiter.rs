@@ -11,8 +11,8 @@
 //! nobody gains by a lie, and few bytes change hands?
 //!
 //! # Approach
-//! 1. [`admit`] refuses a VM whose guarantee the pool can't keep beside the others'. Guarantees are never
-//!    scaled in silence.
+//! 1. [`admit`] refuses a VM whose guarantee the pool can't keep beside the others'. Guarantees are
+//!    never scaled in silence.
 //! 2. [`divide`] says what each VM is to have, from terms and measurements alone:
 //!    - *Entitled*: the guarantee, and by weight what is above all guarantees, up to the cap: weighted
 //!      max-min fairness, by water-filling. Demand plays no part.
@@ -24,9 +24,9 @@
 //!      efficient, free of envy, and can't be gamed by a wrong demand.
 //!    - *Target*: by the [mode](Mode) the entitlement, the fair share, or the most hits within a band
 //!      below the fair share, or goals.
-//! 3. *Credits* remember who lent (Karma: Vuppalapati et al., OSDI 2023). A lender gains a byte-second for
-//!    each byte that was in use elsewhere for a second, and a borrower pays it. Credits are paid back from
-//!    what others offer, over [`Rules::payback`].
+//! 3. *Credits* remember who lent (Karma: Vuppalapati et al., OSDI 2023). A lender gains a byte-second
+//!    for each byte that was in use elsewhere for a second, and a borrower pays it. Credits are paid
+//!    back from what others offer, over [`Rules::payback`].
 //! 4. [`Arbiter::deal`] moves shares towards targets: not for less than the hysteresis, not more bytes a
 //!    second than the rate, guarantees first and within their time. A byte is granted only when no VM
 //!    holds it any more, by what the kernel says.
@@ -36,8 +36,8 @@
 //! more than the band allows, and nothing in [`Mode::Weighted`].
 //!
 //! # Cost
-//! A few passes over the VMs, sorting what rounding to pages lost, and for [`Mode::Utility`] a few searches
-//! in each curve. Bench `arbiter` measures it.
+//! A few passes over the VMs, sorting what rounding to pages lost, and for [`Mode::Utility`] a few
+//! searches in each curve. Bench `arbiter` measures it.
 
 mod curve;
 mod division;
@@ -213,8 +213,8 @@ impl Arbiter {
     /// Decides at `now` what each VM may have of a pool of `pool` bytes. All shares together are at most
     /// the pool.
     ///
-    /// A VM that is new begins with what it holds, as far as the pool has it. A VM that is gone leaves its
-    /// share to the others, and its credits lapse.
+    /// A VM that is new begins with what it holds, as far as the pool has it. A VM that is gone leaves
+    /// its share to the others, and its credits lapse.
     pub fn deal(&mut self, now: Time, pool: u64, vms: &BTreeMap<String, Vm>) -> Decision {
         let span = self
             .decided

@@ -461,7 +461,8 @@ fn fairness_when_three_guests_settle_is_near_1() {
     assert_eq!((first.worst_vm.as_deref(), first.envy), (Some("c"), 2));
     assert_eq!((last.jain, last.envy), (1.0, 0));
     assert_eq!(last.settled_after_s, Some(2.0));
-    // c lacked 4 MiB of its guarantee, until the look a second later found that b and c still had to wait.
+    // c lacked 4 MiB of its guarantee, until the look a second later found that b and c still had to
+    // wait.
     assert!(last.deficit_byte_seconds <= 8.0 * MIB as f64);
     assert_eq!(seen[3].deficit_byte_seconds, last.deficit_byte_seconds);
 }

@@ -1,14 +1,14 @@
 //! Sharing: many generated VMs share one host's DRAM, by rules that are compared.
 //!
 //! ```text
-//! Guest (phases, lies) ─► what is so, what is measured ─► Division by each rule ─► bytes held ─► hits, fairness
+//! Guest (phases, lies) ─► what is so, what is measured ─► Division by a rule ─► bytes held ─► hits, fairness
 //! ```
 //!
-//! A round is a second. Within a VM the model is simple: the share is filled with the hottest pages as fast
-//! as pages move, and a change of phase leaves cold pages in it until they have been exchanged.
+//! A round is a second. Within a VM the model is simple: the share is filled with the hottest pages as
+//! fast as pages move, and a change of phase leaves cold pages in it until they have been exchanged.
 //!
-//! Modelled: VMs that come and go, phases, idleness, lies, measurements that are late and noisy, moves that
-//! take time. Not modelled: single pages, the cost of moves to guests, bandwidth.
+//! Modelled: VMs that come and go, phases, idleness, lies, measurements that are late and noisy, moves
+//! that take time. Not modelled: single pages, the cost of moves to guests, bandwidth.
 
 mod guest;
 mod report;

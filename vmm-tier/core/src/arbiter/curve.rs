@@ -60,7 +60,8 @@ impl DemandCurve {
         let mut hull: Vec<Point> = Vec::new();
         for point in sorted {
             let highest = hull.last().map_or(0.0, |last| last.hits);
-            // What does not rise above the curve so far does not belong to it, nor do hits without bytes.
+            // What does not rise above the curve so far does not belong to it, nor do hits without
+            // bytes.
             if point.hits <= highest || point.bytes <= 0.0 {
                 continue;
             }
@@ -128,7 +129,8 @@ impl DemandCurve {
             .bytes
     }
 
-    /// The bytes of which each is worth at least the mark, a hit being worth `worth`, for marks that fall.
+    /// The bytes of which each is worth at least the mark, a hit being worth `worth`, for marks that
+    /// fall.
     pub(super) fn bytes_down_to(&self, marks: &[f64], worth: f64) -> impl Iterator<Item = f64> {
         let mut at = 0;
         marks.iter().map(move |mark| {

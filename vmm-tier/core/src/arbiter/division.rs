@@ -222,7 +222,8 @@ fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> V
 }
 
 impl Claim<'_> {
-    /// The bytes above `share` bytes, up to the cap, for which `is_wanted` holds for the worth of a byte.
+    /// The bytes above `share` bytes, up to the cap, for which `is_wanted` holds for the worth of a
+    /// byte.
     fn bytes_above(&self, share: f64, is_wanted: impl Fn(f64) -> bool) -> f64 {
         let end = self
             .curve
@@ -231,8 +232,8 @@ impl Claim<'_> {
     }
 }
 
-/// The worth of a byte at which all bytes above the shares that are worth more are no more than `amount`,
-/// and with those of the same worth no less; 0 if all bytes together are less.
+/// The worth of a byte at which all bytes above the shares that are worth more are no more than
+/// `amount`, and with those of the same worth no less; 0 if all bytes together are less.
 ///
 /// Some pieces of all curves are marks, between which the price is searched; what lies between two
 /// marks is then selected from. So most pieces are never looked at.
@@ -322,8 +323,8 @@ fn goals(pool: f64, claims: &[Claim<'_>]) -> Vec<f64> {
     shares
 }
 
-/// Deals `amount` bytes more, to each VM at most up to `most`, so that what VMs then have above their used
-/// guarantees is as their weights; who has more already waits. Returns what is left.
+/// Deals `amount` bytes more, to each VM at most up to `most`, so that what VMs then have above their
+/// used guarantees is as their weights; who has more already waits. Returns what is left.
 fn deal_by_weight(
     shares: &mut [f64],
     amount: f64,
@@ -356,7 +357,8 @@ fn in_whole_pages(shares: Vec<f64>, pool: u64, claims: &[Claim<'_>]) -> Vec<u64>
     let mut whole = whole_pages(&shares, &pages, &caps, pool);
     let mut rest = pool - whole.iter().sum::<u64>();
     let mut shares = shares;
-    // Each turn deals out all but less than a page of those that take part, so the pages that fit shrink.
+    // Each turn deals out all but less than a page of those that take part, so the pages that fit
+    // shrink.
     while rest >= BASE_PAGE {
         for (share, &whole) in shares.iter_mut().zip(&whole) {
             *share = whole as f64;

@@ -34,7 +34,8 @@ impl Default for HeatBuckets {
 }
 
 impl HeatBuckets {
-    /// Counts `bytes` bytes of pages with this key. A key below [`MIN_KEY`] is no heat, and is not counted.
+    /// Counts `bytes` bytes of pages with this key. A key below [`MIN_KEY`] is no heat, and is not
+    /// counted.
     pub fn add(&mut self, key: f32, bytes: u64) {
         if let Some(at) = bucket_of(key) {
             let bucket = &mut self.buckets[at];
@@ -56,7 +57,8 @@ impl HeatBuckets {
         }
     }
 
-    /// Follows a landmark that moved by `halves` half-lives ([`Decay::shift`]): exact, as it is for keys.
+    /// Follows a landmark that moved by `halves` half-lives ([`Decay::shift`]): exact, as it is for
+    /// keys.
     pub fn shift(&mut self, halves: u64) {
         let down = usize::try_from(halves.saturating_mul(2)).unwrap_or(usize::MAX);
         let down = down.min(BUCKETS);

@@ -27,8 +27,9 @@ impl Vessel {
     }
 }
 
-/// Deals `amount`: each gets `head_start + weight · level`, but no less than 0 and no more than its room,
-/// at the one level at which all is dealt. All rooms are full if the amount is greater than they are.
+/// Deals `amount`: each gets `head_start + weight · level`, but no less than 0 and no more than its
+/// room, at the one level at which all is dealt. All rooms are full if the amount is greater than they
+/// are.
 ///
 /// With equal head starts this is weighted max-min fairness with capped demands (Sprumont's uniform
 /// rule, Econometrica 1991): nobody can gain by another room than what it needs.

@@ -50,8 +50,8 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// A guest that is there for some of `seconds` seconds: two of three from the beginning, four of five
-    /// until the end.
+    /// A guest that is there for some of `seconds` seconds: two of three from the beginning, four of
+    /// five until the end.
     pub(super) fn new(number: usize, seconds: u32, random: &mut Random) -> Self {
         let memory = GIB << random.below(5);
         let vcpus = f64::from(1_u32 << random.below(4));
@@ -153,8 +153,8 @@ impl Guest {
 }
 
 impl Phase {
-    /// One of four phases is idle. In the others 3 to 40 % of the memory is hot, and heat falls by a power
-    /// law from part to part.
+    /// One of four phases is idle. In the others 3 to 40 % of the memory is hot, and heat falls by a
+    /// power law from part to part.
     fn new(until: u32, memory: u64, vcpus: f64, random: &mut Random) -> Self {
         if random.happens(0.25) {
             return Self {
