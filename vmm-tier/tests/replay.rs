@@ -376,3 +376,29 @@ fn trace_when_it_cannot_be_read_is_told_with_its_name_and_what_to_do() {
     assert!(!pipe.status.success());
     assert!(error.contains("record --import"), "{error}");
 }
+
+#[test]
+fn vms_when_they_share_a_host_are_compared_by_rule_for_each_size() {
+    let sizes = ["--vms", "3", "--seconds", "20", "--fast", "10%,1:4"];
+    let report = json(&sizes);
+    let hosts = report["hosts"].as_array().unwrap();
+    assert_eq!(hosts.len(), 2);
+    for host in hosts {
+        let rules = runs(host).iter().map(|run| run["rule"].as_str().unwrap());
+        let all = [
+            "first-come",
+            "static",
+            "weighted",
+            "utility",
+            "pure-utility",
+        ];
+        assert!(rules.eq(all), "{host}");
+        assert_eq!((&host["vms"], &host["seconds"]), (&3.into(), &20.into()));
+    }
+    assert!(hosts[0]["pool-bytes"].as_u64() < hosts[1]["pool-bytes"].as_u64());
+    // What belongs to traces is refused, not ignored.
+    let refused = replay(&["--vms", "3", "--policy", "all"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("cannot be used with"));
+    assert_eq!(replay(&["--vms", "1001"]).status.code(), Some(2));
+}

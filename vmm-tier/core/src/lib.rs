@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod arbiter;
 pub mod constraints;
 pub mod damon_grid;
 pub mod damon_pace;

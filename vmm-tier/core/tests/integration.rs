@@ -8,6 +8,8 @@ mod exposition;
 #[path = "common/lab.rs"]
 mod lab;
 
+mod arbiter;
+mod arbiter_properties;
 mod dual_heap;
 mod dual_heap_fronts;
 mod dual_heap_model;

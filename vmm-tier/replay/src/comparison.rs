@@ -11,7 +11,7 @@ mod chart;
 mod charts;
 mod curve;
 mod error;
-mod fast;
+pub(crate) mod fast;
 mod few_samples;
 mod input;
 mod lockstep;
@@ -40,6 +40,8 @@ pub use self::{
     settings::SettingsError,
     survey::SurveyError,
 };
+use crate::sharing;
+
 use self::{progress::Progress, report::Report, settings::Settings};
 
 /// Replays what the arguments name. Writes the files that they ask for; returns what is to be printed.
@@ -47,6 +49,9 @@ use self::{progress::Progress, report::Report, settings::Settings};
 /// # Errors
 /// If a name is not known, an input can't be replayed, or a file can't be written.
 pub fn compare(args: &ReplayArgs) -> Result<String, ComparisonError> {
+    if let Some(vms) = args.vms {
+        return Ok(sharing::report(vms.into(), args)?);
+    }
     let settings = Settings::new(args)?;
     let progress = Progress::new(args.quiet);
     let mut report = Report::default();

@@ -14,6 +14,7 @@ pub mod comparison;
 pub mod format;
 pub mod machine;
 pub mod policy;
+mod sharing;
 pub mod simulation;
 pub mod status_line;
 pub mod trace;

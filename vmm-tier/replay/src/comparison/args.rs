@@ -19,8 +19,21 @@ pub struct ReplayArgs {
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Generated workloads, or all; an unknown name prints the list
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', group = "generated")]
     pub(crate) workload: Vec<String>,
+    /// Let so many generated VMs share the DRAM of a host, by rules that are compared: first come, and the
+    /// arbiter's modes
+    #[arg(
+        long,
+        value_name = "N",
+        group = "generated",
+        value_parser = clap::value_parser!(u16).range(1..=1000),
+        conflicts_with_all = [
+            "files", "policy", "period", "format", "markdown", "svg", "timeline", "target", "stretch", "step",
+            "partial", "memory", "huge", "bias", "loss", "half_life", "sketch_memory", "pages", "rate",
+        ]
+    )]
+    pub(crate) vms: Option<u16>,
     /// Policies, or all; the oracle always runs, as the measure of the others
     #[arg(
         long,
@@ -123,7 +136,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "N", requires = "workload", help_heading = "Workloads", value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
     pub(crate) rate: Option<u64>,
     /// How long it runs
-    #[arg(long, value_name = "SECONDS", requires = "workload", help_heading = "Workloads", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", requires = "generated", help_heading = "Workloads", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub(crate) seconds: Option<u32>,
 }
 
