@@ -94,7 +94,7 @@ fn host_when_explained_shows_counters_and_an_agent_beside_them() {
     let told = text(&plain.stdout);
     for part in [
         "What the kernel did to pages in 1.",
-        "pgmigrate_success",
+        "counters stood still",
         "The agent of played",
         "node 0: ",
     ] {
