@@ -286,16 +286,21 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
             });
             CheckResult::new(format!("nothing left ({look})"), measured, "nothing", pass)
         }
-        Check::Kdamonds { look, count } => {
+        Check::Kdamonds {
+            look,
+            count,
+            or_more,
+        } => {
             let found = result.looks.iter().find(|found| found.name == *look);
+            let wanted = *count..=count + or_more;
             CheckResult::new(
                 format!("running kdamonds ({look})"),
                 found.map_or_else(
                     || "not looked".to_owned(),
                     |found| found.kdamond_threads.to_string(),
                 ),
-                count.to_string(),
-                found.is_some_and(|found| found.kdamond_threads == *count),
+                format!("{} to {}", wanted.start(), wanted.end()),
+                found.is_some_and(|found| wanted.contains(&found.kdamond_threads)),
             )
         }
         Check::GrowsAtMost { from, to, at, max } => {

@@ -417,12 +417,15 @@ pub enum Check {
         /// The step's name.
         look: String,
     },
-    /// Exactly this many kdamonds were running when a `look` step looked.
+    /// This many kdamonds were running when a `look` step looked.
     Kdamonds {
         /// The step's name.
         look: String,
         /// How many.
         count: u64,
+        /// How many more may have been: an agent has a second one now and then, which looks page by page.
+        #[serde(default)]
+        or_more: u64,
     },
     /// A number that two notes hold grows by so much at most from one to the other.
     GrowsAtMost {
