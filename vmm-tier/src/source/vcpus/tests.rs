@@ -97,7 +97,8 @@ fn toucher() -> (u32, Sender<usize>, JoinHandle<()>) {
         tid_out.send(tid.cast_unsigned()).unwrap();
         let mut memory: Vec<u8> = Vec::new();
         for page in orders_in {
-            memory.reserve(16 << 20);
+            // Above the allocator's largest threshold of 32 MiB: never memory that another test has touched.
+            memory.reserve(64 << 20);
             memory.spare_capacity_mut()[page * 4096].write(1);
             std::hint::black_box(&mut memory);
         }
