@@ -240,8 +240,8 @@ impl GridPicker {
         })
     }
 
-    /// Takes note of what a grid found, but for a check.
-    pub fn learn(&mut self, grid: Grid, batch: &SampleBatch) {
+    /// Takes note of what a grid found, but for a check. Returns whether hot pages lie scattered there.
+    pub fn learn(&mut self, grid: Grid, batch: &SampleBatch) -> bool {
         if self.seen.len() >= MOST_GRIDS {
             self.seen.clear();
         }
@@ -255,6 +255,7 @@ impl GridPicker {
         };
         let next = self.round + 1 + passed;
         self.seen.insert(grid.number(), Seen { next, passed });
+        !even
     }
 
     /// The guest may do something else: each grid is due.

@@ -21,6 +21,9 @@ use super::{BUSY_PAUSE, Setup};
 
 /// No grid begins for so long when a kdamond for it could not be had.
 const FAILED_PAUSE: Duration = Duration::from_secs(60);
+/// After a grid without scattered pages none begins for so long, doubled each time up to the second: in
+/// most guests nothing lies scattered, and looks cost.
+const EVEN_PAUSE: (Duration, Duration) = (Duration::from_millis(400), Duration::from_secs(8));
 /// How often a report that is late is looked for.
 const LATE: Duration = Duration::from_millis(20);
 /// A report is given up when it is so many aggregations late.
@@ -46,6 +49,8 @@ pub(super) struct Grids {
     is_new: bool,
     /// No grid begins before.
     from: Instant,
+    /// The pause after the next grid without scattered pages.
+    pause: Duration,
 }
 
 impl Grids {
@@ -57,6 +62,7 @@ impl Grids {
             quiet: false,
             is_new: false,
             from: Instant::now(),
+            pause: EVEN_PAUSE.0,
         };
         grids.set_map(map);
         grids
@@ -77,6 +83,7 @@ impl Grids {
             false => {
                 self.picker.forget();
                 self.from = Instant::now();
+                self.pause = EVEN_PAUSE.0;
             }
         }
     }
@@ -132,7 +139,12 @@ impl Grids {
         match batch {
             Some(batch) => {
                 if !self.quiet {
-                    self.picker.learn(grid, &batch);
+                    if self.picker.learn(grid, &batch) {
+                        self.pause = EVEN_PAUSE.0;
+                    } else {
+                        self.from = now + self.pause;
+                        self.pause = (2 * self.pause).min(EVEN_PAUSE.1);
+                    }
                 }
                 self.end(source);
                 Some(batch)
