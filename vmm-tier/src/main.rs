@@ -15,6 +15,7 @@ mod pair_journal;
 mod policy_journal;
 mod pool_drift;
 mod record;
+mod record_file;
 mod source;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -5,9 +5,7 @@
 //! doctor --repair`, move back what has no partner, and nothing else.
 
 use std::{
-    fs::DirBuilder,
     io,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,13 +20,11 @@ use tier_sys::{
     hugetlb,
     pages::{self, PagesError},
     process::Identity,
-    sysroot::{SysRoot, SysRootError, read_text, replace_file},
+    sysroot::{SysRoot, SysRootError},
 };
 
-/// The version that this program writes and reads.
-const VERSION: u64 = 1;
-/// The largest record that is read: a batch of thousands of pages.
-const MAX_BYTES: u64 = 1 << 20;
+use crate::record_file::{self, Record};
+
 /// The folder of the records in the run directory.
 const FOLDER: &str = "pairs";
 /// The file of the lock in the run directory.
@@ -87,12 +83,12 @@ pub(crate) fn lock_if_used(run_dir: &Path, timeout: Duration) -> Option<FileLock
     is_used.then(|| lock(run_dir, timeout, || false).ok())?
 }
 
-/// What the pool of a node had before a pair began.
+/// What the pool of a node had before agents changed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct PoolBefore {
-    node: u16,
-    pages: u64,
+pub(crate) struct PoolBefore {
+    pub(crate) node: u16,
+    pub(crate) pages: u64,
 }
 
 /// A pair that has begun.
@@ -111,6 +107,16 @@ pub(crate) struct PairRecord {
     demote: Vec<u64>,
     /// Addresses in QEMU of the pages that go up.
     promote: Vec<u64>,
+}
+
+impl Record for PairRecord {
+    const VERSION: u64 = 1;
+    /// A batch of thousands of pages.
+    const MAX_BYTES: u64 = 1 << 20;
+
+    fn version(&self) -> u64 {
+        self.version
+    }
 }
 
 /// Where the pairs of one VM are written down.
@@ -142,7 +148,7 @@ impl PairJournal {
         let addresses = |pages: &[Page]| pages.iter().map(|page| page.hva.0).collect();
         let [fast, slow] = pools_of(&self.root, page_bytes, [fast, slow])?;
         let record = PairRecord {
-            version: VERSION,
+            version: PairRecord::VERSION,
             vm: self.vm.clone(),
             agent: self.agent.clone(),
             qemu: self.qemu.clone(),
@@ -165,12 +171,7 @@ impl PairJournal {
     }
 
     fn write(&self, record: &PairRecord) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(folder)?;
-        replace_file(&self.path, &serde_json::to_vec(record)?, 0o600)
+        record_file::write(&self.path, &serde_json::to_vec(record)?, 0o600)
     }
 
     /// Corrects the record of a pair of which more pages went down than up: only these pages did.
@@ -224,46 +225,21 @@ impl PairJournal {
 
 /// The records that agents left in the run directory, each with its path.
 pub(crate) fn records(run_dir: &Path) -> Vec<(PathBuf, Result<PairRecord, PairError>)> {
-    let entries = std::fs::read_dir(run_dir.join(FOLDER));
-    let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
-    let mut paths: Vec<_> = paths
-        .filter(|path| path.extension().is_some_and(|ext| ext == "json"))
-        .collect();
-    paths.sort_unstable();
-    let read = |path: PathBuf| {
-        let record = read(&path).transpose()?;
-        Some((path, record))
-    };
-    paths.into_iter().filter_map(read).collect()
+    record_file::all(&run_dir.join(FOLDER), read)
 }
 
 fn read(path: &Path) -> Result<Option<PairRecord>, PairError> {
-    let damaged = |reason: String| PairError::Damaged {
+    record_file::read(path).map_err(|reason| PairError::Damaged {
         path: path.to_owned(),
         reason,
-    };
-    let text = match read_text(path, MAX_BYTES) {
-        Ok(text) => text,
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(damaged(error.to_string())),
-    };
-    let record: PairRecord = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-    match record.version {
-        VERSION => Ok(Some(record)),
-        other => Err(damaged(format!(
-            "it is of version {other}, this program reads {VERSION}"
-        ))),
-    }
+    })
 }
 
 fn remove(path: &Path) -> Result<(), PairError> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PairError::Unwritable {
-            path: path.to_owned(),
-            source,
-        }),
-        _ => Ok(()),
-    }
+    record_file::remove(path).map_err(|source| PairError::Unwritable {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The pool of a node.

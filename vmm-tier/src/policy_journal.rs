@@ -6,10 +6,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs::DirBuilder,
     io,
     ops::Range,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -20,13 +18,11 @@ use tier_sys::{
     maps::{self, Mapping},
     mempolicy::{MempolicyError, Policy, PolicyRun, SharedRange},
     process::Identity,
-    sysroot::{SysRoot, SysRootError, read_text, replace_file},
+    sysroot::{SysRoot, SysRootError},
 };
 
-/// The version that this program writes and reads.
-const VERSION: u64 = 1;
-/// The largest record that is written and read. A guest has some ranges, of some hundred bytes each.
-const MAX_BYTES: u64 = 4 << 20;
+use crate::record_file::{self, Record};
+
 /// The folder of the records in the run directory.
 const FOLDER: &str = "policies";
 /// The most runs of different policies that the guest's memory may have at first. A memory backend has
@@ -184,7 +180,7 @@ impl PolicyJournal {
             path: run_dir.join(FOLDER).join(name),
             root: root.clone(),
             record: PolicyRecord {
-                version: VERSION,
+                version: PolicyRecord::VERSION,
                 vm: vm.to_owned(),
                 agent: Identity::of(root, std::process::id()),
                 qemu: Identity::of(root, pid),
@@ -268,15 +264,10 @@ impl PolicyJournal {
 
     fn write(&self, record: &PolicyRecord) -> io::Result<()> {
         let text = serde_json::to_vec(record)?;
-        if text.len() as u64 > MAX_BYTES {
+        if text.len() as u64 > PolicyRecord::MAX_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(folder)?;
-        replace_file(&self.path, &text, 0o600)
+        record_file::write(&self.path, &text, 0o600)
     }
 
     /// Restores what an agent left that was killed. `None` if none did.
@@ -301,6 +292,16 @@ impl PolicyJournal {
         let restored = self.record.restore(&self.root, &self.path)?;
         self.record.ranges.clear();
         Ok(restored)
+    }
+}
+
+impl Record for PolicyRecord {
+    const VERSION: u64 = 1;
+    /// The largest record that is written and read. A guest has some ranges, of some hundred bytes each.
+    const MAX_BYTES: u64 = 4 << 20;
+
+    fn version(&self) -> u64 {
+        self.version
     }
 }
 
@@ -358,12 +359,8 @@ impl PolicyRecord {
         if read(path).is_ok_and(|found| found.is_some_and(|found| found != *self)) {
             return Ok(restored);
         }
-        match std::fs::remove_file(path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(unwritable(path, source))
-            }
-            _ => Ok(restored),
-        }
+        record_file::remove(path).map_err(|source| unwritable(path, source))?;
+        Ok(restored)
     }
 
     /// The mappings of the files by QEMU; none if it has ended.
@@ -437,17 +434,7 @@ fn unwritable(path: &Path, source: io::Error) -> PolicyJournalError {
 
 /// The records that agents left in the run directory, each with its path.
 pub(crate) fn records(run_dir: &Path) -> Vec<(PathBuf, Result<PolicyRecord, PolicyJournalError>)> {
-    let entries = std::fs::read_dir(run_dir.join(FOLDER));
-    let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
-    let mut paths: Vec<_> = paths
-        .filter(|path| path.extension().is_some_and(|ext| ext == "json"))
-        .collect();
-    paths.sort_unstable();
-    let read = |path: PathBuf| {
-        let record = read(&path).transpose()?;
-        Some((path, record))
-    };
-    paths.into_iter().filter_map(read).collect()
+    record_file::all(&run_dir.join(FOLDER), read)
 }
 
 fn read(path: &Path) -> Result<Option<PolicyRecord>, PolicyJournalError> {
@@ -455,18 +442,9 @@ fn read(path: &Path) -> Result<Option<PolicyRecord>, PolicyJournalError> {
         path: path.to_owned(),
         reason,
     };
-    let text = match read_text(path, MAX_BYTES) {
-        Ok(text) => text,
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(damaged(error.to_string())),
+    let Some(record) = record_file::read::<PolicyRecord>(path).map_err(damaged)? else {
+        return Ok(None);
     };
-    let record: PolicyRecord = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-    if record.version != VERSION {
-        let version = record.version;
-        return Err(damaged(format!(
-            "it is of version {version}, this program reads {VERSION}"
-        )));
-    }
     let is_valid = record.ranges.iter().all(ReplacedRange::is_valid);
     match is_valid && count_runs(&record.ranges) <= MOST_RUNS {
         true => Ok(Some(record)),

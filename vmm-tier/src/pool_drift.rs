@@ -11,9 +11,7 @@
 //! them drift at most. What others changed since is not counted as drift.
 
 use std::{
-    fs::DirBuilder,
     io,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -21,13 +19,14 @@ use serde::{Deserialize, Serialize};
 use tier_core::{addr::NodeId, pools::HugePool, text::size::human};
 use tier_sys::{
     process,
-    sysroot::{SysRoot, SysRootError, read_text, replace_file},
+    sysroot::{SysRoot, SysRootError},
 };
 
-/// The version that this program writes and reads.
-const VERSION: u64 = 1;
-/// The largest record that is read.
-const MAX_BYTES: u64 = 64 << 10;
+use crate::{
+    pair_journal::PoolBefore,
+    record_file::{self, Record},
+};
+
 /// The folder of the records in the run directory.
 const FOLDER: &str = "drift";
 
@@ -42,18 +41,10 @@ pub(crate) enum DriftError {
     Boot(#[from] SysRootError),
 }
 
-/// A node's pool before it drifted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct PoolBefore {
-    node: u16,
-    pages: u64,
-}
-
 /// A record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Record {
+struct Drifted {
     version: u64,
     boot_id: String,
     page_bytes: u64,
@@ -63,7 +54,16 @@ struct Record {
     most: u64,
 }
 
-impl Record {
+impl Record for Drifted {
+    const VERSION: u64 = 1;
+    const MAX_BYTES: u64 = 64 << 10;
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+impl Drifted {
     /// Pages by which the pools are off by what agents did.
     fn pages(&self, pool: &HugePool) -> u64 {
         let now = |before: &PoolBefore| pool.on(NodeId(before.node)).map(|own| own.pages);
@@ -149,8 +149,8 @@ impl DriftRecord {
         // What others changed since is theirs.
         let drifted = self.read()?.map_or(0, |record| record.pages(pool));
         let [fast, slow] = self.nodes.map(before);
-        let record = Record {
-            version: VERSION,
+        let record = Drifted {
+            version: Drifted::VERSION,
             boot_id: self.boot_id.clone(),
             page_bytes: self.page_bytes,
             fast: PoolBefore {
@@ -172,13 +172,8 @@ impl DriftRecord {
             return Ok(());
         };
         match record.pages(pool) {
-            0 => match std::fs::remove_file(&self.path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(self.unwritable(source))
-                }
-                _ => Ok(()),
-            },
-            most => self.write(&Record { most, ..record }),
+            0 => record_file::remove(&self.path).map_err(|source| self.unwritable(source)),
+            most => self.write(&Drifted { most, ..record }),
         }
     }
 
@@ -199,24 +194,15 @@ impl DriftRecord {
     }
 
     /// The record, unless it is of another boot: then the pools are others.
-    fn read(&self) -> Result<Option<Record>, DriftError> {
+    fn read(&self) -> Result<Option<Drifted>, DriftError> {
         let damaged = |reason: String| DriftError::Damaged {
             path: self.path.clone(),
             reason,
         };
-        let text = match read_text(&self.path, MAX_BYTES) {
-            Ok(text) => text,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(damaged(error.to_string())),
+        let Some(record) = record_file::read::<Drifted>(&self.path).map_err(damaged)? else {
+            return Ok(None);
         };
-        let record: Record = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
         let nodes = [record.fast.node, record.slow.node].map(NodeId);
-        if record.version != VERSION {
-            let version = record.version;
-            return Err(damaged(format!(
-                "it is of version {version}, this program reads {VERSION}"
-            )));
-        }
         if nodes != self.nodes || record.page_bytes != self.page_bytes {
             return Err(damaged(
                 "it is of other nodes or pages than its name".to_owned(),
@@ -225,16 +211,10 @@ impl DriftRecord {
         Ok((record.boot_id == self.boot_id).then_some(record))
     }
 
-    fn write(&self, record: &Record) -> Result<(), DriftError> {
-        let write = || {
-            let folder = self.path.parent().unwrap_or(Path::new("."));
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(folder)?;
-            replace_file(&self.path, &serde_json::to_vec(record)?, 0o644)
-        };
-        write().map_err(|source| self.unwritable(source))
+    fn write(&self, record: &Drifted) -> Result<(), DriftError> {
+        let text = serde_json::to_vec(record).map_err(io::Error::from);
+        let written = text.and_then(|text| record_file::write(&self.path, &text, 0o644));
+        written.map_err(|source| self.unwritable(source))
     }
 
     fn unwritable(&self, source: io::Error) -> DriftError {
