@@ -6,7 +6,7 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, NodeId},
     constraints::{ClosedNode, CpusetOwner},
     engine::{Action, Event, Order, Pin, PinError, Refusal, VmEngine, WhenFull},
-    moves::{Direction, Outcome},
+    moves::{Direction, MoveBatch, Outcome},
     settings::Tier,
 };
 
@@ -119,15 +119,15 @@ fn pin_when_its_tier_is_closed_is_refused_for_lack_of_room() {
     lab.engine.check().unwrap();
 }
 
-#[test]
-fn moves_when_the_cpuset_changes_in_the_middle_ask_for_a_look_and_end_with_it() {
-    let mut lab = Lab::new(gups(2048, 512), settings());
-    observe(&mut lab, 3);
-    // From here on the kernel refuses every call whose target is the fast node.
-    let mut tried = 0;
+/// So many observations; `before` sees each batch before it is carried out. Returns how often the engine
+/// asked for a look at the layout.
+fn observe_moves(
+    lab: &mut Lab,
+    observations: u32,
+    mut before: impl FnMut(&mut Lab, &MoveBatch),
+) -> u32 {
     let mut looks = 0;
-    let mut demoted = 0;
-    for round in 0..100 {
+    for _ in 0..observations {
         lab.now = lab.now + Duration::from_millis(400);
         let nodes = lab.kernel.nodes();
         let mut todo = lab.engine.step(lab.now, nodes);
@@ -136,15 +136,7 @@ fn moves_when_the_cpuset_changes_in_the_middle_ask_for_a_look_and_end_with_it() 
             let answer = match action {
                 Action::Scan(request) => Event::Scanned(lab.kernel.scan(request)),
                 Action::Move(batch) => {
-                    if batch.direction == Direction::Promote {
-                        for page in &batch.pages {
-                            lab.kernel.fails.insert(page.hva.0, Outcome::Cpuset);
-                        }
-                        tried += 1;
-                        assert!(round < 50, "tried on a node that is known to be closed");
-                    } else {
-                        demoted += 1;
-                    }
+                    before(lab, &batch);
                     Event::Moved(lab.kernel.apply(&batch))
                 }
                 Action::MovePaired(_) => unreachable!("no page is of a pool"),
@@ -156,11 +148,31 @@ fn moves_when_the_cpuset_changes_in_the_middle_ask_for_a_look_and_end_with_it() 
             };
             todo.extend(lab.engine.step(lab.now, answer));
         }
-        if round == 49 {
-            assert!(tried > 0 && looks >= tried, "{looks} looks, {tried} tries");
-            close(&mut lab, &[FAST]);
-        }
     }
+    looks
+}
+
+#[test]
+fn moves_when_the_cpuset_changes_in_the_middle_ask_for_a_look_and_end_with_it() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    observe(&mut lab, 3);
+    // From here on the kernel refuses every call whose target is the fast node.
+    let (mut tried, mut demoted) = (0, 0);
+    let mut refuse = |lab: &mut Lab, batch: &MoveBatch, is_known: bool| {
+        if batch.direction == Direction::Promote {
+            for page in &batch.pages {
+                lab.kernel.fails.insert(page.hva.0, Outcome::Cpuset);
+            }
+            tried += 1;
+            assert!(!is_known, "tried on a node that is known to be closed");
+        } else {
+            demoted += 1;
+        }
+    };
+    let looks = observe_moves(&mut lab, 50, |lab, batch| refuse(lab, batch, false));
+    close(&mut lab, &[FAST]);
+    observe_moves(&mut lab, 50, |lab, batch| refuse(lab, batch, true));
+    assert!(tried > 0 && looks >= tried, "{looks} looks, {tried} tries");
     let failed = lab.engine.snapshot().failed;
     assert!(failed[&Outcome::Cpuset] > 0, "{failed:?}");
     assert!(
@@ -178,23 +190,11 @@ fn exchange_when_the_fast_node_is_closed_in_its_middle_promotes_nothing_and_lose
     let mut lab = Lab::new(gups(2048, 512), settings());
     let mut demoted = 0;
     for _ in 0..40 {
-        lab.now = lab.now + Duration::from_millis(400);
-        let nodes = lab.kernel.nodes();
-        let mut todo = lab.engine.step(lab.now, nodes);
-        todo.extend(lab.engine.step(lab.now, observation(lab.now, 2048, hot)));
-        while let Some(action) = todo.pop() {
-            let answer = match action {
-                Action::Scan(request) => Event::Scanned(lab.kernel.scan(request)),
-                Action::Move(batch) => {
-                    assert_eq!(batch.direction, Direction::Demote, "onto a closed node");
-                    demoted += 1;
-                    close(&mut lab, &[FAST]);
-                    Event::Moved(lab.kernel.apply(&batch))
-                }
-                _ => continue,
-            };
-            todo.extend(lab.engine.step(lab.now, answer));
-        }
+        observe_moves(&mut lab, 1, |lab, batch| {
+            assert_eq!(batch.direction, Direction::Demote, "onto a closed node");
+            demoted += 1;
+            close(lab, &[FAST]);
+        });
         lab.engine.check().unwrap();
     }
     assert_eq!(demoted, 1, "the exchange that was under way");

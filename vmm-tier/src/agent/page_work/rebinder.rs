@@ -425,9 +425,10 @@ mod tests {
     /// No test of its own: the agent that [`policies_when_the_agent_is_killed_are_restored_by_the_next`]
     /// starts, and kills.
     #[test]
-    #[ignore = "the agent that another test starts"]
     fn agent_that_is_killed() {
-        let order = std::env::var(ORDER).expect("started by another test");
+        let Ok(order) = std::env::var(ORDER) else {
+            return eprintln!("SKIPPED: the agent that another test starts and kills");
+        };
         let mut words = order.splitn(3, ' ');
         let mut word = || words.next().unwrap();
         let (pid, start) = (word().parse().unwrap(), Hva(word().parse().unwrap()));
@@ -448,7 +449,7 @@ mod tests {
             memory.run_dir.path().display()
         );
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([name, "--exact", "--ignored", "--nocapture"])
+            .args([name, "--exact", "--nocapture"])
             .env(ORDER, order)
             .stdout(Stdio::piped())
             .spawn()
