@@ -8,6 +8,7 @@ use crate::event::{AttemptOutcome, POOLS_SET, PoolSample};
 use crate::hits::{compare, mean_error};
 use crate::result::RunResult;
 use crate::scenario::{Check, Run};
+use crate::shares;
 use crate::stats::{mean, standard_deviation};
 
 /// Bytes of a mebibyte.
@@ -175,6 +176,42 @@ pub fn evaluate(check: &Check, run: &Run, result: &RunResult) -> CheckResult {
             format!("≤ {mib}"),
             |v| v <= *mib,
         ),
+        Check::DramAsEntitled {
+            phase,
+            after_s,
+            tolerance,
+        } => shares::as_entitled(result, phase, *after_s, *tolerance),
+        Check::GuaranteesKept { phase, after_s } => {
+            shares::guarantees_kept(result, phase, *after_s)
+        }
+        Check::Jain {
+            phase,
+            after_s,
+            min,
+        } => shares::jain(result, phase, *after_s, *min),
+        Check::DramReaches {
+            guest,
+            phase,
+            mib,
+            within_s,
+        } => {
+            let bound = format!("≥ {mib} MiB");
+            shares::comes_to(result, guest, phase, *within_s, &bound, |has| has >= *mib)
+        }
+        Check::DramFalls {
+            guest,
+            phase,
+            mib,
+            within_s,
+        } => {
+            let bound = format!("≤ {mib} MiB");
+            shares::comes_to(result, guest, phase, *within_s, &bound, |has| has <= *mib)
+        }
+        Check::DramHoldsHot {
+            phase,
+            after_s,
+            min,
+        } => shares::holds_hot(result, phase, *after_s, *min),
         Check::Changes { count, within_s } => {
             let lasting = summary.changes.iter().filter(|c| c.lasted_s >= *within_s);
             let took: Vec<_> = lasting.map(|change| change.seconds_to_95).collect();

@@ -165,6 +165,12 @@ pub struct Sample {
     /// What the software PMU has written, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pmu: Option<PmuCounts>,
+    /// What the host daemon answers to `query-host`, while there is one that answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<serde_json::Value>,
+    /// CPU time of the host daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_cpu_s: Option<f64>,
 }
 
 /// The note of a step that set the pools.
@@ -221,6 +227,9 @@ pub struct GuestSample {
     /// Every access to its memory since the last sample, where there is a software PMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accesses: Option<Accesses>,
+    /// Bytes of its memory on node 0, as the kernel says, where the run asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dram_bytes: Option<u64>,
     /// The agent beside it, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentSample>,

@@ -23,6 +23,7 @@ pub mod pagemap;
 pub mod patience;
 pub mod result;
 pub mod scenario;
+pub mod shares;
 pub mod show;
 pub mod soak;
 pub mod stats;

@@ -12,6 +12,7 @@ use crate::event::{
 use crate::fault::{End, Fault};
 use crate::patience::Pace;
 use crate::scenario::{Run, Scenario, Step};
+use crate::shares::HostPoint;
 use crate::summary::Summary;
 
 /// The kernel counts migrations in base pages.
@@ -131,6 +132,12 @@ pub struct Point {
     /// What the software PMU has written, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pmu: Option<PmuCounts>,
+    /// What the host daemon says, while there is one that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostPoint>,
+    /// CPU time of the host daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_cpu_s: Option<f64>,
 }
 
 /// One guest in one second.
@@ -146,6 +153,9 @@ pub struct GuestPoint {
     /// The longest time in milliseconds in which a batch of accesses did not end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap_ms: Option<u64>,
+    /// Bytes of its memory on node 0, as the kernel says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dram_bytes: Option<u64>,
     /// As the agent says.
     pub promoted_bytes: Option<u64>,
     /// As the agent says.
@@ -305,6 +315,7 @@ fn point(sample: &Sample, phase: &str) -> Point {
             hot_slow_bytes: slow * PAGE_BYTES,
             updates_per_s: guest.updates_per_s,
             gap_ms: guest.gap_ms,
+            dram_bytes: guest.dram_bytes,
             promoted_bytes: agent.and_then(|agent| agent.promoted_bytes),
             demoted_bytes: agent.and_then(|agent| agent.demoted_bytes),
             state: agent.and_then(|agent| agent.state.clone()),
@@ -329,6 +340,8 @@ fn point(sample: &Sample, phase: &str) -> Point {
         pools: sample.pools.clone(),
         guests: guests.collect(),
         pmu: sample.pmu,
+        host: sample.host.as_ref().map(HostPoint::read),
+        host_cpu_s: sample.host_cpu_s,
     }
 }
 

@@ -117,6 +117,10 @@ pub struct Run {
     /// What must hold of the measurements.
     #[serde(default)]
     pub checks: Vec<Check>,
+    /// Measure each second how much of each guest's memory lies on node 0. The kernel walks the page
+    /// tables for it, which costs time.
+    #[serde(default)]
+    pub watch_dram: bool,
     /// The run must not get through its steps, but fail with an error that holds this text.
     #[serde(default)]
     pub fails_with: Option<String>,

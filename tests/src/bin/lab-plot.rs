@@ -3,6 +3,9 @@
 //!
 //! `lab-plot --pools RESULT.json > PICTURE.svg`: the pages of each node's hugetlb pool at each look, a picture
 //! for each run that has pools.
+//!
+//! `lab-plot --shares RESULT.json > PICTURE.svg`: the DRAM of each guest over time, by what the kernel says, and what
+//! the host daemon entitles it to, a picture for each run that measured it.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -15,6 +18,10 @@ use serde::Deserialize;
 const SIZE: (u32, u32) = (900, 260);
 /// The height of a run's picture of pools.
 const POOLS_HEIGHT: u32 = 190;
+/// Where more guests share DRAM, all have one colour and no legend.
+const MOST_NAMED: usize = 4;
+/// Bytes of a mebibyte.
+const MIB: f64 = 1_048_576.0;
 /// Blue and orange of Tableau's ten colours (Maureen Stone, 2016), then green and red.
 const COLOURS: [RGBColor; 4] = [
     RGBColor(242, 142, 43),
@@ -40,8 +47,23 @@ struct Run {
 struct Point {
     t: f64,
     #[serde(default)]
+    phase: String,
+    #[serde(default)]
     pools: Vec<Pool>,
     guests: BTreeMap<String, Guest>,
+    host: Option<Host>,
+}
+
+/// What the host daemon said.
+#[derive(Deserialize)]
+struct Host {
+    vms: BTreeMap<String, Vm>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Vm {
+    entitled_bytes: u64,
 }
 
 /// A node's pool, in pages.
@@ -56,9 +78,44 @@ struct Pool {
 #[serde(rename_all = "kebab-case")]
 struct Guest {
     hot_share: Option<f64>,
+    dram_bytes: Option<u64>,
 }
 
 impl Run {
+    /// The guests whose DRAM was measured.
+    fn sharers(&self) -> Vec<&str> {
+        let guests = self.series.iter().flat_map(|point| &point.guests);
+        let measured = guests.filter(|(_, guest)| guest.dram_bytes.is_some());
+        let mut names: Vec<&str> = measured.map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// A guest's DRAM, and what it is entitled to: seconds since the run began, and MiB.
+    fn shares(&self, guest: &str) -> [Vec<(f64, f64)>; 2] {
+        let has = self.series.iter().filter_map(|point| {
+            let bytes = point.guests.get(guest)?.dram_bytes?;
+            Some((point.t, bytes as f64 / MIB))
+        });
+        let entitled = self.series.iter().filter_map(|point| {
+            let vm = point.host.as_ref()?.vms.get(guest)?;
+            Some((point.t, vm.entitled_bytes as f64 / MIB))
+        });
+        [has.collect(), entitled.collect()]
+    }
+
+    /// When each phase began, but for the stretch before the first.
+    fn phases(&self) -> Vec<(f64, &str)> {
+        let mut phases: Vec<(f64, &str)> = Vec::new();
+        for point in &self.series {
+            if phases.last().map_or("", |(_, name)| name) != point.phase {
+                phases.push((point.t, &point.phase));
+            }
+        }
+        phases
+    }
+
     /// Seconds since the workload was ready, and percent.
     fn line(&self) -> Vec<(f64, f64)> {
         let start = self.start();
@@ -117,6 +174,11 @@ fn picture(arguments: &[String]) -> anyhow::Result<String> {
     {
         return pools_picture(&read(path)?);
     }
+    if let [option, path] = arguments
+        && option == "--shares"
+    {
+        return shares_picture(&read(path)?);
+    }
     let mut labs = Vec::new();
     for argument in arguments {
         let (name, path) = argument
@@ -168,6 +230,79 @@ fn pools_picture(lab: &Lab) -> anyhow::Result<String> {
         root.present()?;
     }
     Ok(svg)
+}
+
+fn shares_picture(lab: &Lab) -> anyhow::Result<String> {
+    let runs = lab.runs.iter().filter(|run| !run.sharers().is_empty());
+    let runs: Vec<&Run> = runs.collect();
+    if runs.is_empty() {
+        bail!("no run of this result measured the DRAM of guests");
+    }
+    let mut svg = String::new();
+    {
+        let size = (SIZE.0, SIZE.1 * runs.len() as u32);
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        root.fill(&WHITE)?;
+        for (area, run) in root.split_evenly((runs.len(), 1)).iter().zip(runs) {
+            draw_shares(area, run)?;
+        }
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+fn draw_shares(area: &Area<'_>, run: &Run) -> anyhow::Result<()> {
+    let names = run.sharers();
+    let is_named = names.len() <= MOST_NAMED;
+    let all: Vec<[Vec<(f64, f64)>; 2]> = names.iter().map(|name| run.shares(name)).collect();
+    let points = all.iter().flatten().flatten();
+    let (end, most) = points.fold((1.0_f64, 1.0_f64), |(end, most), (t, mib)| {
+        (end.max(*t), most.max(*mib))
+    });
+    let mut chart = ChartBuilder::on(area)
+        .caption(&run.run, ("sans-serif", 16))
+        .margin(10)
+        .x_label_area_size(34)
+        .y_label_area_size(44)
+        .build_cartesian_2d(0.0..end, 0.0..most * 1.1)?;
+    chart
+        .configure_mesh()
+        .x_desc("seconds; dashed: what the guest is entitled to")
+        .y_desc("MiB of DRAM")
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .max_light_lines(0)
+        .draw()?;
+    for (at, phase) in run.phases() {
+        let line = [(at, 0.0), (at, most * 1.1)];
+        chart.draw_series(LineSeries::new(line, BLACK.mix(0.3)))?;
+        let place = (at + end * 0.005, most * 1.08);
+        chart.draw_series([Text::new(phase.to_owned(), place, ("sans-serif", 12))])?;
+    }
+    for ((name, [has, entitled]), colour) in names.iter().zip(all).zip(COLOURS.iter().cycle()) {
+        let colour = if is_named { *colour } else { COLOURS[1] };
+        let line = colour.stroke_width(if is_named { 2 } else { 1 });
+        let drawn = chart.draw_series(LineSeries::new(has, line))?;
+        if is_named {
+            drawn
+                .label(*name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], line));
+        }
+        chart.draw_series(DashedLineSeries::new(
+            entitled,
+            6,
+            4,
+            colour.stroke_width(1),
+        ))?;
+    }
+    if is_named {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::MiddleRight)
+            .background_style(WHITE.mix(0.8))
+            .draw()?;
+    }
+    Ok(())
 }
 
 fn draw_pools(area: &Area<'_>, run: &Run) -> anyhow::Result<()> {

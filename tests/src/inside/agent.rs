@@ -1,9 +1,10 @@
 //! The agent under test: its process, what it prints, and what it answers on its control socket.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,7 @@ use serde_json::Value;
 
 use super::measure::cpu_seconds;
 use super::monitor::Monitor;
-use super::{AGENT, Limits, Reporter, guest, locked, scaled};
+use super::{AGENT, Limits, RUN_FOLDER, Reporter, guest, locked, scaled};
 use crate::event::{AgentEnd, AgentSample};
 use crate::patience::{Moved, Patience};
 
@@ -35,10 +36,20 @@ pub fn control_socket(guest_name: &str) -> PathBuf {
     guest::folder(guest_name).join("control.sock")
 }
 
-/// A running agent.
+/// The host daemon, where the name of an agent's guest would stand.
+pub const HOST: &str = "host";
+
+/// The socket of the host daemon.
+#[must_use]
+pub fn host_socket() -> PathBuf {
+    Path::new(RUN_FOLDER).join("host.sock")
+}
+
+/// A running agent, or the host daemon.
 #[derive(Debug)]
 pub struct Running {
     guest: String,
+    socket: PathBuf,
     child: Child,
     lines: Arc<Mutex<VecDeque<String>>>,
     /// Bytes that it has printed.
@@ -54,32 +65,71 @@ impl Running {
     /// a finding.
     pub fn start(guest_name: &str, args: &[String], reporter: &Reporter) -> anyhow::Result<Self> {
         let control = control_socket(guest_name);
-        let mut child = Command::new(AGENT)
+        let mut command = Command::new(AGENT);
+        command
             .arg("run")
             .arg("--qmp")
             .arg(guest::agent_monitor(guest_name))
             .args(["--fast", "0", "--slow", "1", "--control"])
             .arg(&control)
-            .args(args)
+            .args(args);
+        Self::spawn(
+            command,
+            guest_name,
+            control,
+            &format!("agent:{guest_name}"),
+            reporter,
+        )
+    }
+
+    /// Starts `vmm-tier host` with this configuration, or that of the last start, and waits until its
+    /// socket answers.
+    ///
+    /// # Errors
+    /// As for an agent.
+    pub fn start_host(config: &str, reporter: &Reporter) -> anyhow::Result<Self> {
+        let file = Path::new(RUN_FOLDER).join("host.toml");
+        if !config.is_empty() {
+            fs::write(&file, config)?;
+        }
+        let socket = host_socket();
+        let mut command = Command::new(AGENT);
+        command
+            .arg("host")
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--config")
+            .arg(file);
+        Self::spawn(command, HOST, socket, HOST, reporter)
+    }
+
+    fn spawn(
+        mut command: Command,
+        guest: &str,
+        socket: PathBuf,
+        source: &str,
+        reporter: &Reporter,
+    ) -> anyhow::Result<Self> {
+        let mut child = command
             // For the log: the pace of sampling, what QEMU says.
             .env("VMM_TIER_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("starting the agent {AGENT}"))?;
+            .with_context(|| format!("starting {AGENT}"))?;
         let lines = Arc::new(Mutex::new(VecDeque::new()));
         let said = Arc::new(AtomicU64::new(0));
         let mut readers = Vec::new();
-        let source = format!("agent:{guest_name}");
         if let Some(out) = child.stdout.take() {
-            readers.push(gather(out, &source, reporter, &lines, &said));
+            readers.push(gather(out, source, reporter, &lines, &said));
         }
         if let Some(err) = child.stderr.take() {
-            readers.push(gather(err, &source, reporter, &lines, &said));
+            readers.push(gather(err, source, reporter, &lines, &said));
         }
         Ok(Self {
-            guest: guest_name.to_owned(),
+            guest: guest.to_owned(),
+            socket,
             child,
             lines,
             said,
@@ -93,18 +143,17 @@ impl Running {
     /// When the agent stands still, or works long without a word.
     pub fn await_ready(&mut self) -> anyhow::Result<bool> {
         let mut patience = Patience::new(LIMITS.scaled(), self.moved(), Instant::now());
-        let control = control_socket(&self.guest);
         loop {
             if self.child.try_wait()?.is_some() {
                 return Ok(false);
             }
-            if Monitor::connect(&control, Duration::from_secs(2)).is_ok() {
+            if Monitor::connect(&self.socket, Duration::from_secs(2)).is_ok() {
                 return Ok(true);
             }
             if let Some(why) = patience.look(self.moved(), Instant::now()) {
                 bail!(
-                    "the agent's control socket {} does not answer; the agent {why}",
-                    control.display()
+                    "the socket {} does not answer; its program {why}",
+                    self.socket.display()
                 );
             }
             std::thread::sleep(Duration::from_millis(100));

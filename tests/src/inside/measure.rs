@@ -13,6 +13,9 @@ use tier_sys::{
     sysroot::SysRoot,
 };
 
+use serde_json::Value;
+
+use super::monitor::Monitor;
 use super::pmu::{Pmu, Truth};
 use super::{Reporter, agent, guest, locked};
 use crate::event::{Event, GuestSample, NodeFacts, PoolSample, ProcessCosts, Sample};
@@ -30,6 +33,10 @@ pub struct Board {
     pub agents: BTreeMap<String, agent::Watch>,
     /// The software PMU, if the host has one.
     pub pmu: Option<Arc<Pmu>>,
+    /// The host daemon, while it runs.
+    pub host: Option<HostWatch>,
+    /// Whether to measure how much of each guest's memory lies on node 0.
+    pub watches_dram: bool,
     /// The share of each guest's hot set on node 0, as measured last.
     pub shares: BTreeMap<String, f64>,
 }
@@ -112,6 +119,9 @@ fn measure(
             reporter.log("lab", format!("guest {name}: {error:#}"));
         }
         place(&watch, nodes, entry);
+        if board.watches_dram {
+            entry.dram_bytes = dram_bytes(watch.pid, watch.ram);
+        }
         if let Some(pmu) = &pmu {
             let truth = truths.entry(name.clone()).or_default();
             entry.accesses = truth.look(pmu, watch.pid, watch.ram);
@@ -127,8 +137,74 @@ fn measure(
             sample.guests.entry(name.clone()).or_default().agent = Some(found);
         }
     }
+    if let Some(host) = &mut board.host {
+        sample.host_cpu_s = cpu_seconds(host.pid);
+        sample.host = host.ask();
+    }
     sample.took_ms = began.elapsed().as_secs_f64() * 1000.0;
     sample
+}
+
+/// The host daemon.
+#[derive(Debug)]
+pub struct HostWatch {
+    pid: u32,
+    socket: PathBuf,
+    monitor: Option<Monitor>,
+}
+
+impl HostWatch {
+    /// Watches the daemon of this process and socket.
+    #[must_use]
+    pub const fn new(pid: u32, socket: PathBuf) -> Self {
+        Self {
+            pid,
+            socket,
+            monitor: None,
+        }
+    }
+
+    /// What it says of the host; `None` if it does not answer in time.
+    fn ask(&mut self) -> Option<Value> {
+        if self.monitor.is_none() {
+            self.monitor = Monitor::connect(&self.socket, Duration::from_millis(500)).ok();
+        }
+        let reply = self.monitor.as_mut()?.execute("query-host", Value::Null);
+        if reply.is_err() {
+            self.monitor = None;
+        }
+        reply.ok()
+    }
+}
+
+/// Bytes of a guest's memory on node 0, as the kernel says; `None` when its QEMU has gone.
+fn dram_bytes(pid: u32, ram: (u64, u64)) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/numa_maps")).ok()?;
+    Some(node_0_bytes(&text, ram))
+}
+
+/// Bytes on node 0 of the mappings that begin within `ram` (its start and bytes) or up to a MiB before,
+/// where the firmware's part of the memory is. Lines of numa_maps(5) count pages of
+/// `kernelpagesize_kB`.
+fn node_0_bytes(numa_maps: &str, ram: (u64, u64)) -> u64 {
+    let (start, bytes) = ram;
+    let within = start.saturating_sub(1 << 20)..start.saturating_add(bytes);
+    let of_line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let address = u64::from_str_radix(words.next()?, 16).ok()?;
+        let words: Vec<&str> = words.collect();
+        let value = |key: &str| {
+            words
+                .iter()
+                .find_map(|word| word.strip_prefix(key)?.parse().ok())
+        };
+        let page_kib: u64 = value("kernelpagesize_kB=")?;
+        let pages: u64 = value("N0=")?;
+        within
+            .contains(&address)
+            .then_some((pages * page_kib) << 10)
+    };
+    numa_maps.lines().filter_map(of_line).sum()
 }
 
 /// Counts the hot pages on each node; a QEMU that has gone has none.
@@ -215,7 +291,7 @@ pub fn vmstat() -> BTreeMap<String, u64> {
 
 /// How far the counters have gone since, without those that stand still.
 #[must_use]
-pub fn vmstat_since(before: &BTreeMap<String, u64>) -> serde_json::Value {
+pub fn vmstat_since(before: &BTreeMap<String, u64>) -> Value {
     vmstat()
         .into_iter()
         .filter_map(|(name, now)| {
@@ -313,6 +389,19 @@ mod tests {
 
         assert_eq!(node_value(text, "MemFree:"), 220_001);
         assert_eq!(node_value(text, "Active:"), 0);
+    }
+
+    #[test]
+    fn node_0_bytes_are_those_of_the_guests_memory_alone() {
+        let maps = "555500000000 default heap anon=9 dirty=9 N0=9 kernelpagesize_kB=4\n\
+                    7f0000000000 bind:0-1 file=/memfd:pc.ram dirty=3 N0=2 N1=1 kernelpagesize_kB=4\n\
+                    7f0000200000 prefer:0 file=/x huge dirty=2 N0=2 kernelpagesize_kB=2048\n\
+                    7f0000400000 default file=/lib/x mapped=5 N0=5 kernelpagesize_kB=4\n";
+
+        assert_eq!(
+            node_0_bytes(maps, (0x7f00_0010_0000, 3 << 20)),
+            (2 << 12) + (2 << 21)
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::{Value, json};
 
-use super::measure::{self, Board, Sampler};
+use super::measure::{self, Board, HostWatch, Sampler};
 use super::pmu::Pmu;
 use super::records::Reader;
 use super::{AGENT, Reporter, agent, attempt, bridge, guest, locked, punch, scaled};
@@ -105,6 +105,7 @@ struct Runner<'a> {
     board: Arc<Mutex<Board>>,
     guests: BTreeMap<String, guest::Running>,
     agents: BTreeMap<String, agent::Running>,
+    host: Option<agent::Running>,
     /// Files that were written, with what stood there before.
     files: Vec<(String, String)>,
 }
@@ -125,6 +126,7 @@ impl Drop for Runner<'_> {
 fn carry_out(run: &Run, pmu: Option<&Arc<Pmu>>, reporter: &Reporter) -> anyhow::Result<()> {
     let board = Arc::new(Mutex::new(Board {
         pmu: pmu.cloned(),
+        watches_dram: run.watch_dram,
         ..Board::default()
     }));
     let mut runner = Runner {
@@ -133,6 +135,7 @@ fn carry_out(run: &Run, pmu: Option<&Arc<Pmu>>, reporter: &Reporter) -> anyhow::
         board: Arc::clone(&board),
         guests: BTreeMap::new(),
         agents: BTreeMap::new(),
+        host: None,
         files: Vec::new(),
     };
     let _sampler = Sampler::start(&board, reporter);
@@ -228,6 +231,28 @@ impl Runner<'_> {
             Step::StartAgent { guest, args } => {
                 self.each(guest, |this, guest| this.start_agent(guest, args))
             }
+            Step::StartHost { config } => self.start_host(config),
+            Step::EndHost { with } => {
+                self.reporter
+                    .progress(format!("ending the host daemon ({with:?})"));
+                locked(&self.board).host = None;
+                let running = self.host.take().context("no host daemon runs")?;
+                running.signal(signal(*with));
+                self.agent_ended(running, AGENT_END_WITHIN)
+            }
+            Step::HostCtl {
+                execute,
+                arguments,
+                note,
+                until,
+            } => {
+                let note = if note.is_empty() { execute } else { note };
+                let socket = agent::host_socket();
+                self.ctl(&socket, execute, arguments, note, until.as_ref())
+            }
+            Step::Repeat { times, steps } => {
+                (0..*times).try_for_each(|_| steps.iter().try_for_each(|step| self.step(step)))
+            }
             Step::EndAgent { guest, with } => {
                 self.reporter
                     .progress(format!("ending the agent ({with:?})"));
@@ -270,7 +295,8 @@ impl Runner<'_> {
                 until,
             } => {
                 let note = if note.is_empty() { execute } else { note };
-                self.ctl(guest, execute, arguments, note, until.as_ref())
+                let socket = agent::control_socket(&self.name(guest)?);
+                self.ctl(&socket, execute, arguments, note, until.as_ref())
             }
             Step::Bridge { guest } => bridge::start(&agent::control_socket(&self.name(guest)?)),
             Step::Ask { name, args, during } => self.ask(name, args, during),
@@ -301,7 +327,13 @@ impl Runner<'_> {
                 Ok(())
             }
             Step::SetPools { pages, page_mib } => self.set_pools(pages, *page_mib),
-            Step::SetFile { file, to } => self.set_file(file, to),
+            Step::SetFile { file, to, may_fail } => match self.set_file(file, to) {
+                Err(error) if *may_fail => {
+                    self.reporter.log("lab", format!("refused: {error:#}"));
+                    Ok(())
+                }
+                done => done,
+            },
             Step::Look { name } => {
                 self.look(name);
                 Ok(())
@@ -342,7 +374,8 @@ impl Runner<'_> {
         let (monitor, control) = (guest::agent_monitor(name), agent::control_socket(name));
         let hot = self.guests.get(name).and_then(|guest| {
             let watch = locked(&guest.watch);
-            watch.guest_address(*watch.hot_pages.first()?)
+            let middle = watch.hot_pages.len() / 2;
+            watch.guest_address(*watch.hot_pages.get(middle)?)
         });
         let hot = hot.map_or_else(|| "none".to_owned(), |address| format!("{address:#x}"));
         let mut command = Command::new(AGENT);
@@ -439,8 +472,10 @@ impl Runner<'_> {
             let (page, _) = pages.find(|(_, node)| *node != 0)?;
             watch.guest_address(*page)
         });
+        let control = agent::control_socket(name);
         let answer = |execute: &str, arguments: &str| {
-            ask_agent(name, execute, arguments).unwrap_or_else(|error| json!(format!("{error:#}")))
+            ask_socket(&control, execute, arguments)
+                .unwrap_or_else(|error| json!(format!("{error:#}")))
         };
         let explain = |address: u64| {
             let arguments = json!({ "address": address });
@@ -456,12 +491,8 @@ impl Runner<'_> {
 
     fn end_agent(&mut self, guest: &str, with: Signal) -> anyhow::Result<()> {
         let (name, running) = self.take_agent(guest)?;
-        let signal = match with {
-            Signal::Term => rustix::process::Signal::TERM,
-            Signal::Kill => rustix::process::Signal::KILL,
-        };
         self.reporter.mark(Mark::AgentEnded, &name);
-        running.signal(signal);
+        running.signal(signal(with));
         self.agent_ended(running, AGENT_END_WITHIN)
     }
 
@@ -598,14 +629,19 @@ impl Runner<'_> {
         self.reporter.progress("starting vmm-tier run");
         self.reporter.mark(Mark::AgentStarted, &name);
         let pmu = locked(&self.board).pmu.clone();
-        let args: Vec<String> = match &pmu {
-            Some(pmu) => {
-                pmu.empty();
-                let path = pmu.path.to_string_lossy();
-                args.iter().map(|arg| arg.replace("{pmu}", &path)).collect()
+        let pmu = pmu.map(|pmu| {
+            pmu.empty();
+            pmu.path.to_string_lossy().into_owned()
+        });
+        let host = agent::host_socket();
+        let fill = |arg: &String| {
+            let arg = arg.replace("{host}", &host.to_string_lossy());
+            match &pmu {
+                Some(path) => arg.replace("{pmu}", path),
+                None => arg,
             }
-            None => args.to_vec(),
         };
+        let args: Vec<String> = args.iter().map(fill).collect();
         let mut running = agent::Running::start(&name, &args, self.reporter)?;
         if !running.await_ready()? {
             self.agent_ended(running, AGENT_END_WITHIN)?;
@@ -616,6 +652,18 @@ impl Runner<'_> {
             .agents
             .insert(name.clone(), agent::Watch::new(running.pid(), &name));
         self.agents.insert(name, running);
+        Ok(())
+    }
+
+    fn start_host(&mut self, config: &str) -> anyhow::Result<()> {
+        self.reporter.progress("starting vmm-tier host");
+        let mut running = agent::Running::start_host(config, self.reporter)?;
+        if !running.await_ready()? {
+            self.agent_ended(running, AGENT_END_WITHIN)?;
+            bail!("the host daemon ended at once");
+        }
+        locked(&self.board).host = Some(HostWatch::new(running.pid(), agent::host_socket()));
+        self.host = Some(running);
         Ok(())
     }
 
@@ -637,16 +685,15 @@ impl Runner<'_> {
 
     fn ctl(
         &mut self,
-        guest: &str,
+        socket: &Path,
         execute: &str,
         arguments: &str,
         note: &str,
         until: Option<&Until>,
     ) -> anyhow::Result<()> {
-        let name = self.name(guest)?;
         let began = Instant::now();
         loop {
-            let answer = ask_agent(&name, execute, arguments)?;
+            let answer = ask_socket(socket, execute, arguments)?;
             let missing = until.filter(|until| !until.holds(&answer["reply"]));
             let patience = scaled(REPLY_WITHIN);
             match missing {
@@ -683,7 +730,8 @@ impl Runner<'_> {
     }
 
     fn look(&self, name: &str) {
-        let held: Vec<u32> = self.agents.values().map(agent::Running::pid).collect();
+        let held = self.agents.values().chain(&self.host);
+        let held: Vec<u32> = held.map(agent::Running::pid).collect();
         let sockets = self
             .run
             .guests
@@ -706,14 +754,17 @@ impl Runner<'_> {
     }
 }
 
-/// Runs a command and keeps what it says.
-/// Asks the agent beside a guest; without arguments the command has none.
-fn ask_agent(name: &str, execute: &str, arguments: &str) -> anyhow::Result<Value> {
+const fn signal(with: Signal) -> rustix::process::Signal {
+    match with {
+        Signal::Term => rustix::process::Signal::TERM,
+        Signal::Kill => rustix::process::Signal::KILL,
+    }
+}
+
+/// Asks the agent or the host daemon behind a socket; without arguments the command has none.
+fn ask_socket(socket: &Path, execute: &str, arguments: &str) -> anyhow::Result<Value> {
     let mut command = Command::new(AGENT);
-    command
-        .arg("ctl")
-        .arg(agent::control_socket(name))
-        .arg(execute);
+    command.arg("ctl").arg(socket).arg(execute);
     if !arguments.is_empty() {
         command.arg(arguments);
     }

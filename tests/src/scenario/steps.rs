@@ -115,9 +115,42 @@ pub enum Step {
         /// Which.
         #[serde(default)]
         guest: String,
-        /// More arguments, `{pmu}` standing for the file of the software PMU's records.
+        /// More arguments, `{pmu}` standing for the file of the software PMU's records, `{host}` for the
+        /// socket of the host daemon.
         #[serde(default)]
         args: Vec<String>,
+    },
+    /// Starts `vmm-tier host`, and waits for its socket.
+    StartHost {
+        /// The configuration, TOML text; without it the one of the last start.
+        #[serde(default)]
+        config: String,
+    },
+    /// Sends a signal to the host daemon and waits for its end.
+    EndHost {
+        /// How.
+        with: Signal,
+    },
+    /// Runs `vmm-tier ctl` on the host daemon's socket, as `ctl` does on an agent's.
+    HostCtl {
+        /// The command.
+        execute: String,
+        /// Its arguments as JSON text.
+        #[serde(default)]
+        arguments: String,
+        /// The name of the note that keeps the reply; without one, the command's.
+        #[serde(default)]
+        note: String,
+        /// Ask again each second until the reply is so; fails when that does not come about.
+        #[serde(default)]
+        until: Option<Until>,
+    },
+    /// Takes steps several times.
+    Repeat {
+        /// How often.
+        times: u32,
+        /// Which.
+        steps: Vec<Self>,
     },
     /// Sends a signal to the agent and waits for its end. Takes `*`.
     EndAgent {
@@ -159,6 +192,9 @@ pub enum Step {
         file: String,
         /// What is written, `{qemu}` and `{agent}` standing for the processes of the run's first guest.
         to: String,
+        /// The kernel may refuse it, as it does where `memory.reclaim` finds too little; the log tells.
+        #[serde(default)]
+        may_fail: bool,
     },
     /// Runs `vmm-tier ctl` on the agent's control socket.
     Ctl {
@@ -189,7 +225,8 @@ pub enum Step {
         /// The note's name.
         name: String,
         /// The arguments, `{qmp}` and `{control}` standing for the agent's monitor and the agent's own socket of
-        /// the run's first guest, and `{hot}` for the address of its first hot page.
+        /// the run's first guest, and `{hot}` for the address of a page
+        /// in the middle of its hot set: a page at the edge may share a region of DAMON's with cold ones.
         args: Vec<String>,
         /// Steps to take while the command runs.
         #[serde(default)]
@@ -360,6 +397,66 @@ pub enum Check {
     MovedAtMost {
         /// Largest number of mebibytes.
         mib: f64,
+    },
+    /// From so long after a phase began until its end, each guest has the DRAM that the host daemon
+    /// entitles it to, by what the kernel says.
+    DramAsEntitled {
+        /// The phase.
+        phase: String,
+        /// From how many seconds after its begin on.
+        after_s: f64,
+        /// Largest difference, as a share of the entitlement.
+        tolerance: f64,
+    },
+    /// From so long after a phase began until its end, no guest has less DRAM than the lesser of its
+    /// guarantee and what the host daemon says that it uses.
+    GuaranteesKept {
+        /// The phase.
+        phase: String,
+        /// From how many seconds after its begin on.
+        after_s: f64,
+    },
+    /// Jain's index over what guests have of what they are entitled to, or of what they use if that is
+    /// less: the least of all seconds from so long after a phase began until its end.
+    Jain {
+        /// The phase.
+        phase: String,
+        /// From how many seconds after its begin on.
+        after_s: f64,
+        /// The least.
+        min: f64,
+    },
+    /// So soon after a phase began a guest has so much DRAM, and keeps it until the phase's end.
+    DramReaches {
+        /// Which guest.
+        guest: String,
+        /// The phase.
+        phase: String,
+        /// How much.
+        mib: f64,
+        /// So soon.
+        within_s: f64,
+    },
+    /// So soon after a phase began a guest has at most so much DRAM, and no more until the phase's end.
+    DramFalls {
+        /// Which guest.
+        guest: String,
+        /// The phase.
+        phase: String,
+        /// How much.
+        mib: f64,
+        /// So soon.
+        within_s: f64,
+    },
+    /// From so long after a phase began until its end, so much of each guest's DRAM holds hot pages, or
+    /// all hot pages lie there: the least of the means of the guests.
+    DramHoldsHot {
+        /// The phase.
+        phase: String,
+        /// From how many seconds after its begin on.
+        after_s: f64,
+        /// The least share.
+        min: f64,
     },
     /// After every move of the hot set that lasted so long, 0.95 of it was in DRAM so soon.
     Changes {
