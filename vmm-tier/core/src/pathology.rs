@@ -17,8 +17,9 @@ use crate::{
 /// Pages scanned in an interval below which the active and the inactive list are left out of account:
 /// 64 MiB.
 const LEAST_SCANNED: u64 = 16 << 10;
-/// Of so many scanned pages reclaim frees at least one, where it works.
-const SCANNED_FOR_EACH: u64 = 100;
+/// Of so many scanned pages reclaim frees at least one, where it works. A guest of hot huge pages in the
+/// lab (scripts/lab explain) has one freed of some 25.
+const SCANNED_FOR_EACH: u64 = 10;
 /// Candidates of promotion in an interval below which nothing is said of them.
 const LEAST_CANDIDATES: u64 = 100;
 /// Of so many candidates the kernel promotes at least one, where its promotion works.
@@ -29,7 +30,7 @@ crate::words! {
     pub enum Pathology {
         /// Pages are due for promotion, and the fast node is too full to take any.
         PromotionStarved = "promotion-starved-by-watermark",
-        /// Reclaim scans pages back and forth between its lists, and frees none.
+        /// Reclaim scans pages back and forth between its lists, and frees few.
         ListPingPong = "active-inactive-ping-pong",
         /// A hugetlb pool has no page that a move may take.
         PoolExhausted = "pool-exhausted",
@@ -60,8 +61,8 @@ impl Pathology {
                  promoted before memory is freed there"
             }
             Self::ListPingPong => {
-                "reclaim takes pages from the active to the inactive list and back, and frees none: it costs CPU time \
-                 and makes no room on the node"
+                "reclaim takes pages from the active to the inactive list and back, and frees few: it costs CPU time, \
+                 makes little room on the node, and may demote hot pages"
             }
             Self::PoolExhausted => {
                 "no page of this pool can be moved: an exchange needs a free page that is promised to nobody"
@@ -77,7 +78,10 @@ impl Pathology {
             Self::DamonScheme => {
                 "it acts on the same pages by its own rules; its owner should stop it"
             }
-            Self::DamonModule => "it reclaims or reorders pages by its own rules",
+            Self::DamonModule => {
+                "it reclaims or reorders pages by its own rules, and holds DAMON for itself: an agent can't sample \
+                 with DAMON (EBUSY)"
+            }
             Self::DamonStat => {
                 "it holds DAMON for itself: an agent can't sample with DAMON (EBUSY)"
             }

@@ -193,6 +193,16 @@ fn lists_when_reclaim_goes_in_circles_are_named() {
     };
     let remedy = "echo false > /sys/kernel/mm/numa/demotion_enabled";
     assert_eq!(named(circles), only(Pathology::ListPingPong, remedy));
+    // Proactive reclaim of a guest of hot huge pages: one of 23 was demoted.
+    let few = |host: &Host| {
+        host.grow(&[
+            ("pgscan_anon", 105_988),
+            ("pgsteal_anon", 4610),
+            ("pgactivate", 103_936),
+            ("pgdeactivate", 93_696),
+        ]);
+    };
+    assert_eq!(named(few), only(Pathology::ListPingPong, remedy));
 }
 
 #[test]
