@@ -16,6 +16,7 @@ pub mod knobs;
 pub mod maps;
 pub mod mempolicy;
 pub mod numa_maps;
+pub mod open_files;
 pub mod pagemap;
 pub mod pages;
 pub mod perf;
