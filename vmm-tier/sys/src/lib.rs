@@ -5,6 +5,7 @@
 //! anything about tiers: that is `tier-core`'s.
 
 pub mod alloc;
+mod cgroup;
 pub mod constraints;
 pub mod damon;
 pub mod file_lock;
