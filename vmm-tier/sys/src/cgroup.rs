@@ -29,8 +29,8 @@ impl Membership {
         Ok(Self { root, text })
     }
 
-    /// The group in the hierarchy of version 2; `None` if there is no such hierarchy, or if the group lies
-    /// outside of the cgroup namespace of the agent.
+    /// The group in the hierarchy of version 2; `None` if there is no such hierarchy, or if the group
+    /// lies outside of the cgroup namespace of the agent.
     pub(crate) fn unified(&self) -> Option<ControlGroup> {
         let path = self.path_where(str::is_empty)?;
         // Where both versions are mounted, version 2 has a folder of its own.
@@ -42,8 +42,8 @@ impl Membership {
         group(path, mount, false)
     }
 
-    /// The group in the hierarchy that has this controller: of version 1, if the controller is in one. `None`
-    /// as for [`Self::unified`].
+    /// The group in the hierarchy that has this controller: of version 1, if the controller is in one.
+    /// `None` as for [`Self::unified`].
     pub(crate) fn of_controller(&self, name: &str) -> Option<ControlGroup> {
         let own = |controllers: &str| controllers.split(',').any(|own| own == name);
         match self.path_where(own) {
@@ -52,8 +52,8 @@ impl Membership {
         }
     }
 
-    /// The path in the first hierarchy with such controllers. Lines are `NUMBER:CONTROLLERS:PATH`, without
-    /// controllers for version 2.
+    /// The path in the first hierarchy with such controllers. Lines are `NUMBER:CONTROLLERS:PATH`,
+    /// without controllers for version 2.
     fn path_where(&self, is_wanted: impl Fn(&str) -> bool) -> Option<&str> {
         self.text.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);

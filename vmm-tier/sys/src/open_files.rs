@@ -6,8 +6,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Raises the soft limit of open files to the hard one, and returns it; `None` is without limit.
 ///
-/// The soft limit is 1024 by custom, for programs that use `select(2)`, which this one does not. An event
-/// of perf is a file for each thread or CPU that is watched, so hundreds of them need more.
+/// The soft limit is 1024 by custom, for programs that use `select(2)`, which this one does not. An
+/// event of perf is a file for each thread or CPU that is watched, so hundreds of them need more.
 ///
 /// # Errors
 /// The kernel's.

@@ -17,8 +17,8 @@ pub(in crate::agent) enum Done {
     Moved(MoveReport),
     /// What became of a split or a collapse, and why the host can't do it, if it can't.
     Reshaped(ReshapeReport, Option<String>),
-    /// The kernel refused the whole call, or pages may not go beyond a pool, for a reason that an operator
-    /// must mend. Where it is a pool, pages may have moved.
+    /// The kernel refused the whole call, or pages may not go beyond a pool, for a reason that an
+    /// operator must mend. Where it is a pool, pages may have moved.
     Refused(MoveReport, String),
     /// What became of the demotions and of the promotions of a pair.
     Paired(MoveReport, MoveReport),
