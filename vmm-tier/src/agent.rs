@@ -297,15 +297,14 @@ impl Agent {
             Done::Scanned(report) | Done::NotScanned(report, _) => {
                 self.step(Event::Scanned(report));
             }
-            Done::Moved(report) => {
+            // Also of a batch or a pair that was refused, pages may have moved.
+            Done::Moved(report) | Done::Refused(report, _) => {
                 self.read_nodes(Instant::now());
                 self.sources.moved(&report);
                 self.step(Event::Moved(report));
             }
             Done::Reshaped(report, _) => self.step(Event::Reshaped(report)),
-            Done::Refused(report, _) => self.step(Event::Moved(report)),
             Done::Rebound(report, _) => self.step(Event::Rebound(report)),
-            // Also of a pair that was refused, pages may have moved.
             Done::Paired(demoted, promoted) | Done::PairRefused(demoted, promoted, _) => {
                 self.read_nodes(Instant::now());
                 for report in [demoted, promoted] {

@@ -133,6 +133,9 @@ fn main() -> ExitCode {
         .with(lines)
         .with(log_filter(std::env::var("VMM_TIER_LOG").ok().as_deref()))
         .init();
+    if let Err(error) = tier_sys::open_files::raise_limit() {
+        tracing::debug!("the limit of open files stays: {error}");
+    }
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => {

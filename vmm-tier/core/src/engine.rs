@@ -201,7 +201,12 @@ impl VmEngine {
                     self.mover.strain.end();
                 }
             }
-            Event::Guest { stopped } => self.orders.conditions.guest_stopped = stopped,
+            Event::Guest { stopped } => {
+                let before = std::mem::replace(&mut self.orders.conditions.guest_stopped, stopped);
+                if before != stopped {
+                    self.mover.strain.interrupt();
+                }
+            }
             Event::Monitor { attached } => self.orders.conditions.attached = attached,
             Event::Tick => {}
         }
