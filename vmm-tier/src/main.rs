@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 #[cfg(test)]
 mod generated_page;
+mod host;
 mod log;
 mod map_cmd;
 mod metrics;

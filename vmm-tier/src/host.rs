@@ -1,0 +1,3 @@
+//! The host daemon: divides the host's DRAM among the VMs whose agents report to it.
+
+pub(crate) mod protocol;
