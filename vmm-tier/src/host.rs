@@ -2,3 +2,4 @@
 
 pub(crate) mod protocol;
 pub(crate) mod report;
+mod settings;
