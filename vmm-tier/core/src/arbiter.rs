@@ -43,6 +43,7 @@ mod curve;
 mod division;
 mod fairness;
 mod heat_buckets;
+mod moves;
 mod pace;
 mod terms;
 mod water;
@@ -55,6 +56,7 @@ pub use self::{
     division::{Division, Due, divide},
     fairness::{Fairness, FairnessMeter, Standing, jain},
     heat_buckets::HeatBuckets,
+    moves::{Moving, deal_moves},
     terms::{AdmitError, MAX_VMS, MAX_WEIGHT, MIN_WEIGHT, Terms, admit},
 };
 use crate::time::Time;
