@@ -43,6 +43,7 @@ mod curve;
 mod division;
 mod fairness;
 mod heat_buckets;
+pub mod history;
 mod pace;
 mod terms;
 mod water;
