@@ -1,3 +1,4 @@
 //! The host daemon: divides the host's DRAM among the VMs whose agents report to it.
 
 pub(crate) mod protocol;
+pub(crate) mod report;
