@@ -1,4 +1,6 @@
 //! The host daemon: divides the host's DRAM among the VMs whose agents report to it.
 
+pub(crate) mod http;
 pub(crate) mod protocol;
+pub(crate) mod published;
 pub(crate) mod report;
