@@ -4,3 +4,4 @@ pub(crate) mod http;
 pub(crate) mod protocol;
 pub(crate) mod published;
 pub(crate) mod report;
+mod settings;

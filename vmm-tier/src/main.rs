@@ -17,6 +17,9 @@ mod policy_journal;
 mod pool_drift;
 mod record;
 mod record_file;
+mod reply;
+mod report_schema;
+mod signals;
 mod source;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -44,6 +44,7 @@ mod division;
 mod fairness;
 mod heat_buckets;
 pub mod history;
+mod moves;
 mod pace;
 mod terms;
 mod water;
@@ -56,6 +57,7 @@ pub use self::{
     division::{Division, Due, divide},
     fairness::{Fairness, FairnessMeter, Standing, jain},
     heat_buckets::HeatBuckets,
+    moves::{Moving, deal_moves},
     terms::{AdmitError, MAX_VMS, MAX_WEIGHT, MIN_WEIGHT, Terms, admit},
 };
 use crate::time::Time;

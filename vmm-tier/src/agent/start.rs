@@ -3,11 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use crossbeam::{
-    channel::{Receiver, bounded},
-    select,
-};
-use signal_hook::iterator::Signals;
+use crossbeam::{channel::Receiver, select};
 use tier_core::{
     addr::{NodeId, NodeSet},
     engine::{Action, Order, VmEngine},
@@ -39,6 +35,7 @@ use super::{
 use crate::{
     config::{DamonChoice, Settings},
     log::with_causes,
+    signals,
     source::{Candidate, Opener, Setup},
 };
 
@@ -62,7 +59,7 @@ fn start(
     tap: impl FnOnce(&str) -> anyhow::Result<Option<Box<dyn Tap>>>,
 ) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
-    let signals = ending_signals(&root).context("signals can't be caught")?;
+    let signals = signals::ending(&root).context("signals can't be caught")?;
     let tiers = tiers(settings, &root)?;
     let socket = Socket {
         path: settings.qmp.clone(),
@@ -149,21 +146,6 @@ fn start(
     agent.on_status(status);
     agent.on_migration_answer(migration);
     agent.run()
-}
-
-/// Catches the signals that ask this process to end, as messages that wake the agent's thread. One
-/// message waits at most: a second says nothing new.
-fn ending_signals(root: &SysRoot) -> std::io::Result<Receiver<()>> {
-    let mut signals = Signals::new(process::ending_signals(root))?;
-    let (sender, told) = bounded(1);
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for _ in signals.forever() {
-                let _ = sender.try_send(());
-            }
-        })?;
-    Ok(told)
 }
 
 /// Waits for the asker's first answer; `None` if a signal ends the agent before.

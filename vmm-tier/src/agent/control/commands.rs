@@ -2,7 +2,6 @@
 
 mod order;
 pub(super) mod query_tier;
-mod reply;
 
 use qmp::QmpError;
 use tier_core::{
@@ -12,16 +11,15 @@ use tier_core::{
 };
 
 pub(in crate::agent) use self::order::Order;
-use self::{
-    order::UnpinArguments,
-    query_tier::TierInfo,
-    reply::{refusal, sentence, value},
-};
+use self::{order::UnpinArguments, query_tier::TierInfo};
 use super::Answer;
-use crate::agent::{
-    Agent,
-    operator_settings::Policy,
-    state_file::{LimitOverride, PolicyOverride},
+use crate::{
+    agent::{
+        Agent,
+        operator_settings::Policy,
+        state_file::{LimitOverride, PolicyOverride},
+    },
+    reply::{refusal, sentence, value},
 };
 
 /// Who sets a limit by a command.
