@@ -1,8 +1,8 @@
 //! The HTTP server: shows the daemon's last figures to scrapers and people.
 //!
 //! It runs on a thread of its own, and reads what the owner has [published](super::published), so no
-//! client makes the owner wait. Each connection has one request, [`ANSWERED_WITHIN`] for all of it, and
-//! bounded headers. Where [`MOST_CONNECTIONS`] are open, the oldest is closed for the next: clients
+//! client makes the owner wait. Each connection has one request, bounded time for all of it, and bounded
+//! headers. Where [`MOST_CONNECTIONS`] are open, the oldest is closed for the next: clients
 //! that connect and say nothing lock nobody out.
 //!
 //! A page of a browser can make its own name point to this address (DNS rebinding). Requests whose
@@ -44,16 +44,26 @@ use super::published::Published;
 
 /// The most connections at a time.
 const MOST_CONNECTIONS: usize = 64;
-/// How long a client may take to send its request's headers.
-const ASKED_WITHIN: Duration = Duration::from_secs(5);
-/// How long a connection lasts at most, from its begin to the last byte read by the client.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// How long clients have.
+const PATIENCE: Patience = Patience {
+    asked_within: Duration::from_secs(5),
+    answered_within: Duration::from_secs(10),
+};
 /// The most headers of a request.
 const MOST_HEADERS: usize = 64;
 /// The most bytes of a request's headers: the least buffer that hyper can do with.
 const MOST_HEADER_BYTES: usize = 8192;
 /// The pause after a connection could not be accepted, as files or memory are short.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long a client has.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// To send its request's headers.
+    asked_within: Duration,
+    /// For all: from the begin of the connection until the last byte of the answer is taken.
+    answered_within: Duration,
+}
 
 /// Why nothing can be served.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +93,15 @@ pub(crate) fn serve(
     names: Vec<String>,
     published: Arc<Published>,
 ) -> Result<SocketAddr, HttpError> {
+    serve_with(PATIENCE, address, names, published)
+}
+
+fn serve_with(
+    patience: Patience,
+    address: Address,
+    names: Vec<String>,
+    published: Arc<Published>,
+) -> Result<SocketAddr, HttpError> {
     let failed = |source| HttpError::Listen {
         address: address.0,
         source,
@@ -102,7 +121,7 @@ pub(crate) fn serve(
     let pages = TowerToHyperService::new(pages::router(published));
     thread::Builder::new()
         .name("http".to_owned())
-        .spawn(move || runtime.block_on(accept(&listener, pages, names.into())))
+        .spawn(move || runtime.block_on(accept(&listener, patience, pages, names.into())))
         .map_err(HttpError::Start)?;
     if !bound.ip().is_loopback() {
         warn!("the figures can be read by all who reach {bound}: there is no password");
@@ -114,6 +133,7 @@ pub(crate) fn serve(
 /// Accepts connections for ever.
 async fn accept(
     listener: &tokio::net::TcpListener,
+    patience: Patience,
     pages: TowerToHyperService<axum::Router>,
     names: Arc<[String]>,
 ) {
@@ -141,8 +161,15 @@ async fn accept(
         {
             oldest.abort();
         }
-        let connection = connection(stream, local.ip(), pages.clone(), names.clone());
-        let connection = tokio::time::timeout(ANSWERED_WITHIN, connection);
+        let names = names.clone();
+        let connection = connection(
+            stream,
+            patience.asked_within,
+            local.ip(),
+            pages.clone(),
+            names,
+        );
+        let connection = tokio::time::timeout(patience.answered_within, connection);
         open.push_back(tokio::spawn(connection).abort_handle());
         // Those that are open have their turn, however many come.
         tokio::task::yield_now().await;
@@ -152,6 +179,7 @@ async fn accept(
 /// One request and its answer.
 async fn connection(
     stream: tokio::net::TcpStream,
+    asked_within: Duration,
     local: IpAddr,
     pages: TowerToHyperService<axum::Router>,
     names: Arc<[String]>,
@@ -169,7 +197,7 @@ async fn connection(
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(ASKED_WITHIN)
+        .header_read_timeout(asked_within)
         .keep_alive(false)
         .max_headers(MOST_HEADERS)
         .max_header_size(MOST_HEADER_BYTES)
