@@ -3,5 +3,6 @@
 pub(crate) mod http;
 pub(crate) mod protocol;
 pub(crate) mod published;
+pub(crate) mod recorder;
 pub(crate) mod report;
 mod settings;

@@ -11,7 +11,7 @@
 pub(crate) mod address;
 mod pages;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     collections::VecDeque,

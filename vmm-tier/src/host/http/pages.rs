@@ -78,14 +78,14 @@ pub(super) fn router(published: Arc<Published>) -> Router {
 
 async fn health(State(pages): State<Arc<Pages>>) -> Response {
     match pages.published.last() {
-        Some(figures) if figures.made.elapsed() <= LATE_AFTER => "ok\n".into_response(),
+        Some(figures) if figures.age() <= LATE_AFTER => "ok\n".into_response(),
         figures => unavailable(figures.as_deref()),
     }
 }
 
 async fn metrics(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Response {
     match pages.published.last() {
-        Some(figures) if figures.made.elapsed() <= STALE_AFTER => {
+        Some(figures) if figures.age() <= STALE_AFTER => {
             let format = format_for(&headers);
             let head = [
                 (header::CONTENT_TYPE, content_type(format)),
@@ -99,10 +99,7 @@ async fn metrics(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Respons
 
 fn unavailable(figures: Option<&Figures>) -> Response {
     let why = match figures {
-        Some(figures) => format!(
-            "the last figures are {} s old\n",
-            figures.made.elapsed().as_secs()
-        ),
+        Some(figures) => format!("the last figures are {} s old\n", figures.age().as_secs()),
         None => "there are no figures yet\n".to_owned(),
     };
     (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
