@@ -36,6 +36,7 @@ use tracing_subscriber::{
 use crate::{
     config::{Config, RunArgs, Settings},
     explain::ExplainArgs,
+    host::HostArgs,
     metrics::MetricsArgs,
     record::RecordArgs,
 };
@@ -56,6 +57,8 @@ struct Cli {
 enum Command {
     /// Tier one QEMU guest: run beside it until it ends
     Run(Box<RunArgs>),
+    /// Divide the host's DRAM among the VMs whose agents report here (run --host)
+    Host(Box<HostArgs>),
     /// Send one QMP command to an agent's control socket and print the reply
     #[command(
         after_help = "Exit status: 0 on a return, 1 on an error reply or if the agent can't be reached."
@@ -160,6 +163,7 @@ fn log_filter(wanted: Option<&str>) -> Targets {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run(*args),
+        Command::Host(args) => host::run(*args),
         Command::Ctl {
             socket,
             command,

@@ -42,7 +42,7 @@ struct Arguments {
 }
 
 /// Keeps the history.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Recorder(Mutex<History>);
 
 impl Recorder {
@@ -172,14 +172,14 @@ mod tests {
         assert_eq!((&vm["name"], &vm["present"]), (&json!("vm2"), &json!(true)));
         let mut fast = vm["fast-bytes"]["max"].as_array().unwrap().iter();
         assert!(
-            fast.any(|fast| *fast == json!(((22 << 20) + 8192) as f64)),
+            fast.any(|fast| *fast == json!(f64::from((22 << 20) + 8192))),
             "{vm}"
         );
         let mut pool = told["host"]["pool-bytes"]["mean"]
             .as_array()
             .unwrap()
             .iter();
-        assert!(pool.any(|pool| *pool == json!((84 << 20) as f64)), "{told}");
+        assert!(pool.any(|pool| *pool == json!(f64::from(84 << 20))), "{told}");
         let all = asked(&recorder, &json!({})).unwrap();
         assert_eq!(all["vms"].as_array().unwrap().len(), 2);
         assert_eq!(all["step-s"], 1);

@@ -102,9 +102,6 @@ tier_core::report! {
         /// DRAM that guests have still to leave.
         #[metric(gauge = "host_drain_left_bytes")]
         pub(crate) left_bytes: u64,
-        /// The nodes that are left; empty if the drain was ordered in bytes.
-        #[metric(exempt = "what the order said")]
-        pub(crate) nodes: Vec<u32>,
         /// Whether guests hold no more than they may keep.
         #[metric(gauge = "host_drain_done")]
         pub(crate) done: bool,
@@ -219,7 +216,7 @@ tier_core::report! {
         #[metric(info = "host_vm")]
         pub(crate) source: Option<String>,
         /// The state of its agent.
-        #[metric(info = "host_vm")]
+        #[metric(exempt = "the agent's own metrics have it, and each change would begin a new series")]
         pub(crate) agent_state: Option<String>,
         /// Bytes promoted and demoted a second.
         #[metric(gauge = "host_vm_moved_bytes_per_second")]
@@ -230,6 +227,19 @@ tier_core::report! {
         /// How long ago its agent reported last.
         #[metric(gauge = "host_vm_report_age_seconds")]
         pub(crate) report_age_s: Option<f64>,
+    }
+}
+
+tier_core::report! {
+    /// Whether a VM would be admitted.
+    #[derive(Clone, Debug, PartialEq)]
+    pub(crate) struct HostAdmission = "HostAdmission" {
+        /// Whether it would.
+        pub(crate) fits: bool,
+        /// Why not, with the sums; absent if it would.
+        pub(crate) reason: Option<String>,
+        /// Bytes of the pool that would be guaranteed to nobody; without the VM if it does not fit.
+        pub(crate) unguaranteed_bytes: u64,
     }
 }
 

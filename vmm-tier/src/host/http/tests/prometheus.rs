@@ -164,7 +164,7 @@ fn prometheus_when_it_scrapes_us_and_libvirt_joins_both_by_domain() {
 
     assert_eq!(up.len(), 2);
     let named = |first, second| vec![("vm1".to_owned(), first), ("vm2".to_owned(), second)];
-    let share = (23 << 20) as f64;
+    let share = f64::from(23 << 20);
     assert_eq!(for_each_cpu, named(share / 2.0, share / 4.0));
     let fast = |number: u64| ((22 << 20) + number * 4096) as f64;
     let gib = f64::from(1 << 30);
