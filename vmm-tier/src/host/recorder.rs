@@ -179,7 +179,10 @@ mod tests {
             .as_array()
             .unwrap()
             .iter();
-        assert!(pool.any(|pool| *pool == json!(f64::from(84 << 20))), "{told}");
+        assert!(
+            pool.any(|pool| *pool == json!(f64::from(84 << 20))),
+            "{told}"
+        );
         let all = asked(&recorder, &json!({})).unwrap();
         assert_eq!(all["vms"].as_array().unwrap().len(), 2);
         assert_eq!(all["step-s"], 1);
