@@ -203,21 +203,29 @@ impl Dealer {
         held.fold(0, u64::saturating_add)
     }
 
+    /// The pool that guarantees are admitted to. A drain is the operator's own wish, and refuses nobody.
+    /// While the daemon starts, strangers are VMs that come back; the VM that asks is none afterwards.
+    fn admission_pool(&self, pid: Option<u32>) -> u64 {
+        if self.is_starting {
+            return self.configured;
+        }
+        let own = pid.and_then(|pid| self.strangers.get(&pid)?.kernel);
+        let strange = self.strange().saturating_sub(own.unwrap_or(0));
+        self.configured.saturating_sub(strange)
+    }
+
     /// What all guests hold.
     fn held(&self) -> u64 {
         let managed = self.vms.values().map(Managed::holds);
         managed.fold(self.strange(), u64::saturating_add)
     }
 
-    /// Admits terms beside those of all VMs but `name`. A VM whose agent is silent keeps its guarantee.
-    fn admit(&self, name: &str, terms: &Terms, others: Option<&str>) -> Result<u64, AdmitError> {
-        let pool = self.most().saturating_sub(self.strange());
-        let beside = self
-            .vms
-            .iter()
-            .filter(|(other, _)| Some(other.as_str()) != others);
-        let beside = beside.map(|(name, vm)| (name.as_str(), &vm.terms));
-        admit(pool, beside, name, terms)
+    /// Admits terms to a pool beside those of all VMs but this one. A VM whose agent is silent keeps its
+    /// guarantee.
+    fn admit(&self, pool: u64, name: &str, terms: &Terms) -> Result<u64, AdmitError> {
+        let others = self.vms.iter().filter(|(other, _)| *other != name);
+        let others = others.map(|(name, vm)| (name.as_str(), &vm.terms));
+        admit(pool, others, name, terms)
     }
 
     /// An agent registers its VM on a connection; `qemu` was proven, and `uid` is who asks.
@@ -287,6 +295,7 @@ impl Dealer {
         }
         let grant = self.grant(name);
         let size = (told.memory_bytes, told.page_bytes);
+        let (pool, terms) = (self.admission_pool(Some(pid)), grant.terms(size.0, size.1));
         if let Some(known) = self.vms.get(name) {
             if (known.qemu.pid, known.qemu.start) != (pid, qemu.start) {
                 return Err(RegisterError::NameTaken {
@@ -297,14 +306,14 @@ impl Dealer {
             if known.connection.is_some() && known.state(now) != VmState::Expired {
                 return Err(RegisterError::SecondAgent { name: name.clone() });
             }
-            self.admit(name, &grant.terms(size.0, size.1), Some(name))?;
+            self.admit(pool, name, &terms)?;
             if let Some(known) = self.vms.get_mut(name) {
                 self.unseated.extend(known.connection);
                 known.resume(now, connection, size, &grant);
             }
             return Ok(VmChange::Back);
         }
-        self.admit(name, &grant.terms(size.0, size.1), None)?;
+        self.admit(pool, name, &terms)?;
         let mut vm = Managed::new(now, qemu.clone(), connection, size, &grant);
         if self.is_starting {
             vm.share = told
@@ -360,8 +369,17 @@ impl Dealer {
             .collect();
         for taken in reports {
             let name = by_connection.get(&taken.connection);
-            if let Some(vm) = name.and_then(|name| self.vms.get_mut(name)) {
-                vm.take(taken);
+            let told = taken.report.fast_bytes;
+            if let Some((name, vm)) = name.and_then(|name| Some((name, self.vms.get_mut(name)?)))
+                && vm.take(taken)
+            {
+                self.mismatches += 1;
+                tracing::warn!(
+                    vm = name,
+                    told,
+                    kernel = vm.holds(),
+                    "the agent tells of other DRAM than the kernel: the kernel's figure is charged"
+                );
             }
         }
         for connection in ended {
@@ -401,19 +419,10 @@ impl Dealer {
             }
         }
         for held in seen.held {
-            if let Some((name, vm)) = by_pid.get_mut(&held.pid)
+            if let Some((_, vm)) = by_pid.get_mut(&held.pid)
                 && vm.qemu.start == held.start
             {
-                if vm.take_held(held.bytes) {
-                    self.mismatches += 1;
-                    let told = vm.holds();
-                    tracing::warn!(
-                        vm = name,
-                        kernel_bytes = held.bytes,
-                        told,
-                        "the agent tells of other DRAM than the kernel: the kernel's figure is charged"
-                    );
-                }
+                vm.take_held(held.bytes);
             } else if let Some(it) = self.strangers.get_mut(&held.pid)
                 && it.qemu.start == held.start
             {
@@ -675,7 +684,7 @@ impl Dealer {
         };
         let grant = self.settings.grant(name).with(&wish);
         if let Some(vm) = self.vms.get(name) {
-            self.admit(name, &vm.terms_of(&grant), Some(name))?;
+            self.admit(self.admission_pool(None), name, &vm.terms_of(&grant))?;
         }
         if let Some(vm) = self.vms.get_mut(name) {
             vm.grant(&grant);
@@ -719,14 +728,14 @@ impl Dealer {
 
     /// Whether a VM of these terms would be admitted.
     pub(super) fn would_admit(&self, name: Option<&str>, terms: &Terms) -> HostAdmission {
-        let found = self.admit(name.unwrap_or("that is new"), terms, name);
+        let pool = self.admission_pool(None);
+        let found = self.admit(pool, name.unwrap_or("that is new"), terms);
         HostAdmission {
             fits: found.is_ok(),
             reason: found.as_ref().err().map(ToString::to_string),
             unguaranteed_bytes: found.unwrap_or_else(|_| {
                 let taken = self.vms.values().map(|vm| vm.terms.guarantee_bytes);
-                let taken = taken.fold(self.strange(), u64::saturating_add);
-                self.most().saturating_sub(taken)
+                pool.saturating_sub(taken.fold(0, u64::saturating_add))
             }),
         }
     }

@@ -86,8 +86,9 @@ pub(super) struct Managed {
     curve: DemandCurve,
     /// What the two last reports said that it holds.
     told: [u64; 2],
-    /// What the kernel says that it holds.
+    /// What the kernel says that it holds, and whether no report has come since.
     kernel: Option<u64>,
+    is_fresh: bool,
     /// The agent's account is not believed.
     doubted: bool,
     vcpu: Rate,
@@ -123,6 +124,7 @@ impl Managed {
             curve: DemandCurve::default(),
             told: [0; 2],
             kernel: None,
+            is_fresh: false,
             doubted: false,
             vcpu: Rate::default(),
             moved: Rate::default(),
@@ -157,10 +159,11 @@ impl Managed {
         self.connection = Some(connection);
         self.heard = now;
         self.moved.last = None;
+        self.state_told = VmState::Waiting;
     }
 
-    /// Takes in a report.
-    pub(super) fn take(&mut self, taken: Taken) {
+    /// Takes in a report. Returns whether the agent's account is doubted from now on.
+    pub(super) fn take(&mut self, taken: Taken) -> bool {
         let Taken { at, report, .. } = taken;
         self.heard = self.heard.max(at);
         self.curve = DemandCurve::of_points(report.curve.iter().copied());
@@ -172,6 +175,20 @@ impl Managed {
         let moved = report.promoted_bytes.saturating_add(report.demoted_bytes);
         self.moved.take(at, moved as f64);
         self.report = Some(report);
+        let was_doubted = self.doubted;
+        if std::mem::take(&mut self.is_fresh) {
+            self.doubted = self.is_contradicted();
+        }
+        self.doubted && !was_doubted
+    }
+
+    /// Whether the kernel's account differs from what the agent told before and after it.
+    fn is_contradicted(&self) -> bool {
+        let tolerated = (self.memory / TOLERATED_PART).max(TOLERATED_BYTES);
+        let [a, b] = self.told;
+        self.kernel.is_some_and(|bytes| {
+            bytes > a.max(b).saturating_add(tolerated) || bytes.saturating_add(tolerated) < a.min(b)
+        })
     }
 
     /// Takes in how long its virtual CPUs ran since they began.
@@ -179,19 +196,11 @@ impl Managed {
         self.vcpu.take(at, ran.as_secs_f64());
     }
 
-    /// Takes in what the kernel says that it holds. Returns whether the agent's account is doubted from
-    /// now on.
-    pub(super) fn take_held(&mut self, bytes: u64) -> bool {
+    /// Takes in what the kernel says that it holds. It is compared with the agent's account when the next
+    /// report has come: pages move meanwhile.
+    pub(super) fn take_held(&mut self, bytes: u64) {
         self.kernel = Some(bytes);
-        let Some(_) = self.report else {
-            return false;
-        };
-        let tolerated = (self.memory / TOLERATED_PART).max(TOLERATED_BYTES);
-        let [a, b] = self.told;
-        let was_doubted = self.doubted;
-        self.doubted = bytes > a.max(b).saturating_add(tolerated)
-            || bytes.saturating_add(tolerated) < a.min(b);
-        self.doubted && !was_doubted
+        self.is_fresh = true;
     }
 
     pub(super) fn state(&self, now: Time) -> VmState {

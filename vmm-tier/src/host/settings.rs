@@ -230,6 +230,12 @@ impl HostSettings {
         Self::new(args, config)
     }
 
+    /// As [`of`](Self::of), with the file's text.
+    #[cfg(test)]
+    pub(super) fn of_text(args: HostArgs, text: &str) -> Result<Self, HostConfigError> {
+        Self::new(args, HostConfig::parse(text).unwrap_or_default())
+    }
+
     fn new(args: HostArgs, config: HostConfig) -> Result<Self, HostConfigError> {
         let HostConfig {
             socket,
