@@ -21,6 +21,16 @@ use crate::metrics::tools::tool;
 
 const LIBVIRT: &str = include_str!("../../../../tests/data/libvirt-exporter.prom");
 
+const PAGE: &str = include_str!("../../../../../docs/metrics.md");
+
+/// The queries that docs/metrics.md gives.
+fn documented_queries() -> Vec<&'static str> {
+    let (page, _) = PAGE.split_once("<!-- Below").unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_suffix("` |"));
+    rows.filter_map(|row| Some(row.split_once("? | `")?.1))
+        .collect()
+}
+
 /// Answers every request with a text, until the tests end.
 fn exporter(text: &'static str) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -177,5 +187,11 @@ fn prometheus_when_it_scrapes_us_and_libvirt_joins_both_by_domain() {
     let metadata = prometheus.get("metadata?metric", "vmm_tier_host_vm_state");
     let kind = &metadata["data"]["vmm_tier_host_vm_state"][0]["type"];
     assert_eq!(kind, "stateset", "{metadata}");
+    let documented = documented_queries();
+    assert!(documented.len() > 10, "{documented:?}");
+    for query in documented {
+        let answer = prometheus.get("query?query", query);
+        assert_eq!(answer["status"], "success", "{query}: {answer}");
+    }
     println!("for each virtual CPU, {for_each_cpu:?} bytes");
 }
