@@ -188,8 +188,11 @@ impl Watcher {
             .spawn(move || {
                 let mut looker = Looker::new(root, nodes);
                 loop {
-                    let watched = to_watch.lock().unwrap_or_else(PoisonError::into_inner);
-                    let watched = watched.clone();
+                    // The lock is given back at once: the daemon's thread takes it.
+                    let watched = to_watch
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .clone();
                     let sighting = looker.look(process::now(), &watched);
                     if sender.send(sighting).is_err() {
                         return;
