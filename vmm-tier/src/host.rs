@@ -4,6 +4,7 @@
 //!  agents ────► control ─► desk (reports) ──► daemon ─► dealer ─► arbiter
 //!  operators ─►         ─► orders ──────────►
 //!  /proc ─► watcher ────────────────────────►
+//!                                               daemon ─► published ─► recorder, http
 //! ```
 //!
 //! One thread owns what the daemon knows, and decides once a second. It never waits for an agent, a client
@@ -15,11 +16,14 @@ mod dealer;
 mod desk;
 mod drain;
 mod events;
+mod http;
 mod latency;
 mod managed;
 mod overrides;
 pub(crate) mod protocol;
+mod published;
 mod qemu;
+mod recorder;
 pub(crate) mod report;
 mod settings;
 mod watcher;

@@ -21,6 +21,7 @@ mod explain;
 mod guest_agent;
 mod guest_life;
 mod host_daemon;
+mod host_http;
 mod ibs_ring;
 mod large_traces;
 mod live_guest;

@@ -51,11 +51,13 @@ fn value(families: &[Family], family: &str, labels: &[(&str, &str)]) -> Option<f
     samples.find(has_all).map(|sample| sample.value)
 }
 
-/// The families of docs/metrics.md: name of samples and type.
+/// The agents' families of docs/metrics.md: name of samples and type.
 fn documented() -> Vec<(String, String)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
     let page = std::fs::read_to_string(path).unwrap();
-    let (families, _) = page.split_once("## Words of labels").unwrap();
+    let (families, _) = page
+        .split_once("## Metric families of the host daemon")
+        .unwrap();
     let rows = families
         .lines()
         .filter_map(|line| line.strip_prefix("| `vmm_tier_"));

@@ -43,6 +43,7 @@ mod curve;
 mod division;
 mod fairness;
 mod heat_buckets;
+pub mod history;
 mod moves;
 mod pace;
 mod terms;

@@ -9,6 +9,7 @@ mod exposition;
 mod lab;
 
 mod arbiter;
+mod arbiter_history;
 mod arbiter_properties;
 mod dual_heap;
 mod dual_heap_fronts;

@@ -1,7 +1,7 @@
 //! The daemon's socket: what agents and operators say to it, in QMP.
 //!
-//! A connection's thread checks a command's arguments. Reports are answered by the [desk](super::desk);
-//! other commands wait for the daemon's thread. What a registration claims of its process is proven here:
+//! A connection's thread checks a command's arguments. Reports are answered by the [desk](super::desk)
+//! and the history by the [recorder](super::recorder); other commands wait for the daemon's thread. What a registration claims of its process is proven here:
 //! the daemon's thread reads nothing of `/proc`.
 
 #[cfg(test)]
@@ -34,6 +34,7 @@ use super::{
     desk::Desk,
     protocol::{Lease, Register, Report},
     qemu::Qemu,
+    recorder::{QUERY_HOST_HISTORY, Recorder},
     report::{HostAdmission, HostInfo},
     settings::Grant,
 };
@@ -120,13 +121,18 @@ pub(super) struct Control {
 
 impl Control {
     /// Serves at `path`.
-    pub(super) fn serve(path: &Path, root: &SysRoot, desk: &SharedDesk) -> anyhow::Result<Self> {
+    pub(super) fn serve(
+        path: &Path,
+        root: &SysRoot,
+        desk: &SharedDesk,
+        recorder: Arc<Recorder>,
+    ) -> anyhow::Result<Self> {
         if let Some(folder) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).with_context(|| {
                 format!("the socket's folder {} can't be made", folder.display())
             })?;
         }
-        let (commands, requests) = Commands::new(root.clone(), desk.clone());
+        let (commands, requests) = Commands::new(root.clone(), desk.clone(), recorder);
         let options = Options {
             max_clients: MOST_CLIENTS,
             // A client that does not read may hold as much of a thousand clients' memory.
@@ -158,6 +164,7 @@ impl Control {
 struct Commands {
     root: SysRoot,
     desk: SharedDesk,
+    recorder: Arc<Recorder>,
     daemon: Sender<Request>,
     /// Who may give orders, besides root.
     owner: u32,
@@ -196,11 +203,12 @@ struct DrainArguments {
 
 impl Commands {
     /// The commands, and where what they ask arrives.
-    fn new(root: SysRoot, desk: SharedDesk) -> (Self, Receiver<Request>) {
+    fn new(root: SysRoot, desk: SharedDesk, recorder: Arc<Recorder>) -> (Self, Receiver<Request>) {
         let (daemon, requests) = bounded(QUEUE);
         let commands = Self {
             root,
             desk,
+            recorder,
             daemon,
             owner: geteuid().as_raw(),
         };
@@ -370,8 +378,10 @@ impl Handler for Commands {
         name: &str,
         arguments: Map<String, Value>,
     ) -> Answer {
-        if name == "host-report" {
-            return self.report(connection, arguments);
+        match name {
+            "host-report" => return self.report(connection, arguments),
+            QUERY_HOST_HISTORY => return self.recorder.answer(arguments),
+            _ => {}
         }
         let order = self.order(connection, name, arguments)?;
         let is_registration = matches!(order, Order::Register { .. });

@@ -2,6 +2,7 @@
 
 use std::{
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,8 +14,11 @@ use tier_sys::{file_lock::FileLock, process, sysroot::SysRoot, topology::Topolog
 use super::{
     control::{Control, Order, Reply, Request, SharedDesk},
     dealer::Dealer,
+    http,
     latency::Latency,
     overrides::OverridesFile,
+    published::Published,
+    recorder::Recorder,
     report::HostInfo,
     settings::HostSettings,
     watcher::{Sighting, Watcher},
@@ -50,7 +54,13 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
         tracing::warn!(files, "few files may be open: many agents can't connect");
     }
     let desk = SharedDesk::default();
-    let control = Control::serve(&settings.socket, &root, &desk)?;
+    let published = Arc::new(Published::default());
+    let recorder = Recorder::start(published.clone())
+        .context("the thread that keeps the history can't be started")?;
+    let control = Control::serve(&settings.socket, &root, &desk, recorder)?;
+    if let Some(address) = settings.http {
+        http::serve(address, settings.http_hosts.clone(), published.clone())?;
+    }
     let watcher = Watcher::start(root, nodes.clone())
         .context("the thread that looks at processes can't be started")?;
     let (file, overrides) = OverridesFile::open(&settings.run_dir);
@@ -70,6 +80,7 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
         control,
         watcher,
         file,
+        published,
         signals,
     };
     Ok(daemon.run())
@@ -101,6 +112,7 @@ struct Daemon {
     control: Control,
     watcher: Watcher,
     file: OverridesFile,
+    published: Arc<Published>,
     /// Signals that ask the daemon to end.
     signals: Receiver<()>,
 }
@@ -159,6 +171,7 @@ impl Daemon {
         }
         drop(desk);
         self.watcher.watch(self.dealer.watched());
+        self.published.put(self.info());
         self.tell();
     }
 

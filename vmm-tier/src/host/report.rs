@@ -216,7 +216,7 @@ tier_core::report! {
         #[metric(info = "host_vm")]
         pub(crate) source: Option<String>,
         /// The state of its agent.
-        #[metric(info = "host_vm")]
+        #[metric(exempt = "the agent's own metrics have it, and each change would begin a new series")]
         pub(crate) agent_state: Option<String>,
         /// Bytes promoted and demoted a second.
         #[metric(gauge = "host_vm_moved_bytes_per_second")]

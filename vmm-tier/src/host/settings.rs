@@ -10,6 +10,7 @@ use tier_core::{
     text::size::Size,
 };
 
+use super::http::address::Address;
 use crate::config::{self, ConfigError, RUN_DIR, bytes, nodes, number, seconds};
 
 /// The name of the socket in the run directory.
@@ -32,6 +33,9 @@ pub(crate) struct HostArgs {
     /// DRAM for guests: 64G, or 80% of the fast nodes' memory
     #[arg(long, value_name = "SIZE")]
     pub(crate) pool: Option<Size>,
+    /// Show metrics by HTTP here: PORT (of 127.0.0.1) or ADDRESS:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<Address>,
 }
 
 /// The file's content, every key optional. `examples/host.toml` explains each.
@@ -43,6 +47,7 @@ struct HostConfig {
     pool: PoolConfig,
     rules: RulesConfig,
     moves: MovesConfig,
+    http: HttpConfig,
     defaults: Grant,
     vm: BTreeMap<String, Grant>,
 }
@@ -71,6 +76,13 @@ struct RulesConfig {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct MovesConfig {
     bytes_per_s: Option<Size>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct HttpConfig {
+    address: Option<Address>,
+    hosts: Vec<String>,
 }
 
 /// What an operator grants a VM, as far as it was said: in the file, and by commands above it.
@@ -176,6 +188,10 @@ pub(crate) struct HostSettings {
     pub(crate) rules: Rules,
     /// What all VMs together may move.
     pub(crate) move_bytes_per_s: u64,
+    /// Where metrics are shown by HTTP, if anywhere.
+    pub(crate) http: Option<Address>,
+    /// Names by which HTTP clients may call this host.
+    pub(crate) http_hosts: Vec<String>,
     /// For VMs that have no entry of their own, and where an entry says nothing.
     pub(crate) defaults: Grant,
     /// By name.
@@ -227,6 +243,7 @@ impl HostSettings {
             pool,
             rules,
             moves,
+            http,
             defaults,
             vm,
         } = config;
@@ -259,6 +276,8 @@ impl HostSettings {
                 MOVE_BYTES_PER_S,
                 &(1 << 20..=1 << 40),
             )?,
+            http: args.http.or(http.address),
+            http_hosts: http.hosts,
             defaults,
             vms: vm,
         })
@@ -328,6 +347,23 @@ mod tests {
         let defaults = settings(HostArgs::default(), "").unwrap();
         assert_eq!(example, defaults);
         assert_eq!(defaults.socket, Path::new("/run/vmm-tier/host.sock"));
+    }
+
+    #[test]
+    fn http_when_not_asked_for_is_off() {
+        assert_eq!(settings(HostArgs::default(), "").unwrap().http, None);
+        let toml = "[http]\naddress = '0.0.0.0:80'\nhosts = ['host1']";
+        let in_file = settings(HostArgs::default(), toml).unwrap();
+        assert_eq!(in_file.http, Some("0.0.0.0:80".parse().unwrap()));
+        assert_eq!(in_file.http_hosts, ["host1"]);
+        let args = HostArgs {
+            http: Some("9765".parse().unwrap()),
+            ..HostArgs::default()
+        };
+        let above = settings(args, toml).unwrap();
+        assert_eq!(above.http, Some("127.0.0.1:9765".parse().unwrap()));
+        let error = HostConfig::parse("[http]\naddress = 'host1:80'").unwrap_err();
+        assert!(error.contains("names are not looked up"), "{error}");
     }
 
     #[test]

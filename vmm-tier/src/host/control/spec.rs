@@ -14,6 +14,7 @@ use tier_core::arbiter::Mode;
 use crate::{
     host::{
         events::{DeficitEvent, SharesEvent, VmEvent},
+        recorder,
         report::{HostAdmission, HostDrain, HostInfo},
     },
     report_schema::{members, members_of, of},
@@ -51,6 +52,7 @@ fn commands() -> Vec<CommandSpec> {
             returns: state,
             ..CommandSpec::PLAIN
         },
+        recorder::spec(),
         CommandSpec {
             name: "host-set-vm",
             doc: "Changes what a VM is granted, also one that is not there yet. What is left out does not \
