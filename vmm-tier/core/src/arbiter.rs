@@ -42,7 +42,6 @@
 mod curve;
 mod division;
 mod fairness;
-mod heat_buckets;
 mod pace;
 mod terms;
 mod water;
@@ -54,7 +53,6 @@ pub use self::{
     curve::{DemandCurve, MAX_POINTS, Piece, Point},
     division::{Division, Due, divide},
     fairness::{Fairness, FairnessMeter, Standing, jain},
-    heat_buckets::HeatBuckets,
     terms::{AdmitError, MAX_VMS, MAX_WEIGHT, MIN_WEIGHT, Terms, admit},
 };
 use crate::time::Time;

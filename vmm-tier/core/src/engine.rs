@@ -52,6 +52,7 @@ pub use pins::pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot,
 pub use reshape::{ReshapeOutcome, ReshapeReport, ReshapeRequest, Shape};
 pub use state::VmState;
 pub use views::{
+    demand::{Demand, DemandBasis},
     explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
     heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
     sentences,
@@ -158,12 +159,14 @@ impl VmEngine {
     /// An engine without a map; nothing happens before [`Order::Map`].
     #[must_use]
     pub fn new(settings: EngineSettings, tiers: Tiers, now: Time) -> Self {
+        let mut evidence = Evidence::new(settings.half_life, now);
+        evidence.demand.set_on(settings.measures_demand);
         Self {
             pages: match settings.rebind {
                 true => GuestPages::in_pieces(settings.half_life),
                 false => GuestPages::new(settings.half_life),
             },
-            evidence: Evidence::new(settings.half_life, now),
+            evidence,
             mover: Mover::new(&settings, tiers, now),
             orders: Orders::new(settings),
             journal: Journal::new(VmState::Starting),
@@ -452,6 +455,7 @@ impl VmEngine {
             + self.pages.heap.memory_bytes()
             + self.mover.ping_pong.memory_bytes()
             + self.evidence.skew.memory_bytes()
+            + self.evidence.demand.memory_bytes()
     }
 
     /// How far the drain has come; `None` if none was asked for since the limit was set last.
@@ -484,6 +488,12 @@ impl VmEngine {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         views::snapshot::of(self)
+    }
+
+    /// How much DRAM the guest asks for. It is measured only with [`EngineSettings::measures_demand`].
+    #[must_use]
+    pub fn demand(&self, now: Time) -> Demand {
+        views::demand::of(self, now)
     }
 
     /// What moves wait for; `None` while pages move, or could move at once.

@@ -40,6 +40,21 @@ impl DualHeap {
         self.decay.value(self.key(self.pages.get(id.0)), now)
     }
 
+    /// The number of tracked pages in the chunk of 512 ids that this id lies in.
+    #[must_use]
+    pub fn tracked_in_chunk(&self, id: u32) -> u32 {
+        self.pages.tracked_in_chunk(id)
+    }
+
+    /// Calls `each` for the tracked pages among `ids`, with their decayed counts at `now`.
+    #[inline]
+    pub fn for_counts(&self, ids: Range<u32>, now: Time, mut each: impl FnMut(PageId, f32)) {
+        let fade = self.decay.value(1.0, now) as f32;
+        for (id, slot) in self.pages.iter_in(ids) {
+            each(PageId(id), self.key(slot) * fade);
+        }
+    }
+
     /// Asks for what is known of a page that is looked at soon, so that its cache miss overlaps others.
     pub fn prefetch(&self, id: PageId) {
         self.pages.read_ahead(id.0);
