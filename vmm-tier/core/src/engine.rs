@@ -44,7 +44,7 @@ pub use mover::{
     totals::Planned,
 };
 pub use orders::{
-    Order, Refusal, Reply,
+    HostGrant, Order, Refusal, Reply,
     drain::{DrainProgress, DrainStall},
     policy::{PolicyChange, PolicyError, PolicySnapshot},
 };
@@ -222,6 +222,14 @@ impl VmEngine {
             Order::Map(map) => self.set_map(now, map)?,
             Order::Pause(paused) => self.orders.conditions.operator_paused = paused,
             Order::Limit(bytes) => self.orders.set_limit(bytes),
+            Order::Grant(grant) => {
+                let before = self.orders.settings.rate_bytes_per_s;
+                self.orders.set_grant(grant);
+                // Grants come each second.
+                if self.orders.settings.rate_bytes_per_s != before {
+                    self.mover.set_rate(now, &self.orders.settings);
+                }
+            }
             Order::Drain(bytes) => {
                 let facts = self.drain_facts();
                 let known = facts.has_seen_all.then_some(facts.fast_bytes);
@@ -388,6 +396,13 @@ impl VmEngine {
     #[must_use]
     pub const fn notices_dropped(&self) -> u64 {
         self.journal.dropped()
+    }
+
+    /// The operator's limit of the fast tier. [`EngineSettings::fast_limit_bytes`] of
+    /// [`Self::settings`] is the limit in force.
+    #[must_use]
+    pub const fn operator_limit(&self) -> Option<u64> {
+        self.orders.operator_limit()
     }
 
     /// The settings in force.

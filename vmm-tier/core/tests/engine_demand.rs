@@ -5,7 +5,7 @@ use std::time::Duration;
 use tier_core::{
     addr::BASE_PAGE,
     arbiter::Rules,
-    engine::{DemandBasis, Event, Order, VmState},
+    engine::{DemandBasis, Event, HostGrant, Order, VmState},
     random::Random,
     sample::SourceKind,
     settings::EngineSettings,
@@ -13,7 +13,7 @@ use tier_core::{
 
 use crate::{
     accesses::{SPAN, accesses},
-    common::settings,
+    common::{FAST as FAST_NODE, settings},
     lab::{Lab, gups},
 };
 
@@ -179,4 +179,71 @@ fn demand_when_nothing_is_moved_is_what_the_guest_holds() {
     assert_eq!(lab.engine.demand(lab.now).basis, DemandBasis::Measured);
     lab.step(Event::Source(None));
     assert_eq!(lab.engine.demand(lab.now).basis, DemandBasis::Held);
+}
+
+/// Fast pages now.
+fn held(lab: &Lab) -> u64 {
+    lab.engine.snapshot().tiers[0].bytes / BASE_PAGE
+}
+
+#[test]
+fn share_when_it_falls_and_rises_is_filled_with_the_hottest_pages() {
+    let mut lab = Lab::new(gups(FRAMES, 4096), settings());
+    let weight = |frame: u32| match frame {
+        1024..1536 => 18.0,
+        1536..3072 => 10.0,
+        _ => 1.0,
+    };
+    let share = |pages: u64| {
+        Order::Grant(HostGrant {
+            share_bytes: Some(pages * BASE_PAGE),
+            rate_bytes_per_s: None,
+        })
+    };
+    let watch = |lab: &mut Lab| (0..50).for_each(|_| lab.observe(weight));
+    watch(&mut lab);
+    for (pages, hot, warm) in [(600, 512, 80), (1600, 512, 1000), (600, 512, 80)] {
+        lab.order(share(pages)).unwrap();
+        watch(&mut lab);
+        // Filled to within 2 %.
+        assert!((pages - pages / 50..=pages).contains(&held(&lab)));
+        let count = |range: std::ops::Range<u32>| {
+            let frames = &lab.kernel.frames[range.start as usize..range.end as usize];
+            frames
+                .iter()
+                .filter(|&&node| node == Some(FAST_NODE))
+                .count()
+        };
+        assert!(count(1024..1536) >= hot * 97 / 100, "{}", count(1024..1536));
+        assert!(
+            count(1536..3072) >= warm * 95 / 100,
+            "{}",
+            count(1536..3072)
+        );
+    }
+    // A share that stays moves nothing.
+    let moved = lab.moved();
+    watch(&mut lab);
+    assert!(lab.moved() - moved <= 40 * BASE_PAGE);
+}
+
+#[test]
+fn drain_when_the_share_is_smaller_is_done_below_its_own_target() {
+    let mut lab = Lab::new(gups(FRAMES, 4096), settings());
+    watch(&mut lab, 10, 10.0);
+    let pages = |pages: u64| pages * BASE_PAGE;
+    lab.order(Order::Grant(HostGrant {
+        share_bytes: Some(pages(1000)),
+        rate_bytes_per_s: Some(64 << 20),
+    }))
+    .unwrap();
+    lab.order(Order::Drain(pages(2000))).unwrap();
+    watch(&mut lab, 10, 10.0);
+    assert!(lab.engine.drain_progress().unwrap().done);
+    assert!(held(&lab) <= 1000);
+    // Without a share the operator's limit holds, which is the drain's.
+    lab.order(Order::Grant(HostGrant::default())).unwrap();
+    watch(&mut lab, 20, 10.0);
+    assert!((1900..=2000).contains(&held(&lab)), "{}", held(&lab));
+    assert!(lab.engine.drain_progress().unwrap().done);
 }

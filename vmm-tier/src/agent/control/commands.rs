@@ -74,7 +74,8 @@ impl Agent {
     /// Puts the policy in force that the command line, the configuration and `wish` together make.
     fn apply_policy(&mut self, wish: &PolicyOverride) -> Result<(), String> {
         let policy = self.settings.policy(wish)?;
-        let change = policy.change_of(self.engine.settings());
+        let rate = self.engine.policy().rate_bytes_per_s;
+        let change = policy.change_of(self.engine.settings(), rate);
         if change == PolicyChange::default() {
             return Ok(());
         }
