@@ -18,6 +18,8 @@ pub(crate) const REPORT_EVERY_MS: u64 = 1000;
 pub(crate) const LEASE_MS: u64 = 10_000;
 /// The most points of a demand curve.
 pub(crate) const MOST_POINTS: usize = MAX_POINTS;
+/// The most ranges of a guest's RAM.
+pub(crate) const MOST_RANGES: usize = 64;
 
 /// The arguments of `host-register`: which VM the agent serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,8 +36,10 @@ pub(crate) struct Register {
     /// The size of the pages that most of it is made of, in bytes.
     pub(crate) page_bytes: u64,
     /// The operator's limit of the fast tier, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) limit_bytes: Option<u64>,
     /// The share that is in force, if a daemon granted one that has not ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) share_bytes: Option<u64>,
 }
 
@@ -50,19 +54,26 @@ pub(crate) struct Report {
     /// Demand: bytes of DRAM, and the accesses a second that they would serve, at most
     /// [`MOST_POINTS`].
     pub(crate) curve: Vec<(u64, f64)>,
+    /// Where the guest's RAM lies in QEMU: first address and bytes of each range, by rising address, at
+    /// most [`MOST_RANGES`]. What the kernel says of other memory of QEMU is not the guest's.
+    pub(crate) ram: Vec<(u64, u64)>,
     /// Bytes of the guest on the fast tier, by the agent's account.
     pub(crate) fast_bytes: u64,
     /// Bytes of the guest in memory, of both tiers.
     pub(crate) present_bytes: u64,
     /// The operator's limit of the fast tier, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) limit_bytes: Option<u64>,
     /// The limit in force: the lesser of the operator's and the share.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) limit_in_force_bytes: Option<u64>,
     /// The agent's state, as `query-tier` calls it.
     pub(crate) state: String,
     /// The source that is believed, as `query-tier` calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<String>,
     /// The share of sampled accesses that DRAM served.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hit_ratio: Option<f64>,
     /// Bytes promoted since the agent's start.
     pub(crate) promoted_bytes: u64,
