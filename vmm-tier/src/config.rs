@@ -36,6 +36,7 @@ pub(crate) struct Config {
     name: Option<String>,
     control: Option<PathBuf>,
     proxy: Option<PathBuf>,
+    host: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     tiers: TierConfig,
     policy: PolicyConfig,
@@ -97,6 +98,8 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     pub(crate) control: Option<PathBuf>,
     pub(crate) proxy: Option<PathBuf>,
+    /// The socket of the host daemon.
+    pub(crate) host: Option<PathBuf>,
     pub(crate) run_dir: PathBuf,
     pub(crate) fast: Option<NodeSet>,
     pub(crate) slow: Option<NodeSet>,
@@ -178,6 +181,7 @@ impl Settings {
             name,
             control,
             proxy,
+            host,
             run_dir,
             tiers,
             policy,
@@ -216,6 +220,7 @@ impl Settings {
             name: args.name.or(name),
             control: args.control.or(control),
             proxy: args.proxy.or(proxy),
+            host: args.host.or(host),
             run_dir: run_dir.unwrap_or_else(|| PathBuf::from(RUN_DIR)),
             fast,
             slow,
@@ -433,6 +438,7 @@ mod tests {
         example.qmp.clone_from(&defaults.qmp);
         example.control = None;
         example.proxy = None;
+        example.host = None;
         assert_eq!(example, defaults);
     }
 

@@ -92,7 +92,7 @@ impl Agent {
 
     /// Sets the most bytes of the fast tier that the guest may hold, and publishes who set it.
     fn set_limit(&mut self, bytes: Option<u64>, who: &str) {
-        let old = self.engine.settings().fast_limit_bytes;
+        let old = self.engine.operator_limit();
         let words = |bytes: Option<u64>| bytes.map_or("none".to_owned(), size::human);
         tracing::info!(
             vm = self.vm.name,
@@ -101,7 +101,7 @@ impl Agent {
             who,
             "limit of the fast tier"
         );
-        self.clients.events.limit(old, bytes, who);
+        self.tell_limit_of_operator(bytes, who);
         // Never refused.
         let _ = self.order(engine::Order::Limit(bytes));
     }
@@ -139,13 +139,12 @@ impl Agent {
     }
 
     fn order_drain(&mut self, bytes: u64) -> Answer {
-        let old = self.engine.settings().fast_limit_bytes;
         tracing::info!(
             vm = self.vm.name,
             to = size::human(bytes),
             "drain of the fast tier"
         );
-        self.clients.events.limit(old, Some(bytes), OPERATOR);
+        self.tell_limit_of_operator(Some(bytes), OPERATOR);
         self.order(engine::Order::Drain(bytes))
             .map_err(|error| refusal(&error))?;
         let limit = LimitOverride { bytes: Some(bytes) };
