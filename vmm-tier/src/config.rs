@@ -438,7 +438,6 @@ mod tests {
         example.qmp.clone_from(&defaults.qmp);
         example.control = None;
         example.proxy = None;
-        example.host = None;
         assert_eq!(example, defaults);
     }
 

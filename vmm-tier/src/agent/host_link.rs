@@ -240,18 +240,18 @@ impl HostLink {
             News::Registered(lease) => {
                 self.state = HostState::Registered;
                 self.counts.registrations += 1;
-                // What is wrong with reports is so until a report is answered.
-                self.take_lease(&lease, guest_bytes, now)
+                // What is wrong with reports is so until a report is answered well.
+                let taken = self.take_lease(&lease, guest_bytes, now);
+                taken.err().and_then(|why| self.trouble_with(why))
             }
             News::Reported(lease) => {
                 self.counts.reports += 1;
-                let words = self.take_lease(&lease, guest_bytes, now);
-                let is_well = words.is_none() && !std::mem::replace(&mut self.is_well, true);
-                if is_well {
-                    self.trouble.end();
-                    return Some(Words::Registered);
+                if let Err(why) = self.take_lease(&lease, guest_bytes, now) {
+                    return self.trouble_with(why);
                 }
-                words
+                let was_well = std::mem::replace(&mut self.is_well, true);
+                self.trouble.end();
+                (!was_well).then_some(Words::Registered)
             }
             News::ReportRefused(why) => {
                 self.counts.refusals += 1;
@@ -273,15 +273,15 @@ impl HostLink {
         }
     }
 
-    fn take_lease(&mut self, lease: &Lease, guest_bytes: u64, now: Instant) -> Option<Words> {
+    fn take_lease(&mut self, lease: &Lease, guest_bytes: u64, now: Instant) -> Result<(), String> {
         match self.leases.take(lease, guest_bytes, now) {
             Ok(every) => {
                 self.every = every;
-                None
+                Ok(())
             }
             Err(error) => {
                 self.counts.bad_replies += 1;
-                self.trouble_with(error.to_string())
+                Err(error.to_string())
             }
         }
     }
