@@ -18,6 +18,7 @@ mod doctor;
 mod explain;
 mod guest_agent;
 mod guest_life;
+mod host_daemon;
 mod ibs_ring;
 mod large_traces;
 mod live_guest;
