@@ -95,10 +95,8 @@ fn demand_when_the_guest_rests_is_known_by_seldom_looks() {
 #[test]
 fn memory_when_a_scan_comes_to_it_once_a_minute_is_demand() {
     let mut lab = lab();
-    let mut round = 0;
     // Of 4096 pages, another 1/125 at each report of 400 ms: each once in 50 s.
-    for _ in 0..300 {
-        round += 1;
+    for round in 1..=300 {
         lab.observe(|frame| {
             let turn = frame.wrapping_mul(2_654_435_761) % 125;
             if frame < 4096 && turn == round % 125 {
