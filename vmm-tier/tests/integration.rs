@@ -22,6 +22,7 @@ mod guest_agent;
 mod guest_life;
 mod host_daemon;
 mod host_http;
+mod host_link;
 mod ibs_ring;
 mod large_traces;
 mod live_guest;

@@ -42,7 +42,6 @@
 mod curve;
 mod division;
 mod fairness;
-mod heat_buckets;
 pub mod history;
 mod moves;
 mod pace;
@@ -56,7 +55,6 @@ pub use self::{
     curve::{DemandCurve, MAX_POINTS, Piece, Point},
     division::{Division, Due, divide},
     fairness::{Fairness, FairnessMeter, Standing, jain},
-    heat_buckets::HeatBuckets,
     moves::{Moving, deal_moves},
     terms::{AdmitError, MAX_VMS, MAX_WEIGHT, MIN_WEIGHT, Terms, admit},
 };

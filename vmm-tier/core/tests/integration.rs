@@ -18,6 +18,7 @@ mod engine;
 mod engine_bias;
 mod engine_counts;
 mod engine_cpusets;
+mod engine_demand;
 mod engine_folios;
 mod engine_grids;
 mod engine_nodes;

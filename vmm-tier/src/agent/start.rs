@@ -22,7 +22,7 @@ use tier_sys::{
 use super::{
     ASKER_ENDED, Agent, Tap,
     clients::Clients,
-    engine_settings,
+    engine_settings, host_link,
     operator_settings::OperatorSettings,
     pace::Pace,
     page_work::{Growth, PageWork, PoolMoves, Rebinder, Worker},
@@ -98,6 +98,7 @@ fn start(
         Some(_) => (StateFile::nowhere(&root, &name, pid), Overrides::default()),
     };
     let run_dir = settings.run_dir.clone();
+    let settings_host = settings.host.clone();
     let growth = settings.hugetlb_grow.then(|| engine.tiers().only_nodes());
     let growth = growth.flatten().map(|nodes| Growth {
         nodes,
@@ -121,9 +122,12 @@ fn start(
         migration,
     } = connected;
     let client = Arc::clone(&monitor.client);
-    let strain = StrainReader::new(MemoryPressure::of(&root, pid));
+    let vm = Vm::new(name, root, pid, process);
+    let host = settings_host.filter(|_| tap.is_none());
+    let host = host_link::start(host.as_deref(), &vm, &engine)?;
+    let strain = StrainReader::new(MemoryPressure::of(&vm.root, pid));
     let mut agent = Agent {
-        vm: Vm::new(name, root, pid, process),
+        vm,
         engine,
         qemu: Qemu::new(asker, monitor, mapped, map_took),
         page_work: PageWork::new(worker, growth, run_dir),
@@ -131,6 +135,7 @@ fn start(
         clients,
         settings,
         pace: Pace::new(Instant::now()),
+        host,
         strain,
         pools: Vec::new(),
         signals,
