@@ -66,10 +66,10 @@ tier_core::report! {
         #[metric(exempt = "text; the same for all VMs of a host")]
         socket: String,
         /// How the agent stands with the daemon.
-        #[metric(states = "host_state")]
+        #[metric(states = "host_link_state")]
         state: HostState,
         /// What is wrong with the daemon or its replies, if something is.
-        #[metric(exempt = "text; `vmm_tier_host_state` and the counters say that it is so")]
+        #[metric(exempt = "text; `vmm_tier_host_link_state` and the counters say that it is so")]
         trouble: Option<String>,
         /// Whose limit of the fast tier is in force, if there is a limit: the lesser of both.
         #[metric(states = "limit_owner")]
@@ -78,13 +78,13 @@ tier_core::report! {
         #[metric(gauge = "operator_limit_bytes")]
         operator_limit_bytes: Option<u64>,
         /// The share of the fast tier that the daemon grants; absent if none holds.
-        #[metric(gauge = "host_share_bytes")]
+        #[metric(gauge = "host_link_share_bytes")]
         share_bytes: Option<u64>,
         /// For how many seconds the share holds if the daemon says nothing more.
-        #[metric(gauge = "host_lease_left_seconds")]
+        #[metric(gauge = "host_link_lease_left_seconds")]
         lease_left_s: Option<f64>,
         /// Most bytes moved a second that the daemon grants; absent if no lease holds.
-        #[metric(gauge = "host_rate_limit_bytes_per_second")]
+        #[metric(gauge = "host_link_rate_limit_bytes_per_second")]
         move_bytes_per_s: Option<u64>,
         /// Most bytes moved a second, in force: the lesser of the daemon's and the policy's.
         #[metric(gauge = "rate_in_force_bytes_per_second")]
@@ -97,19 +97,19 @@ tier_core::report! {
         #[metric(states = "demand_basis")]
         demand_basis: DemandBasis,
         /// Times that the daemon took the VM.
-        #[metric(counter = "host_registrations", since = "the agent's start")]
+        #[metric(counter = "host_link_registrations", since = "the agent's start")]
         registrations: u64,
         /// Reports that the daemon answered with a lease.
-        #[metric(counter = "host_reports", since = "the agent's start")]
+        #[metric(counter = "host_link_reports", since = "the agent's start")]
         reports: u64,
         /// Registrations and reports that the daemon refused.
-        #[metric(counter = "host_refusals", since = "the agent's start")]
+        #[metric(counter = "host_link_refusals", since = "the agent's start")]
         refusals: u64,
         /// Replies that were no lease, or one that is not believed.
-        #[metric(counter = "host_bad_replies", since = "the agent's start")]
+        #[metric(counter = "host_link_bad_replies", since = "the agent's start")]
         bad_replies: u64,
         /// Shares that ended as the daemon granted no more.
-        #[metric(counter = "host_leases_ended", since = "the agent's start")]
+        #[metric(counter = "host_link_leases_ended", since = "the agent's start")]
         leases_ended: u64,
     }
 }
