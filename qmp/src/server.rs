@@ -40,6 +40,7 @@ pub(crate) use self::{
 };
 use crate::{
     QmpError,
+    client::PeerCredentials,
     codec::Limits,
     commands::{VersionInfo, VersionTriple},
     event::Event,
@@ -67,6 +68,32 @@ pub trait Handler: Send + Sync {
     /// What the client gets as the reply's `error`.
     fn handle(&self, name: &str, arguments: Map<String, Value>) -> Result<Value, QmpError>;
 
+    /// Carries out a command as [`handle`](Self::handle) does, for a handler that must know who asks.
+    ///
+    /// # Errors
+    /// As [`handle`](Self::handle).
+    fn handle_for(
+        &self,
+        connection: &Connection,
+        name: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<Value, QmpError> {
+        let _ = connection;
+        self.handle(name, arguments)
+    }
+
+    /// A connection has ended; no call of it is under way any more.
+    fn disconnected(&self, connection: &Connection) {
+        let _ = connection;
+    }
+
+    /// Whether events go to this connection. It is asked for each event, under a lock of the server:
+    /// it must be quick and call nothing of the server.
+    fn gets_events(&self, connection: &Connection) -> bool {
+        let _ = connection;
+        true
+    }
+
     /// Carries out a command that takes file descriptors ([`CommandSpec::fds`]), with those that
     /// came, at most [`MAX_FDS`](crate::MAX_FDS). What isn't kept is closed.
     ///
@@ -81,6 +108,15 @@ pub trait Handler: Send + Sync {
         drop(fds);
         self.handle(name, arguments)
     }
+}
+
+/// A connection of a client to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its number; no other connection of the server ever has the same.
+    pub id: u64,
+    /// Who connected, by what the kernel says; `None` if the process has no id in this pid namespace.
+    pub peer: Option<PeerCredentials>,
 }
 
 /// Bounds of a server, and how it names itself.

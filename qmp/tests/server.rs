@@ -3,7 +3,7 @@
 use std::{
     os::unix::{fs::PermissionsExt, net::UnixListener},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use qmp::{
     Client, Event, QmpError, Server,
     client::Options as ClientOptions,
     commands::QueryCommands,
-    server::{BindError, CommandSpec, Handler, MemberSpec, Options, TypeSpec},
+    server::{BindError, CommandSpec, Connection, Handler, MemberSpec, Options, TypeSpec},
 };
 use serde_json::{Map, Value, json};
 
@@ -533,4 +533,74 @@ fn anothers_file_stays_when_it_took_the_servers_place() {
     drop(server);
 
     assert!(path.exists());
+}
+
+/// Tells each connection what the server knows of it, and remembers those that ended.
+#[derive(Default)]
+struct WhoAsks {
+    ended: Mutex<Vec<u64>>,
+}
+
+impl Handler for WhoAsks {
+    fn commands(&self) -> &[CommandSpec] {
+        COMMANDS
+    }
+
+    fn handle(&self, _name: &str, _arguments: Map<String, Value>) -> Result<Value, QmpError> {
+        Err(QmpError::generic("nobody asks"))
+    }
+
+    fn handle_for(
+        &self,
+        connection: &Connection,
+        _name: &str,
+        _arguments: Map<String, Value>,
+    ) -> Result<Value, QmpError> {
+        let uid = connection.peer.map(|peer| peer.uid);
+        let pid = connection.peer.map(|peer| peer.pid);
+        Ok(json!({"id": connection.id, "pid": pid, "uid": uid}))
+    }
+
+    fn disconnected(&self, connection: &Connection) {
+        self.ended.lock().unwrap().push(connection.id);
+    }
+
+    /// Every second connection.
+    fn gets_events(&self, connection: &Connection) -> bool {
+        connection.id.is_multiple_of(2)
+    }
+}
+
+#[test]
+fn handler_when_it_asks_for_it_knows_who_calls_and_who_left() {
+    let (_folder, path) = socket();
+    let handler = Arc::new(WhoAsks::default());
+    let server = Server::bind(&path, handler.clone(), Options::default()).unwrap();
+    let (mut first, mut second) = (negotiated(&path), negotiated(&path));
+
+    let (one, other) = (
+        first.ask("{'execute':'void'}"),
+        second.ask("{'execute':'void'}"),
+    );
+
+    let pid = std::process::id();
+    assert_eq!(one["return"]["pid"], pid);
+    assert_eq!(one["return"]["uid"], rustix::process::getuid().as_raw());
+    assert_ne!(one["return"]["id"], other["return"]["id"]);
+    assert_eq!(first.ask("{'execute':'void'}"), one, "it stays the same");
+
+    server.broadcast(&Event::now("NEWS", json!({})));
+    let hears = [&one, &other].map(|it| it["return"]["id"].as_u64().unwrap().is_multiple_of(2));
+    for (raw, hears) in [(&mut first, hears[0]), (&mut second, hears[1])] {
+        let next = raw.ask("{'execute':'void'}");
+        assert_eq!(next["event"] == "NEWS", hears, "{next}");
+    }
+
+    drop(first);
+    wait_until("the first to have ended", || {
+        *handler.ended.lock().unwrap() == [one["return"]["id"].as_u64().unwrap()]
+    });
+    drop(second);
+    drop(server);
+    assert_eq!(handler.ended.lock().unwrap().len(), 2);
 }

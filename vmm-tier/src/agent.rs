@@ -16,6 +16,7 @@
 mod clients;
 mod control;
 mod events;
+mod host_link;
 mod lifecycle;
 mod log_once;
 mod operator_settings;
@@ -56,6 +57,7 @@ pub(crate) use start::{record, run};
 use self::{
     clients::Clients,
     control::{Pauser, Request},
+    host_link::HostLink,
     operator_settings::OperatorSettings,
     pace::{Pace, Stir},
     page_work::{Done, Growth, PageWork, memory_of},
@@ -70,6 +72,10 @@ use crate::{log::with_causes, source::thread::Report};
 const ASKER_ENDED: &str =
     "the thread that asks QEMU ended: start the agent again, and report what it printed";
 
+/// Why an agent without its link to the host daemon can't go on.
+const LINK_ENDED: &str = "the thread that speaks with the host daemon ended: start the agent again, and \
+                          report what it printed";
+
 /// What the agent waits for. `None` where the other end is gone.
 enum News {
     Qemu(Option<qmp::Event>),
@@ -78,6 +84,8 @@ enum News {
     Worker(Option<Done>),
     Control(Option<Request>),
     Proxy(Option<Request>),
+    /// `None` if the thread that speaks with the host daemon ended.
+    Host(Option<host_link::News>),
     /// A signal asks the agent to end.
     Told,
     /// Time passed.
@@ -94,6 +102,8 @@ struct Agent {
     clients: Clients,
     settings: OperatorSettings,
     pace: Pace,
+    /// The host daemon, if the agent was told of one.
+    host: Option<HostLink>,
     strain: StrainReader,
     /// The hugetlb pools that back the guest, as they were when the nodes' memory was read last.
     pools: Vec<HugePool>,
@@ -123,6 +133,8 @@ impl Agent {
                 }
                 News::Control(None) => self.clients.end_control(),
                 News::Proxy(None) => self.clients.end_proxy(),
+                News::Host(Some(news)) => self.on_host_news(news),
+                News::Host(None) => anyhow::bail!(LINK_ENDED),
                 News::None => self.on_idle(),
             }
             let now = Instant::now();
@@ -138,7 +150,8 @@ impl Agent {
     /// Waits until something happens. Holds no end of a channel afterwards: one that lived on while a
     /// socket or a thread is seen off would keep the others waiting.
     fn wait_for_news(&self, timeout: Duration) -> News {
-        let (no_event, no_request) = (never(), never());
+        let (no_event, no_request, no_host) = (never(), never(), never());
+        let host = self.host.as_ref().map_or(&no_host, HostLink::news);
         let events = self.qemu.events().unwrap_or(&no_event);
         let asked = self.clients.requests().unwrap_or(&no_request);
         let asked_by_proxy = self.clients.proxy_requests().unwrap_or(&no_request);
@@ -152,6 +165,7 @@ impl Agent {
             recv(self.page_work.done()) -> done => News::Worker(done.ok()),
             recv(asked) -> asked => News::Control(asked.ok()),
             recv(asked_by_proxy) -> asked => News::Proxy(asked.ok()),
+            recv(host) -> news => News::Host(news.ok()),
             default(timeout) => News::None,
         }
     }
@@ -261,6 +275,7 @@ impl Agent {
         }
         self.look_at_sources(now);
         self.step(Event::Tick);
+        self.look_at_host(now);
         let refused = self.page_work.refuses_moves();
         self.clients
             .events
@@ -297,15 +312,14 @@ impl Agent {
             Done::Scanned(report) | Done::NotScanned(report, _) => {
                 self.step(Event::Scanned(report));
             }
-            Done::Moved(report) => {
+            // Also of a batch or a pair that was refused, pages may have moved.
+            Done::Moved(report) | Done::Refused(report, _) => {
                 self.read_nodes(Instant::now());
                 self.sources.moved(&report);
                 self.step(Event::Moved(report));
             }
             Done::Reshaped(report, _) => self.step(Event::Reshaped(report)),
-            Done::Refused(report, _) => self.step(Event::Moved(report)),
             Done::Rebound(report, _) => self.step(Event::Rebound(report)),
-            // Also of a pair that was refused, pages may have moved.
             Done::Paired(demoted, promoted) | Done::PairRefused(demoted, promoted, _) => {
                 self.read_nodes(Instant::now());
                 for report in [demoted, promoted] {
@@ -439,6 +453,8 @@ enum End {
 /// The engine's settings for a guest of `guest_bytes` bytes.
 fn engine_settings(settings: &crate::config::Settings, guest_bytes: u64) -> EngineSettings {
     EngineSettings {
+        // `record` moves nothing, and speaks with no daemon.
+        measures_demand: settings.host.is_some(),
         fast_limit_bytes: settings.fast_limit.map(|limit| limit.bytes(guest_bytes)),
         ..settings.engine.clone()
     }

@@ -36,6 +36,7 @@ pub(crate) struct Config {
     name: Option<String>,
     control: Option<PathBuf>,
     proxy: Option<PathBuf>,
+    host: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     tiers: TierConfig,
     policy: PolicyConfig,
@@ -97,6 +98,8 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     pub(crate) control: Option<PathBuf>,
     pub(crate) proxy: Option<PathBuf>,
+    /// The socket of the host daemon.
+    pub(crate) host: Option<PathBuf>,
     pub(crate) run_dir: PathBuf,
     pub(crate) fast: Option<NodeSet>,
     pub(crate) slow: Option<NodeSet>,
@@ -147,27 +150,35 @@ pub(crate) enum ConfigError {
 
 impl Config {
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |reason: String| ConfigError::Unreadable {
-            path: path.to_owned(),
-            reason,
-        };
-        let mut text = String::new();
-        // Bounded while it is read: a device or a pipe has no length to look at.
-        std::fs::File::open(path)
-            .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
-            .map_err(|e| unreadable(e.to_string()))?;
-        if text.len() as u64 > MAX_BYTES {
-            return Err(unreadable(format!("it has more than {MAX_BYTES} bytes")));
-        }
-        Self::parse(&text).map_err(|reason| ConfigError::Malformed {
-            path: path.to_owned(),
-            reason,
-        })
+        read_file(path, Self::parse)
     }
 
     fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())
     }
+}
+
+/// Reads a configuration file, and understands it by `parse`.
+pub(crate) fn read_file<T>(
+    path: &Path,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, ConfigError> {
+    let unreadable = |reason: String| ConfigError::Unreadable {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut text = String::new();
+    // Bounded while it is read: a device or a pipe has no length to look at.
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
+        .map_err(|e| unreadable(e.to_string()))?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(unreadable(format!("it has more than {MAX_BYTES} bytes")));
+    }
+    parse(&text).map_err(|reason| ConfigError::Malformed {
+        path: path.to_owned(),
+        reason,
+    })
 }
 
 impl Settings {
@@ -178,6 +189,7 @@ impl Settings {
             name,
             control,
             proxy,
+            host,
             run_dir,
             tiers,
             policy,
@@ -216,6 +228,7 @@ impl Settings {
             name: args.name.or(name),
             control: args.control.or(control),
             proxy: args.proxy.or(proxy),
+            host: args.host.or(host),
             run_dir: run_dir.unwrap_or_else(|| PathBuf::from(RUN_DIR)),
             fast,
             slow,
@@ -229,7 +242,7 @@ impl Settings {
     }
 }
 
-fn nodes(
+pub(crate) fn nodes(
     key: &'static str,
     arg: Option<NodeSet>,
     file: Option<String>,
@@ -270,7 +283,7 @@ fn check_policy(name: Option<&str>) -> Result<(), ConfigError> {
 }
 
 /// A time in seconds within its bounds.
-fn seconds(
+pub(crate) fn seconds(
     key: &'static str,
     value: Option<f64>,
     default: Duration,
@@ -290,7 +303,7 @@ fn seconds(
 }
 
 /// A number within its bounds.
-fn number(
+pub(crate) fn number(
     key: &'static str,
     value: Option<f64>,
     default: f64,
@@ -308,7 +321,7 @@ fn number(
 }
 
 /// A share of one CPU, which the file names in percent.
-fn percent(
+pub(crate) fn percent(
     key: &'static str,
     value: Option<f64>,
     default: f64,
@@ -319,7 +332,7 @@ fn percent(
 }
 
 /// An amount of memory within its bounds.
-fn bytes(
+pub(crate) fn bytes(
     key: &'static str,
     value: Option<Size>,
     default: u64,

@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 #[cfg(test)]
 mod generated_page;
+mod host;
 mod log;
 mod map_cmd;
 mod metrics;
@@ -16,6 +17,9 @@ mod policy_journal;
 mod pool_drift;
 mod record;
 mod record_file;
+mod reply;
+mod report_schema;
+mod signals;
 mod source;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -32,6 +36,7 @@ use tracing_subscriber::{
 use crate::{
     config::{Config, RunArgs, Settings},
     explain::ExplainArgs,
+    host::HostArgs,
     metrics::MetricsArgs,
     record::RecordArgs,
 };
@@ -52,6 +57,8 @@ struct Cli {
 enum Command {
     /// Tier one QEMU guest: run beside it until it ends
     Run(Box<RunArgs>),
+    /// Divide the host's DRAM among the VMs whose agents report here (run --host)
+    Host(Box<HostArgs>),
     /// Send one QMP command to an agent's control socket and print the reply
     #[command(
         after_help = "Exit status: 0 on a return, 1 on an error reply or if the agent can't be reached."
@@ -133,6 +140,9 @@ fn main() -> ExitCode {
         .with(lines)
         .with(log_filter(std::env::var("VMM_TIER_LOG").ok().as_deref()))
         .init();
+    if let Err(error) = tier_sys::open_files::raise_limit() {
+        tracing::debug!("the limit of open files stays: {error}");
+    }
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -156,6 +166,7 @@ fn log_filter(wanted: Option<&str>) -> Targets {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run(*args),
+        Command::Host(args) => host::run(*args),
         Command::Ctl {
             socket,
             command,

@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod reference;
+#[cfg(test)]
+pub(crate) mod tools;
 
 use std::{
     collections::HashSet,

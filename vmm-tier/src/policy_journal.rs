@@ -3,17 +3,23 @@
 //! A policy stays with the file when the agent that set it is gone. Its record lets the next agent of
 //! the guest, or `vmm-tier doctor --repair`, put back what was there, and nothing else: a policy that is
 //! neither of those the agent sets is somebody else's, and stays.
+//!
+//! What a dead agent left is read and restored under a lock, and the next agent does that before it
+//! begins: so nobody restores by a record that an agent has replaced by its own. The record of an agent
+//! that runs needs no lock: nobody else touches it.
 
 use std::{
     collections::BTreeSet,
     io,
     ops::Range,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 use tier_core::{addr::NodeSet, tiers::Tiers};
 use tier_sys::{
+    file_lock::FileLock,
     knobs,
     maps::{self, Mapping},
     mempolicy::{MempolicyError, Policy, PolicyRun, SharedRange},
@@ -25,6 +31,10 @@ use crate::record_file::{self, Record};
 
 /// The folder of the records in the run directory.
 const FOLDER: &str = "policies";
+/// The file of the lock in the run directory.
+const LOCK: &str = "policies.lock";
+/// How long others may have the lock: each restores the policies of the guests of dead agents.
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most runs of different policies that the guest's memory may have at first. A memory backend has
 /// one.
 const MOST_RUNS: usize = 4096;
@@ -43,6 +53,8 @@ pub(crate) enum PolicyJournalError {
          the guest ends, then remove the file"
     )]
     Damaged { path: PathBuf, reason: String },
+    #[error("others restore the NUMA policies that agents left just now: {path} is locked")]
+    Locked { path: PathBuf },
     #[error("agent {agent} runs and has replaced NUMA policies of this guest: {path}")]
     InUse { agent: u32, path: PathBuf },
     #[error("the mappings of process {pid} can't be read")]
@@ -56,6 +68,15 @@ pub(crate) enum PolicyJournalError {
          cpuset.mems of its control group (systemd: AllowedMemoryNodes=)"
     )]
     NotAllowed { policy: Policy },
+}
+
+/// Takes the lock under which the records of dead agents are restored. Gives up after `timeout`.
+pub(crate) fn lock(run_dir: &Path, timeout: Duration) -> Result<FileLock, PolicyJournalError> {
+    let path = run_dir.join(LOCK);
+    FileLock::take(&path, timeout).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => PolicyJournalError::Locked { path },
+        _ => unwritable(&path, source),
+    })
 }
 
 /// A range of a file in which policies are replaced.
@@ -161,6 +182,7 @@ pub(crate) struct PolicyRecord {
 /// Where the replaced policies of one VM are written down.
 #[derive(Clone, Debug)]
 pub(crate) struct PolicyJournal {
+    run_dir: PathBuf,
     path: PathBuf,
     root: SysRoot,
     record: PolicyRecord,
@@ -177,6 +199,7 @@ impl PolicyJournal {
         tiers: &Tiers,
     ) -> Self {
         Self {
+            run_dir: run_dir.to_owned(),
             path: run_dir.join(FOLDER).join(name),
             root: root.clone(),
             record: PolicyRecord {
@@ -272,6 +295,10 @@ impl PolicyJournal {
 
     /// Restores what an agent left that was killed. `None` if none did.
     pub(crate) fn repair(&self) -> Result<Option<Restored>, PolicyJournalError> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let _lock = lock(&self.run_dir, LOCK_TIMEOUT)?;
         let Some(record) = read(&self.path)? else {
             return Ok(None);
         };
@@ -317,7 +344,7 @@ impl PolicyRecord {
     }
 
     /// Restores the policies and removes the record, which is at `path`. Where the guest has ended, its
-    /// memory is gone with its policies.
+    /// memory is gone with its policies. The record of a dead agent: only under the [`lock`].
     pub(crate) fn restore(
         &self,
         root: &SysRoot,
@@ -355,7 +382,8 @@ impl PolicyRecord {
         if let Some(error) = trouble {
             return Err(error.into());
         }
-        // Meanwhile a new agent may have restored them, and have written down what it replaces.
+        // An agent of an older version, which takes no lock, may have restored them meanwhile, and have
+        // written down what it replaces.
         if read(path).is_ok_and(|found| found.is_some_and(|found| found != *self)) {
             return Ok(restored);
         }

@@ -5,6 +5,8 @@
 mod exposition;
 #[path = "played/guest.rs"]
 mod guest;
+#[path = "played/host.rs"]
+mod host;
 mod live;
 mod played;
 #[path = "played/recorder.rs"]
@@ -18,6 +20,9 @@ mod doctor;
 mod explain;
 mod guest_agent;
 mod guest_life;
+mod host_daemon;
+mod host_http;
+mod host_link;
 mod ibs_ring;
 mod large_traces;
 mod live_guest;

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::Arc,
 };
 
 use serde_json::json;
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Families that a dry run without a source that moves pages may lack.
-const MAY_LACK: [&str; 14] = [
+const MAY_LACK: [&str; 17] = [
     "vmm_tier_bias_deviation",
     "vmm_tier_bias_fast_to_slow_ratio",
     "vmm_tier_bias_held_pages",
@@ -22,6 +23,9 @@ const MAY_LACK: [&str; 14] = [
     "vmm_tier_brake_rate_bytes",
     "vmm_tier_brake_returned_ratio",
     "vmm_tier_hit_ratio",
+    "vmm_tier_host_link_lease_left_seconds",
+    "vmm_tier_host_link_rate_limit_bytes_per_second",
+    "vmm_tier_host_link_share_bytes",
     "vmm_tier_move_cost_seconds",
     "vmm_tier_source_coverage_ratio",
     "vmm_tier_source_precision_ratio",
@@ -51,11 +55,13 @@ fn value(families: &[Family], family: &str, labels: &[(&str, &str)]) -> Option<f
     samples.find(has_all).map(|sample| sample.value)
 }
 
-/// The families of docs/metrics.md: name of samples and type.
+/// The agents' families of docs/metrics.md: name of samples and type.
 fn documented() -> Vec<(String, String)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
     let page = std::fs::read_to_string(path).unwrap();
-    let (families, _) = page.split_once("## Words of labels").unwrap();
+    let (families, _) = page
+        .split_once("## Metric families of the host daemon")
+        .unwrap();
     let rows = families
         .lines()
         .filter_map(|line| line.strip_prefix("| `vmm_tier_"));
@@ -71,7 +77,9 @@ fn documented() -> Vec<(String, String)> {
 fn agent_when_asked_gives_the_documented_figures() {
     let folder = tempfile::tempdir().unwrap();
     let _server = Qemu::new().serve(&folder.path().join("qmp"));
-    let mut agent = Agent::start(folder);
+    // Nobody serves it, so no share is granted.
+    let host = format!("host = '{}'\n", folder.path().join("host.sock").display());
+    let mut agent = Agent::start_in(Arc::new(folder), &host);
     agent.ask_until(|reply| reply["tiers"][0]["bytes"] == 31 * MIB);
     let pin = json!({"start": 4 * MIB, "bytes": MIB, "tier": "fast", "when-full": "fill"});
     agent.ask("tier-pin", Some(pin));

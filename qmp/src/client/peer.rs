@@ -18,7 +18,7 @@ pub struct PeerCredentials {
 impl PeerCredentials {
     /// The credentials of `stream`'s other end; `None` when its process has no id in this pid
     /// namespace (the kernel then says 0, which is why rustix's non-zero `Pid` is no use here).
-    pub(super) fn of(stream: &UnixStream) -> io::Result<Option<Self>> {
+    pub(crate) fn of(stream: &UnixStream) -> io::Result<Option<Self>> {
         let found = getsockopt(stream, sockopt::PeerCredentials)?;
         let pid = u32::try_from(found.pid()).ok().filter(|&pid| pid != 0);
         Ok(pid.map(|pid| Self {

@@ -10,7 +10,8 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{connection, hub::Hub, peer::Peer};
+use super::{Connection, connection, hub::Hub, peer::Peer};
+use crate::client::PeerCredentials;
 
 /// How long clients may take for what waits for them when the server ends.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -74,7 +75,11 @@ fn accept(hub: &Arc<Hub>) {
 /// Registers a client and starts its thread.
 fn serve(number: u64, stream: UnixStream, hub: &Arc<Hub>) -> io::Result<JoinHandle<()>> {
     let counters = Arc::clone(&hub.counters);
-    let peer = Peer::new(number, stream.try_clone()?, &hub.options, counters);
+    let connection = Connection {
+        id: number,
+        peer: PeerCredentials::of(&stream)?,
+    };
+    let peer = Peer::new(connection, stream.try_clone()?, &hub.options, counters);
     let peer = Arc::new(peer);
     hub.peers().insert(number, Arc::clone(&peer));
     hub.counters.accepted.fetch_add(1, Ordering::Relaxed);
@@ -108,6 +113,7 @@ impl Drop for Leave<'_> {
     fn drop(&mut self) {
         self.hub.peers().remove(&self.peer.number());
         self.peer.abort();
+        self.hub.handler.disconnected(self.peer.connection());
         debug!(client = self.peer.number(), "client left");
     }
 }

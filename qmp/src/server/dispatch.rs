@@ -220,7 +220,10 @@ impl<'a> Session<'a> {
         if theirs.is_some() && name != NEGOTIATE.name {
             return match spec.fds {
                 true => self.hub.handler.handle_with_fds(&name, arguments, fds),
-                false => self.hub.handler.handle(&name, arguments),
+                false => {
+                    let connection = self.peer.connection();
+                    (self.hub.handler).handle_for(connection, &name, arguments)
+                }
             };
         }
         match name.as_str() {

@@ -95,7 +95,9 @@ impl Hub {
                 return;
             }
         };
-        for peer in self.peers().values().filter(|peer| peer.is_negotiated()) {
+        let hears =
+            |peer: &&Arc<Peer>| peer.is_negotiated() && self.handler.gets_events(peer.connection());
+        for peer in self.peers().values().filter(hears) {
             peer.offer(Arc::clone(&line));
         }
     }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tracing::{debug, warn};
 
 use super::{
-    Options,
+    Connection, Options,
     pending::Pending,
     queue::{Next, Queue},
 };
@@ -31,7 +31,7 @@ pub(super) struct Counters {
 
 #[derive(Debug)]
 pub(super) struct Peer {
-    number: u64,
+    connection: Connection,
     stream: UnixStream,
     queue: Queue,
     /// Commands that were sent on: in band, and out of band.
@@ -45,13 +45,13 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(
-        number: u64,
+        connection: Connection,
         stream: UnixStream,
         options: &Options,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
-            number,
+            connection,
             stream,
             queue: Queue::new(options.queue_messages, options.queue_bytes),
             in_band: Pending::default(),
@@ -64,7 +64,11 @@ impl Peer {
     }
 
     pub(super) fn number(&self) -> u64 {
-        self.number
+        self.connection.id
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// Whether it gets events.
@@ -106,13 +110,13 @@ impl Peer {
     fn encode(&self, message: &impl serde::Serialize) -> Option<Arc<[u8]>> {
         let line = encode_crlf(message);
         line.map(Into::into)
-            .inspect_err(|error| debug!(%error, client = self.number, "can't encode a message"))
+            .inspect_err(|error| debug!(%error, client = self.number(), "can't encode a message"))
             .ok()
     }
 
     fn write_now(&self, bytes: &[u8]) -> usize {
         fds::write_now(&self.stream, bytes).unwrap_or_else(|error| {
-            debug!(%error, client = self.number, "writing ended");
+            debug!(%error, client = self.number(), "writing ended");
             self.hang_up();
             bytes.len()
         })
@@ -184,7 +188,7 @@ impl Peer {
         if self.abort() {
             self.counters.too_slow.fetch_add(1, Ordering::Relaxed);
             warn!(
-                client = self.number,
+                client = self.number(),
                 "disconnected a client that does not read"
             );
         }

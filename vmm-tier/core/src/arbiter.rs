@@ -42,7 +42,8 @@
 mod curve;
 mod division;
 mod fairness;
-mod heat_buckets;
+pub mod history;
+mod moves;
 mod pace;
 mod terms;
 mod water;
@@ -54,7 +55,7 @@ pub use self::{
     curve::{DemandCurve, MAX_POINTS, Piece, Point},
     division::{Division, Due, divide},
     fairness::{Fairness, FairnessMeter, Standing, jain},
-    heat_buckets::HeatBuckets,
+    moves::{Moving, deal_moves},
     terms::{AdmitError, MAX_VMS, MAX_WEIGHT, MIN_WEIGHT, Terms, admit},
 };
 use crate::time::Time;

@@ -44,7 +44,7 @@ pub use mover::{
     totals::Planned,
 };
 pub use orders::{
-    Order, Refusal, Reply,
+    HostGrant, Order, Refusal, Reply,
     drain::{DrainProgress, DrainStall},
     policy::{PolicyChange, PolicyError, PolicySnapshot},
 };
@@ -52,6 +52,7 @@ pub use pins::pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot,
 pub use reshape::{ReshapeOutcome, ReshapeReport, ReshapeRequest, Shape};
 pub use state::VmState;
 pub use views::{
+    demand::{Demand, DemandBasis},
     explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
     heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
     sentences,
@@ -158,12 +159,14 @@ impl VmEngine {
     /// An engine without a map; nothing happens before [`Order::Map`].
     #[must_use]
     pub fn new(settings: EngineSettings, tiers: Tiers, now: Time) -> Self {
+        let mut evidence = Evidence::new(settings.half_life, now);
+        evidence.demand.set_on(settings.measures_demand);
         Self {
             pages: match settings.rebind {
                 true => GuestPages::in_pieces(settings.half_life),
                 false => GuestPages::new(settings.half_life),
             },
-            evidence: Evidence::new(settings.half_life, now),
+            evidence,
             mover: Mover::new(&settings, tiers, now),
             orders: Orders::new(settings),
             journal: Journal::new(VmState::Starting),
@@ -201,7 +204,12 @@ impl VmEngine {
                     self.mover.strain.end();
                 }
             }
-            Event::Guest { stopped } => self.orders.conditions.guest_stopped = stopped,
+            Event::Guest { stopped } => {
+                let before = std::mem::replace(&mut self.orders.conditions.guest_stopped, stopped);
+                if before != stopped {
+                    self.mover.strain.interrupt();
+                }
+            }
             Event::Monitor { attached } => self.orders.conditions.attached = attached,
             Event::Tick => {}
         }
@@ -219,6 +227,14 @@ impl VmEngine {
             Order::Map(map) => self.set_map(now, map)?,
             Order::Pause(paused) => self.orders.conditions.operator_paused = paused,
             Order::Limit(bytes) => self.orders.set_limit(bytes),
+            Order::Grant(grant) => {
+                let before = self.orders.settings.rate_bytes_per_s;
+                self.orders.set_grant(grant);
+                // Grants come each second.
+                if self.orders.settings.rate_bytes_per_s != before {
+                    self.mover.set_rate(now, &self.orders.settings);
+                }
+            }
             Order::Drain(bytes) => {
                 let facts = self.drain_facts();
                 let known = facts.has_seen_all.then_some(facts.fast_bytes);
@@ -387,6 +403,13 @@ impl VmEngine {
         self.journal.dropped()
     }
 
+    /// The operator's limit of the fast tier. [`EngineSettings::fast_limit_bytes`] of
+    /// [`Self::settings`] is the limit in force.
+    #[must_use]
+    pub const fn operator_limit(&self) -> Option<u64> {
+        self.orders.operator_limit()
+    }
+
     /// The settings in force.
     #[must_use]
     pub const fn settings(&self) -> &EngineSettings {
@@ -452,6 +475,7 @@ impl VmEngine {
             + self.pages.heap.memory_bytes()
             + self.mover.ping_pong.memory_bytes()
             + self.evidence.skew.memory_bytes()
+            + self.evidence.demand.memory_bytes()
     }
 
     /// How far the drain has come; `None` if none was asked for since the limit was set last.
@@ -484,6 +508,12 @@ impl VmEngine {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         views::snapshot::of(self)
+    }
+
+    /// How much DRAM the guest asks for. It is measured only with [`EngineSettings::measures_demand`].
+    #[must_use]
+    pub fn demand(&self, now: Time) -> Demand {
+        views::demand::of(self, now)
     }
 
     /// What moves wait for; `None` while pages move, or could move at once.

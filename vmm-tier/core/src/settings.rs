@@ -59,6 +59,8 @@ pub struct EngineSettings {
     pub split_huge: bool,
     /// Have small pages on the fast tier made a huge page where they are evenly hot.
     pub collapse_huge: bool,
+    /// Measure how much DRAM the guest's accesses ask for.
+    pub measures_demand: bool,
     /// Plan and report, but move nothing.
     pub dry_run: bool,
 }
@@ -103,6 +105,7 @@ impl Default for EngineSettings {
             rebind: false,
             split_huge: false,
             collapse_huge: false,
+            measures_demand: false,
             dry_run: false,
         }
     }

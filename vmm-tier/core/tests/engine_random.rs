@@ -11,8 +11,8 @@ use tier_core::{
     addr::{BASE_PAGE, Gpa, HUGE_PAGE, Hva, NodeId},
     dual_heap::Placement,
     engine::{
-        Action, Event, NodeMemory, Order, PageCondition, Pin, PinError, PinStatus, PolicyChange,
-        Refusal, Reply, ScanReport, VmEngine, VmState, WhenFull,
+        Action, Event, HostGrant, NodeMemory, Order, PageCondition, Pin, PinError, PinStatus,
+        PolicyChange, Refusal, Reply, ScanReport, VmEngine, VmState, WhenFull,
     },
     moves::{Direction, MoveBatch, MoveReport, Outcome, Page},
     rebind::{RebindReport, Rebound},
@@ -52,6 +52,7 @@ enum Op {
     Attached(bool),
     Pause(bool),
     Limit(Option<u32>),
+    Grant(Option<u32>, Option<u64>),
     Drain(u32),
     Policy {
         half_life_s: u64,
@@ -138,6 +139,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => prop::bool::weighted(0.7).prop_map(Op::Attached),
         1 => prop::bool::weighted(0.3).prop_map(Op::Pause),
         1 => prop::option::of(0..FRAMES).prop_map(Op::Limit),
+        1 => (prop::option::of(0..FRAMES), prop::option::of(0..1_u64 << 30))
+            .prop_map(|(share, rate)| Op::Grant(share, rate)),
         1 => (0..FRAMES).prop_map(Op::Drain),
         1 => (0..100_u64, 0..1_u64 << 30)
             .prop_map(|(half_life_s, rate)| Op::Policy { half_life_s, rate }),
@@ -319,6 +322,17 @@ impl World {
             Op::Limit(frames) => {
                 let bytes = frames.map(|frames| u64::from(frames) * BASE_PAGE);
                 self.order(Order::Limit(bytes)).unwrap();
+            }
+            Op::Grant(share, rate_bytes_per_s) => {
+                let limit = self.engine.operator_limit();
+                let grant = HostGrant {
+                    share_bytes: share.map(|frames| u64::from(frames) * BASE_PAGE),
+                    rate_bytes_per_s,
+                };
+                self.order(Order::Grant(grant)).unwrap();
+                let in_force = self.engine.settings().fast_limit_bytes;
+                let least = limit.into_iter().chain(grant.share_bytes).min();
+                assert_eq!((self.engine.operator_limit(), in_force), (limit, least));
             }
             Op::Drain(frames) => {
                 let bytes = u64::from(frames) * BASE_PAGE;
@@ -729,6 +743,6 @@ proptest! {
         split_huge in any::<bool>(),
         collapse_huge in any::<bool>(),
     ) {
-        run(&ops, EngineSettings { dry_run, rebind: true, split_huge, collapse_huge, ..settings() });
+        run(&ops, EngineSettings { dry_run, rebind: true, split_huge, collapse_huge, measures_demand: true, ..settings() });
     }
 }

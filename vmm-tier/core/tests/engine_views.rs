@@ -124,6 +124,38 @@ fn strain_when_the_guest_comes_to_rest_slows_nothing_any_more() {
 }
 
 #[test]
+fn guest_pace_when_the_guest_was_stopped_meanwhile_is_no_strain() {
+    let is_slowed = |is_stopped: bool| {
+        let slow = EngineSettings {
+            rate_bytes_per_s: 16 << 20,
+            ..settings()
+        };
+        let mut lab = Lab::new(gups(2048, 512), slow);
+        let strain = |guest_cpus| {
+            Event::Strain(Strain {
+                memory_pressure: None,
+                guest_cpus: Some(guest_cpus),
+            })
+        };
+        lab.now = lab.now + Duration::from_secs(1);
+        lab.step(strain(4.0));
+        observe(&mut lab, 10);
+        assert!(lab.moved() > 0);
+        if is_stopped {
+            lab.step(Event::Guest { stopped: true });
+            lab.step(Event::Guest { stopped: false });
+        } else {
+            // As an agent says that finds a guest that runs.
+            lab.step(Event::Guest { stopped: false });
+        }
+        lab.step(strain(0.4));
+        lab.engine.snapshot().brake.is_some()
+    };
+    assert!(is_slowed(false));
+    assert!(!is_slowed(true));
+}
+
+#[test]
 fn waits_when_moves_fail_or_are_slow_say_so() {
     let mut lab = Lab::new(gups(2048, 512), settings());
     let all = (0..2048).map(|frame| (BASE + frame * BASE_PAGE, Outcome::Busy));

@@ -9,6 +9,7 @@ mod exposition;
 mod lab;
 
 mod arbiter;
+mod arbiter_history;
 mod arbiter_properties;
 mod dual_heap;
 mod dual_heap_fronts;
@@ -17,6 +18,7 @@ mod engine;
 mod engine_bias;
 mod engine_counts;
 mod engine_cpusets;
+mod engine_demand;
 mod engine_folios;
 mod engine_grids;
 mod engine_nodes;

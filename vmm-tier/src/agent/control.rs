@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 use tier_core::report::Object;
 
 pub(super) use self::commands::{Order, query_tier::Pauser};
+use crate::reply::Answer;
 
 /// What the reply to `query-tier` looks like.
 pub(crate) const QUERY_TIER: &Object = Object::of::<commands::query_tier::TierInfo>();
@@ -64,9 +65,6 @@ tier_core::report! {
         too_slow: u64,
     }
 }
-
-/// What a client gets.
-type Answer = Result<Value, QmpError>;
 
 /// What a client asks of the agent.
 #[derive(Debug)]

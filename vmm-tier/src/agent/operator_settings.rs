@@ -89,13 +89,13 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// What must change of `now` for this policy to be in force.
-    pub(super) fn change_of(&self, now: &EngineSettings) -> PolicyChange {
+    /// What must change of `now` for this policy to be set. `rate` is the rate that is set; the rate in
+    /// force may be the host's.
+    pub(super) fn change_of(&self, now: &EngineSettings, rate: u64) -> PolicyChange {
         PolicyChange {
             half_life: Some(self.half_life).filter(|&new| new != now.half_life),
             horizon: Some(self.horizon).filter(|&new| new != now.horizon),
-            rate_bytes_per_s: Some(self.rate_bytes_per_s)
-                .filter(|&new| new != now.rate_bytes_per_s),
+            rate_bytes_per_s: Some(self.rate_bytes_per_s).filter(|&new| new != rate),
         }
     }
 }

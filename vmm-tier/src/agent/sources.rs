@@ -285,6 +285,12 @@ impl Sources {
         self.selection.statuses().map(report).collect()
     }
 
+    /// The name of the source that is believed.
+    pub(super) fn believed_name(&self) -> Option<String> {
+        let believed = self.selection.statuses().find(|source| source.believed);
+        believed.map(|source| source.kind.to_string())
+    }
+
     /// The part of `query-tier` about the source that is believed.
     pub(super) fn believed_report(&self, engine: &VmEngine) -> SourceReport {
         let kind = self.kind();

@@ -3,11 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use crossbeam::{
-    channel::{Receiver, bounded},
-    select,
-};
-use signal_hook::iterator::Signals;
+use crossbeam::{channel::Receiver, select};
 use tier_core::{
     addr::{NodeId, NodeSet},
     engine::{Action, Order, VmEngine},
@@ -26,7 +22,7 @@ use tier_sys::{
 use super::{
     ASKER_ENDED, Agent, Tap,
     clients::Clients,
-    engine_settings,
+    engine_settings, host_link,
     operator_settings::OperatorSettings,
     pace::Pace,
     page_work::{Growth, PageWork, PoolMoves, Rebinder, Worker},
@@ -39,6 +35,7 @@ use super::{
 use crate::{
     config::{DamonChoice, Settings},
     log::with_causes,
+    signals,
     source::{Candidate, Opener, Setup},
 };
 
@@ -62,7 +59,7 @@ fn start(
     tap: impl FnOnce(&str) -> anyhow::Result<Option<Box<dyn Tap>>>,
 ) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
-    let signals = ending_signals(&root).context("signals can't be caught")?;
+    let signals = signals::ending(&root).context("signals can't be caught")?;
     let tiers = tiers(settings, &root)?;
     let socket = Socket {
         path: settings.qmp.clone(),
@@ -101,6 +98,7 @@ fn start(
         Some(_) => (StateFile::nowhere(&root, &name, pid), Overrides::default()),
     };
     let run_dir = settings.run_dir.clone();
+    let settings_host = settings.host.clone();
     let growth = settings.hugetlb_grow.then(|| engine.tiers().only_nodes());
     let growth = growth.flatten().map(|nodes| Growth {
         nodes,
@@ -124,9 +122,12 @@ fn start(
         migration,
     } = connected;
     let client = Arc::clone(&monitor.client);
-    let strain = StrainReader::new(MemoryPressure::of(&root, pid));
+    let vm = Vm::new(name, root, pid, process);
+    let host = settings_host.filter(|_| tap.is_none());
+    let host = host_link::start(host.as_deref(), &vm, &engine)?;
+    let strain = StrainReader::new(MemoryPressure::of(&vm.root, pid));
     let mut agent = Agent {
-        vm: Vm::new(name, root, pid, process),
+        vm,
         engine,
         qemu: Qemu::new(asker, monitor, mapped, map_took),
         page_work: PageWork::new(worker, growth, run_dir),
@@ -134,6 +135,7 @@ fn start(
         clients,
         settings,
         pace: Pace::new(Instant::now()),
+        host,
         strain,
         pools: Vec::new(),
         signals,
@@ -149,21 +151,6 @@ fn start(
     agent.on_status(status);
     agent.on_migration_answer(migration);
     agent.run()
-}
-
-/// Catches the signals that ask this process to end, as messages that wake the agent's thread. One
-/// message waits at most: a second says nothing new.
-fn ending_signals(root: &SysRoot) -> std::io::Result<Receiver<()>> {
-    let mut signals = Signals::new(process::ending_signals(root))?;
-    let (sender, told) = bounded(1);
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for _ in signals.forever() {
-                let _ = sender.try_send(());
-            }
-        })?;
-    Ok(told)
 }
 
 /// Waits for the asker's first answer; `None` if a signal ends the agent before.

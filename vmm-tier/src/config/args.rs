@@ -36,6 +36,9 @@ pub(crate) struct RunArgs {
     /// Serve QEMU's monitor to many clients here, with the tier commands and events beside QEMU's
     #[arg(long, value_name = "SOCKET")]
     pub(crate) proxy: Option<PathBuf>,
+    /// The socket of the host daemon that divides DRAM among VMs (vmm-tier host)
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) host: Option<PathBuf>,
     /// A configuration file; see examples/vmm-tier.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

@@ -41,7 +41,7 @@ enum Done {
 pub(crate) fn run(run_dir: &Path) -> anyhow::Result<ExitCode> {
     let root = SysRoot::real();
     let mut all = pairs(&root, run_dir, LOCK_TIMEOUT);
-    all.extend(policies(&root, run_dir));
+    all.extend(policies(&root, run_dir, policy_journal::LOCK_TIMEOUT));
     all.extend(drifts(&root, run_dir));
     all.extend(kdamonds(&root, run_dir));
     if all.is_empty() {
@@ -102,7 +102,13 @@ fn pairs(root: &SysRoot, run_dir: &Path, timeout: Duration) -> Vec<Done> {
 }
 
 /// NUMA policies of guest memory that agents replaced. Those of an agent that runs are its own business.
-fn policies(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
+/// Waits `timeout` at most for agents that restore policies.
+fn policies(root: &SysRoot, run_dir: &Path, timeout: Duration) -> Vec<Done> {
+    if policy_journal::records(run_dir).is_empty() {
+        return Vec::new();
+    }
+    // What is read under the lock is not restored by the guest's next agent at the same time.
+    let lock = policy_journal::lock(run_dir, timeout);
     let repair = |(path, record): (PathBuf, Result<PolicyRecord, PolicyJournalError>)| {
         let record = match record {
             Ok(record) => record,
@@ -113,6 +119,9 @@ fn policies(root: &SysRoot, run_dir: &Path) -> Vec<Done> {
                 "{}: its agent runs and restores the NUMA policies when it ends",
                 record.vm
             ));
+        }
+        if let Err(error) = &lock {
+            return Done::Failed(format!("{}: {}", record.vm, with_causes(error)));
         }
         match record.restore(root, &path) {
             Ok(restored) => {
@@ -286,10 +295,31 @@ mod tests {
         let gone = Identity::of(&root, 5_000_000);
         let path = policy_record(folder.path(), 1, &gone, &gone);
 
-        let done = policies(&root, folder.path());
+        let done = policies(&root, folder.path(), Duration::ZERO);
 
         assert!(matches!(&done[..], [Done::Mended(_)]), "{done:?}");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn policies_when_others_have_the_lock_are_left_and_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = SysRoot::real();
+        // Beyond PID_MAX_LIMIT (4 Mi), so no process has it.
+        let gone = Identity::of(&root, 5_000_000);
+        let path = policy_record(folder.path(), 1, &gone, &gone);
+        let lock = policy_journal::lock(folder.path(), Duration::ZERO).unwrap();
+
+        let done = policies(&root, folder.path(), Duration::ZERO);
+
+        assert!(
+            matches!(&done[..], [Done::Failed(what)] if what.contains("policies.lock")),
+            "{done:?}"
+        );
+        assert!(path.exists());
+        drop(lock);
+        let done = policies(&root, folder.path(), Duration::ZERO);
+        assert!(matches!(&done[..], [Done::Mended(_)]), "{done:?}");
     }
 
     #[test]
@@ -314,7 +344,7 @@ mod tests {
             Identity::of(&root, 5_000_000),
         );
         let path = policy_record(folder.path(), 1, &own, &own);
-        let done = policies(&root, folder.path());
+        let done = policies(&root, folder.path(), Duration::ZERO);
         assert!(matches!(&done[..], [Done::Left(_)]), "{done:?}");
         policy_record(folder.path(), 1, &gone, &gone);
         let good = std::fs::read_to_string(&path).unwrap();
@@ -330,7 +360,7 @@ mod tests {
         ] {
             assert_ne!(text, good);
             std::fs::write(&path, &text).unwrap();
-            let done = policies(&root, folder.path());
+            let done = policies(&root, folder.path(), Duration::ZERO);
             assert!(
                 matches!(&done[..], [Done::Failed(why)] if why.contains("vm.json")),
                 "{done:?}"
@@ -339,7 +369,7 @@ mod tests {
         }
         std::fs::write(&path, &good).unwrap();
         assert!(matches!(
-            &policies(&root, folder.path())[..],
+            &policies(&root, folder.path(), Duration::ZERO)[..],
             [Done::Mended(_)]
         ));
     }

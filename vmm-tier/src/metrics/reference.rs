@@ -9,8 +9,13 @@ use tier_core::report::{
     open_metrics::{self, Format},
 };
 
-use super::DOMAIN;
-use crate::{agent::QUERY_TIER, generated_page};
+use super::{DOMAIN, tools};
+use crate::{agent::QUERY_TIER, generated_page, host::report::HostInfo};
+
+/// What the daemon shows.
+const QUERY_HOST: &Object = Object::of::<HostInfo>();
+/// The reports whose figures are metrics.
+const REPORTS: [&Object; 2] = [QUERY_TIER, QUERY_HOST];
 
 /// The tables of docs/metrics.md.
 fn reference() -> String {
@@ -18,9 +23,31 @@ fn reference() -> String {
         | name | type | unit | labels besides `domain` | meaning | counted since | figure of `query-tier` |\n\
         |---|---|---|---|---|---|---|\n"
         .to_owned();
-    let families = families(QUERY_TIER);
-    for family in &families {
-        page += &row(&[
+    page += &rows(QUERY_TIER);
+    page += "\n## Metric families of the host daemon\n\n\
+        | name | type | unit | labels | meaning | counted since | figure of `query-host` |\n\
+        |---|---|---|---|---|---|---|\n";
+    page += &rows(QUERY_HOST);
+    page += "\n## Words of labels\n\n| label | words |\n|---|---|\n";
+    let mut known = HashSet::new();
+    let families: Vec<_> = REPORTS.into_iter().flat_map(families).collect();
+    for Label { name, words } in families.iter().flat_map(|family| &family.labels) {
+        if !words.is_empty() && known.insert((name, words)) {
+            let words = quoted(words.iter().copied());
+            page += &row(&[&quoted([name.as_str()]), &words]);
+        }
+    }
+    page += "\n## Figures without a metric\n\n| figure of `query-tier` | why |\n|---|---|\n";
+    page += &rows_left_out(QUERY_TIER);
+    page += "\n| figure of `query-host` | why |\n|---|---|\n";
+    page += &rows_left_out(QUERY_HOST);
+    page
+}
+
+fn rows(report: &Object) -> String {
+    let families = families(report);
+    let rows = families.iter().map(|family| {
+        row(&[
             &quoted([family.sample_name().as_str()]),
             family.kind.name(),
             family.unit.unwrap_or_default(),
@@ -28,21 +55,15 @@ fn reference() -> String {
             &family.help,
             family.since.unwrap_or_default(),
             &quoted(family.figure.split(", ")),
-        ]);
-    }
-    page += "\n## Words of labels\n\n| label | words |\n|---|---|\n";
-    let mut known = HashSet::new();
-    for Label { name, words } in families.iter().flat_map(|family| &family.labels) {
-        if !words.is_empty() && known.insert(name) {
-            let words = quoted(words.iter().copied());
-            page += &row(&[&quoted([name.as_str()]), &words]);
-        }
-    }
-    page += "\n## Figures without a metric\n\n| figure of `query-tier` | why |\n|---|---|\n";
-    for (figure, why) in left_out(QUERY_TIER) {
-        page += &row(&[&format!("`{figure}`"), why.unwrap_or_default()]);
-    }
-    page
+        ])
+    });
+    rows.collect()
+}
+
+fn rows_left_out(report: &Object) -> String {
+    let figures = left_out(report).into_iter();
+    let rows = figures.map(|(figure, why)| row(&[&format!("`{figure}`"), why.unwrap_or_default()]));
+    rows.collect()
 }
 
 fn quoted<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
@@ -83,7 +104,7 @@ fn reference_when_compared_with_the_metrics_is_up_to_date() {
 
 #[test]
 fn figure_when_it_is_no_metric_says_why() {
-    let unsaid = left_out(QUERY_TIER).into_iter();
+    let unsaid = REPORTS.into_iter().flat_map(left_out);
     let unsaid: Vec<_> = unsaid.filter(|(_, why)| why.is_none()).collect();
     assert!(
         unsaid.is_empty(),
@@ -93,20 +114,41 @@ fn figure_when_it_is_no_metric_says_why() {
 
 #[test]
 fn family_when_a_report_has_its_figure_is_written() {
-    let report = full(QUERY_TIER);
-    for format in Format::ALL {
-        let text = open_metrics::render(format, QUERY_TIER, [(&[(DOMAIN, "full")][..], &report)]);
-        for family in families(QUERY_TIER) {
-            let sample = format!("\n{}{{domain=\"full\"", family.sample_name());
-            assert!(text.contains(&sample), "{} is not in {text}", family.name);
+    for report in REPORTS {
+        let reply = full(report);
+        for format in Format::ALL {
+            let text = open_metrics::render(format, report, [(&[][..], &reply)]);
+            for family in families(report) {
+                let sample = format!("\n{}", family.sample_name());
+                let is_written =
+                    text.contains(&format!("{sample}{{")) || text.contains(&format!("{sample} "));
+                assert!(is_written, "{} is not in {text}", family.name);
+            }
         }
     }
 }
 
 #[test]
+fn text_when_promtool_reads_it_has_no_fault() {
+    for (report, labels) in [(QUERY_TIER, &[(DOMAIN, "full")][..]), (QUERY_HOST, &[][..])] {
+        let reply = full(report);
+        let text = open_metrics::render(Format::Prometheus, report, [(labels, &reply)]);
+        let Some(complaints) = tools::complaints(&text) else {
+            return;
+        };
+        assert_eq!(complaints, "", "{text}");
+    }
+    let broken = "# TYPE no_help counter\nno_help 1\n";
+    assert_ne!(tools::complaints(broken).as_deref(), Some(""));
+}
+
+#[test]
 fn family_when_described_keeps_the_rules_of_names() {
     let mut names = HashSet::new();
-    for family in families(QUERY_TIER) {
+    for (report, family) in REPORTS.into_iter().flat_map(|report| {
+        let families = families(report).into_iter();
+        families.map(move |family| (report, family))
+    }) {
         let Family {
             name,
             kind,
@@ -144,7 +186,7 @@ fn family_when_described_keeps_the_rules_of_names() {
         assert!(
             labels
                 .iter()
-                .all(|label| is_word(label) && *label != DOMAIN),
+                .all(|label| is_word(label) && (*label != DOMAIN || report == QUERY_HOST)),
             "{name}: {labels:?}"
         );
         assert!(!help.is_empty() && !help.contains('\n'), "{name}: {help}");

@@ -5,6 +5,7 @@
 //! anything about tiers: that is `tier-core`'s.
 
 pub mod alloc;
+mod cgroup;
 pub mod constraints;
 pub mod damon;
 pub mod file_lock;
@@ -16,6 +17,7 @@ pub mod knobs;
 pub mod maps;
 pub mod mempolicy;
 pub mod numa_maps;
+pub mod open_files;
 pub mod pagemap;
 pub mod pages;
 pub mod perf;

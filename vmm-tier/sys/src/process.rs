@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit},
     thread::{CapabilitySet, capabilities},
     time::{ClockId, clock_gettime},
 };
@@ -109,6 +109,8 @@ pub struct Stat {
     pub state: char,
     /// CPU time used, user and system.
     pub cpu_time: Duration,
+    /// The part of the CPU time for which a guest's virtual CPUs ran; 0 from a kernel that does not say.
+    pub guest_time: Duration,
     /// When it began, in clock ticks since boot. Together with the pid this names a process for
     /// good, until the next boot.
     pub start_ticks: u64,
@@ -202,13 +204,14 @@ pub fn parse_stat(text: &str) -> Result<Stat, ParseError> {
             .ok_or_else(|| error(what))
     };
     // Fields count from 3 behind the name (proc_pid_stat(5)): utime 14, stime 15, starttime 22,
-    // processor 39.
+    // processor 39, guest_time 43.
     let ticks = number(14 - 3, "no utime")?.saturating_add(number(15 - 3, "no stime")?);
     let state = fields.first().and_then(|text| text.chars().next());
     Ok(Stat {
         comm,
         state: state.ok_or_else(|| error("no state"))?,
         cpu_time: ticks_to_duration(ticks),
+        guest_time: ticks_to_duration(number(43 - 3, "").unwrap_or(0)),
         start_ticks: number(22 - 3, "no starttime")?,
         last_cpu: fields.get(39 - 3).and_then(|text| text.parse().ok()),
     })
@@ -238,6 +241,31 @@ pub fn command_line(root: &SysRoot, pid: u32) -> Result<Vec<String>, SysRootErro
         "" => Vec::new(),
         arguments => arguments.split('\0').map(str::to_owned).collect(),
     })
+}
+
+/// The effective user of a process.
+///
+/// # Errors
+/// As [`stat`].
+pub fn user_of(root: &SysRoot, pid: u32) -> Result<u32, SysRootError> {
+    let path = root.process(pid, "status");
+    let text = read_text(&path, SMALL_FILE)?;
+    let ids = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    // Real, effective, saved and file system's (proc_pid_status(5)).
+    let effective = ids.and_then(|ids| ids.split_ascii_whitespace().nth(1)?.parse().ok());
+    effective.ok_or_else(|| ParseError::at(0, "no user").in_file(&path))
+}
+
+/// Lets this process have as many files open as it may. Returns how many, `None` for no bound.
+pub fn raise_open_files() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // What is refused stays as it was.
+    let _ = setrlimit(Resource::Nofile, raised);
+    getrlimit(Resource::Nofile).current
 }
 
 /// A process held by a descriptor: the pid can't be given to another one unnoticed.

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::sysroot::{ParseError, SMALL_FILE, SysRoot, SysRootError, read_text};
-
-/// Where control groups of version 2 stand, alone or beside version 1.
-const GROUPS: [&str; 2] = ["fs/cgroup", "fs/cgroup/unified"];
+use crate::{
+    cgroup::Membership,
+    sysroot::{ParseError, SMALL_FILE, SysRoot, SysRootError, read_text},
+};
 
 /// The files that tell the memory pressure of the host and of a process's control group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,15 +19,12 @@ impl MemoryPressure {
     /// none.
     #[must_use]
     pub fn of(root: &SysRoot, pid: u32) -> Self {
-        let text = read_text(&root.process(pid, "cgroup"), SMALL_FILE).unwrap_or_default();
-        let path = group_path(&text);
-        let files = GROUPS.iter().filter_map(|groups| {
-            let file = root.sys(groups).join(path?).join("memory.pressure");
-            file.exists().then_some(file)
-        });
+        let group = Membership::read(root, pid).ok();
+        let group = group.and_then(|membership| membership.unified());
+        let file = group.map(|group| group.mount.join(group.path).join("memory.pressure"));
         Self {
             host: root.proc("pressure/memory"),
-            group: files.into_iter().next(),
+            group: file.filter(|file| file.exists()),
         }
     }
 
@@ -47,13 +44,6 @@ impl MemoryPressure {
         let group = self.group.as_ref().and_then(|path| read(path).ok());
         Ok(group.map_or(host, |group| group.max(host)))
     }
-}
-
-/// The path of the process's group of version 2, below the folder of all groups: `0::/a/b` → `a/b`.
-fn group_path(text: &str) -> Option<&str> {
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // A group outside of this namespace is shown with dots.
-    (!path.split('/').any(|part| part == "..")).then_some(path)
 }
 
 /// From lines such as `some avg10=0.31 avg60=0.04 avg300=0.01 total=44904282`, in percent, to a share.
@@ -120,13 +110,6 @@ mod tests {
         ] {
             assert!(some_avg10(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn group_when_it_lies_outside_of_the_namespace_is_none() {
-        assert_eq!(group_path("0::/../../etc\n"), None);
-        assert_eq!(group_path("1:cpu:/a\n"), None);
-        assert_eq!(group_path("0::/\n"), Some(""));
     }
 
     #[test]

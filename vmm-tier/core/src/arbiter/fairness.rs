@@ -28,7 +28,10 @@ crate::report! {
         #[metric(exempt = "a name, and which VM it is changes")]
         pub worst_vm: Option<String>,
         /// The part that it has.
-        #[metric(gauge = "fairness_worst_ratio")]
+        #[metric(
+            gauge = "fairness_worst_ratio",
+            help = "The least part that a VM has of what weight and demand entitle it to"
+        )]
         pub worst_ratio: f64,
         /// Bytes by which VMs have had less than they used of their guarantees, times the seconds for
         /// which they had.

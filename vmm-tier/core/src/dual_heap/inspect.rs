@@ -2,7 +2,12 @@
 
 use std::ops::Range;
 
-use super::{DualHeap, PageId, Placement, side_table::Why, states::StateCounts, word::Slot};
+use super::{
+    DualHeap, PageId, Placement,
+    side_table::Why,
+    states::StateCounts,
+    word::{Slot, key_of},
+};
 use crate::time::Time;
 
 /// What is known of a page, for explanations.
@@ -38,6 +43,30 @@ impl DualHeap {
     #[must_use]
     pub fn count(&self, id: PageId, now: Time) -> f64 {
         self.decay.value(self.key(self.pages.get(id.0)), now)
+    }
+
+    /// The number of tracked pages in the chunk of 512 ids that this id lies in.
+    #[must_use]
+    pub fn tracked_in_chunk(&self, id: u32) -> u32 {
+        self.pages.tracked_in_chunk(id)
+    }
+
+    /// Calls `each` for the tracked pages of the chunk of 512 ids that begins with `first`, with their
+    /// decayed counts at `now`.
+    #[inline]
+    pub fn for_counts(&self, first: u32, now: Time, mut each: impl FnMut(PageId, f32)) {
+        let fade = self.decay.value(1.0, now) as f32;
+        for (id, &word) in (first..).zip(self.pages.words_of_chunk(first)) {
+            // Most pages have a key in their words.
+            let key = match key_of(word) {
+                Some(key) => key,
+                None => match Slot::of(word) {
+                    Slot::Untracked => continue,
+                    slot => self.key(slot),
+                },
+            };
+            each(PageId(id), key * fade);
+        }
     }
 
     /// Asks for what is known of a page that is looked at soon, so that its cache miss overlaps others.

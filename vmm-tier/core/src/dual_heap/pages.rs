@@ -89,6 +89,18 @@ impl Pages {
         self.tracked
     }
 
+    /// The number of pages that are tracked in the chunk of this page.
+    pub(super) fn tracked_in_chunk(&self, id: u32) -> u32 {
+        let counts = self.counts.get((id >> CHUNK_SHIFT) as usize);
+        counts.map_or(0, |counts| u32::from(counts.tracked))
+    }
+
+    /// The words of the chunk of this page: all of them, or that of its first page.
+    #[inline]
+    pub(super) fn words_of_chunk(&self, id: u32) -> &[u32] {
+        self.chunk_words((id >> CHUNK_SHIFT) as usize)
+    }
+
     /// The number of pages in the fast tier without a sample.
     pub(super) fn cold(&self) -> u32 {
         self.cold

@@ -6,13 +6,15 @@
 //!                                         ├─────► half_life    (how fast counts are forgotten)
 //!                                         ├─────► change       (whether they turned to slow pages)
 //!                                         ├─────► bias         (how differently the tiers are seen)
-//!                                         └─────► skew         (which frames make a huge page hot)
+//!                                         ├─────► skew         (which frames make a huge page hot)
+//!                                         └─────► demand       (how much DRAM would serve them)
 //!            heat of a sample of pages, each second ─► expected_heat (what a count says of a page)
 //! ```
 
 pub(crate) mod access_stats;
 pub(crate) mod bias;
 mod change;
+pub(crate) mod demand;
 pub(crate) mod expected_heat;
 pub(crate) mod grids;
 pub(crate) mod half_life;
@@ -26,6 +28,7 @@ use self::{
     access_stats::AccessStats,
     bias::{Bias, TierBias},
     change::{ChangeDetector, Looks},
+    demand::DemandMeter,
     expected_heat::ExpectedHeat,
     grids::Grids,
     half_life::HalfLife,
@@ -49,6 +52,7 @@ pub(super) struct Evidence {
     pub(super) stats: AccessStats,
     pub(super) bias: Bias,
     pub(super) skew: Skew,
+    pub(super) demand: DemandMeter,
     expected_heat: ExpectedHeat,
     half_life: HalfLife,
     change: ChangeDetector,
@@ -68,6 +72,7 @@ impl Evidence {
             stats: AccessStats::new(half_life, now),
             bias: Bias::default(),
             skew: Skew::default(),
+            demand: DemandMeter::default(),
             expected_heat: ExpectedHeat::default(),
             half_life: HalfLife::new(half_life),
             change: ChangeDetector::default(),
@@ -111,6 +116,7 @@ impl Evidence {
         self.expected_heat.clear();
         self.bias.forget_pages();
         self.skew.clear();
+        self.demand.forget_pages();
         self.half_life.forget_pages();
         self.change.forget();
         self.grids.forget();
@@ -139,6 +145,7 @@ impl Evidence {
         if let Some(factor) = scale.heats {
             pages.heap.scale(now, factor);
             self.stats.scale(factor);
+            self.demand.forget();
         }
         let is_believed = self.sources.main == Some(source);
         let looks = (is_believed && batch.tests > 0).then(|| batch.looks());
@@ -153,10 +160,16 @@ impl Evidence {
         if may_be_biased {
             self.bias.begin(batch);
         }
+        if is_believed {
+            let each = access_stats::accesses_a_record(batch);
+            let samples = batch.samples.len();
+            self.demand.begin(&terms, batch.span, samples, each);
+        }
         let watchers = Watchers {
             half_life: &mut self.half_life,
             bias: &mut self.bias,
             skew: &mut self.skew,
+            demand: &mut self.demand,
         };
         let intake = Intake::new(terms, pages, &self.grids, watchers).feed(&batch.samples);
         let records = batch.samples.len() as u64;
@@ -231,6 +244,7 @@ impl Evidence {
     fn keep(&mut self, share: f64, now: Time, pages: &mut GuestPages) {
         pages.heap.scale(now, share);
         self.stats.forget(share);
+        self.demand.outdate();
     }
 
     /// Pages were moved.
@@ -245,6 +259,8 @@ impl Evidence {
 
     /// Takes the half-life that predicts best, and looks at some pages' counts, if either is due.
     pub(super) fn tick(&mut self, now: Time, pages: &mut GuestPages) {
+        self.demand
+            .tick(now, self.at_rest, &pages.heap, &pages.index);
         if !self.stats.counts_accesses() {
             return;
         }
@@ -288,6 +304,7 @@ impl Evidence {
     pub(super) fn believe(&mut self, source: Option<SourceKind>) {
         self.sources.main = source;
         self.change.forget();
+        self.demand.forget();
     }
 
     /// Says which account is wrong, if any is.

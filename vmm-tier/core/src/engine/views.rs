@@ -1,5 +1,6 @@
 //! Views: what the engine shows. They read the engine and change nothing.
 
+pub(crate) mod demand;
 pub(crate) mod explain;
 pub(crate) mod heatmap;
 pub mod sentences;

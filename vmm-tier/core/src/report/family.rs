@@ -12,7 +12,8 @@ use super::{
 /// What every family's name begins with.
 const PREFIX: &str = "vmm_tier_";
 /// Units that names end in; a unit that ends in another unit comes before it.
-const UNITS: [&str; 8] = [
+const UNITS: [&str; 9] = [
+    "byte_seconds",
     "bytes_per_second",
     "records_per_second",
     "bytes",

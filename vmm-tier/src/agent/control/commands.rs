@@ -2,7 +2,6 @@
 
 mod order;
 pub(super) mod query_tier;
-mod reply;
 
 use qmp::QmpError;
 use tier_core::{
@@ -12,16 +11,15 @@ use tier_core::{
 };
 
 pub(in crate::agent) use self::order::Order;
-use self::{
-    order::UnpinArguments,
-    query_tier::TierInfo,
-    reply::{refusal, sentence, value},
-};
+use self::{order::UnpinArguments, query_tier::TierInfo};
 use super::Answer;
-use crate::agent::{
-    Agent,
-    operator_settings::Policy,
-    state_file::{LimitOverride, PolicyOverride},
+use crate::{
+    agent::{
+        Agent,
+        operator_settings::Policy,
+        state_file::{LimitOverride, PolicyOverride},
+    },
+    reply::{refusal, sentence, value},
 };
 
 /// Who sets a limit by a command.
@@ -74,7 +72,8 @@ impl Agent {
     /// Puts the policy in force that the command line, the configuration and `wish` together make.
     fn apply_policy(&mut self, wish: &PolicyOverride) -> Result<(), String> {
         let policy = self.settings.policy(wish)?;
-        let change = policy.change_of(self.engine.settings());
+        let rate = self.engine.policy().rate_bytes_per_s;
+        let change = policy.change_of(self.engine.settings(), rate);
         if change == PolicyChange::default() {
             return Ok(());
         }
@@ -91,7 +90,7 @@ impl Agent {
 
     /// Sets the most bytes of the fast tier that the guest may hold, and publishes who set it.
     fn set_limit(&mut self, bytes: Option<u64>, who: &str) {
-        let old = self.engine.settings().fast_limit_bytes;
+        let old = self.engine.operator_limit();
         let words = |bytes: Option<u64>| bytes.map_or("none".to_owned(), size::human);
         tracing::info!(
             vm = self.vm.name,
@@ -100,7 +99,7 @@ impl Agent {
             who,
             "limit of the fast tier"
         );
-        self.clients.events.limit(old, bytes, who);
+        self.tell_limit_of_operator(bytes, who);
         // Never refused.
         let _ = self.order(engine::Order::Limit(bytes));
     }
@@ -138,13 +137,12 @@ impl Agent {
     }
 
     fn order_drain(&mut self, bytes: u64) -> Answer {
-        let old = self.engine.settings().fast_limit_bytes;
         tracing::info!(
             vm = self.vm.name,
             to = size::human(bytes),
             "drain of the fast tier"
         );
-        self.clients.events.limit(old, Some(bytes), OPERATOR);
+        self.tell_limit_of_operator(Some(bytes), OPERATOR);
         self.order(engine::Order::Drain(bytes))
             .map_err(|error| refusal(&error))?;
         let limit = LimitOverride { bytes: Some(bytes) };

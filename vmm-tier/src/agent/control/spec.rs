@@ -7,11 +7,12 @@
 
 mod commands;
 mod events;
-mod types;
 
 use std::sync::LazyLock;
 
 use qmp::server::{CommandSpec, EventSpec, MemberSpec, TypeSpec};
+
+use crate::report_schema as types;
 
 /// See the [module](self).
 pub(super) struct Spec {

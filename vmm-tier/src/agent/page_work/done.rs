@@ -17,8 +17,8 @@ pub(in crate::agent) enum Done {
     Moved(MoveReport),
     /// What became of a split or a collapse, and why the host can't do it, if it can't.
     Reshaped(ReshapeReport, Option<String>),
-    /// The kernel refused the whole call for a reason that an operator must mend. The report is that
-    /// of a batch of which nothing moved.
+    /// The kernel refused the whole call, or pages may not go beyond a pool, for a reason that an
+    /// operator must mend. Where it is a pool, pages may have moved.
     Refused(MoveReport, String),
     /// What became of the demotions and of the promotions of a pair.
     Paired(MoveReport, MoveReport),
@@ -29,7 +29,7 @@ pub(in crate::agent) enum Done {
     Rebound(RebindReport, Option<String>),
 }
 
-/// What became of a batch, and why the kernel refused all of it, if it did.
+/// What became of a batch, and why it was refused in whole or in part, if it was.
 pub(super) struct Carried {
     pub(super) report: MoveReport,
     pub(super) refusal: Option<String>,

@@ -221,11 +221,11 @@ impl PoolMoves {
             .and_then(|record| record.begin(pool, pages).map(|()| record));
         let record = match begun {
             Ok(record) => record,
+            // Onto free pages of the pool, which is no drift, pages move all the same.
             Err(error) => {
-                return Carried {
-                    report: unmoved(batch, Outcome::Busy),
-                    refusal: Some(with_causes(&error)),
-                };
+                let mut carried = carry_out_first(batch, spare, move_pages);
+                carried.refusal = carried.refusal.or(Some(with_causes(&error)));
+                return carried;
             }
         };
         let carried = carry_out_first(batch, spare.saturating_add(pages), move_pages);
@@ -743,16 +743,20 @@ mod tests {
     }
 
     #[test]
-    fn batch_when_drift_can_not_be_written_down_does_not_move() {
-        let host = Host::new((44, 0), (156, 0));
-        std::fs::write(host.run_dir().join("drift"), "in the way").unwrap();
-        let (tried, carried) = grow(&host, 100, 0);
-        assert_eq!(tried, 0);
-        assert!(
-            carried
-                .refusal
-                .is_some_and(|reason| reason.contains("drift"))
-        );
+    fn batch_when_drift_can_not_be_written_down_takes_what_is_free_only_and_says_why() {
+        for free in [0, 2] {
+            let host = Host::new((44, free), (156, 0));
+            std::fs::write(host.run_dir().join("drift"), "in the way").unwrap();
+            let (tried, carried) = grow(&host, 100, 0);
+            let free = free as usize;
+            assert_eq!((tried, count_moved(&carried.report)), (free, free));
+            assert_eq!(carried.report.results[free].outcome, Outcome::NoHugePage);
+            let done = Done::from(carried);
+            assert!(
+                matches!(&done, Done::Refused(_, why) if why.contains("drift")),
+                "{done:?}"
+            );
+        }
     }
 
     #[test]

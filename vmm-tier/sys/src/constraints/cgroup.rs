@@ -1,10 +1,13 @@
 //! Limits of the hugetlb controller of cgroups, version 2 and 1 (mm/hugetlb_cgroup.c).
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use tier_core::constraints::{CgroupCount, CgroupLimit};
 
-use crate::sysroot::{SMALL_FILE, SysRoot, SysRootError, read_optional, read_text};
+use crate::{
+    cgroup::{ControlGroup, Membership},
+    sysroot::{SysRoot, SysRootError, read_optional},
+};
 
 /// Control groups around a process that are looked at, at most.
 const MOST_GROUPS: usize = 32;
@@ -24,50 +27,17 @@ pub(super) struct Groups {
 
 /// The control groups of a process with the hugetlb controller; none if it has none.
 pub(super) fn of_process(root: &SysRoot, pid: u32) -> Result<Groups, SysRootError> {
-    let text = read_text(&root.process(pid, "cgroup"), SMALL_FILE)?;
-    Ok(groups(&text, root))
-}
-
-fn groups(text: &str, root: &SysRoot) -> Groups {
-    let mut version_2 = None;
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        if controllers.split(',').any(|name| name == "hugetlb") {
-            let mount = root.sys("fs/cgroup/hugetlb");
-            return Groups::around(path, mount, true);
-        }
-        if controllers.is_empty() {
-            version_2 = Some(path);
-        }
-    }
-    let Some(path) = version_2 else {
-        return Groups::default();
-    };
-    // Where both versions are mounted, version 2 has a folder of its own.
-    let unified = root.sys("fs/cgroup/unified");
-    let mount = match unified.is_dir() {
-        true => unified,
-        false => root.sys("fs/cgroup"),
-    };
-    Groups::around(path, mount, false)
+    let group = Membership::read(root, pid)?.of_controller("hugetlb");
+    Ok(group.map(Groups::around).unwrap_or_default())
 }
 
 impl Groups {
-    fn around(path: &str, mount: PathBuf, is_version_1: bool) -> Self {
-        let path = Path::new(path.strip_prefix('/').unwrap_or(path));
-        // Outside the agent's cgroup namespace: the path leads out of the mount.
-        let is_plain = |part: Component| matches!(part, Component::Normal(_));
-        let paths = match path.components().all(is_plain) {
-            true => path.ancestors().take(MOST_GROUPS),
-            false => Path::new("").ancestors().take(0),
-        };
+    fn around(group: ControlGroup) -> Self {
+        let paths = group.path.ancestors().take(MOST_GROUPS);
         Self {
-            mount,
             paths: paths.map(Path::to_owned).collect(),
-            is_version_1,
+            mount: group.mount,
+            is_version_1: group.is_version_1,
         }
     }
 }
@@ -198,15 +168,15 @@ mod tests {
 
     #[test]
     fn groups_when_the_text_is_hostile_stay_below_the_mount_and_are_bounded() {
-        let root = SysRoot::at(Path::new("/r"));
-        assert_eq!(
-            groups("0::/../../etc\n", &root).paths,
-            Vec::<PathBuf>::new()
-        );
+        let groups = |text: &str| {
+            let (_folder, root) = tree(&[("proc/7/cgroup", text)]);
+            of_process(&root, 7).unwrap()
+        };
+        assert_eq!(groups("0::/../../etc\n").paths, Vec::<PathBuf>::new());
         let deep = format!("0::{}\n", "/x".repeat(500));
-        assert_eq!(groups(&deep, &root).paths.len(), MOST_GROUPS);
-        assert_eq!(groups("what?\n::\n", &root).paths, [PathBuf::new()]);
-        assert_eq!(groups("", &root), Groups::default());
+        assert_eq!(groups(&deep).paths.len(), MOST_GROUPS);
+        assert_eq!(groups("what?\n::\n").paths, [PathBuf::new()]);
+        assert_eq!(groups(""), Groups::default());
     }
 
     #[test]

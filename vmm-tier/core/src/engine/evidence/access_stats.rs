@@ -22,6 +22,19 @@ pub(super) fn accesses_a_look(count: f64, looks: f64) -> f64 {
     -(-share).ln_1p()
 }
 
+/// Accesses that a record of a batch stands for, where its source counts accesses: those of the period,
+/// and those of the records that are missing.
+pub(super) fn accesses_a_record(batch: &SampleBatch) -> f64 {
+    let arrived = batch.samples.len().max(1) as f64;
+    batch.period.max(1) as f64 * (1.0 + missing_records(batch) as f64 / arrived)
+}
+
+/// Records of the guest's accesses that are known to be missing from a batch.
+fn missing_records(batch: &SampleBatch) -> u64 {
+    let dropped = |reason| batch.account.dropped.get(&reason).copied().unwrap_or(0);
+    batch.account.lost + dropped(DropReason::QueueFull) + dropped(DropReason::RateLimited)
+}
+
 /// How observed accesses fell on the tiers, decayed, and how much of the guest was observed.
 #[derive(Debug)]
 pub(crate) struct AccessStats {
@@ -100,11 +113,8 @@ impl AccessStats {
         self.looks += looks.unwrap_or(0.0) * boost;
         self.seconds += batch.span.as_secs_f64() * boost;
         self.period = batch.period.max(1) as f64;
-        let dropped = |reason| batch.account.dropped.get(&reason).copied().unwrap_or(0);
-        let missing =
-            batch.account.lost + dropped(DropReason::QueueFull) + dropped(DropReason::RateLimited);
         self.arrived += batch.samples.len() as f64 * boost;
-        self.missing += missing as f64 * boost;
+        self.missing += missing_records(batch) as f64 * boost;
         // The last few batches count: a source that stops watching must be noticed soon.
         self.coverage += (share.clamp(0.0, 1.0) - self.coverage) / 2.0;
     }

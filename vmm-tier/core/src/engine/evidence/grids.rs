@@ -204,6 +204,24 @@ pub(super) enum Part<'a> {
     Pages(&'a [PageId]),
 }
 
+impl Part<'_> {
+    /// The number of pages.
+    pub(super) fn len(&self) -> u32 {
+        match self {
+            Self::Run(ids) => ids.end - ids.start,
+            Self::Pages(ids) => ids.len() as u32,
+        }
+    }
+
+    /// The page at this place, which must be less than the number of pages.
+    pub(super) fn page(&self, place: u32) -> PageId {
+        match self {
+            Self::Run(ids) => PageId(ids.start + place),
+            Self::Pages(ids) => ids[place as usize],
+        }
+    }
+}
+
 /// The blocks of pages.
 fn numbers(ids: &[PageId]) -> BTreeSet<u32> {
     ids.iter().map(|id| id.0 / FOLD).collect()

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::{
     access_stats::accesses_a_look,
     bias::Bias,
+    demand::DemandMeter,
     grids::{Grids, Part},
     half_life::HalfLife,
     skew::Skew,
@@ -47,7 +48,7 @@ pub(super) struct Terms {
 impl Terms {
     /// What a weight says of a page's use, in accesses a look, if there are looks. Pages that are found
     /// used at most looks differ little in their counts.
-    fn use_of(&self, weight: f32) -> Option<f64> {
+    pub(super) fn use_of(&self, weight: f32) -> Option<f64> {
         let count = f64::from(weight) / f64::from(self.scale);
         Some(accesses_a_look(count, self.looks?))
     }
@@ -90,6 +91,7 @@ pub(super) struct Watchers<'a> {
     pub(super) half_life: &'a mut HalfLife,
     pub(super) bias: &'a mut Bias,
     pub(super) skew: &'a mut Skew,
+    pub(super) demand: &'a mut DemandMeter,
 }
 
 /// See the [module](self).
@@ -139,6 +141,7 @@ impl<'a> Intake<'a> {
                 Some((page, share)) if !counts || self.push(page, weight * share) => {
                     if counts {
                         self.see(page, weight);
+                        self.see_demand(page, weight * share);
                         if share == FRAME_OF_HUGE {
                             self.see_frame(page, hva);
                         }
@@ -182,6 +185,16 @@ impl<'a> Intake<'a> {
         }
     }
 
+    /// What a record of a single page says of demand, before the page's count grows.
+    #[inline]
+    fn see_demand(&mut self, page: PageId, weight: f32) {
+        if self.terms.is_believed {
+            let pages = (&self.pages.heap, &self.pages.index);
+            let demand = &mut self.watchers.demand;
+            demand.see(&self.terms, pages, page, weight);
+        }
+    }
+
     /// A record of a frame of a huge page, which begins on its own border.
     #[inline]
     fn see_frame(&mut self, page: PageId, hva: Hva) {
@@ -216,9 +229,14 @@ impl<'a> Intake<'a> {
 
     /// Adds to the pages of a run what a range's count says of each. Returns how many lie on a tier.
     fn feed_run(&mut self, ids: Range<u32>, weight: f32) -> u32 {
-        let (terms, heap, taken) = (&self.terms, &mut self.pages.heap, &mut self.taken);
+        let (terms, taken, demand) = (&self.terms, &mut self.taken, &mut self.watchers.demand);
+        let GuestPages { heap, index, .. } = &mut *self.pages;
         let mut pages = 0;
         let mut feed = |part: Part<'_>, weight| {
+            if terms.is_believed {
+                let (count, known) = (part.len(), (&*heap, &*index));
+                demand.see_many(terms, known, count, |at| part.page(at), weight);
+            }
             let touched = match part {
                 Part::Run(ids) => heap.sample_run(terms.at, ids, weight),
                 Part::Pages(ids) => heap.sample_batch(terms.at, ids, weight),

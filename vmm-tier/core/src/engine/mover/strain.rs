@@ -57,6 +57,8 @@ pub(crate) struct StrainBrake {
     moved_bytes: u64,
     /// CPUs that the guest uses on average.
     usual_cpus: Option<f64>,
+    /// The guest was stopped or went on since then: its CPUs ran for a part of the time only.
+    was_interrupted: bool,
     slowed: Option<Slowed>,
     /// Why, when exchanges slowed down last.
     why: Option<(BrakeReason, f64)>,
@@ -70,6 +72,7 @@ impl StrainBrake {
             reviewed_at: now,
             moved_bytes: 0,
             usual_cpus: None,
+            was_interrupted: false,
             slowed: None,
             why: None,
             slowdowns: BTreeMap::new(),
@@ -94,7 +97,9 @@ impl StrainBrake {
         let a_second = (moved as f64 / since.as_secs_f64()) as u64;
         let set = settings.rate_bytes_per_s;
         let is_moving = a_second >= (set / HARMLESS).max(1);
-        let pace = self.pace(strain.guest_cpus, is_moving);
+        let was_interrupted = std::mem::take(&mut self.was_interrupted);
+        let cpus = strain.guest_cpus.filter(|_| !was_interrupted);
+        let pace = self.pace(cpus, is_moving);
         let pressure = strain.memory_pressure.unwrap_or(0.0);
         let why = match pace {
             _ if pressure >= HIGH => Some((BrakeReason::MemoryPressure, pressure)),
@@ -113,6 +118,11 @@ impl StrainBrake {
             (None, rate) => rate,
         };
         Slowed::set(&mut self.slowed, now, rate, settings);
+    }
+
+    /// The guest was stopped or goes on: what its CPUs used until the next review is no pace.
+    pub(crate) const fn interrupt(&mut self) {
+        self.was_interrupted = true;
     }
 
     /// Slows nothing down until strain is told of again.
@@ -275,6 +285,19 @@ mod tests {
         assert!(guest.second(200, None, 1.0).is_some());
         let seconds = (0..600).find(|_| guest.second(16, None, 1.0).is_none());
         assert!(seconds.is_some_and(|seconds| seconds < 180), "{seconds:?}");
+    }
+
+    #[test]
+    fn guest_when_it_was_stopped_for_a_part_of_a_second_is_no_strain() {
+        let mut guest = Guest::new();
+        for _ in 0..5 {
+            guest.second(0, None, 4.0);
+        }
+        guest.brake.interrupt();
+        assert_eq!(guest.second(200, None, 0.4), None, "stopped for 0.9 s");
+        // Half of what it uses otherwise: the second that was cut short is no part of the average.
+        assert_eq!(guest.second(200, None, 2.0), None);
+        assert_eq!(guest.second(200, None, 1.9), Some(100));
     }
 
     #[test]

@@ -25,7 +25,7 @@ crate::report! {
 pub(crate) struct MoveTotals {
     pub(crate) promoted_bytes: u64,
     pub(crate) demoted_bytes: u64,
-    /// Pages that the kernel was asked to move.
+    /// Pages that were to move: moved, or failed in a class.
     pub(crate) tried_pages: u64,
     pub(crate) moved_pages: u64,
     /// Those that did not move, by class.

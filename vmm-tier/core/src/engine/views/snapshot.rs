@@ -71,8 +71,8 @@ crate::report! {
         /// Bytes demoted; each page's place was verified.
         #[metric(counter = "demoted_bytes", since = "the agent's start")]
         pub demoted_bytes: u64,
-        /// Pages that the kernel was asked to move: those that moved, and those of all classes of
-        /// `failed`.
+        /// Pages that were to move: those that moved, and those of all classes of `failed`, also those
+        /// that the kernel was not asked for as they could not move.
         #[metric(counter = "tried_pages", since = "the agent's start")]
         pub tried_pages: u64,
         /// Pages that moved; each page's place was verified.

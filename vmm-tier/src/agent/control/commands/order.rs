@@ -1,7 +1,7 @@
 //! What a client asks of the agent, as the agent's thread carries it out.
 
 use qmp::QmpError;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tier_core::{
     addr::Gpa,
@@ -9,8 +9,10 @@ use tier_core::{
     settings::Tier,
 };
 
-use super::reply::sentence;
-use crate::agent::state_file::PolicyOverride;
+use crate::{
+    agent::state_file::PolicyOverride,
+    reply::{sentence, typed},
+};
 
 /// A command, its arguments checked as far as they can be without the guest.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,10 +126,4 @@ fn heatmap(size: &HeatmapArguments) -> Result<Order, QmpError> {
             "Parameters 'rows' and 'columns' must be at least 1, and their product at most {MAX_CELLS}"
         ))),
     }
-}
-
-/// Arguments as their type.
-fn typed<T: DeserializeOwned>(arguments: Map<String, Value>) -> Result<T, QmpError> {
-    serde_json::from_value(Value::Object(arguments))
-        .map_err(|error| QmpError::generic(format!("Invalid arguments: {error}")))
 }

@@ -11,6 +11,7 @@ use tier_core::{
 use crate::agent::{
     Agent,
     control::SocketReport,
+    host_link::HostReport,
     sources::{SourceHealth, SourceReport},
     state_file::{Restored, StateFileReport},
 };
@@ -130,6 +131,8 @@ tier_core::report! {
         /// What the engine knows.
         #[serde(flatten)]
         engine: Snapshot,
+        /// How the agent stands with the host daemon; absent without one.
+        host: Option<HostReport>,
         /// The hugetlb pools that back the guest.
         pools: Vec<PoolReport>,
         /// What is pinned.
@@ -171,6 +174,10 @@ impl TierInfo {
             source: agent.sources.believed_report(engine),
             sources: agent.sources.report(engine.sources()),
             engine: engine.snapshot(),
+            host: agent
+                .host
+                .as_ref()
+                .map(|host| host.report(engine, Agent::now())),
             pools: agent
                 .pools
                 .iter()

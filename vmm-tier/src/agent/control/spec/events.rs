@@ -41,14 +41,17 @@ pub(super) fn events() -> Vec<EventSpec> {
         },
         EventSpec {
             name: "TIER_LIMIT",
-            doc: "The limit of the fast tier changed.",
+            doc: "The limit of the fast tier that is in force changed. Shares of a host daemon change often: \
+                  an event comes when the daemon's share begins or ends to be the limit, and when it differs \
+                  by more than 5 % from the last event's, at most once in 10 s.",
             data: members(vec![
                 optional("old", Uint, "what it was, in bytes, if there was one"),
                 optional("new", Uint, "what it is, in bytes, if there is one"),
                 needed(
                     "who",
-                    Enum(&["operator", "state-file"]),
-                    "who set it: a command, or what a command had set before the agent was started",
+                    Enum(&["operator", "state-file", "host"]),
+                    "whose it is: a command's or the configuration's, what a command had set before the \
+                     agent was started, or the host daemon's",
                 ),
             ]),
         },

@@ -1,17 +1,17 @@
 //! The types of the schema, made of the descriptions that reports carry.
 //!
-//! What is made here lives as long as the program: call it from the [specification](super::SPEC) only.
+//! What is made here lives as long as the program: call it from the specification of a socket only.
 
 use qmp::server::{MemberSpec, ObjectSpec, TypeSpec};
 use tier_core::report::{Figure, Object, Reported, Shape};
 
 /// The type of a report or of a part of it.
-pub(super) fn of<T: Reported>() -> TypeSpec {
+pub(crate) fn of<T: Reported>() -> TypeSpec {
     type_of(T::SHAPE)
 }
 
 /// The members of a report.
-pub(super) fn members_of<T: Reported>() -> &'static [MemberSpec] {
+pub(crate) fn members_of<T: Reported>() -> &'static [MemberSpec] {
     match T::SHAPE {
         Shape::Object(object) => figures_of(object),
         _ => &[],
@@ -19,7 +19,7 @@ pub(super) fn members_of<T: Reported>() -> &'static [MemberSpec] {
 }
 
 /// Members that are described by hand.
-pub(super) fn members(members: Vec<MemberSpec>) -> &'static [MemberSpec] {
+pub(crate) fn members(members: Vec<MemberSpec>) -> &'static [MemberSpec] {
     Vec::leak(members)
 }
 

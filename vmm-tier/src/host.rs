@@ -1,0 +1,39 @@
+//! The host daemon: divides the host's DRAM among the VMs whose agents report to it.
+//!
+//! ```text
+//!  agents ────► control ─► desk (reports) ──► daemon ─► dealer ─► arbiter
+//!  operators ─►         ─► orders ──────────►
+//!  /proc ─► watcher ────────────────────────►
+//!                                               daemon ─► published ─► recorder, http
+//! ```
+//!
+//! One thread owns what the daemon knows, and decides once a second. It never waits for an agent, a client
+//! or a file of `/proc`: reports are answered at the desk, and the watcher has a thread of its own.
+
+mod control;
+mod daemon;
+mod dealer;
+mod desk;
+mod drain;
+mod events;
+mod http;
+mod latency;
+mod managed;
+mod overrides;
+pub(crate) mod protocol;
+mod published;
+mod qemu;
+mod recorder;
+pub(crate) mod report;
+mod settings;
+mod watcher;
+
+use std::process::ExitCode;
+
+pub(crate) use self::settings::HostArgs;
+use self::settings::HostSettings;
+
+/// `vmm-tier host`.
+pub(crate) fn run(args: HostArgs) -> anyhow::Result<ExitCode> {
+    daemon::run(HostSettings::of(args)?)
+}
