@@ -629,6 +629,7 @@ impl World {
         self.order(Order::Policy(policy)).unwrap();
         for op in [
             Op::Limit(None),
+            Op::Grant(None, None),
             Op::Source(true),
             Op::Stopped(false),
             Op::Attached(true),
