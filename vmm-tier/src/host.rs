@@ -30,6 +30,8 @@ mod watcher;
 
 use std::process::ExitCode;
 
+#[cfg(test)]
+pub(crate) use self::control::commands;
 pub(crate) use self::settings::HostArgs;
 use self::settings::HostSettings;
 

@@ -111,6 +111,12 @@ impl SharedDesk {
     }
 }
 
+/// What the socket offers.
+#[cfg(test)]
+pub(crate) fn commands() -> &'static [CommandSpec] {
+    &spec::SPEC.commands
+}
+
 /// The socket and its threads. Dropping it removes the socket.
 #[derive(Debug)]
 pub(super) struct Control {
