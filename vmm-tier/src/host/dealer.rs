@@ -773,7 +773,8 @@ impl Dealer {
             drain: self.drain_progress(),
             moves: HostMoves {
                 budget_bytes_per_s: self.settings.move_bytes_per_s,
-                bytes_per_s: moves.sum(),
+                // Not `sum`: of nothing it is -0.0.
+                bytes_per_s: moves.fold(0.0, |sum, moves| sum + moves),
             },
             reports: HostReports {
                 clients: 0,

@@ -47,7 +47,7 @@ pub(crate) struct Register {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct Report {
-    /// One more than in the agent's last report on this connection; the first has 1.
+    /// More than in the agent's last report on this connection; the first has 1.
     pub(crate) number: u64,
     /// When it was made, in nanoseconds of CLOCK_MONOTONIC.
     pub(crate) made_ns: u64,
