@@ -190,20 +190,31 @@ fn picture(arguments: &[String]) -> anyhow::Result<String> {
         bail!("give NAME=RESULT.json, once or more; the result is what `scripts/lab --json` wrote");
     };
     let runs: Vec<&str> = first.runs.iter().map(|run| run.run.as_str()).collect();
+    below_one_another(SIZE.1, &runs, |area, name| {
+        let lines: Vec<(&str, &Run)> = labs
+            .iter()
+            .filter_map(|(label, lab)| {
+                let run = lab.runs.iter().find(|run| run.run == *name)?;
+                Some((*label, run))
+            })
+            .collect();
+        draw(area, name, &lines)
+    })
+}
+
+/// Pictures of this height below one another, one for each of `items`.
+fn below_one_another<T>(
+    height: u32,
+    items: &[T],
+    draw: impl Fn(&Area<'_>, &T) -> anyhow::Result<()>,
+) -> anyhow::Result<String> {
     let mut svg = String::new();
     {
-        let size = (SIZE.0, SIZE.1 * runs.len() as u32);
+        let size = (SIZE.0, height * items.len() as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE)?;
-        for (area, name) in root.split_evenly((runs.len(), 1)).iter().zip(&runs) {
-            let lines: Vec<(&str, &Run)> = labs
-                .iter()
-                .filter_map(|(label, lab)| {
-                    let run = lab.runs.iter().find(|run| run.run == *name)?;
-                    Some((*label, run))
-                })
-                .collect();
-            draw(area, name, &lines)?;
+        for (area, item) in root.split_evenly((items.len(), 1)).iter().zip(items) {
+            draw(area, item)?;
         }
         root.present()?;
     }
@@ -219,17 +230,7 @@ fn pools_picture(lab: &Lab) -> anyhow::Result<String> {
     if runs.is_empty() {
         bail!("no run of this result had pools");
     }
-    let mut svg = String::new();
-    {
-        let size = (SIZE.0, POOLS_HEIGHT * runs.len() as u32);
-        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        root.fill(&WHITE)?;
-        for (area, run) in root.split_evenly((runs.len(), 1)).iter().zip(runs) {
-            draw_pools(area, run)?;
-        }
-        root.present()?;
-    }
-    Ok(svg)
+    below_one_another(POOLS_HEIGHT, &runs, |area, run| draw_pools(area, run))
 }
 
 fn shares_picture(lab: &Lab) -> anyhow::Result<String> {
@@ -238,17 +239,7 @@ fn shares_picture(lab: &Lab) -> anyhow::Result<String> {
     if runs.is_empty() {
         bail!("no run of this result measured the DRAM of guests");
     }
-    let mut svg = String::new();
-    {
-        let size = (SIZE.0, SIZE.1 * runs.len() as u32);
-        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        root.fill(&WHITE)?;
-        for (area, run) in root.split_evenly((runs.len(), 1)).iter().zip(runs) {
-            draw_shares(area, run)?;
-        }
-        root.present()?;
-    }
-    Ok(svg)
+    below_one_another(SIZE.1, &runs, |area, run| draw_shares(area, run))
 }
 
 fn draw_shares(area: &Area<'_>, run: &Run) -> anyhow::Result<()> {
