@@ -1,5 +1,7 @@
 //! QEMU processes, by what the kernel says of them.
 
+use std::collections::BTreeSet;
+
 use tier_core::addr::{Hva, NodeSet};
 use tier_sys::{
     maps, numa_maps, process,
@@ -145,28 +147,19 @@ pub(super) fn held_bytes(
     nodes: &NodeSet,
     ram: Option<&[(u64, u64)]>,
 ) -> Result<u64, SysRootError> {
-    let large;
-    let ram = match ram {
-        Some(ram) => ram,
-        None => {
-            let mappings = maps::read(root, pid, |mapping| {
-                // What can be executed is QEMU's own: a library, or translated code.
-                mapping.end.0 - mapping.start.0 >= GUEST_MAPPING_BYTES
-                    && !mapping.permissions.contains('x')
-            })?;
-            large = mappings
+    // A mapping may begin before the RAM that lies in it.
+    let guests = maps::read(root, pid, |mapping| {
+        let (start, end) = (mapping.start.0, mapping.end.0);
+        match ram {
+            Some(ram) => ram
                 .iter()
-                .map(|mapping| (mapping.start.0, mapping.end.0 - mapping.start.0))
-                .collect::<Vec<_>>();
-            &large
+                .any(|&(first, bytes)| start < first.saturating_add(bytes) && first < end),
+            // What can be executed is QEMU's own: a library, or translated code.
+            None => end - start >= GUEST_MAPPING_BYTES && !mapping.permissions.contains('x'),
         }
-    };
-    let is_ram = |start: Hva| {
-        let at = ram.partition_point(|&(first, _)| first <= start.0);
-        let range = at.checked_sub(1).map(|at| ram[at]);
-        range.is_some_and(|(first, bytes)| start.0 - first < bytes)
-    };
-    let mappings = numa_maps::read(root, pid, is_ram)?;
+    })?;
+    let starts: BTreeSet<Hva> = guests.iter().map(|mapping| mapping.start).collect();
+    let mappings = numa_maps::read(root, pid, |start| starts.contains(&start))?;
     let on_nodes = mappings.iter().flat_map(|mapping| &mapping.bytes);
     let on_nodes = on_nodes.filter(|(node, _)| nodes.contains(**node));
     Ok(on_nodes.fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes)))
@@ -301,7 +294,8 @@ mod tests {
         let held = |ram: Option<&[(u64, u64)]>| held_bytes(&proc.root, 7, &nodes, ram).unwrap();
         assert_eq!(held(None), 30 << 12);
         assert_eq!(held(Some(&[(0x2_0000_0000, 4096)])), 20 << 12);
-        assert_eq!(held(Some(&[(0x1_0000_1000, 1 << 30)])), 0);
+        // RAM that begins a page after its mapping does.
+        assert_eq!(held(Some(&[(0x1_0000_1000, 1 << 30)])), 10 << 12);
         assert_eq!(held(Some(&[])), 0);
     }
 }
