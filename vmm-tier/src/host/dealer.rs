@@ -107,6 +107,8 @@ pub(super) struct Dealer {
     pub(super) overrides: Overrides,
     /// DRAM for guests by the configuration.
     configured: u64,
+    /// What the pool's nodes have.
+    memory: u64,
     latency: Latency,
     arbiter: Arbiter,
     meter: FairnessMeter,
@@ -141,6 +143,7 @@ impl Dealer {
     ) -> Self {
         let mut dealer = Self {
             configured: settings.pool.bytes(memory),
+            memory,
             latency,
             arbiter: Arbiter::new(settings.rules),
             meter: FairnessMeter::default(),
@@ -203,6 +206,13 @@ impl Dealer {
         held.fold(0, u64::saturating_add)
     }
 
+    /// The most that can be guaranteed beside strangers that hold `strange` bytes. They take part of what the
+    /// operator has for guests, but of guaranteed DRAM only what the nodes do not have beside it. Otherwise
+    /// guests that hold more than the pool would keep each other's agents out for ever.
+    fn guaranteeable(&self, strange: u64) -> u64 {
+        self.configured.min(self.memory.saturating_sub(strange))
+    }
+
     /// The pool that guarantees are admitted to. A drain is the operator's own wish, and refuses nobody.
     /// While the daemon starts, strangers are VMs that come back; the VM that asks is none afterwards.
     fn admission_pool(&self, pid: Option<u32>) -> u64 {
@@ -210,8 +220,17 @@ impl Dealer {
             return self.configured;
         }
         let own = pid.and_then(|pid| self.strangers.get(&pid)?.kernel);
-        let strange = self.strange().saturating_sub(own.unwrap_or(0));
-        self.configured.saturating_sub(strange)
+        self.guaranteeable(self.strange().saturating_sub(own.unwrap_or(0)))
+    }
+
+    /// The bytes that are dealt, of the most that guests may have now.
+    fn pool_of(&self, most: u64) -> u64 {
+        let charged = self.charged();
+        let dealt_to = self.vms.values().filter(|vm| vm.takes_part());
+        let guarantees = dealt_to.map(|vm| vm.terms.guarantee_bytes);
+        let guarantees = guarantees.fold(0, u64::saturating_add);
+        let guaranteed = guarantees.min(most).min(self.guaranteeable(charged));
+        most.saturating_sub(charged).max(guaranteed)
     }
 
     /// What all guests hold.
@@ -483,7 +502,7 @@ impl Dealer {
             most = most.min(drain.limit(now, held, self.settings.move_bytes_per_s));
             self.notices.extend(drain.news(held).map(Notice::Drain));
         }
-        self.pool = most.saturating_sub(self.charged());
+        self.pool = self.pool_of(most);
         if self.is_starting {
             let shares = self.vms.values().filter_map(|vm| vm.share);
             let shares = shares.fold(0, u64::saturating_add);

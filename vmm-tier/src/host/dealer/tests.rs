@@ -96,6 +96,8 @@ fn qemu(pid: u32) -> Qemu {
 struct Rig {
     dealer: Dealer,
     toml: String,
+    /// What the nodes have, in bytes.
+    memory: u64,
     now: Time,
     guests: Vec<Guest>,
     next_connection: u64,
@@ -104,10 +106,16 @@ struct Rig {
 
 impl Rig {
     fn new(toml: &str, guests: Vec<Guest>) -> Self {
+        Self::on(1 << 30, toml, guests)
+    }
+
+    /// On nodes that have `memory` bytes.
+    fn on(memory: u64, toml: &str, guests: Vec<Guest>) -> Self {
         let now = Time(0) + Duration::from_secs(1000);
         Self {
-            dealer: dealer(now, toml, Overrides::default()),
+            dealer: dealer(now, toml, Overrides::default(), memory),
             toml: toml.to_owned(),
+            memory,
             now,
             guests,
             next_connection: 1,
@@ -121,7 +129,7 @@ impl Rig {
             guest.connection = None;
         }
         let overrides = self.dealer.overrides.clone();
-        self.dealer = dealer(self.now, &self.toml, overrides);
+        self.dealer = dealer(self.now, &self.toml, overrides, self.memory);
     }
 
     fn register(&mut self, at: usize) -> Result<Lease, RegisterError> {
@@ -229,9 +237,9 @@ impl Rig {
     }
 }
 
-fn dealer(now: Time, toml: &str, overrides: Overrides) -> Dealer {
+fn dealer(now: Time, toml: &str, overrides: Overrides, memory: u64) -> Dealer {
     let settings = HostSettings::of_text(HostArgs::default(), toml).unwrap();
-    Dealer::new(now, settings, overrides, 1 << 30, Latency::default())
+    Dealer::new(now, settings, overrides, memory, Latency::default())
 }
 
 /// The example of docs/fairness.md: 84 MiB, guarantees of 8 MiB, weights 1, 1 and 2.
@@ -385,9 +393,9 @@ fn daemon_when_it_is_killed_ten_times_deals_no_storm_and_leaves_no_deficit() {
 
 #[test]
 fn vm_when_it_comes_late_to_a_full_pool_is_admitted_by_its_guarantee_alone() {
-    // What all hold fills the pool, and guarantees are all of it.
+    // What all hold fills the pool, which is all that the nodes have, and guarantees are all of it.
     let toml = "[pool]\nbytes = '84M'\n[defaults]\nguarantee = '28M'";
-    let mut rig = Rig::new(toml, three());
+    let mut rig = Rig::on(84 * MIB, toml, three());
     rig.guests[0].share = Some(20 * MIB);
     rig.guests[1].share = Some(24 * MIB);
     rig.guests[2].share = Some(40 * MIB);
@@ -410,6 +418,44 @@ fn vm_when_it_comes_late_to_a_full_pool_is_admitted_by_its_guarantee_alone() {
     rig.register_all();
     rig.seconds(20);
     assert!(rig.fast().iter().all(|&mib| mib >= 24), "{:?}", rig.fast());
+}
+
+#[test]
+fn vms_when_they_hold_more_than_the_pool_and_come_one_by_one_are_all_admitted() {
+    let toml = "[pool]\nbytes = '84M'\n[defaults]\nguarantee = '8M'";
+    let guests = (0..8).map(|at| Guest::new(&format!("vm{at}"), 7 + at, 40, 40));
+    let mut rig = Rig::new(toml, guests.collect());
+    for guest in &mut rig.guests {
+        guest.share = Some(40 * MIB);
+    }
+    rig.seconds(8);
+    assert_eq!(rig.info().charged_bytes, 320 * MIB);
+    for at in 0..8 {
+        rig.register(at).unwrap();
+        rig.seconds(4);
+        // Strangers take none of what is guaranteed.
+        assert!(rig.fast()[..=at].iter().all(|&mib| mib >= 8), "{:?}", rig.fast());
+        assert_eq!(rig.info().shortfall_bytes, 0);
+    }
+    rig.seconds(20);
+    assert!(rig.fast().iter().all(|&mib| mib == 10 || mib == 11), "{:?}", rig.fast());
+    assert_eq!(rig.info().fairness.deficit_byte_seconds, 0.0);
+}
+
+#[test]
+fn guarantees_when_strangers_hold_what_the_nodes_have_are_less_by_the_same_share() {
+    let toml = "[pool]\nbytes = '84M'\n[defaults]\nguarantee = '28M'";
+    let mut rig = Rig::on(84 * MIB, toml, three());
+    rig.guests[0].share = Some(20 * MIB);
+    rig.register(1).unwrap();
+    rig.register(2).unwrap();
+    rig.seconds(20);
+    assert_eq!(rig.info().shortfall_bytes, 0);
+    // The stranger takes more: 34 of 84 MiB are left for guarantees of 56.
+    rig.guests[0].share = Some(50 * MIB);
+    rig.seconds(20);
+    assert_eq!(rig.info().shortfall_bytes, 22 * MIB);
+    assert_eq!(rig.fast(), [50, 17, 17]);
 }
 
 #[test]
