@@ -364,6 +364,13 @@ impl Runner<'_> {
             let path = measure::pool_folder(node, page_mib).join("nr_hugepages");
             fs::write(&path, pages.to_string())
                 .with_context(|| format!("writing {pages} to {}", path.display()))?;
+            // Pages in use stay as surplus, so there may be more.
+            let found: u64 = fs::read_to_string(&path)?.trim().parse()?;
+            if found < *pages {
+                bail!(
+                    "the kernel found memory for {found} of {pages} pages of {page_mib} MiB on node {node}"
+                );
+            }
         }
         self.note(POOLS_SET, json!(pages));
         Ok(())

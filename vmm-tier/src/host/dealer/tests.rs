@@ -434,11 +434,19 @@ fn vms_when_they_hold_more_than_the_pool_and_come_one_by_one_are_all_admitted() 
         rig.register(at).unwrap();
         rig.seconds(4);
         // Strangers take none of what is guaranteed.
-        assert!(rig.fast()[..=at].iter().all(|&mib| mib >= 8), "{:?}", rig.fast());
+        assert!(
+            rig.fast()[..=at].iter().all(|&mib| mib >= 8),
+            "{:?}",
+            rig.fast()
+        );
         assert_eq!(rig.info().shortfall_bytes, 0);
     }
     rig.seconds(20);
-    assert!(rig.fast().iter().all(|&mib| mib == 10 || mib == 11), "{:?}", rig.fast());
+    assert!(
+        rig.fast().iter().all(|&mib| mib == 10 || mib == 11),
+        "{:?}",
+        rig.fast()
+    );
     assert_eq!(rig.info().fairness.deficit_byte_seconds, 0.0);
 }
 
