@@ -94,6 +94,17 @@ pub enum DamonError {
         /// What went wrong.
         source: io::Error,
     },
+    /// Another agent holds the lock of the kdamonds.
+    #[error(
+        "{path} was locked for {seconds} s: other agents on this host begin or end sampling, which is slow \
+         where CPUs are busy; it is tried again"
+    )]
+    Locked {
+        /// The lock.
+        path: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// The settings contradict each other or the kernel's limits.
     #[error("DAMON settings: {0}")]
     Settings(&'static str),

@@ -25,6 +25,18 @@ const NEW_SLOTS: u32 = 512;
 /// How long other agents may hold the lock: each does some file accesses.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Why the lock could not be had.
+pub(super) fn not_locked(path: &Path, source: io::Error) -> DamonError {
+    let path = path.display().to_string();
+    match source.kind() {
+        io::ErrorKind::WouldBlock => DamonError::Locked {
+            path,
+            seconds: LOCK_TIMEOUT.as_secs(),
+        },
+        _ => DamonError::RunDirectory { path, source },
+    }
+}
+
 /// An orphan that was cleared away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reclaimed {
@@ -73,7 +85,7 @@ impl Slots {
             .create(&folder)
             .map_err(error(&folder))?;
         let path = self.run_dir.join("damon.lock");
-        FileLock::take(&path, LOCK_TIMEOUT).map_err(error(&path))
+        FileLock::take(&path, LOCK_TIMEOUT).map_err(|source| not_locked(&path, source))
     }
 
     /// What is written down of a slot.

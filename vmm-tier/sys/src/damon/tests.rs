@@ -310,6 +310,19 @@ fn stop_when_another_agent_holds_the_lock_is_off_and_empty_before_it_waits() {
 }
 
 #[test]
+fn lock_when_it_can_not_be_had_names_who_has_it_or_what_to_mend() {
+    let path = Path::new("/run/damon.lock");
+    let text = |kind: io::ErrorKind| slots::not_locked(path, kind.into()).to_string();
+    let busy = text(io::ErrorKind::WouldBlock);
+    assert!(
+        busy.starts_with("/run/damon.lock was locked for 10 s: other agents"),
+        "{busy}"
+    );
+    let closed = text(io::ErrorKind::PermissionDenied);
+    assert!(closed.contains("make it writable"), "{closed}");
+}
+
+#[test]
 fn update_when_another_agent_commits_gives_up_and_waits_for_nothing() {
     let host = Host::new("vaddr\nfvaddr");
     let mut kdamond = host.start().unwrap();
