@@ -295,8 +295,10 @@ impl Runner<'_> {
                 until,
             } => {
                 let note = if note.is_empty() { execute } else { note };
-                let socket = agent::control_socket(&self.name(guest)?);
-                self.ctl(&socket, execute, arguments, note, until.as_ref())
+                self.each(guest, |this, guest| {
+                    let socket = agent::control_socket(&this.name(guest)?);
+                    this.ctl(&socket, execute, arguments, note, until.as_ref())
+                })
             }
             Step::Bridge { guest } => bridge::start(&agent::control_socket(&self.name(guest)?)),
             Step::Ask { name, args, during } => self.ask(name, args, during),

@@ -198,7 +198,7 @@ pub enum Step {
     },
     /// Runs `vmm-tier ctl` on the agent's control socket.
     Ctl {
-        /// Which.
+        /// Which; `*` for each.
         #[serde(default)]
         guest: String,
         /// The command.
