@@ -26,6 +26,7 @@ mod qemu;
 mod recorder;
 pub(crate) mod report;
 mod settings;
+mod strangers;
 mod watcher;
 
 use std::process::ExitCode;

@@ -39,6 +39,7 @@ use super::{
     qemu::{Qemu, is_name},
     report::{HostAdmission, HostDrain, HostInfo, HostMoves, HostReports, HostVm, VmState},
     settings::{Grant, HostSettings},
+    strangers::Strangers,
     watcher::{Sighting, Watched},
 };
 
@@ -49,16 +50,6 @@ const SHARES_PART: f64 = 0.05;
 const SHARES_EVENT_EVERY: Duration = Duration::from_secs(5);
 /// The most VMs that commands may have set terms for.
 const MOST_OVERRIDES: usize = 4 * MAX_VMS;
-
-/// A QEMU that has no share.
-#[derive(Clone, Debug)]
-struct Stranger {
-    qemu: Qemu,
-    /// What the kernel says that it holds; `None` until that was read.
-    kernel: Option<u64>,
-    /// The name that an agent gave it, and why the agent was refused.
-    refused: Option<(String, String)>,
-}
 
 /// Why an agent has no share.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +102,7 @@ pub(super) struct Dealer {
     arbiter: Arbiter,
     meter: FairnessMeter,
     vms: BTreeMap<String, Managed>,
-    strangers: BTreeMap<u32, Stranger>,
+    strangers: Strangers,
     drain: Option<Drain>,
     began: Time,
     is_starting: bool,
@@ -145,7 +136,7 @@ impl Dealer {
             arbiter: Arbiter::new(settings.rules),
             meter: FairnessMeter::default(),
             vms: BTreeMap::new(),
-            strangers: BTreeMap::new(),
+            strangers: Strangers::default(),
             drain: overrides.drain_bytes.map(Drain::new),
             began: now,
             is_starting: true,
@@ -197,27 +188,21 @@ impl Dealer {
         self.configured.min(drained)
     }
 
-    /// What strangers hold.
-    fn strange(&self) -> u64 {
-        let held = self.strangers.values().filter_map(|it| it.kernel);
-        held.fold(0, u64::saturating_add)
-    }
-
     /// The pool that guarantees are admitted to. A drain is the operator's own wish, and refuses nobody.
     /// While the daemon starts, strangers are VMs that come back; the VM that asks is none afterwards.
     fn admission_pool(&self, pid: Option<u32>) -> u64 {
         if self.is_starting {
             return self.configured;
         }
-        let own = pid.and_then(|pid| self.strangers.get(&pid)?.kernel);
-        let strange = self.strange().saturating_sub(own.unwrap_or(0));
+        let own = pid.and_then(|pid| self.strangers.held_by(pid));
+        let strange = self.strangers.held().saturating_sub(own.unwrap_or(0));
         self.configured.saturating_sub(strange)
     }
 
     /// What all guests hold.
     fn held(&self) -> u64 {
         let managed = self.vms.values().map(Managed::holds);
-        managed.fold(self.strange(), u64::saturating_add)
+        managed.fold(self.strangers.held(), u64::saturating_add)
     }
 
     /// Admits terms to a pool beside those of all VMs but this one. A VM whose agent is silent keeps its
@@ -243,7 +228,7 @@ impl Dealer {
         match self.take_in(now, connection, uid, &qemu, told) {
             Ok(change) => {
                 self.registered += 1;
-                let held = self.strangers.remove(&qemu.pid).and_then(|it| it.kernel);
+                let held = self.strangers.remove(qemu.pid);
                 let vm = self.vms.get_mut(&told.name);
                 if let (Some(vm), Some(held)) = (vm, held) {
                     vm.take_held(held);
@@ -327,7 +312,7 @@ impl Dealer {
     /// The share that a VM keeps from an earlier daemon: no more than there is.
     fn earlier_share(&self, told: u64, terms: &Terms) -> u64 {
         let taken = self.vms.values().filter_map(|vm| vm.share);
-        let taken = taken.fold(self.strange(), u64::saturating_add);
+        let taken = taken.fold(self.strangers.held(), u64::saturating_add);
         told.min(terms.cap_bytes)
             .min(self.most().saturating_sub(taken))
     }
@@ -339,27 +324,8 @@ impl Dealer {
         if is_managed {
             return;
         }
-        let name = if is_name(name) { name } else { "" };
-        let refused = Some((name.to_owned(), error.to_string()));
-        let known = self
-            .strangers
-            .get(&qemu.pid)
-            .filter(|it| it.qemu.start == qemu.start);
-        let is_news = known.is_none_or(|it| it.refused != refused);
-        let stranger = Stranger {
-            kernel: known.and_then(|it| it.kernel),
-            refused,
-            qemu,
-        };
-        if is_news {
-            self.notices.push(Notice::Vm(VmEvent {
-                name: name.to_owned(),
-                pid: stranger.qemu.pid,
-                change: VmChange::Refused,
-                reason: Some(error.to_string()),
-            }));
-        }
-        self.strangers.insert(stranger.qemu.pid, stranger);
+        let news = self.strangers.refuse(qemu, name, &error.to_string());
+        self.notices.extend(news.map(Notice::Vm));
     }
 
     /// Reports came, and connections ended.
@@ -393,8 +359,7 @@ impl Dealer {
     /// Takes in what the watcher saw.
     pub(super) fn sight(&mut self, seen: Sighting) {
         let gone: BTreeSet<(u32, u64)> = seen.gone.into_iter().collect();
-        self.strangers
-            .retain(|pid, it| !gone.contains(&(*pid, it.qemu.start)));
+        self.strangers.forget(&gone);
         let names: Vec<String> = (self.vms.iter())
             .filter(|(_, vm)| gone.contains(&(vm.qemu.pid, vm.qemu.start)))
             .map(|(name, _)| name.clone())
@@ -423,10 +388,8 @@ impl Dealer {
                 && vm.qemu.start == held.start
             {
                 vm.take_held(held.bytes);
-            } else if let Some(it) = self.strangers.get_mut(&held.pid)
-                && it.qemu.start == held.start
-            {
-                it.kernel = Some(held.bytes);
+            } else {
+                self.strangers.take_held(&held);
             }
         }
         if let Some(found) = seen.found {
@@ -441,17 +404,8 @@ impl Dealer {
             .map(|vm| (vm.qemu.pid, vm.qemu.start))
             .collect();
         for qemu in found {
-            if managed.contains(&(qemu.pid, qemu.start)) {
-                continue;
-            }
-            let known = self.strangers.get(&qemu.pid);
-            if known.is_none_or(|it| it.qemu.start != qemu.start) {
-                let stranger = Stranger {
-                    kernel: None,
-                    refused: None,
-                    qemu,
-                };
-                self.strangers.insert(stranger.qemu.pid, stranger);
+            if !managed.contains(&(qemu.pid, qemu.start)) {
+                self.strangers.meet(qemu);
             }
         }
     }
@@ -463,12 +417,7 @@ impl Dealer {
             start: vm.qemu.start,
             ram: vm.ram(),
         });
-        let strangers = self.strangers.values().map(|it| Watched {
-            pid: it.qemu.pid,
-            start: it.qemu.start,
-            ram: None,
-        });
-        managed.chain(strangers).collect()
+        managed.chain(self.strangers.watched()).collect()
     }
 
     /// Decides who may have how much.
@@ -534,7 +483,7 @@ impl Dealer {
             true => 0,
             false => vm.charge(),
         });
-        charges.fold(self.strange(), u64::saturating_add)
+        charges.fold(self.strangers.held(), u64::saturating_add)
     }
 
     fn deal(&mut self, now: Time) {
@@ -745,19 +694,7 @@ impl Dealer {
         let mut vms: Vec<HostVm> = (self.vms.iter())
             .map(|(name, vm)| vm.report(now, name, self.latency))
             .collect();
-        let mut names: BTreeSet<String> = self.vms.keys().cloned().collect();
-        for it in self.strangers.values() {
-            let told = it.refused.as_ref().map(|(name, _)| name);
-            let name = told
-                .filter(|name| !name.is_empty())
-                .or(it.qemu.name.as_ref());
-            let by_pid = format!("qemu-{}", it.qemu.pid);
-            let name = name
-                .filter(|name| !names.contains(*name))
-                .unwrap_or(&by_pid);
-            names.insert(name.clone());
-            vms.push(it.report(name));
-        }
+        vms.extend(self.strangers.reports(self.vms.keys().cloned().collect()));
         vms.sort_by(|a, b| a.name.cmp(&b.name));
         let rules = self.arbiter.rules();
         let moves = self.vms.values().filter_map(Managed::moves_per_s);
@@ -794,36 +731,5 @@ impl Dealer {
     fn drain_progress(&self) -> Option<HostDrain> {
         let drain = self.drain.as_ref()?;
         Some(drain.report(self.held()))
-    }
-}
-
-impl Stranger {
-    fn report(&self, name: &str) -> HostVm {
-        HostVm {
-            name: name.to_owned(),
-            pid: self.qemu.pid,
-            uuid: self.qemu.uuid.clone(),
-            state: VmState::Unmanaged,
-            refused: self.refused.as_ref().map(|(_, why)| why.clone()),
-            weight: 0.0,
-            guarantee_bytes: 0,
-            cap_bytes: 0,
-            goal: None,
-            entitled_bytes: None,
-            fair_bytes: None,
-            share_bytes: None,
-            fast_bytes: self.kernel.unwrap_or(0),
-            kernel_bytes: self.kernel,
-            demand_bytes: None,
-            limit_bytes: None,
-            hit_ratio: None,
-            slowdown: None,
-            credits: None,
-            source: None,
-            agent_state: None,
-            moves_per_s: None,
-            move_budget_bytes_per_s: None,
-            report_age_s: None,
-        }
     }
 }
