@@ -20,6 +20,7 @@ mod http;
 mod latency;
 mod managed;
 mod overrides;
+mod pools;
 pub(crate) mod protocol;
 mod published;
 mod qemu;

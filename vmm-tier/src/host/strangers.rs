@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     events::{VmChange, VmEvent},
+    pools::{self, Holdings, PoolId},
     qemu::{Qemu, is_name},
     report::{HostVm, VmState},
     watcher::{Held, Watched},
@@ -14,7 +15,7 @@ use super::{
 struct Stranger {
     qemu: Qemu,
     /// What the kernel says that it holds; `None` until that was read.
-    kernel: Option<u64>,
+    kernel: Option<Holdings>,
     /// The name that an agent gave it, and why the agent was refused.
     refused: Option<(String, String)>,
 }
@@ -28,19 +29,26 @@ impl Strangers {
         self.0.is_empty()
     }
 
-    /// What all of them hold.
-    pub(super) fn held(&self) -> u64 {
-        let held = self.0.values().filter_map(|it| it.kernel);
+    /// What all of them hold of a pool.
+    pub(super) fn held(&self, pool: PoolId) -> u64 {
+        let held = self.0.keys().map(|&pid| self.held_by(pid, pool));
         held.fold(0, u64::saturating_add)
     }
 
-    /// What the QEMU of this pid holds, if it is a stranger.
-    pub(super) fn held_by(&self, pid: u32) -> Option<u64> {
-        self.0.get(&pid)?.kernel
+    /// What the QEMU of this pid holds of a pool, if it is a stranger.
+    pub(super) fn held_by(&self, pid: u32, pool: PoolId) -> u64 {
+        let holdings = self.0.get(&pid).and_then(|it| it.kernel.as_ref());
+        holdings.and_then(|it| it.get(&pool)).copied().unwrap_or(0)
+    }
+
+    /// The pools that they hold pages of.
+    pub(super) fn pools(&self) -> impl Iterator<Item = PoolId> {
+        let holdings = self.0.values().filter_map(|it| it.kernel.as_ref());
+        holdings.flat_map(BTreeMap::keys).copied()
     }
 
     /// The QEMU of this pid is none any more; returns what it holds.
-    pub(super) fn remove(&mut self, pid: u32) -> Option<u64> {
+    pub(super) fn remove(&mut self, pid: u32) -> Option<Holdings> {
         self.0.remove(&pid)?.kernel
     }
 
@@ -54,7 +62,7 @@ impl Strangers {
     pub(super) fn take_held(&mut self, held: &Held) {
         let it = self.0.get_mut(&held.pid);
         if let Some(it) = it.filter(|it| it.qemu.start == held.start) {
-            it.kernel = Some(held.bytes);
+            it.kernel = Some(held.holdings.clone());
         }
     }
 
@@ -87,7 +95,7 @@ impl Strangers {
             reason: Some(reason.to_owned()),
         };
         let stranger = Stranger {
-            kernel: known.and_then(|it| it.kernel),
+            kernel: known.and_then(|it| it.kernel.clone()),
             refused,
             qemu,
         };
@@ -130,6 +138,7 @@ impl Stranger {
             uuid: self.qemu.uuid.clone(),
             state: VmState::Unmanaged,
             refused: self.refused.as_ref().map(|(_, why)| why.clone()),
+            pool: None,
             weight: 0.0,
             guarantee_bytes: 0,
             cap_bytes: 0,
@@ -137,8 +146,8 @@ impl Stranger {
             entitled_bytes: None,
             fair_bytes: None,
             share_bytes: None,
-            fast_bytes: self.kernel.unwrap_or(0),
-            kernel_bytes: self.kernel,
+            fast_bytes: self.kernel.as_ref().map_or(0, pools::all),
+            kernel_bytes: self.kernel.as_ref().map(pools::all),
             demand_bytes: None,
             limit_bytes: None,
             hit_ratio: None,
