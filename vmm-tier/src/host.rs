@@ -20,12 +20,14 @@ mod http;
 mod latency;
 mod managed;
 mod overrides;
+mod pools;
 pub(crate) mod protocol;
 mod published;
 mod qemu;
 mod recorder;
 pub(crate) mod report;
 mod settings;
+mod strangers;
 mod watcher;
 
 use std::process::ExitCode;

@@ -8,6 +8,7 @@ mod leases;
 mod link;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -428,6 +429,7 @@ fn facts(engine: &VmEngine, now: Time, source: Option<String>, share_bytes: Opti
     Facts {
         memory_bytes: engine.map().map_or(0, GuestMemoryMap::total_bytes),
         page_bytes: most.map_or(BASE_PAGE, |(page_bytes, _)| *page_bytes),
+        hugetlb_page_bytes: engine.map().and_then(hugetlb_page_bytes),
         share_bytes,
         report: Report {
             number: 0,
@@ -449,6 +451,17 @@ fn facts(engine: &VmEngine, now: Time, source: Option<String>, share_bytes: Opti
             demoted_bytes: snapshot.demoted_bytes,
         },
     }
+}
+
+/// The size of the hugetlb pages that back most of the guest's memory; `None` if other pages do.
+fn hugetlb_page_bytes(map: &GuestMemoryMap) -> Option<u64> {
+    let mut bytes = BTreeMap::new();
+    for range in map.unique_hva_ranges() {
+        *bytes.entry(range.page_size).or_insert(0) += range.len;
+    }
+    let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
+    most.map(|(page_bytes, _)| page_bytes)
+        .filter(|&page_bytes| page_bytes > BASE_PAGE)
 }
 
 /// Where the guest's RAM lies: by rising address, those that touch as one, the longest ones if there are

@@ -25,6 +25,7 @@ use rustix::process::geteuid;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tier_core::{
+    addr::BASE_PAGE,
     arbiter::{MAX_VMS, Mode, Terms},
     text::size::Size,
 };
@@ -32,6 +33,7 @@ use tier_sys::{process, sysroot::SysRoot};
 
 use super::{
     desk::Desk,
+    pools::PoolId,
     protocol::{Lease, Register, Report},
     qemu::Qemu,
     recorder::{QUERY_HOST_HISTORY, Recorder},
@@ -71,6 +73,8 @@ pub(super) enum Order {
     },
     Admit {
         name: Option<String>,
+        /// Where the VM is to be; `None` for where the VM of that name is.
+        pool: Option<PoolId>,
         terms: Terms,
     },
     /// Leave DRAM down to this many bytes; `None` ends a drain.
@@ -199,6 +203,7 @@ struct AdmitArguments {
     guarantee_bytes: u64,
     cap_bytes: Option<u64>,
     page_bytes: Option<u64>,
+    hugetlb_page_bytes: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -287,15 +292,17 @@ impl Commands {
                     guarantee_bytes,
                     cap_bytes,
                     page_bytes,
+                    hugetlb_page_bytes,
                 } = typed(arguments)?;
                 let terms = Terms {
                     guarantee_bytes,
                     cap_bytes: cap_bytes.unwrap_or(u64::MAX),
                     weight: 1.0,
-                    page_bytes: page_bytes.unwrap_or(4096),
+                    page_bytes: hugetlb_page_bytes.or(page_bytes).unwrap_or(BASE_PAGE),
                     goal: None,
                 };
-                return Ok(Order::Admit { name, terms });
+                let pool = hugetlb_page_bytes.map(|bytes| PoolId::of(Some(bytes)));
+                return Ok(Order::Admit { name, pool, terms });
             }
             _ => self.permit(connection)?,
         }

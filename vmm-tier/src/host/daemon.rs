@@ -1,6 +1,7 @@
 //! The daemon: its thread waits for registrations, commands, sightings and ticks, and steps the dealer.
 
 use std::{
+    collections::BTreeMap,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,13 +18,14 @@ use super::{
     http,
     latency::Latency,
     overrides::OverridesFile,
+    pools::{self, FastMemory},
     published::Published,
     recorder::Recorder,
     report::HostInfo,
     settings::HostSettings,
     watcher::{Sighting, Watcher},
 };
-use crate::{reply::refusal, signals};
+use crate::{log::with_causes, reply::refusal, signals};
 
 /// How often shares are decided.
 const TICK: Duration = Duration::from_secs(1);
@@ -36,7 +38,7 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
     let signals = signals::ending(&root).context("signals can't be caught")?;
     let topology = Topology::read(&root).context("the host's nodes can't be read")?;
     let nodes = pool_nodes(&topology, settings.nodes.as_ref())?;
-    let memory = memory_of(&topology, &nodes);
+    let memory = memory_of(&root, &topology, &nodes);
     std::fs::create_dir_all(&settings.run_dir).with_context(|| {
         format!(
             "the run directory {} can't be made",
@@ -65,11 +67,13 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
         .context("the thread that looks at processes can't be started")?;
     let (file, overrides) = OverridesFile::open(&settings.run_dir);
     let latency = Latency::of(&topology, &nodes);
-    let pool = settings.pool.bytes(memory);
+    let pools = pools::configured(&settings, &memory).into_iter();
+    let pools = pools.map(|(id, bytes)| format!("{id} {}", size::human(bytes)));
+    let pools: Vec<String> = pools.collect();
     tracing::info!(
         socket = %settings.socket.display(),
         %nodes,
-        pool = size::human(pool),
+        pools = pools.join(", "),
         mode = %overrides.mode.unwrap_or(settings.rules.mode),
         "dealing starts"
     );
@@ -100,9 +104,17 @@ fn pool_nodes(topology: &Topology, named: Option<&NodeSet>) -> anyhow::Result<No
     Ok(division.tiers.fast)
 }
 
-fn memory_of(topology: &Topology, nodes: &NodeSet) -> u64 {
-    let nodes = nodes.iter().filter_map(|node| topology.node(node));
-    nodes.fold(0, |sum, node| sum.saturating_add(node.total))
+fn memory_of(root: &SysRoot, topology: &Topology, nodes: &NodeSet) -> FastMemory {
+    let totals = nodes.iter().filter_map(|node| topology.node(node));
+    let hugetlb = pools::hugetlb_on(root, nodes).unwrap_or_else(|error| {
+        tracing::warn!("hugetlb pools can't be read: {}", with_causes(&error));
+        BTreeMap::new()
+    });
+    FastMemory {
+        nodes: nodes.clone(),
+        total: totals.fold(0, |sum, node| sum.saturating_add(node.total)),
+        hugetlb,
+    }
 }
 
 /// See the [module](self).
@@ -212,8 +224,8 @@ impl Daemon {
                 self.desk.lock().seat(connection, lease);
                 return Ok(Reply::Lease(lease));
             }
-            Order::Admit { name, terms } => {
-                let admission = self.dealer.would_admit(name.as_deref(), &terms);
+            Order::Admit { name, pool, terms } => {
+                let admission = self.dealer.would_admit(name.as_deref(), pool, &terms);
                 return Ok(Reply::Admission(admission));
             }
             Order::SetVm { name, set } => {

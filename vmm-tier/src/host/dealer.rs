@@ -21,24 +21,27 @@ use std::{
 };
 
 use tier_core::{
+    addr::BASE_PAGE,
     arbiter::{
-        AdmitError, Arbiter, Fairness, FairnessMeter, MAX_VMS, Mode, Moving, Standing, Terms,
-        admit, deal_moves,
+        AdmitError, Fairness, FairnessMeter, MAX_VMS, Mode, Moving, Rules, Standing, Terms, admit,
+        deal_moves,
     },
     time::Time,
 };
 
 use super::{
     desk::Taken,
-    drain::Drain,
+    drain::{Drain, part},
     events::{DeficitEvent, Notice, SharesEvent, VmChange, VmEvent},
     latency::Latency,
-    managed::{Dealt, Managed},
+    managed::{Dealt, GuestSize, Managed},
     overrides::Overrides,
+    pools::{self, FastMemory, Pool, PoolId},
     protocol::{LEASE_MS, Lease, REPORT_EVERY_MS, Register},
     qemu::{Qemu, is_name},
     report::{HostAdmission, HostDrain, HostInfo, HostMoves, HostReports, HostVm, VmState},
     settings::{Grant, HostSettings},
+    strangers::Strangers,
     watcher::{Sighting, Watched},
 };
 
@@ -50,14 +53,13 @@ const SHARES_EVENT_EVERY: Duration = Duration::from_secs(5);
 /// The most VMs that commands may have set terms for.
 const MOST_OVERRIDES: usize = 4 * MAX_VMS;
 
-/// A QEMU that has no share.
-#[derive(Clone, Debug)]
-struct Stranger {
-    qemu: Qemu,
-    /// What the kernel says that it holds; `None` until that was read.
-    kernel: Option<u64>,
-    /// The name that an agent gave it, and why the agent was refused.
-    refused: Option<(String, String)>,
+/// Why a VM is not admitted to a pool.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotAdmitted {
+    #[error("pool {pool}: {why}")]
+    Pool { pool: PoolId, why: AdmitError },
+    #[error(transparent)]
+    Terms(AdmitError),
 }
 
 /// Why an agent has no share.
@@ -79,7 +81,7 @@ pub(super) enum RegisterError {
     #[error("VM {name} has an agent that is connected: a VM has one agent")]
     SecondAgent { name: String },
     #[error(transparent)]
-    Admit(#[from] AdmitError),
+    Admit(#[from] NotAdmitted),
 }
 
 /// Why a command can't be carried out.
@@ -98,31 +100,26 @@ pub(super) enum OrderError {
     )]
     TooMany,
     #[error(transparent)]
-    Admit(#[from] AdmitError),
+    Admit(#[from] NotAdmitted),
 }
 
 /// See the [module](self).
 pub(super) struct Dealer {
     settings: HostSettings,
     pub(super) overrides: Overrides,
-    /// DRAM for guests by the configuration.
-    configured: u64,
-    /// What the pool's nodes have.
-    memory: u64,
+    memory: FastMemory,
+    rules: Rules,
+    pools: BTreeMap<PoolId, Pool>,
     latency: Latency,
-    arbiter: Arbiter,
     meter: FairnessMeter,
     vms: BTreeMap<String, Managed>,
-    strangers: BTreeMap<u32, Stranger>,
+    strangers: Strangers,
     drain: Option<Drain>,
     began: Time,
     is_starting: bool,
     /// Whether QEMUs were looked for since the start.
     has_searched: bool,
     fairness: Fairness,
-    pool: u64,
-    free: u64,
-    shortfall: u64,
     redealt_untold: u64,
     shares_told: Option<Time>,
     registered: u64,
@@ -133,22 +130,22 @@ pub(super) struct Dealer {
 }
 
 impl Dealer {
-    /// A daemon that begins at `now` with what commands had set before, on nodes that have `memory` bytes.
+    /// A daemon that begins at `now` with what commands had set before, with this memory.
     pub(super) fn new(
         now: Time,
         settings: HostSettings,
         overrides: Overrides,
-        memory: u64,
+        memory: FastMemory,
         latency: Latency,
     ) -> Self {
         let mut dealer = Self {
-            configured: settings.pool.bytes(memory),
             memory,
+            rules: settings.rules,
+            pools: BTreeMap::new(),
             latency,
-            arbiter: Arbiter::new(settings.rules),
             meter: FairnessMeter::default(),
             vms: BTreeMap::new(),
-            strangers: BTreeMap::new(),
+            strangers: Strangers::default(),
             drain: overrides.drain_bytes.map(Drain::new),
             began: now,
             is_starting: true,
@@ -158,9 +155,6 @@ impl Dealer {
                 worst_ratio: 1.0,
                 ..Fairness::default()
             },
-            pool: 0,
-            free: 0,
-            shortfall: 0,
             redealt_untold: 0,
             shares_told: None,
             registered: 0,
@@ -172,17 +166,43 @@ impl Dealer {
             overrides,
         };
         dealer.apply_rules();
-        dealer.pool = dealer.most();
-        dealer.free = dealer.pool;
+        dealer.follow_pools();
+        for (id, most) in dealer.most() {
+            if let Some(pool) = dealer.pools.get_mut(&id) {
+                (pool.bytes, pool.free) = (most, most);
+            }
+        }
         dealer
     }
 
     fn apply_rules(&mut self) {
-        let mut rules = self.settings.rules;
+        let rules = &mut self.rules;
+        *rules = self.settings.rules;
         rules.saved_per_hit = self.latency.saved_per_hit();
         rules.mode = self.overrides.mode.unwrap_or(rules.mode);
         rules.band = self.overrides.band.unwrap_or(rules.band);
-        self.arbiter.set_rules(rules);
+        for pool in self.pools.values_mut() {
+            pool.arbiter.set_rules(*rules);
+        }
+    }
+
+    /// The pools are those that the host has, and those of which a VM holds pages.
+    fn follow_pools(&mut self) {
+        let mut sizes = pools::configured(&self.settings, &self.memory);
+        let of_vms = self.vms.values().map(Managed::pool);
+        let elsewhere = self.vms.values().flat_map(Managed::elsewhere);
+        let in_use = of_vms
+            .chain(elsewhere.map(|(id, _)| id))
+            .chain(self.strangers.pools());
+        for id in in_use {
+            sizes.entry(id).or_insert(0);
+        }
+        self.pools.retain(|id, _| sizes.contains_key(id));
+        for (id, configured) in sizes {
+            let pool = self.pools.entry(id);
+            let pool = pool.or_insert_with(|| Pool::new(configured, self.rules));
+            pool.configured = configured;
+        }
     }
 
     /// What the operator grants a VM: by the configuration, and above it by commands.
@@ -194,57 +214,89 @@ impl Dealer {
         }
     }
 
-    /// DRAM that guests may hold when a drain is done.
-    fn most(&self) -> u64 {
-        let drained = self.drain.as_ref().map_or(u64::MAX, Drain::to);
-        self.configured.min(drained)
-    }
-
-    /// What strangers hold.
-    fn strange(&self) -> u64 {
-        let held = self.strangers.values().filter_map(|it| it.kernel);
-        held.fold(0, u64::saturating_add)
-    }
-
-    /// The most that can be guaranteed beside strangers that hold `strange` bytes. They take part of what the
-    /// operator has for guests, but of guaranteed DRAM only what the nodes do not have beside it. Otherwise
-    /// guests that hold more than the pool would keep each other's agents out for ever.
-    fn guaranteeable(&self, strange: u64) -> u64 {
-        self.configured.min(self.memory.saturating_sub(strange))
-    }
-
-    /// The pool that guarantees are admitted to. A drain is the operator's own wish, and refuses nobody.
-    /// While the daemon starts, strangers are VMs that come back; the VM that asks is none afterwards.
-    fn admission_pool(&self, pid: Option<u32>) -> u64 {
-        if self.is_starting {
-            return self.configured;
+    /// What guests may hold of each pool when a drain is done: each pool keeps the same part.
+    fn most(&self) -> BTreeMap<PoolId, u64> {
+        let sizes = self.pools.iter().map(|(&id, pool)| (id, pool.configured));
+        match &self.drain {
+            None => sizes.collect(),
+            Some(drain) => drain.aims(&sizes.collect()),
         }
-        let own = pid.and_then(|pid| self.strangers.get(&pid)?.kernel);
-        self.guaranteeable(self.strange().saturating_sub(own.unwrap_or(0)))
     }
 
-    /// The bytes that are dealt, of the most that guests may have now.
-    fn pool_of(&self, most: u64) -> u64 {
-        let charged = self.charged();
-        let dealt_to = self.vms.values().filter(|vm| vm.takes_part());
-        let guarantees = dealt_to.map(|vm| vm.terms.guarantee_bytes);
+    /// What is for guests of a pool by the configuration.
+    fn configured(&self, id: PoolId) -> u64 {
+        match self.pools.get(&id) {
+            Some(pool) => pool.configured,
+            None => self.settings.pool_size(id).bytes(self.memory.of(id)),
+        }
+    }
+
+    /// The most of a pool that can be guaranteed beside others that hold `strange` bytes of it. They take part of
+    /// what the operator has for guests, but of guaranteed DRAM only what the nodes do not have beside it.
+    /// Otherwise guests that hold more than the pool would keep each other's agents out for ever.
+    fn guaranteeable(&self, id: PoolId, strange: u64) -> u64 {
+        let left = self.memory.of(id).saturating_sub(strange);
+        self.configured(id).min(left)
+    }
+
+    /// What guarantees can be given of a pool. A drain is the operator's own wish, and refuses nobody.
+    /// While the daemon starts, strangers are VMs that come back; the VM that asks is none afterwards.
+    fn admission_pool(&self, id: PoolId, asks: Option<u32>) -> u64 {
+        if self.is_starting {
+            return self.configured(id);
+        }
+        let own = asks.map_or(0, |pid| self.strangers.held_by(pid, id));
+        self.guaranteeable(id, self.strangers.held(id).saturating_sub(own))
+    }
+
+    /// The bytes of a pool that are dealt, of the most that guests may have of it now.
+    fn dealt_of(&self, id: PoolId, most: u64, charged: u64) -> u64 {
+        let dealt_to = self.of_pool(id).filter(|(_, vm)| vm.takes_part());
+        let guarantees = dealt_to.map(|(_, vm)| vm.terms.guarantee_bytes);
         let guarantees = guarantees.fold(0, u64::saturating_add);
-        let guaranteed = guarantees.min(most).min(self.guaranteeable(charged));
+        let guaranteed = guarantees.min(most).min(self.guaranteeable(id, charged));
         most.saturating_sub(charged).max(guaranteed)
     }
 
-    /// What all guests hold.
-    fn held(&self) -> u64 {
-        let managed = self.vms.values().map(Managed::holds);
-        managed.fold(self.strange(), u64::saturating_add)
+    /// What all guests hold of a pool.
+    fn held(&self, id: PoolId) -> u64 {
+        let managed = self.of_pool(id).map(|(_, vm)| vm.holds());
+        managed.fold(self.held_aside(id), u64::saturating_add)
     }
 
-    /// Admits terms to a pool beside those of all VMs but this one. A VM whose agent is silent keeps its
-    /// guarantee.
-    fn admit(&self, pool: u64, name: &str, terms: &Terms) -> Result<u64, AdmitError> {
-        let others = self.vms.iter().filter(|(other, _)| *other != name);
+    /// What is held of a pool by QEMUs that are not of that pool.
+    fn held_aside(&self, id: PoolId) -> u64 {
+        let elsewhere = self.vms.values().flat_map(Managed::elsewhere);
+        let of_pool = elsewhere.filter(|(pool, _)| *pool == id);
+        of_pool.fold(self.strangers.held(id), |sum, (_, bytes)| {
+            sum.saturating_add(bytes)
+        })
+    }
+
+    fn of_pool(&self, id: PoolId) -> impl Iterator<Item = (&String, &Managed)> {
+        self.vms.iter().filter(move |(_, vm)| vm.pool() == id)
+    }
+
+    /// Admits terms to a pool beside those of all VMs but this one; `asks` is the QEMU that asks. A VM
+    /// whose agent is silent keeps its guarantee.
+    fn admit(
+        &self,
+        id: PoolId,
+        asks: Option<u32>,
+        name: &str,
+        terms: &Terms,
+    ) -> Result<u64, NotAdmitted> {
+        let is_known = self.vms.contains_key(name);
+        if !is_known && self.vms.len() >= MAX_VMS {
+            let name = name.to_owned();
+            return Err(NotAdmitted::Terms(AdmitError::Count { name }));
+        }
+        let others = self.of_pool(id).filter(|(other, _)| *other != name);
         let others = others.map(|(name, vm)| (name.as_str(), &vm.terms));
-        admit(pool, others, name, terms)
+        admit(self.admission_pool(id, asks), others, name, terms).map_err(|why| match why {
+            AdmitError::Guarantees { .. } => NotAdmitted::Pool { pool: id, why },
+            other => NotAdmitted::Terms(other),
+        })
     }
 
     /// An agent registers its VM on a connection; `qemu` was proven, and `uid` is who asks.
@@ -262,7 +314,7 @@ impl Dealer {
         match self.take_in(now, connection, uid, &qemu, told) {
             Ok(change) => {
                 self.registered += 1;
-                let held = self.strangers.remove(&qemu.pid).and_then(|it| it.kernel);
+                let held = self.strangers.remove(qemu.pid);
                 let vm = self.vms.get_mut(&told.name);
                 if let (Some(vm), Some(held)) = (vm, held) {
                     vm.take_held(held);
@@ -313,8 +365,8 @@ impl Dealer {
             return Err(RegisterError::PidTaken { pid, name });
         }
         let grant = self.grant(name);
-        let size = (told.memory_bytes, told.page_bytes);
-        let (pool, terms) = (self.admission_pool(Some(pid)), grant.terms(size.0, size.1));
+        let size = GuestSize::of(told);
+        let terms = size.terms(&grant);
         if let Some(known) = self.vms.get(name) {
             if (known.qemu.pid, known.qemu.start) != (pid, qemu.start) {
                 return Err(RegisterError::NameTaken {
@@ -325,30 +377,30 @@ impl Dealer {
             if known.connection.is_some() && known.state(now) != VmState::Expired {
                 return Err(RegisterError::SecondAgent { name: name.clone() });
             }
-            self.admit(pool, name, &terms)?;
+            self.admit(size.pool, Some(pid), name, &terms)?;
             if let Some(known) = self.vms.get_mut(name) {
                 self.unseated.extend(known.connection);
                 known.resume(now, connection, size, &grant);
             }
             return Ok(VmChange::Back);
         }
-        self.admit(pool, name, &terms)?;
+        self.admit(size.pool, Some(pid), name, &terms)?;
         let mut vm = Managed::new(now, qemu.clone(), connection, size, &grant);
         if self.is_starting {
             vm.share = told
                 .share_bytes
-                .map(|share| self.earlier_share(share, &vm.terms));
+                .map(|share| self.earlier_share(size.pool, share, &vm.terms));
         }
         self.vms.insert(name.clone(), vm);
         Ok(VmChange::Registered)
     }
 
     /// The share that a VM keeps from an earlier daemon: no more than there is.
-    fn earlier_share(&self, told: u64, terms: &Terms) -> u64 {
-        let taken = self.vms.values().filter_map(|vm| vm.share);
-        let taken = taken.fold(self.strange(), u64::saturating_add);
-        told.min(terms.cap_bytes)
-            .min(self.most().saturating_sub(taken))
+    fn earlier_share(&self, id: PoolId, told: u64, terms: &Terms) -> u64 {
+        let taken = self.of_pool(id).filter_map(|(_, vm)| vm.share);
+        let taken = taken.fold(self.strangers.held(id), u64::saturating_add);
+        let most = self.most().get(&id).copied().unwrap_or(0);
+        told.min(terms.cap_bytes).min(most.saturating_sub(taken))
     }
 
     /// Remembers a QEMU whose agent was refused.
@@ -358,27 +410,8 @@ impl Dealer {
         if is_managed {
             return;
         }
-        let name = if is_name(name) { name } else { "" };
-        let refused = Some((name.to_owned(), error.to_string()));
-        let known = self
-            .strangers
-            .get(&qemu.pid)
-            .filter(|it| it.qemu.start == qemu.start);
-        let is_news = known.is_none_or(|it| it.refused != refused);
-        let stranger = Stranger {
-            kernel: known.and_then(|it| it.kernel),
-            refused,
-            qemu,
-        };
-        if is_news {
-            self.notices.push(Notice::Vm(VmEvent {
-                name: name.to_owned(),
-                pid: stranger.qemu.pid,
-                change: VmChange::Refused,
-                reason: Some(error.to_string()),
-            }));
-        }
-        self.strangers.insert(stranger.qemu.pid, stranger);
+        let news = self.strangers.refuse(qemu, name, &error.to_string());
+        self.notices.extend(news.map(Notice::Vm));
     }
 
     /// Reports came, and connections ended.
@@ -412,8 +445,7 @@ impl Dealer {
     /// Takes in what the watcher saw.
     pub(super) fn sight(&mut self, seen: Sighting) {
         let gone: BTreeSet<(u32, u64)> = seen.gone.into_iter().collect();
-        self.strangers
-            .retain(|pid, it| !gone.contains(&(*pid, it.qemu.start)));
+        self.strangers.forget(&gone);
         let names: Vec<String> = (self.vms.iter())
             .filter(|(_, vm)| gone.contains(&(vm.qemu.pid, vm.qemu.start)))
             .map(|(name, _)| name.clone())
@@ -441,12 +473,13 @@ impl Dealer {
             if let Some((_, vm)) = by_pid.get_mut(&held.pid)
                 && vm.qemu.start == held.start
             {
-                vm.take_held(held.bytes);
-            } else if let Some(it) = self.strangers.get_mut(&held.pid)
-                && it.qemu.start == held.start
-            {
-                it.kernel = Some(held.bytes);
+                vm.take_held(held.holdings);
+            } else {
+                self.strangers.take_held(&held);
             }
+        }
+        if let Some(hugetlb) = seen.hugetlb {
+            self.memory.hugetlb = hugetlb;
         }
         if let Some(found) = seen.found {
             self.has_searched = true;
@@ -460,17 +493,8 @@ impl Dealer {
             .map(|vm| (vm.qemu.pid, vm.qemu.start))
             .collect();
         for qemu in found {
-            if managed.contains(&(qemu.pid, qemu.start)) {
-                continue;
-            }
-            let known = self.strangers.get(&qemu.pid);
-            if known.is_none_or(|it| it.qemu.start != qemu.start) {
-                let stranger = Stranger {
-                    kernel: None,
-                    refused: None,
-                    qemu,
-                };
-                self.strangers.insert(stranger.qemu.pid, stranger);
+            if !managed.contains(&(qemu.pid, qemu.start)) {
+                self.strangers.meet(qemu);
             }
         }
     }
@@ -482,12 +506,7 @@ impl Dealer {
             start: vm.qemu.start,
             ram: vm.ram(),
         });
-        let strangers = self.strangers.values().map(|it| Watched {
-            pid: it.qemu.pid,
-            start: it.qemu.start,
-            ram: None,
-        });
-        managed.chain(strangers).collect()
+        managed.chain(self.strangers.watched()).collect()
     }
 
     /// Decides who may have how much.
@@ -496,22 +515,49 @@ impl Dealer {
         if self.is_starting && self.has_settled(now) {
             self.is_starting = false;
         }
-        let held = self.held();
-        let mut most = self.configured;
-        if let Some(drain) = &mut self.drain {
-            most = most.min(drain.limit(now, held, self.settings.move_bytes_per_s));
-            self.notices.extend(drain.news(held).map(Notice::Drain));
-        }
-        self.pool = self.pool_of(most);
-        if self.is_starting {
-            let shares = self.vms.values().filter_map(|vm| vm.share);
+        self.follow_pools();
+        let limits = self.limits(now);
+        for (id, limit) in limits {
+            let charged = self.charged(id);
+            let shares = self.of_pool(id).filter_map(|(_, vm)| vm.share);
             let shares = shares.fold(0, u64::saturating_add);
-            self.free = self.pool.saturating_sub(shares);
-        } else {
+            let bytes = self.dealt_of(id, limit, charged);
+            if let Some(pool) = self.pools.get_mut(&id) {
+                pool.charged = charged;
+                pool.bytes = bytes;
+                pool.free = pool.bytes.saturating_sub(shares);
+            }
+        }
+        if !self.is_starting {
             self.deal(now);
         }
         self.deal_moves();
         self.follow_deficits(now);
+    }
+
+    /// What guests may hold of each pool now.
+    fn limits(&mut self, now: Time) -> BTreeMap<PoolId, u64> {
+        let most = self.most();
+        let ids = self.pools.keys();
+        let held: BTreeMap<PoolId, u64> = ids.map(|&id| (id, self.held(id))).collect();
+        let Some(drain) = &mut self.drain else {
+            return most;
+        };
+        let all = pools::all(&held);
+        let limit = drain.limit(now, all, self.settings.move_bytes_per_s);
+        self.notices.extend(drain.news(all).map(Notice::Drain));
+        let above = |id: &PoolId, aim: u64| held.get(id).map_or(0, |held| held.saturating_sub(aim));
+        let ways: BTreeMap<PoolId, u64> =
+            (most.iter().map(|(id, &aim)| (*id, above(id, aim)))).collect();
+        let left = limit.saturating_sub(pools::all(&most));
+        let all_ways = pools::all(&ways);
+        let limit = |(id, aim): (PoolId, u64)| {
+            let way = ways.get(&id).copied().unwrap_or(0);
+            let configured = self.pools.get(&id).map_or(0, |pool| pool.configured);
+            let limit = aim.saturating_add(part(left, way, all_ways));
+            (id, limit.min(configured))
+        };
+        most.into_iter().map(limit).collect()
     }
 
     /// Whether all that were there before have reported, or had the time for it.
@@ -545,60 +591,73 @@ impl Dealer {
         }
     }
 
-    /// DRAM of VMs that take no part in the division.
-    fn charged(&self) -> u64 {
-        let idle = self.vms.values().filter(|vm| !vm.takes_part());
+    /// DRAM of a pool that VMs hold that take no part in its division.
+    fn charged(&self, id: PoolId) -> u64 {
+        let idle = self.of_pool(id).filter(|(_, vm)| !vm.takes_part());
         // While the daemon starts, a share of an earlier one counts as dealt.
-        let charges = idle.map(|vm| match self.is_starting && vm.share.is_some() {
+        let charges = idle.map(|(_, vm)| match self.is_starting && vm.share.is_some() {
             true => 0,
             false => vm.charge(),
         });
-        charges.fold(self.strange(), u64::saturating_add)
+        charges.fold(self.held_aside(id), u64::saturating_add)
     }
 
     fn deal(&mut self, now: Time) {
-        let mut measured = BTreeMap::new();
-        for (name, vm) in &self.vms {
-            if vm.takes_part() {
-                measured.insert(name.clone(), vm.measured(vm.state(now)));
+        let mut decided = Vec::with_capacity(self.pools.len());
+        for (&id, pool) in &mut self.pools {
+            let vms = self.vms.iter();
+            let vms = vms.filter(|(_, vm)| vm.pool() == id && vm.takes_part());
+            let measured = vms.map(|(name, vm)| (name.clone(), vm.measured(vm.state(now))));
+            let measured: BTreeMap<_, _> = measured.collect();
+            let decision = pool.arbiter.deal(now, pool.bytes, &measured);
+            pool.free = decision.free_bytes;
+            pool.shortfall = decision.shortfall_bytes;
+            decided.push((id, measured, decision));
+        }
+        let mut standings = Vec::with_capacity(self.vms.len());
+        for (id, measured, decision) in &decided {
+            for ((name, measured), share) in measured.iter().zip(&decision.shares) {
+                let Some(vm) = self.vms.get_mut(name) else {
+                    continue;
+                };
+                vm.is_dealt = true;
+                vm.dealt = Some(Dealt {
+                    due: share.due,
+                    credit_byte_s: share.credit_byte_s,
+                });
+                // An agent that does not hear keeps to what it heard last.
+                if vm.state(now) != VmState::Quiet {
+                    vm.share = Some(share.share_bytes);
+                }
+                standings.push(Standing {
+                    pool: id.hugetlb_page_bytes().unwrap_or(BASE_PAGE),
+                    received_bytes: vm.holds(),
+                    ..Standing::new(name, measured, share)
+                });
             }
         }
-        let decision = self.arbiter.deal(now, self.pool, &measured);
-        self.free = decision.free_bytes;
-        self.shortfall = decision.shortfall_bytes;
-        let mut standings = Vec::with_capacity(measured.len());
-        for ((name, measured), share) in measured.iter().zip(&decision.shares) {
-            let Some(vm) = self.vms.get_mut(name) else {
-                continue;
-            };
-            vm.is_dealt = true;
-            vm.dealt = Some(Dealt {
-                due: share.due,
-                credit_byte_s: share.credit_byte_s,
-            });
-            // An agent that does not hear keeps to what it heard last.
-            if vm.state(now) != VmState::Quiet {
-                vm.share = Some(share.share_bytes);
-            }
-            standings.push(Standing {
-                received_bytes: vm.holds(),
-                ..Standing::new(name, measured, share)
-            });
-        }
-        self.fairness = self.meter.look(now, &standings, decision.redealt_bytes);
-        self.redealt_untold = self.redealt_untold.saturating_add(decision.redealt_bytes);
+        let redealt = decided.iter().map(|(_, _, it)| it.redealt_bytes);
+        let redealt = redealt.fold(0, u64::saturating_add);
+        self.fairness = self.meter.look(now, &standings, redealt);
+        self.redealt_untold = self.redealt_untold.saturating_add(redealt);
         self.tell_shares(now);
     }
 
+    /// A figure of all pools together.
+    fn sum(&self, figure: impl Fn(&Pool) -> u64) -> u64 {
+        let figures = self.pools.values().map(figure);
+        figures.fold(0, u64::saturating_add)
+    }
+
     fn tell_shares(&mut self, now: Time) {
-        let is_much = self.redealt_untold as f64 > self.pool as f64 * SHARES_PART;
+        let is_much = self.redealt_untold as f64 > self.sum(|pool| pool.bytes) as f64 * SHARES_PART;
         let is_due = (self.shares_told).is_none_or(|at| now.since(at) >= SHARES_EVENT_EVERY);
         if is_much && is_due {
             self.shares_told = Some(now);
             self.notices.push(Notice::Shares(SharesEvent {
                 redealt_bytes: std::mem::take(&mut self.redealt_untold),
-                pool_bytes: self.pool,
-                free_bytes: self.free,
+                pool_bytes: self.sum(|pool| pool.bytes),
+                free_bytes: self.sum(|pool| pool.free),
             }));
         }
     }
@@ -621,7 +680,7 @@ impl Dealer {
     }
 
     fn follow_deficits(&mut self, now: Time) {
-        let patience = self.arbiter.rules().guarantee_back;
+        let patience = self.rules.guarantee_back;
         for (name, vm) in &mut self.vms {
             let deficit = vm.deficit();
             // Pages of the VM that don't fill a share are no deficit.
@@ -655,7 +714,7 @@ impl Dealer {
     fn lease(&self, name: &str) -> Lease {
         let vm = self.vms.get(name);
         Lease {
-            share_bytes: vm.and_then(|vm| vm.share),
+            share_bytes: vm.and_then(Managed::limit),
             lease_ms: LEASE_MS,
             report_ms: REPORT_EVERY_MS,
             move_bytes_per_s: match vm.filter(|vm| vm.takes_part()) {
@@ -703,7 +762,7 @@ impl Dealer {
         };
         let grant = self.settings.grant(name).with(&wish);
         if let Some(vm) = self.vms.get(name) {
-            self.admit(self.admission_pool(None), name, &vm.terms_of(&grant))?;
+            self.admit(vm.pool(), None, name, &vm.terms_of(&grant))?;
         }
         if let Some(vm) = self.vms.get_mut(name) {
             vm.grant(&grant);
@@ -746,15 +805,24 @@ impl Dealer {
     }
 
     /// Whether a VM of these terms would be admitted.
-    pub(super) fn would_admit(&self, name: Option<&str>, terms: &Terms) -> HostAdmission {
-        let pool = self.admission_pool(None);
-        let found = self.admit(pool, name.unwrap_or("that is new"), terms);
+    pub(super) fn would_admit(
+        &self,
+        name: Option<&str>,
+        pool: Option<PoolId>,
+        terms: &Terms,
+    ) -> HostAdmission {
+        let known = name.and_then(|name| self.vms.get(name));
+        let id = pool.or_else(|| known.map(Managed::pool));
+        let id = id.unwrap_or(PoolId::Plain);
+        let found = self.admit(id, None, name.unwrap_or("that is new"), terms);
         HostAdmission {
+            pool: id.to_string(),
             fits: found.is_ok(),
             reason: found.as_ref().err().map(ToString::to_string),
             unguaranteed_bytes: found.unwrap_or_else(|_| {
-                let taken = self.vms.values().map(|vm| vm.terms.guarantee_bytes);
-                pool.saturating_sub(taken.fold(0, u64::saturating_add))
+                let taken = self.of_pool(id).map(|(_, vm)| vm.terms.guarantee_bytes);
+                self.admission_pool(id, None)
+                    .saturating_sub(taken.fold(0, u64::saturating_add))
             }),
         }
     }
@@ -764,30 +832,17 @@ impl Dealer {
         let mut vms: Vec<HostVm> = (self.vms.iter())
             .map(|(name, vm)| vm.report(now, name, self.latency))
             .collect();
-        let mut names: BTreeSet<String> = self.vms.keys().cloned().collect();
-        for it in self.strangers.values() {
-            let told = it.refused.as_ref().map(|(name, _)| name);
-            let name = told
-                .filter(|name| !name.is_empty())
-                .or(it.qemu.name.as_ref());
-            let by_pid = format!("qemu-{}", it.qemu.pid);
-            let name = name
-                .filter(|name| !names.contains(*name))
-                .unwrap_or(&by_pid);
-            names.insert(name.clone());
-            vms.push(it.report(name));
-        }
+        vms.extend(self.strangers.reports(self.vms.keys().cloned().collect()));
         vms.sort_by(|a, b| a.name.cmp(&b.name));
-        let rules = self.arbiter.rules();
         let moves = self.vms.values().filter_map(Managed::moves_per_s);
         HostInfo {
-            mode: rules.mode,
-            band: rules.band,
-            pool_bytes: self.pool,
-            configured_bytes: self.configured,
-            charged_bytes: self.charged(),
-            free_bytes: self.free,
-            shortfall_bytes: self.shortfall,
+            mode: self.rules.mode,
+            band: self.rules.band,
+            pool_bytes: self.sum(|pool| pool.bytes),
+            configured_bytes: self.sum(|pool| pool.configured),
+            charged_bytes: self.sum(|pool| pool.charged),
+            free_bytes: self.sum(|pool| pool.free),
+            shortfall_bytes: self.sum(|pool| pool.shortfall),
             starting: self.is_starting,
             drain: self.drain_progress(),
             moves: HostMoves {
@@ -803,6 +858,7 @@ impl Dealer {
                 refused: BTreeMap::new(),
                 mismatches: self.mismatches,
             },
+            pools: (self.pools.iter().map(|(&id, pool)| pool.report(id))).collect(),
             vms,
             fairness: self.fairness.clone(),
             state_file: String::new(),
@@ -812,37 +868,7 @@ impl Dealer {
 
     fn drain_progress(&self) -> Option<HostDrain> {
         let drain = self.drain.as_ref()?;
-        Some(drain.report(self.held()))
-    }
-}
-
-impl Stranger {
-    fn report(&self, name: &str) -> HostVm {
-        HostVm {
-            name: name.to_owned(),
-            pid: self.qemu.pid,
-            uuid: self.qemu.uuid.clone(),
-            state: VmState::Unmanaged,
-            refused: self.refused.as_ref().map(|(_, why)| why.clone()),
-            weight: 0.0,
-            guarantee_bytes: 0,
-            cap_bytes: 0,
-            goal: None,
-            entitled_bytes: None,
-            fair_bytes: None,
-            share_bytes: None,
-            fast_bytes: self.kernel.unwrap_or(0),
-            kernel_bytes: self.kernel,
-            demand_bytes: None,
-            limit_bytes: None,
-            hit_ratio: None,
-            slowdown: None,
-            credits: None,
-            source: None,
-            agent_state: None,
-            moves_per_s: None,
-            move_budget_bytes_per_s: None,
-            report_age_s: None,
-        }
+        let held = self.pools.keys().map(|&id| self.held(id));
+        Some(drain.report(held.fold(0, u64::saturating_add)))
     }
 }

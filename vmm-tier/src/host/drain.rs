@@ -1,10 +1,13 @@
 //! A drain: guests leave DRAM down to a size, at the rate of moves.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tier_core::time::Time;
 
-use super::report::HostDrain;
+use super::{
+    pools::{self, PoolId},
+    report::HostDrain,
+};
 
 /// The longest time that one step is reckoned to span: a clock that jumps frees no more.
 const LONGEST_STEP: Duration = Duration::from_secs(10);
@@ -27,9 +30,12 @@ impl Drain {
         }
     }
 
-    /// What guests may keep in the end.
-    pub(super) const fn to(&self) -> u64 {
-        self.to
+    /// What guests may keep of each pool in the end, of pools that have these sizes: the same part of
+    /// each.
+    pub(super) fn aims(&self, sizes: &BTreeMap<PoolId, u64>) -> BTreeMap<PoolId, u64> {
+        let all = pools::all(sizes);
+        let aim = |(&id, &size)| (id, part(self.to.min(all), size, all));
+        sizes.iter().map(aim).collect()
     }
 
     /// What guests may hold at `now`: what they hold at first, then less by the rate.
@@ -68,6 +74,12 @@ impl Drain {
         }
         is_news.then_some(report)
     }
+}
+
+/// The part of `bytes` that `one` is of `all`; nothing of nothing.
+pub(super) fn part(bytes: u64, one: u64, all: u64) -> u64 {
+    let part = u128::from(bytes) * u128::from(one) / u128::from(all.max(1));
+    u64::try_from(part).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

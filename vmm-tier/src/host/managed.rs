@@ -10,7 +10,8 @@ use tier_core::{
 use super::{
     desk::Taken,
     latency::Latency,
-    protocol::{LEASE_MS, Report},
+    pools::{self, Holdings, PoolId},
+    protocol::{LEASE_MS, Register, Report},
     qemu::Qemu,
     report::{HostVm, VmState},
     settings::Grant,
@@ -69,15 +70,39 @@ pub(super) struct Dealt {
     pub(super) credit_byte_s: f64,
 }
 
+/// How large a guest is, and of which pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GuestSize {
+    pub(super) memory: u64,
+    /// The size of most of its pages.
+    pub(super) page: u64,
+    pub(super) pool: PoolId,
+}
+
+impl GuestSize {
+    /// What an agent tells.
+    pub(super) fn of(told: &Register) -> Self {
+        let pool = PoolId::of(told.hugetlb_page_bytes);
+        Self {
+            memory: told.memory_bytes,
+            page: pool.hugetlb_page_bytes().unwrap_or(told.page_bytes),
+            pool,
+        }
+    }
+
+    /// The terms of such a guest.
+    pub(super) fn terms(self, grant: &Grant) -> Terms {
+        grant.terms(self.memory, self.page)
+    }
+}
+
 /// See the [module](self).
 #[derive(Clone, Debug)]
 pub(super) struct Managed {
     pub(super) qemu: Qemu,
     /// The connection of its agent.
     pub(super) connection: Option<u64>,
-    /// The guest's memory, and the size of most of its pages.
-    memory: u64,
-    page: u64,
+    size: GuestSize,
     pub(super) terms: Terms,
     /// When the agent had its last reply.
     pub(super) heard: Time,
@@ -87,7 +112,7 @@ pub(super) struct Managed {
     /// What the two last reports said that it holds.
     told: [u64; 2],
     /// What the kernel says that it holds, and whether no report has come since.
-    kernel: Option<u64>,
+    kernel: Option<Holdings>,
     is_fresh: bool,
     /// The agent's account is not believed.
     doubted: bool,
@@ -110,15 +135,14 @@ impl Managed {
         now: Time,
         qemu: Qemu,
         connection: u64,
-        (memory, page): (u64, u64),
+        size: GuestSize,
         grant: &Grant,
     ) -> Self {
         Self {
             qemu,
             connection: Some(connection),
-            memory,
-            page,
-            terms: grant.terms(memory, page),
+            size,
+            terms: size.terms(grant),
             heard: now,
             report: None,
             curve: DemandCurve::default(),
@@ -143,18 +167,12 @@ impl Managed {
     }
 
     pub(super) fn terms_of(&self, grant: &Grant) -> Terms {
-        grant.terms(self.memory, self.page)
+        self.size.terms(grant)
     }
 
     /// Another agent of the same VM has registered.
-    pub(super) fn resume(
-        &mut self,
-        now: Time,
-        connection: u64,
-        (memory, page): (u64, u64),
-        grant: &Grant,
-    ) {
-        (self.memory, self.page) = (memory, page);
+    pub(super) fn resume(&mut self, now: Time, connection: u64, size: GuestSize, grant: &Grant) {
+        self.size = size;
         self.grant(grant);
         self.connection = Some(connection);
         self.heard = now;
@@ -167,7 +185,7 @@ impl Managed {
         let Taken { at, report, .. } = taken;
         self.heard = self.heard.max(at);
         self.curve = DemandCurve::of_points(report.curve.iter().copied());
-        let held = report.fast_bytes.min(self.memory);
+        let held = report.fast_bytes.min(self.size.memory);
         self.told = match self.report {
             Some(_) => [self.told[1], held],
             None => [held; 2],
@@ -184,9 +202,9 @@ impl Managed {
 
     /// Whether the kernel's account differs from what the agent told before and after it.
     fn is_contradicted(&self) -> bool {
-        let tolerated = (self.memory / TOLERATED_PART).max(TOLERATED_BYTES);
+        let tolerated = (self.size.memory / TOLERATED_PART).max(TOLERATED_BYTES);
         let [a, b] = self.told;
-        self.kernel.is_some_and(|bytes| {
+        self.kernel().is_some_and(|bytes| {
             bytes > a.max(b).saturating_add(tolerated) || bytes.saturating_add(tolerated) < a.min(b)
         })
     }
@@ -198,8 +216,8 @@ impl Managed {
 
     /// Takes in what the kernel says that it holds. It is compared with the agent's account when the next
     /// report has come: pages move meanwhile.
-    pub(super) fn take_held(&mut self, bytes: u64) {
-        self.kernel = Some(bytes);
+    pub(super) fn take_held(&mut self, holdings: Holdings) {
+        self.kernel = Some(holdings);
         self.is_fresh = true;
     }
 
@@ -232,9 +250,43 @@ impl Managed {
         self.report.is_some()
     }
 
-    /// The DRAM that it holds, as it is charged.
+    /// The pool that it shares.
+    pub(super) const fn pool(&self) -> PoolId {
+        self.size.pool
+    }
+
+    /// The DRAM that it holds of other pools than its own, by what the kernel says: memory that is
+    /// backed otherwise than most of it.
+    pub(super) fn elsewhere(&self) -> impl Iterator<Item = (PoolId, u64)> {
+        let holdings = self.kernel.iter().flatten();
+        let elsewhere = holdings.filter(|(pool, _)| **pool != self.size.pool);
+        elsewhere.map(|(pool, bytes)| (*pool, *bytes))
+    }
+
+    fn all_elsewhere(&self) -> u64 {
+        self.elsewhere()
+            .fold(0, |sum, (_, bytes)| sum.saturating_add(bytes))
+    }
+
+    /// The DRAM that it holds of its pool, as it is charged.
     pub(super) fn holds(&self) -> u64 {
-        match (&self.report, self.kernel) {
+        self.fast().saturating_sub(self.all_elsewhere())
+    }
+
+    /// What its agent may hold: the share of its pool, and what it holds of other pools.
+    pub(super) fn limit(&self) -> Option<u64> {
+        let share = self.share?;
+        Some(share.saturating_add(self.all_elsewhere()))
+    }
+
+    /// What the kernel says that it holds of all pools.
+    pub(super) fn kernel(&self) -> Option<u64> {
+        self.kernel.as_ref().map(pools::all)
+    }
+
+    /// The DRAM that it holds of all pools.
+    fn fast(&self) -> u64 {
+        match (&self.report, self.kernel()) {
             (Some(_), Some(kernel)) if self.doubted => kernel,
             (Some(_), _) => self.told[1],
             (None, Some(kernel)) => kernel,
@@ -305,6 +357,7 @@ impl Managed {
             uuid: self.qemu.uuid.clone(),
             state: self.state(now),
             refused: None,
+            pool: Some(self.size.pool.to_string()),
             weight: self.terms.weight,
             guarantee_bytes: self.terms.guarantee_bytes,
             cap_bytes: self.terms.cap_bytes,
@@ -312,8 +365,8 @@ impl Managed {
             entitled_bytes: due.map(|due| due.entitled_bytes),
             fair_bytes: due.map(|due| due.fair_bytes),
             share_bytes: self.share,
-            fast_bytes: self.holds(),
-            kernel_bytes: self.kernel,
+            fast_bytes: self.fast(),
+            kernel_bytes: self.kernel(),
             demand_bytes: due.map(|due| due.demand_bytes),
             limit_bytes: report.and_then(|report| report.limit_bytes),
             hit_ratio,

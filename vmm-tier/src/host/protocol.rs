@@ -35,6 +35,9 @@ pub(crate) struct Register {
     pub(crate) memory_bytes: u64,
     /// The size of the pages that most of it is made of, in bytes.
     pub(crate) page_bytes: u64,
+    /// The size of the hugetlb pages that back most of it, in bytes; `None` if other pages do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hugetlb_page_bytes: Option<u64>,
     /// The operator's limit of the fast tier, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) limit_bytes: Option<u64>,

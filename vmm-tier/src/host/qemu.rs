@@ -8,6 +8,8 @@ use tier_sys::{
     sysroot::{SysRoot, SysRootError, numbered_entries},
 };
 
+use super::pools::{Holdings, PoolId};
+
 /// Memory of a QEMU without an agent counts as its guest's from this size of a mapping on: QEMU's own
 /// heap, stacks and libraries have smaller ones.
 const GUEST_MAPPING_BYTES: u64 = 16 << 20;
@@ -138,15 +140,15 @@ fn holds_vm(root: &SysRoot, pid: u32) -> bool {
     })
 }
 
-/// The guest's memory of a QEMU on some nodes, in bytes, by what the kernel says. `ram` is where it lies:
+/// The guest's memory of a QEMU on some nodes, by pool, by what the kernel says. `ram` is where it lies:
 /// first address and bytes, rising; without it, all large mappings count. The kernel walks the page
 /// tables for it.
-pub(super) fn held_bytes(
+pub(super) fn holdings(
     root: &SysRoot,
     pid: u32,
     nodes: &NodeSet,
     ram: Option<&[(u64, u64)]>,
-) -> Result<u64, SysRootError> {
+) -> Result<Holdings, SysRootError> {
     // A mapping may begin before the RAM that lies in it.
     let guests = maps::read(root, pid, |mapping| {
         let (start, end) = (mapping.start.0, mapping.end.0);
@@ -160,9 +162,18 @@ pub(super) fn held_bytes(
     })?;
     let starts: BTreeSet<Hva> = guests.iter().map(|mapping| mapping.start).collect();
     let mappings = numa_maps::read(root, pid, |start| starts.contains(&start))?;
-    let on_nodes = mappings.iter().flat_map(|mapping| &mapping.bytes);
-    let on_nodes = on_nodes.filter(|(node, _)| nodes.contains(**node));
-    Ok(on_nodes.fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes)))
+    let mut holdings = Holdings::new();
+    for mapping in mappings {
+        let pool = PoolId::of(mapping.huge.then_some(mapping.page_size));
+        let on_nodes = mapping.bytes.iter();
+        let on_nodes = on_nodes.filter(|(node, _)| nodes.contains(**node));
+        let bytes = on_nodes.fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        if bytes > 0 {
+            let held = holdings.entry(pool).or_default();
+            *held = held.saturating_add(bytes);
+        }
+    }
+    Ok(holdings)
 }
 
 #[cfg(test)]
@@ -204,12 +215,19 @@ pub(super) mod fake {
 
         /// What `maps` and `numa_maps` say: mappings of 64 MiB each, with so many pages of 4 KiB on node 0.
         pub(in crate::host) fn memory(&self, pid: u32, mappings: &[(u64, u64)]) {
+            let plain = "kernelpagesize_kB=4";
+            let mappings = mappings.iter().map(|&(start, pages)| (start, pages, plain));
+            self.memory_of(pid, &mappings.collect::<Vec<_>>());
+        }
+
+        /// As [`memory`](Self::memory), with what `numa_maps` says of the pages.
+        pub(in crate::host) fn memory_of(&self, pid: u32, mappings: &[(u64, u64, &str)]) {
             let folder = self.folder.path().join(format!("proc/{pid}"));
             let (mut maps, mut nodes) = (String::new(), String::new());
-            for (start, pages) in mappings {
+            for (start, pages, kind) in mappings {
                 let end = start + (64 << 20);
                 maps += &format!("{start:x}-{end:x} rw-p 00000000 00:00 0 \n");
-                nodes += &format!("{start:x} default anon=9 N0={pages} N1=7 kernelpagesize_kB=4\n");
+                nodes += &format!("{start:x} default anon=9 N0={pages} N1=7 {kind}\n");
             }
             std::fs::write(folder.join("maps"), maps).unwrap();
             std::fs::write(folder.join("numa_maps"), nodes).unwrap();
@@ -232,6 +250,7 @@ mod tests {
     use tier_core::addr::NodeId;
 
     use super::{fake::FakeProc, *};
+    use crate::host::pools;
 
     #[test]
     fn process_when_it_is_a_qemu_is_proven_with_what_its_command_line_says() {
@@ -291,11 +310,35 @@ mod tests {
         proc.process(7, "qemu-system-x86", 100, 0);
         proc.memory(7, &[(0x1_0000_0000, 10), (0x2_0000_0000, 20)]);
         let nodes: NodeSet = [NodeId(0)].into_iter().collect();
-        let held = |ram: Option<&[(u64, u64)]>| held_bytes(&proc.root, 7, &nodes, ram).unwrap();
+        let held = |ram: Option<&[(u64, u64)]>| {
+            let holdings = holdings(&proc.root, 7, &nodes, ram).unwrap();
+            pools::all(&holdings)
+        };
         assert_eq!(held(None), 30 << 12);
         assert_eq!(held(Some(&[(0x2_0000_0000, 4096)])), 20 << 12);
         // RAM that begins a page after its mapping does.
         assert_eq!(held(Some(&[(0x1_0000_1000, 1 << 30)])), 10 << 12);
         assert_eq!(held(Some(&[])), 0);
+    }
+
+    #[test]
+    fn memory_when_it_is_in_pages_of_several_sizes_is_told_by_pool() {
+        let proc = FakeProc::new();
+        proc.process(7, "qemu-system-x86", 100, 0);
+        let mappings = [
+            (0x1_0000_0000, 10, "kernelpagesize_kB=4"),
+            (0x2_0000_0000, 20, "huge kernelpagesize_kB=2048"),
+            (0x3_0000_0000, 1, "huge kernelpagesize_kB=1048576"),
+            (0x4_0000_0000, 5, "huge kernelpagesize_kB=2048"),
+        ];
+        proc.memory_of(7, &mappings);
+        let nodes = [NodeId(0)].into_iter().collect();
+        let expected = [
+            (PoolId::Plain, 10 << 12),
+            (PoolId::Hugetlb(2 << 20), 25 * (2 << 20)),
+            (PoolId::Hugetlb(1 << 30), 1 << 30),
+        ];
+        let found = holdings(&proc.root, 7, &nodes, None).unwrap();
+        assert_eq!(found, Holdings::from(expected));
     }
 }

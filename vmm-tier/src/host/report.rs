@@ -49,19 +49,20 @@ tier_core::report! {
         /// hits of it.
         #[metric(gauge = "host_band_ratio")]
         pub(crate) band: f64,
-        /// DRAM that is dealt to VMs with agents.
+        /// DRAM that is dealt to VMs with agents, of all pools.
         #[metric(gauge = "host_pool_bytes")]
         pub(crate) pool_bytes: u64,
-        /// DRAM for guests by the configuration: the pool, and what VMs without agents hold.
+        /// DRAM for guests by the configuration: the pools, and what VMs hold that take no part.
         #[metric(gauge = "host_configured_pool_bytes")]
         pub(crate) configured_bytes: u64,
-        /// DRAM that VMs hold whose agents do not report.
+        /// DRAM that VMs hold that take no part in its pool's division: their agents don't report, or most
+        /// of their memory is of another pool.
         #[metric(gauge = "host_charged_bytes")]
         pub(crate) charged_bytes: u64,
-        /// DRAM of the pool that is nobody's share.
+        /// DRAM of the pools that is nobody's share.
         #[metric(gauge = "host_free_bytes")]
         pub(crate) free_bytes: u64,
-        /// Bytes by which the guarantees of all VMs exceed the pool.
+        /// Bytes by which the guarantees of all VMs exceed their pools.
         #[metric(gauge = "host_guarantee_shortfall_bytes")]
         pub(crate) shortfall_bytes: u64,
         /// Whether shares stay as they are, since the daemon has just started and waits for agents.
@@ -73,6 +74,8 @@ tier_core::report! {
         pub(crate) moves: HostMoves,
         /// What came on the socket.
         pub(crate) reports: HostReports,
+        /// The pools, by the size of their pages.
+        pub(crate) pools: Vec<HostPool>,
         /// The VMs, by name.
         pub(crate) vms: Vec<HostVm>,
         /// How fair the division is.
@@ -86,6 +89,34 @@ tier_core::report! {
             help = "Whether the daemon's state file can't be written"
         )]
         pub(crate) state_file_error: Option<String>,
+    }
+}
+
+tier_core::report! {
+    /// A pool: DRAM that VMs share, by the pages that it is made of.
+    #[derive(Clone, Debug, PartialEq)]
+    pub(crate) struct HostPool = "HostPool" {
+        /// `plain`, for pages of 4 KiB and transparent huge pages, or `hugetlb-` and the size of the pages.
+        #[metric(label = "pool")]
+        pub(crate) name: String,
+        /// The size of its hugetlb pages; absent for the plain pool.
+        #[metric(exempt = "the pool's name says it")]
+        pub(crate) page_bytes: Option<u64>,
+        /// DRAM of it that is dealt to VMs with agents.
+        #[metric(gauge = "host_pool_dealt_bytes")]
+        pub(crate) pool_bytes: u64,
+        /// DRAM of it for guests by the configuration.
+        #[metric(gauge = "host_pool_configured_bytes")]
+        pub(crate) configured_bytes: u64,
+        /// DRAM of it that VMs hold that take no part in its division.
+        #[metric(gauge = "host_pool_charged_bytes")]
+        pub(crate) charged_bytes: u64,
+        /// DRAM of it that is nobody's share.
+        #[metric(gauge = "host_pool_free_bytes")]
+        pub(crate) free_bytes: u64,
+        /// Bytes by which its VMs' guarantees exceed it.
+        #[metric(gauge = "host_pool_guarantee_shortfall_bytes")]
+        pub(crate) shortfall_bytes: u64,
     }
 }
 
@@ -168,6 +199,9 @@ tier_core::report! {
             help = "Whether the VM's agent was refused, so that it has no share"
         )]
         pub(crate) refused: Option<String>,
+        /// The pool that it shares; absent without an agent.
+        #[metric(info = "host_vm")]
+        pub(crate) pool: Option<String>,
         /// Its part of what is above all guarantees, relative to other VMs' weights.
         #[metric(gauge = "host_vm_weight")]
         pub(crate) weight: f64,
@@ -186,7 +220,7 @@ tier_core::report! {
         /// What the VM has by weight and demand.
         #[metric(gauge = "host_vm_fair_bytes")]
         pub(crate) fair_bytes: Option<u64>,
-        /// What the VM may hold now; absent if it has no share.
+        /// What the VM may hold of its pool now; absent if it has no share.
         #[metric(gauge = "host_vm_share_bytes")]
         pub(crate) share_bytes: Option<u64>,
         /// DRAM that the VM is charged with: what it holds, by its agent's account, or the kernel's if
@@ -238,6 +272,8 @@ tier_core::report! {
         pub(crate) fits: bool,
         /// Why not, with the sums; absent if it would.
         pub(crate) reason: Option<String>,
+        /// The pool that was asked.
+        pub(crate) pool: String,
         /// Bytes of the pool that would be guaranteed to nobody; without the VM if it does not fit.
         pub(crate) unguaranteed_bytes: u64,
     }

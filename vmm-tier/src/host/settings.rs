@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tier_core::{
-    addr::NodeSet,
+    addr::{BASE_PAGE, NodeSet},
     arbiter::{MAX_WEIGHT, MIN_WEIGHT, Mode, Rules, Terms},
     text::size::Size,
 };
 
-use super::http::address::Address;
+use super::{http::address::Address, pools::PoolId};
 use crate::config::{self, ConfigError, RUN_DIR, bytes, nodes, number, seconds};
 
 /// The name of the socket in the run directory.
@@ -45,6 +45,8 @@ struct HostConfig {
     socket: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     pool: PoolConfig,
+    /// By the size of the pages.
+    hugetlb: BTreeMap<String, HugetlbConfig>,
     rules: RulesConfig,
     moves: MovesConfig,
     http: HttpConfig,
@@ -58,6 +60,13 @@ struct PoolConfig {
     bytes: Option<Size>,
     reserve: Option<Size>,
     nodes: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct HugetlbConfig {
+    bytes: Option<Size>,
+    reserve: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -161,14 +170,14 @@ impl Grant {
 /// How much DRAM is for guests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum PoolSize {
-    /// So much, or such a share of the nodes' memory.
+    /// So much, or such a share of what the nodes have.
     Given(Size),
     /// All that the nodes have but this.
     AllBut(Size),
 }
 
 impl PoolSize {
-    /// The pool on nodes that have `memory` bytes.
+    /// The pool on nodes that have `memory` bytes of its pages.
     pub(crate) fn bytes(self, memory: u64) -> u64 {
         match self {
             Self::Given(size) => size.bytes(memory),
@@ -182,7 +191,10 @@ impl PoolSize {
 pub(crate) struct HostSettings {
     pub(crate) socket: PathBuf,
     pub(crate) run_dir: PathBuf,
+    /// Memory that is not in hugetlb pages.
     pub(crate) pool: PoolSize,
+    /// hugetlb pages that are not all for guests, by the size of the pages in bytes.
+    pub(crate) hugetlb: BTreeMap<u64, PoolSize>,
     /// The nodes of the pool; `None` for those that the kernel ranks fastest.
     pub(crate) nodes: Option<NodeSet>,
     pub(crate) rules: Rules,
@@ -212,6 +224,14 @@ pub(crate) enum HostConfigError {
     },
     #[error("pool.bytes (or --pool) and pool.reserve say both how large the pool is: give one")]
     TwoSizes,
+    #[error("hugetlb.{0}.bytes and hugetlb.{0}.reserve say both how large the pool is: give one")]
+    TwoHugetlbSizes(String),
+    #[error(
+        "hugetlb.{0} is no pool: its name must be the size of its pages, such as hugetlb.2M or hugetlb.1G"
+    )]
+    HugetlbName(String),
+    #[error("hugetlb.{0} is the pool of another entry too, in other words: give one")]
+    HugetlbTwice(String),
 }
 
 impl HostConfig {
@@ -241,6 +261,7 @@ impl HostSettings {
             socket,
             run_dir,
             pool,
+            hugetlb,
             rules,
             moves,
             http,
@@ -268,6 +289,7 @@ impl HostSettings {
             socket: args.socket.or(socket).unwrap_or(run_dir.join(SOCKET)),
             run_dir,
             pool: size,
+            hugetlb: hugetlb_sizes(hugetlb)?,
             nodes: nodes("pool.nodes", None, pool.nodes)?,
             rules: arbiter_rules(&rules)?,
             move_bytes_per_s: bytes(
@@ -283,11 +305,41 @@ impl HostSettings {
         })
     }
 
+    /// How much of what the nodes have is for guests.
+    pub(super) fn pool_size(&self, id: PoolId) -> PoolSize {
+        let all = PoolSize::AllBut(Size::Bytes(0));
+        match id {
+            PoolId::Plain => self.pool,
+            PoolId::Hugetlb(size) => self.hugetlb.get(&size).copied().unwrap_or(all),
+        }
+    }
+
     /// What the configuration grants a VM.
     pub(crate) fn grant(&self, name: &str) -> Grant {
         let own = self.vms.get(name);
         own.map_or_else(|| self.defaults.clone(), |own| self.defaults.with(own))
     }
+}
+
+fn hugetlb_sizes(
+    tables: BTreeMap<String, HugetlbConfig>,
+) -> Result<BTreeMap<u64, PoolSize>, HostConfigError> {
+    let mut sizes = BTreeMap::new();
+    for (name, HugetlbConfig { bytes, reserve }) in tables {
+        let page = match name.parse() {
+            Ok(Size::Bytes(page)) if page > BASE_PAGE && page.is_power_of_two() => page,
+            _ => return Err(HostConfigError::HugetlbName(name)),
+        };
+        let size = match (bytes, reserve) {
+            (Some(_), Some(_)) => return Err(HostConfigError::TwoHugetlbSizes(name)),
+            (Some(size), None) => PoolSize::Given(size),
+            (None, reserve) => PoolSize::AllBut(reserve.unwrap_or(Size::Bytes(0))),
+        };
+        if sizes.insert(page, size).is_some() {
+            return Err(HostConfigError::HugetlbTwice(name));
+        }
+    }
+    Ok(sizes)
 }
 
 fn arbiter_rules(rules: &RulesConfig) -> Result<Rules, ConfigError> {
@@ -447,6 +499,14 @@ mod tests {
             ),
             ("[moves]\nbytes-per-s = '10%'", "moves.bytes-per-s is 10%"),
             ("[pool]\nnodes = 'x'", "pool.nodes is x"),
+            ("[hugetlb.2X]", "hugetlb.2X is no pool"),
+            ("[hugetlb.4K]", "such as hugetlb.2M"),
+            ("[hugetlb.3M]", "hugetlb.3M is no pool"),
+            (
+                "[hugetlb.2M]\nbytes = 1\nreserve = 1",
+                "hugetlb.2M.bytes and hugetlb.2M.reserve",
+            ),
+            ("[hugetlb.2M]\n[hugetlb.2048K]", "another entry"),
             (
                 "[vm.db]\nweight = 0",
                 "vm.db.weight is 0, but must be a number from 0.001 to 1000",

@@ -1,12 +1,12 @@
 //! The thread that looks at processes: who is there, how long virtual CPUs ran, and what the kernel says
 //! that QEMUs hold.
 //!
-//! Once a second it reads `stat` of each known QEMU. It looks for QEMUs that nobody told of every ten
-//! seconds. What a QEMU holds on the fast nodes is in `numa_maps`, for which the kernel walks page tables:
+//! Once a second it reads `stat` of each known QEMU. It looks for QEMUs that nobody told of, and at the
+//! hugetlb pools, every ten seconds. What a QEMU holds on the fast nodes is in `numa_maps`, for which the kernel walks page tables:
 //! these reads take a bounded share of the time, the one that was read longest ago first.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -17,7 +17,10 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tier_core::{addr::NodeSet, time::Time};
 use tier_sys::{process, sysroot::SysRoot};
 
-use super::qemu::{Qemu, held_bytes};
+use super::{
+    pools::{self, Holdings},
+    qemu::{Qemu, holdings},
+};
 use crate::log::with_causes;
 
 /// How often processes are looked at.
@@ -49,11 +52,11 @@ pub(super) struct Alive {
 }
 
 /// What a QEMU holds on the fast nodes, by what the kernel says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     pub(super) pid: u32,
     pub(super) start: u64,
-    pub(super) bytes: u64,
+    pub(super) holdings: Holdings,
 }
 
 /// What was seen.
@@ -66,6 +69,8 @@ pub(super) struct Sighting {
     pub(super) held: Vec<Held>,
     /// All QEMUs that run, if they were looked for.
     pub(super) found: Option<Vec<Qemu>>,
+    /// What the nodes' hugetlb pools have, in bytes by page size, if they were looked at.
+    pub(super) hugetlb: Option<BTreeMap<u64, u64>>,
 }
 
 /// Looks at processes, and remembers when it did.
@@ -118,6 +123,12 @@ impl Looker {
                 Ok(found) => seen.found = Some(found),
                 Err(error) => tracing::debug!("no QEMU looked for: {}", with_causes(&error)),
             }
+            match pools::hugetlb_on(&self.root, &self.nodes) {
+                Ok(hugetlb) => seen.hugetlb = Some(hugetlb),
+                Err(error) => {
+                    tracing::debug!("hugetlb pools can't be read: {}", with_causes(&error));
+                }
+            }
             let pause = (begin.elapsed() * SEARCH_FACTOR).max(SEARCH_EVERY);
             self.search_at = now + pause;
         }
@@ -150,8 +161,12 @@ impl Looker {
                 break;
             }
             let begin = Instant::now();
-            match held_bytes(&self.root, pid, &self.nodes, ram.as_deref()) {
-                Ok(bytes) => seen.held.push(Held { pid, start, bytes }),
+            match holdings(&self.root, pid, &self.nodes, ram.as_deref()) {
+                Ok(holdings) => seen.held.push(Held {
+                    pid,
+                    start,
+                    holdings,
+                }),
                 Err(error) => {
                     tracing::debug!(pid, "memory not counted: {}", with_causes(&error));
                 }
@@ -273,7 +288,7 @@ mod tests {
         let expected = [Held {
             pid: 7,
             start: 100,
-            bytes: 10 << 12,
+            holdings: Holdings::from([(pools::PoolId::Plain, 10 << 12)]),
         }];
         assert_eq!(held(1), expected);
         assert_eq!((held(2), held(5)), (vec![], vec![]));

@@ -56,6 +56,8 @@ crate::report! {
 pub struct Standing<'a> {
     /// The VM.
     pub name: &'a str,
+    /// The pool that it shares: VMs envy nobody of another pool.
+    pub pool: u64,
     /// Its weight.
     pub weight: f64,
     /// What is guaranteed to it, in bytes.
@@ -71,11 +73,12 @@ pub struct Standing<'a> {
 }
 
 impl<'a> Standing<'a> {
-    /// The standing of a VM that has this share by the arbiter's decision.
+    /// The standing of a VM that has this share by the arbiter's decision, of pool 0.
     #[must_use]
     pub fn new(name: &'a str, vm: &Vm, share: &Share) -> Self {
         Self {
             name,
+            pool: 0,
             weight: vm.terms.believed_weight(),
             guarantee_bytes: vm.terms.guarantee().min(vm.terms.cap()),
             demand_bytes: share.due.demand_bytes,
@@ -193,9 +196,15 @@ fn way(standings: &[Standing<'_>]) -> u64 {
 }
 
 fn envious(standings: &[Standing<'_>]) -> u64 {
-    let most = standings.iter().map(Standing::above).fold(0.0, f64::max);
-    let envies =
-        |vm: &&Standing<'_>| vm.received_bytes < vm.demand_bytes && vm.above() * ENVY_FROM < most;
+    let mut most: BTreeMap<u64, f64> = BTreeMap::new();
+    for vm in standings {
+        let most = most.entry(vm.pool).or_default();
+        *most = most.max(vm.above());
+    }
+    let most = |vm: &Standing<'_>| most.get(&vm.pool).copied().unwrap_or(0.0);
+    let envies = |vm: &&Standing<'_>| {
+        vm.received_bytes < vm.demand_bytes && vm.above() * ENVY_FROM < most(vm)
+    };
     standings.iter().filter(envies).count() as u64
 }
 
@@ -211,6 +220,7 @@ mod tests {
     fn standing(name: &str, demand: u64, fair: u64, received: u64) -> Standing<'_> {
         Standing {
             name,
+            pool: 0,
             weight: 1.0,
             guarantee_bytes: 10 * MIB,
             demand_bytes: demand * MIB,
@@ -246,6 +256,13 @@ mod tests {
         assert!((fairness.worst_ratio - 7.0 / 69.0).abs() < 1e-12);
         // Both others use more than they have, and the first has 110 MiB above its guarantee.
         assert_eq!(fairness.envy, 2);
+        let mut apart = standings;
+        apart[1].pool = 2 << 20;
+        let apart = FairnessMeter::default().look(Time(0), &apart, 0);
+        assert_eq!(
+            apart.envy, 1,
+            "what the first has is not the second's to envy"
+        );
         assert_eq!(fairness.deficit_byte_seconds, 0.0);
         // The third lacks 3 MiB of its guarantee for two seconds.
         let later = meter.look(Time(0) + Duration::from_secs(2), &standings, 5);

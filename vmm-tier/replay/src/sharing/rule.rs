@@ -107,6 +107,7 @@ impl Division {
                 self.liars_hits += hits;
             }
             standings.push(Standing {
+                pool: 0,
                 name: &guest.name,
                 weight: guest.terms.weight,
                 guarantee_bytes: guest.terms.guarantee_bytes,

@@ -56,6 +56,8 @@ pub(in crate::agent) struct Identity {
 pub(super) struct Facts {
     pub(super) memory_bytes: u64,
     pub(super) page_bytes: u64,
+    /// The size of the hugetlb pages that back most of the guest.
+    pub(super) hugetlb_page_bytes: Option<u64>,
     /// The share in force.
     pub(super) share_bytes: Option<u64>,
     /// The next report, without its number.
@@ -217,6 +219,7 @@ impl Link {
             pid_start: self.identity.pid_start,
             memory_bytes: facts.memory_bytes,
             page_bytes: facts.page_bytes,
+            hugetlb_page_bytes: facts.hugetlb_page_bytes,
             limit_bytes: facts.report.limit_bytes,
             share_bytes: facts.share_bytes,
         };

@@ -92,6 +92,7 @@ fn facts(fast_bytes: u64) -> Facts {
     Facts {
         memory_bytes: 64 * MIB,
         page_bytes: 4096,
+        hugetlb_page_bytes: None,
         share_bytes: Some(3 * MIB),
         report: Report {
             number: 0,

@@ -116,6 +116,12 @@ fn commands() -> Vec<CommandSpec> {
                     Uint,
                     "the size of its pages, 4096 if left out: guarantees are whole pages",
                 ),
+                optional(
+                    "hugetlb-page-bytes",
+                    Uint,
+                    "the size of its hugetlb pages: the pool of these is asked. Left out, the pool of the VM \
+                     of that name, or the plain pool",
+                ),
             ]),
             returns: of::<HostAdmission>(),
             ..CommandSpec::PLAIN
@@ -156,6 +162,12 @@ fn commands() -> Vec<CommandSpec> {
                 ),
                 needed("memory-bytes", Uint, "the guest's memory"),
                 needed("page-bytes", Uint, "the size of most of its pages"),
+                optional(
+                    "hugetlb-page-bytes",
+                    Uint,
+                    "the size of the hugetlb pages that back most of it: its share is of their pool; absent \
+                     if other pages do",
+                ),
                 optional("limit-bytes", Uint, "the operator's limit of the VM"),
                 optional(
                     "share-bytes",

@@ -6,6 +6,7 @@ use tier_core::text::size::Size;
 
 use super::{super::desk::tests::report, *};
 use crate::host::{
+    pools::Holdings,
     protocol::Report,
     settings::HostArgs,
     watcher::{Alive, Held},
@@ -19,6 +20,10 @@ struct Guest {
     name: String,
     pid: u32,
     memory: u64,
+    /// The size of its hugetlb pages.
+    hugetlb: Option<u64>,
+    /// What it holds of DRAM in small pages although it has hugetlb pages.
+    small: u64,
     /// What it uses, in bytes; that is evenly hot.
     uses: u64,
     /// What it holds of DRAM.
@@ -36,6 +41,8 @@ impl Guest {
             name: name.to_owned(),
             pid,
             memory: 256 * MIB,
+            hugetlb: None,
+            small: 0,
             uses: uses * MIB,
             fast: fast * MIB,
             share: None,
@@ -56,6 +63,7 @@ impl Guest {
             pid_start: 100,
             memory_bytes: self.memory,
             page_bytes: 4096,
+            hugetlb_page_bytes: self.hugetlb,
             limit_bytes: None,
             share_bytes: self.share,
         }
@@ -68,6 +76,26 @@ impl Guest {
             curve: vec![(self.uses, hits)],
             fast_bytes: self.fast.saturating_add_signed(self.lie),
             ..report(self.number, now)
+        }
+    }
+
+    fn on_huge_pages(self, small_mib: u64) -> Self {
+        Self {
+            hugetlb: Some(2 * MIB),
+            small: small_mib * MIB,
+            ..self
+        }
+    }
+
+    /// What the kernel says.
+    fn holdings(&self) -> Holdings {
+        let small = self.small.min(self.fast);
+        match self.hugetlb {
+            None => Holdings::from([(PoolId::Plain, self.fast)]),
+            Some(size) => Holdings::from([
+                (PoolId::Hugetlb(size), self.fast - small),
+                (PoolId::Plain, small),
+            ]),
         }
     }
 
@@ -100,6 +128,8 @@ struct Rig {
     memory: u64,
     now: Time,
     guests: Vec<Guest>,
+    /// Bytes of the hugetlb pool of 2 MiB pages.
+    hugetlb: u64,
     next_connection: u64,
     notices: Vec<Notice>,
 }
@@ -118,6 +148,7 @@ impl Rig {
             memory,
             now,
             guests,
+            hugetlb: 0,
             next_connection: 1,
             notices: Vec::new(),
         }
@@ -176,7 +207,7 @@ impl Rig {
         let held = self.guests.iter().map(|guest| Held {
             pid: guest.pid,
             start: 100,
-            bytes: guest.fast,
+            holdings: guest.holdings(),
         });
         self.dealer.sight(Sighting {
             at: now,
@@ -184,6 +215,7 @@ impl Rig {
             gone: Vec::new(),
             held: held.collect(),
             found: Some(self.guests.iter().map(Guest::qemu).collect()),
+            hugetlb: Some(BTreeMap::from([(2 * MIB, self.hugetlb)])),
         });
         self.dealer.take(reports, &[]);
         self.dealer.tick(now);
@@ -239,6 +271,10 @@ impl Rig {
 
 fn dealer(now: Time, toml: &str, overrides: Overrides, memory: u64) -> Dealer {
     let settings = HostSettings::of_text(HostArgs::default(), toml).unwrap();
+    let memory = FastMemory {
+        total: memory,
+        ..FastMemory::default()
+    };
     Dealer::new(now, settings, overrides, memory, Latency::default())
 }
 
@@ -310,6 +346,172 @@ fn pool_when_a_qemu_has_no_agent_is_less_by_what_it_holds() {
     rig.seconds(20);
     assert_eq!(rig.fast(), [23, 23, 38]);
     assert_eq!(rig.info().vms.len(), 3);
+}
+
+/// Two guests on small pages, and two on pages of 2 MiB, of whose pool DRAM has 64 MiB.
+fn on_two_sizes() -> Rig {
+    let guests = vec![
+        Guest::new("a", 7, 96, 80),
+        Guest::new("b", 8, 96, 0),
+        Guest::new("c", 9, 96, 0).on_huge_pages(0),
+        Guest::new("d", 10, 96, 0).on_huge_pages(0),
+    ];
+    let mut rig = Rig::new(EXAMPLE, guests);
+    rig.hugetlb = 64 * MIB;
+    rig.dealer.memory.hugetlb = BTreeMap::from([(2 * MIB, rig.hugetlb)]);
+    rig
+}
+
+#[test]
+fn pools_when_guests_have_pages_of_two_sizes_are_dealt_apart() {
+    let mut rig = on_two_sizes();
+    rig.register_all();
+    rig.seconds(20);
+    // 84 / 2; and 64 − 16 = 48 by 2 : 1 are 32 and 16 above the guarantees of 8.
+    assert_eq!(rig.fast(), [42, 42, 40, 24]);
+    let info = rig.info();
+    let pools: Vec<(&str, Option<u64>, u64)> = (info.pools.iter())
+        .map(|pool| (pool.name.as_str(), pool.page_bytes, pool.pool_bytes / MIB))
+        .collect();
+    assert_eq!(
+        pools,
+        [("plain", None, 84), ("hugetlb-2M", Some(2 * MIB), 64)]
+    );
+    assert_eq!(
+        (info.pool_bytes, info.configured_bytes),
+        (148 * MIB, 148 * MIB)
+    );
+    assert_eq!(info.charged_bytes, 0);
+    let free: u64 = info.pools.iter().map(|pool| pool.free_bytes).sum();
+    assert_eq!(info.free_bytes, free);
+    assert_eq!(info.fairness.envy, 0);
+    assert_eq!(rig.vm("a").pool.as_deref(), Some("plain"));
+    assert_eq!(rig.vm("d").pool.as_deref(), Some("hugetlb-2M"));
+    let share = rig.vm("d").share_bytes.unwrap();
+    assert_eq!(share % (2 * MIB), 0, "shares are whole pages");
+    // The kernel's pool grows, and is emptied: VMs that are there keep their pool.
+    rig.hugetlb = 100 * MIB;
+    rig.seconds(20);
+    assert_eq!(rig.fast()[2] + rig.fast()[3], 100);
+    rig.hugetlb = 0;
+    rig.seconds(20);
+    let info = rig.info();
+    assert_eq!(
+        (info.pools[1].pool_bytes, info.pools[1].shortfall_bytes),
+        (0, 16 * MIB)
+    );
+    assert_eq!(rig.fast(), [42, 42, 0, 0]);
+}
+
+#[test]
+fn pool_when_others_hold_its_pages_is_less_by_these() {
+    let mut rig = on_two_sizes();
+    // d has no agent, and holds 20 MiB of huge pages and 4 MiB of small pages.
+    rig.guests[3].small = 4 * MIB;
+    rig.guests[3].share = Some(24 * MIB);
+    // c has an agent, and 10 MiB of small pages beside its huge pages.
+    rig.guests[2].small = 10 * MIB;
+    for at in 0..3 {
+        rig.register(at).unwrap();
+    }
+    rig.seconds(30);
+    let info = rig.info();
+    let charged: Vec<u64> = info.pools.iter().map(|it| it.charged_bytes / MIB).collect();
+    assert_eq!(charged, [14, 20]);
+    assert_eq!(info.charged_bytes, 34 * MIB);
+    // 84 − 14 = 70; and 64 − 20 = 44 of huge pages, with which c has its 10 MiB of small pages.
+    assert_eq!(rig.fast(), [35, 35, 54, 24]);
+    let c = rig.vm("c");
+    assert_eq!((c.share_bytes, c.fast_bytes), (Some(44 * MIB), 54 * MIB));
+    assert_eq!(info.reports.mismatches, 0);
+    assert_eq!(rig.vm("cmd10").pool, None);
+}
+
+#[test]
+fn agent_when_it_names_a_pool_that_its_qemu_does_not_use_takes_nothing_from_its_own() {
+    let mut rig = Rig::new(EXAMPLE, three());
+    rig.register(0).unwrap();
+    rig.register(1).unwrap();
+    // c is on small pages, and claims a pool that nobody shares with it.
+    let told = Register {
+        memory_bytes: 4 << 30,
+        hugetlb_page_bytes: Some(1 << 30),
+        ..rig.guests[2].told()
+    };
+    let c = &mut rig.guests[2];
+    (c.fast, c.share, c.connection) = (40 * MIB, Some(40 * MIB), Some(77));
+    let error = rig.dealer.register(rig.now, 77, 0, qemu(9), &told);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("take 0 of the pool's 0 bytes"), "{error}");
+    let grant = Grant {
+        guarantee: Some(Size::Bytes(0)),
+        ..Grant::default()
+    };
+    rig.dealer.set_vm("c", &grant).unwrap();
+    rig.dealer.register(rig.now, 77, 0, qemu(9), &told).unwrap();
+    rig.seconds(20);
+    let info = rig.info();
+    let names: Vec<&str> = info.pools.iter().map(|pool| pool.name.as_str()).collect();
+    assert_eq!(names, ["plain", "hugetlb-1G"]);
+    let held = rig.guests[2].fast;
+    assert_eq!(
+        info.pools[0].charged_bytes, held,
+        "it is charged where it is"
+    );
+    assert_eq!(info.pools[0].pool_bytes, (84 * MIB).saturating_sub(held));
+}
+
+#[test]
+fn admission_when_asked_of_a_pool_counts_the_guarantees_of_that_pool() {
+    let mut rig = on_two_sizes();
+    rig.register_all();
+    let ask = |name: Option<&str>, pool, mib: u64| {
+        let terms = Terms {
+            guarantee_bytes: mib * MIB,
+            cap_bytes: u64::MAX,
+            weight: 1.0,
+            page_bytes: 2 * MIB,
+            goal: None,
+        };
+        let reply = rig.dealer.would_admit(name, pool, &terms);
+        (reply.fits, reply.pool, reply.unguaranteed_bytes / MIB)
+    };
+    let huge = Some(PoolId::Hugetlb(2 * MIB));
+    let (plain, two) = ("plain".to_owned(), "hugetlb-2M".to_owned());
+    assert_eq!(ask(None, None, 68), (true, plain, 0));
+    assert_eq!(ask(None, huge, 68), (false, two.clone(), 48));
+    assert_eq!(ask(None, huge, 48), (true, two.clone(), 0));
+    assert_eq!(ask(Some("c"), None, 56), (true, two, 0));
+    let other = ask(None, Some(PoolId::Hugetlb(1 << 30)), 1);
+    assert_eq!(other, (false, "hugetlb-1G".to_owned(), 0));
+    rig.guests.push(Guest::new("e", 11, 8, 0).on_huge_pages(0));
+    let grant = Grant {
+        guarantee: Some(Size::Bytes(50 * MIB)),
+        ..Grant::default()
+    };
+    rig.dealer.set_vm("e", &grant).unwrap();
+    let error = rig.register(4).unwrap_err().to_string();
+    assert!(
+        error.starts_with("pool hugetlb-2M: VM e can't be guaranteed"),
+        "{error}"
+    );
+}
+
+#[test]
+fn drain_when_there_are_two_pools_leaves_each_the_same_part() {
+    let mut rig = on_two_sizes();
+    rig.register_all();
+    rig.seconds(20);
+    // A quarter of 148 MiB.
+    rig.dealer.set_drain(Some(37 * MIB));
+    rig.seconds(30);
+    let pools = rig.info().pools;
+    let dealt: Vec<u64> = pools.iter().map(|pool| pool.pool_bytes / MIB).collect();
+    assert_eq!(dealt, [21, 16]);
+    assert!(rig.info().drain.unwrap().done);
+    rig.dealer.set_drain(Some(0));
+    rig.seconds(20);
+    assert_eq!(rig.fast(), [0; 4]);
 }
 
 #[test]
@@ -715,7 +917,7 @@ fn admission_when_asked_for_says_what_fits() {
             page_bytes: 4096,
             goal: None,
         };
-        let reply = rig.dealer.would_admit(name, &terms);
+        let reply = rig.dealer.would_admit(name, None, &terms);
         (
             reply.fits,
             reply.unguaranteed_bytes / MIB,

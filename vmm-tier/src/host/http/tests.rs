@@ -16,7 +16,7 @@ use tier_core::{
 };
 
 use super::*;
-use crate::host::report::{HostInfo, HostMoves, HostReports, HostVm, VmState};
+use crate::host::report::{HostInfo, HostMoves, HostPool, HostReports, HostVm, VmState};
 
 /// How long a test waits for what must happen.
 const LONG_ENOUGH: Duration = Duration::from_secs(30);
@@ -29,6 +29,7 @@ pub(crate) fn host(vms: usize) -> HostInfo {
         uuid: Some(format!("c7a5fdbd-cdaf-9455-926a-{number:012}")),
         state: VmState::Reporting,
         refused: None,
+        pool: Some("plain".to_owned()),
         weight: 1.0,
         guarantee_bytes: 8 << 20,
         cap_bytes: 1 << 30,
@@ -71,6 +72,15 @@ pub(crate) fn host(vms: usize) -> HostInfo {
             refused: BTreeMap::new(),
             mismatches: 0,
         },
+        pools: vec![HostPool {
+            name: "plain".to_owned(),
+            page_bytes: None,
+            pool_bytes: 84 << 20,
+            configured_bytes: 84 << 20,
+            charged_bytes: 0,
+            free_bytes: 0,
+            shortfall_bytes: 0,
+        }],
         vms: (1..=vms).map(vm).collect(),
         fairness: Fairness {
             jain: 0.995,
