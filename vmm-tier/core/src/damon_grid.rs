@@ -241,15 +241,17 @@ impl GridPicker {
     /// The grids in the 2 MiB of this number: one for each range that reaches into them.
     fn grids_in(&self, number: u64) -> impl Iterator<Item = Grid> {
         let start = number.saturating_mul(GRID_BYTES);
+        let end = start.saturating_add(GRID_BYTES);
         let after = self.ranges.partition_point(|range| range.1 <= start);
-        let grids = self.ranges.iter().skip(after).map(move |&(from, to)| {
+        let ranges = self.ranges[after..].iter();
+        let inside = ranges.take_while(move |&&(from, _)| from < end);
+        inside.filter_map(move |&(from, to)| {
             let range = Grid {
                 start: Hva(from),
                 bytes: to - from,
             };
             range.within(start, GRID_BYTES)
-        });
-        grids.map_while(std::convert::identity)
+        })
     }
 
     /// Takes note of what a grid found, but for a check. Returns whether hot pages lie scattered there.
