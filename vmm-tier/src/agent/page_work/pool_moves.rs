@@ -828,7 +828,7 @@ mod tests {
         assert_eq!(trouble.reason(), None);
 
         let in_the_way = host.run_dir().join("drift");
-        std::fs::write(&in_the_way, "in the way").unwrap();
+        std::os::unix::fs::symlink("/nonexistent/folder", &in_the_way).unwrap();
         assert_eq!(grow_by(&moves, &host, 0).0, 0);
         let why = trouble.reason().unwrap();
         assert!(why.contains("make its folder writable"), "{why}");
