@@ -366,7 +366,7 @@ impl Agent {
             let pools = pools.iter().map(|pool| PoolMemory {
                 grows: grows(pool),
                 page_bytes: pool.page_size,
-                free_bytes: pool.spare_on(node, &nodes) * pool.page_size,
+                free_bytes: pool.spare_on(node, &nodes).saturating_mul(pool.page_size),
                 pair_bytes: pool.pairs_within(tiers).saturating_mul(pool.page_size),
             });
             Some(NodeMemory {
