@@ -58,6 +58,7 @@ use self::{
     clients::Clients,
     control::{Pauser, Request},
     host_link::HostLink,
+    log_once::LogOnce,
     operator_settings::OperatorSettings,
     pace::{Pace, Stir},
     page_work::{Done, Growth, PageWork, memory_of},
@@ -105,6 +106,8 @@ struct Agent {
     /// The host daemon, if the agent was told of one.
     host: Option<HostLink>,
     strain: StrainReader,
+    /// Why the nodes' free memory can't be read: then no tier has room.
+    memory_trouble: LogOnce,
     /// The hugetlb pools that back the guest, as they were when the nodes' memory was read last.
     pools: Vec<HugePool>,
     /// Signals that ask the agent to end.
@@ -335,17 +338,24 @@ impl Agent {
         let nodes = self.engine.tiers().nodes();
         let marks = match zoneinfo::read(&self.vm.root) {
             Ok(marks) => marks,
+            // What was free a while ago may be somebody's now. Without the watermarks nobody knows either
+            // how much of it a move may take before the kernel reclaims.
             Err(error) => {
-                tracing::debug!("free memory can't be read: {}", with_causes(&error));
-                return;
+                let error = with_causes(&error);
+                let reason = format!("free memory of the nodes can't be read: {error}");
+                if self.memory_trouble.is_news(&reason) {
+                    tracing::error!(vm = self.vm.name, "no pages are moved: {reason}");
+                }
+                return self.step(Event::Nodes(Vec::new()));
             }
         };
+        self.memory_trouble.end();
+        let growth = self.page_work.growth(now);
         let pools = self.pools_in_use();
         let tiers = self.engine.tiers();
         let memory = nodes.iter().filter_map(|node| {
             let marks = marks.get(&node)?;
             let grows = |pool: &HugePool| {
-                let growth = self.page_work.growth;
                 growth.is_some_and(
                     |Growth {
                          nodes: [fast, slow],
@@ -356,7 +366,7 @@ impl Agent {
             let pools = pools.iter().map(|pool| PoolMemory {
                 grows: grows(pool),
                 page_bytes: pool.page_size,
-                free_bytes: pool.spare_on(node, &nodes) * pool.page_size,
+                free_bytes: pool.spare_on(node, &nodes).saturating_mul(pool.page_size),
                 pair_bytes: pool.pairs_within(tiers).saturating_mul(pool.page_size),
             });
             Some(NodeMemory {
@@ -372,7 +382,8 @@ impl Agent {
     /// Why the kernel refuses to move or look up pages, if it does or would do.
     fn refused(&self) -> Option<String> {
         let closed = self.engine.closed_tier().map(str::to_owned);
-        closed.or_else(|| self.page_work.refused().cloned())
+        let unknown = || self.memory_trouble.now.clone();
+        closed.or_else(unknown).or_else(|| self.page_work.refused())
     }
 
     /// The hugetlb pools that back the guest. Those that can't be read have no page to spare.

@@ -107,6 +107,20 @@ pub(crate) struct PairRecord {
     demote: Vec<u64>,
     /// Addresses in QEMU of the pages that go up.
     promote: Vec<u64>,
+    /// Pages that are being given back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    giving_back: Option<GivingBack>,
+}
+
+/// Pages that go from the slow node's pool to the fast node's by two numbers, which are written one after the
+/// other. After a kill between the two the slow node has pages too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct GivingBack {
+    /// What the fast pool had before.
+    fast_pages: u64,
+    /// What it was to get.
+    pages: u64,
 }
 
 impl Record for PairRecord {
@@ -157,21 +171,14 @@ impl PairJournal {
             slow: slow.before(),
             demote: addresses(&pair.demote.pages),
             promote: addresses(&pair.promote.pages),
+            giving_back: None,
         };
         self.put(&record)?;
         Ok(record)
     }
 
     fn put(&self, record: &PairRecord) -> Result<(), PairError> {
-        let write = self.write(record);
-        write.map_err(|source| PairError::Unwritable {
-            path: self.path.clone(),
-            source,
-        })
-    }
-
-    fn write(&self, record: &PairRecord) -> io::Result<()> {
-        record_file::write(&self.path, &serde_json::to_vec(record)?, 0o600)
+        record.write(&self.path)
     }
 
     /// Corrects the record of a pair of which more pages went down than up: only these pages did.
@@ -197,7 +204,7 @@ impl PairJournal {
         let away = record.away(&self.root)?;
         let given_back = match away {
             0 => 0,
-            away => record.give_back(&self.root, away)?,
+            away => record.give_back(&self.root, &self.path, away)?,
         };
         remove(&self.path)?;
         Ok(given_back)
@@ -261,6 +268,12 @@ impl Pool {
     }
 }
 
+/// Whether `pages` pages can be taken from a pool. Fewer pages than are used, or promised, would become surplus;
+/// a number that is written makes surplus pages lasting.
+const fn can_lose(pool: &Pool, pages: u64, other: &Pool) -> bool {
+    pool.spare >= pages && pool.surplus == 0 && other.surplus == 0
+}
+
 /// The pools of the fast and the slow node, as they are now.
 fn pools_of(
     root: &SysRoot,
@@ -297,16 +310,34 @@ impl PairRecord {
             remove(path)?;
             return Ok(0);
         }
+        let finished = self.finish_giving_back(root, path)?;
         let went_back = match self.qemu.is_alive(root) {
-            true => self.move_back(root)?,
+            true => self.move_back(root, path)?,
             // Its pages are free.
             false => match self.away(root)? {
                 0 => 0,
-                away => self.give_back(root, away)?,
+                away => self.give_back(root, path, away)?,
             },
         };
         remove(path)?;
-        Ok(went_back)
+        Ok(finished + went_back)
+    }
+
+    fn write(&self, path: &Path) -> Result<(), PairError> {
+        let text = serde_json::to_vec(self).map_err(io::Error::from);
+        let written = text.and_then(|text| record_file::write(path, &text, 0o600));
+        written.map_err(|source| PairError::Unwritable {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// The record while these pages are given back.
+    fn giving(&self, giving_back: Option<GivingBack>) -> Self {
+        Self {
+            giving_back,
+            ..self.clone()
+        }
     }
 
     /// Pages that the pools still lack on the fast node and have too many on the slow one.
@@ -327,7 +358,7 @@ impl PairRecord {
     }
 
     /// Moves demoted pages back that have no partner, as far as the pools lack them.
-    fn move_back(&self, root: &SysRoot) -> Result<u64, PairError> {
+    fn move_back(&self, root: &SysRoot, path: &Path) -> Result<u64, PairError> {
         let away = usize::try_from(self.away(root)?).unwrap_or(0);
         if away == 0 {
             return Ok(0);
@@ -363,31 +394,61 @@ impl PairRecord {
         // they were.
         let left = self.away(root)?.min(moved as u64);
         if left > 0 {
-            self.give_back(root, left)?;
+            self.give_back(root, path, left)?;
         }
         Ok(moved as u64)
     }
 
     /// Pages of the slow node's pool that nobody uses become pages of the fast node's. Returns how many.
-    fn give_back(&self, root: &SysRoot, away: u64) -> Result<u64, PairError> {
-        let (fast, slow) = (NodeId(self.fast.node), NodeId(self.slow.node));
+    fn give_back(&self, root: &SysRoot, path: &Path, away: u64) -> Result<u64, PairError> {
+        let fast = NodeId(self.fast.node);
         let [own, other] = self.pools(root)?;
-        // Fewer pages than are used, or promised, would become surplus; a number that is written makes
-        // surplus pages lasting.
-        if other.spare < away || own.surplus + other.surplus > 0 {
+        if !can_lose(&other, away, &own) {
             return Err(self.still_away(away));
         }
+        let begun = GivingBack {
+            fast_pages: own.pages,
+            pages: away,
+        };
+        self.giving(Some(begun)).write(path)?;
         // First what may fail: the kernel gives fewer pages where memory is short.
         hugetlb::set_pages(root, self.page_bytes, fast, own.pages + away)?;
         let [now, _] = self.pools(root)?;
         let gained = now.pages.saturating_sub(own.pages).min(away);
         if gained > 0 {
-            hugetlb::set_pages(root, self.page_bytes, slow, other.pages - gained)?;
+            self.take_from_slow(root, &other, gained)?;
         }
+        self.giving(None).write(path)?;
         match away - gained {
             0 => Ok(away),
             left => Err(self.still_away(left)),
         }
+    }
+
+    /// Takes from the slow node what the fast node got already when its agent was killed. Returns how many
+    /// pages.
+    fn finish_giving_back(&self, root: &SysRoot, path: &Path) -> Result<u64, PairError> {
+        let Some(begun) = self.giving_back else {
+            return Ok(0);
+        };
+        let [own, other] = self.pools(root)?;
+        let gained = own.pages.saturating_sub(begun.fast_pages);
+        let lacks = self.fast.pages.saturating_sub(own.pages);
+        let too_many = other.pages.saturating_sub(self.slow.pages);
+        let left = too_many.saturating_sub(lacks).min(gained.min(begun.pages));
+        if left > 0 {
+            if !can_lose(&other, left, &own) {
+                return Err(self.still_away(left));
+            }
+            self.take_from_slow(root, &other, left)?;
+        }
+        self.giving(None).write(path)?;
+        Ok(left)
+    }
+
+    fn take_from_slow(&self, root: &SysRoot, slow: &Pool, pages: u64) -> Result<(), PairError> {
+        let left = slow.pages.saturating_sub(pages);
+        Ok(hugetlb::set_pages(root, self.page_bytes, slow.node, left)?)
     }
 
     fn still_away(&self, pages: u64) -> PairError {
@@ -629,6 +690,49 @@ pub(crate) mod tests {
         assert!(matches!(error, PairError::Pools(_)), "{error}");
         assert_eq!(host.pages(1), 159);
         assert_eq!(host.records().len(), 1, "for another try");
+    }
+
+    #[test]
+    fn repair_when_the_last_ended_between_the_two_pools_takes_the_pages_of_the_slow_one() {
+        // A file that says 65536 and can't be written.
+        let fixed = Path::new("/proc/sys/kernel/ngroups_max");
+        let host = Host::new((44, 0), (65_536 - 3, 0));
+        host.journal().begin(&pair(4)).unwrap();
+        host.set(0, (41, 41));
+        host.set(1, (65_536, 65_536));
+        let path = host.folder.path().join(Host::pool(1)).join("nr_hugepages");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(fixed, &path).unwrap();
+        host.end_guest();
+        let error = host.journal().repair().unwrap_err();
+        assert!(matches!(error, PairError::Pools(_)), "{error}");
+        assert_eq!(host.pages(0), 44, "as far as it came");
+        assert_eq!(host.records().len(), 1);
+
+        std::fs::remove_file(&path).unwrap();
+        host.set(1, (65_536, 65_536));
+        assert_eq!(host.journal().repair().unwrap(), 3);
+        assert_eq!((host.pages(0), host.pages(1)), (44, 65_536 - 3));
+        assert!(host.records().is_empty());
+    }
+
+    #[test]
+    fn repair_when_the_last_ended_before_or_after_both_pools_takes_no_page_twice() {
+        for (fast, slow, went) in [(41, 159, 3), (44, 156, 0), (42, 159, 3)] {
+            let host = Host::new((44, 0), (156, 0));
+            let record = host.journal().begin(&pair(4)).unwrap();
+            let begun = GivingBack {
+                fast_pages: 41,
+                pages: 3,
+            };
+            host.journal().put(&record.giving(Some(begun))).unwrap();
+            host.set(0, (fast, fast));
+            host.set(1, (slow, slow));
+            host.end_guest();
+            assert_eq!(host.journal().repair().unwrap(), went, "{fast} {slow}");
+            assert_eq!((host.pages(0), host.pages(1)), (44, 156));
+            assert!(host.records().is_empty());
+        }
     }
 
     #[test]

@@ -95,8 +95,14 @@ impl Grid {
         self.bytes / BASE_PAGE
     }
 
-    const fn number(&self) -> u64 {
-        self.start.0 / GRID_BYTES
+    /// The part that lies in some bytes.
+    fn within(&self, start: u64, bytes: u64) -> Option<Self> {
+        let (from, to) = (self.start.0, self.start.0 + self.bytes);
+        let (from, to) = (from.max(start), to.min(start.saturating_add(bytes)));
+        (from < to).then(|| Self {
+            start: Hva(from),
+            bytes: to - from,
+        })
     }
 }
 
@@ -116,10 +122,10 @@ pub struct GridPicker {
     ranges: Vec<(u64, u64)>,
     /// Where regions were found used at some looks, hottest first: start and end.
     warm: Vec<(u64, u64)>,
-    /// By number.
+    /// By the first byte.
     seen: BTreeMap<u64, Seen>,
     round: u32,
-    /// The last grid that was to be checked, and the quarter of it.
+    /// The first byte of the last grid that was to be checked, and the quarter of it.
     checked: (u64, u64),
     random: Random,
 }
@@ -208,10 +214,11 @@ impl GridPicker {
                     ..=MOST_TRIES => first + number,
                     many => first + random.below(many),
                 };
-                let seen = self.seen.get(&number);
-                let is_due = seen.is_none_or(|seen| seen.next <= self.round);
-                self.clip(number * GRID_BYTES, GRID_BYTES)
-                    .filter(|_| is_due)
+                let is_due = |grid: &Grid| {
+                    let seen = self.seen.get(&grid.start.0);
+                    seen.is_none_or(|seen| seen.next <= self.round)
+                };
+                self.grids_in(number).find(is_due)
             })
         });
         self.random = random;
@@ -224,19 +231,26 @@ impl GridPicker {
         let (last, quarter) = self.checked;
         let after = self.seen.range(last + 1..);
         let mut all = after.chain(self.seen.range(..=last));
-        let (&number, _) = all.find(|(_, seen)| seen.passed == 0)?;
-        self.checked = (number, (quarter + 1) % (GRID_BYTES / CHECK_BYTES));
-        self.clip(number * GRID_BYTES + quarter * CHECK_BYTES, CHECK_BYTES)
+        let (&start, _) = all.find(|(_, seen)| seen.passed == 0)?;
+        self.checked = (start, (quarter + 1) % (GRID_BYTES / CHECK_BYTES));
+        let number = start / GRID_BYTES;
+        let grid = self.grids_in(number).find(|grid| grid.start.0 == start)?;
+        grid.within(number * GRID_BYTES + quarter * CHECK_BYTES, CHECK_BYTES)
     }
 
-    /// The part of some bytes that lies in a range.
-    fn clip(&self, start: u64, bytes: u64) -> Option<Grid> {
+    /// The grids in the 2 MiB of this number: one for each range that reaches into them.
+    fn grids_in(&self, number: u64) -> impl Iterator<Item = Grid> {
+        let start = number.saturating_mul(GRID_BYTES);
+        let end = start.saturating_add(GRID_BYTES);
         let after = self.ranges.partition_point(|range| range.1 <= start);
-        let &(from, to) = self.ranges.get(after)?;
-        let (from, to) = (from.max(start), to.min(start + bytes));
-        (from < to).then(|| Grid {
-            start: Hva(from),
-            bytes: to - from,
+        let ranges = self.ranges[after..].iter();
+        let inside = ranges.take_while(move |&&(from, _)| from < end);
+        inside.filter_map(move |&(from, to)| {
+            let range = Grid {
+                start: Hva(from),
+                bytes: to - from,
+            };
+            range.within(start, GRID_BYTES)
         })
     }
 
@@ -248,13 +262,13 @@ impl GridPicker {
         let counts = batch.samples.iter();
         let counts: Vec<f64> = counts.map(|sample| f64::from(sample.weight)).collect();
         let even = scatter(&counts, batch.tests.into()).is_none();
-        let passed = self.seen.get(&grid.number()).map_or(0, |seen| seen.passed);
+        let passed = self.seen.get(&grid.start.0).map_or(0, |seen| seen.passed);
         let passed = match even {
             true => (2 * passed + 1).min(MOST_ROUNDS),
             false => 0,
         };
         let next = self.round + 1 + passed;
-        self.seen.insert(grid.number(), Seen { next, passed });
+        self.seen.insert(grid.start.0, Seen { next, passed });
         !even
     }
 
@@ -348,6 +362,11 @@ mod tests {
         assert!(scatter(&counts(&mut random, &shares), LOOKS.into()).is_some());
     }
 
+    /// The 2 MiB that a grid lies in.
+    fn number(grid: &Grid) -> u64 {
+        grid.start.0 / GRID_BYTES
+    }
+
     fn picker(ranges: &[(u64, u64)]) -> GridPicker {
         GridPicker {
             ranges: ranges.to_vec(),
@@ -362,9 +381,9 @@ mod tests {
         picker.observe(&batch(GRID_BYTES, GRID_BYTES, &[20.0, 0.0, 3.0, 9.0]));
         let uneven = batch(0, BASE_PAGE, &counts(&mut Random::new(3), &[0.6, 0.0]));
         for round in 0..3 {
-            for number in [4, 3] {
+            for at in [4, 3] {
                 let grid = picker.next().unwrap();
-                assert_eq!((grid.number(), grid.pages()), (number, 512), "{round}");
+                assert_eq!((number(&grid), grid.pages()), (at, 512), "{round}");
                 picker.learn(grid, &uneven);
             }
         }
@@ -379,7 +398,7 @@ mod tests {
         let mut picked = std::collections::BTreeSet::new();
         for _ in 0..2 * GRIDS {
             if let Some(grid) = picker.next() {
-                picked.insert(grid.number());
+                picked.insert(number(&grid));
                 picker.learn(grid, &even);
             }
         }
@@ -423,12 +442,39 @@ mod tests {
     }
 
     #[test]
+    fn next_when_two_ranges_share_two_mib_looks_at_both() {
+        let end = GRID_BYTES + 100 * BASE_PAGE;
+        let begin = GRID_BYTES + 300 * BASE_PAGE;
+        let mut picker = picker(&[(GRID_BYTES, end), (begin, 2 * GRID_BYTES)]);
+        picker.observe(&batch(GRID_BYTES, GRID_BYTES, &[9.0]));
+        let uneven = batch(0, BASE_PAGE, &counts(&mut Random::new(3), &[0.6, 0.0]));
+        let mut picked = Vec::new();
+        for _ in 0..4 {
+            let grid = picker.next().unwrap();
+            picked.push((grid.start.0, grid.start.0 + grid.bytes));
+            picker.learn(grid, &uneven);
+        }
+        let both = [(GRID_BYTES, end), (begin, 2 * GRID_BYTES)];
+        assert_eq!(picked, [both, both].concat());
+        // Each check stays inside one of them; some quarters hold nothing of a range.
+        let checked: Vec<Grid> = (0..16).filter_map(|_| picker.next_to_check()).collect();
+        let is_in = |grid: &Grid, (from, to): (u64, u64)| {
+            from <= grid.start.0 && grid.start.0 + grid.bytes <= to
+        };
+        for range in both {
+            assert!(checked.iter().any(|grid| is_in(grid, range)), "{checked:?}");
+        }
+        let is_inside = |grid| both.iter().any(|&range| is_in(grid, range));
+        assert!(checked.iter().all(is_inside), "{checked:?}");
+    }
+
+    #[test]
     fn next_to_check_when_grids_are_uneven_takes_parts_of_all_in_turn() {
         let mut picker = picker(&[(0, 4 * GRID_BYTES)]);
         picker.observe(&batch(0, GRID_BYTES, &[9.0; 4]));
         for _ in 0..4 {
             let grid = picker.next().unwrap();
-            let shares: &[f64] = if grid.number() == 2 {
+            let shares: &[f64] = if number(&grid) == 2 {
                 &[0.5]
             } else {
                 &[0.6, 0.0]
@@ -439,7 +485,7 @@ mod tests {
             );
         }
         let checked: Vec<Grid> = (0..8).filter_map(|_| picker.next_to_check()).collect();
-        let numbers: Vec<u64> = checked.iter().map(Grid::number).collect();
+        let numbers: Vec<u64> = checked.iter().map(number).collect();
         assert_eq!(numbers, [1, 3, 0, 1, 3, 0, 1, 3]);
         assert!(checked.iter().all(|grid| grid.bytes == CHECK_BYTES));
         let quarters: Vec<u64> = checked

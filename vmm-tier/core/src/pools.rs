@@ -146,7 +146,8 @@ impl HugePool {
             return false;
         };
         self.page_size <= LARGEST_BLOCK
-            && fast.surplus + slow.surplus == 0
+            && fast.surplus == 0
+            && slow.surplus == 0
             && self.reserved <= self.free
     }
 }
@@ -256,6 +257,13 @@ mod tests {
         );
         assert!(!grows(&pool(0, [(0, 1), (0, 0)])));
         assert!(!grows(&pool(0, [(0, 0), (9, 1)])));
+        // Absurd numbers, whose sum is 0 in 64 bits.
+        let mut absurd = pool(0, [(0, 0), (0, 0)]);
+        absurd
+            .nodes
+            .iter_mut()
+            .for_each(|own| own.surplus = 1 << 63);
+        assert!(!grows(&absurd));
         let giant = HugePool {
             page_size: 1 << 30,
             ..pool(0, [(0, 0), (0, 0)])

@@ -220,6 +220,33 @@ fn skewed_huge_page_when_splits_are_asked_for_is_split_and_only_its_hot_frames_g
 }
 
 #[test]
+fn skewed_huge_page_when_few_fast_pages_are_cold_is_split_as_its_hot_frames_need_no_more() {
+    let split_huge = true;
+    let settings = EngineSettings {
+        split_huge,
+        ..settings()
+    };
+    let mut lab = lab_with(&[2, 3, 4, 5, 6, 7], &[], settings);
+    lab.step(Event::Source(Some(SourceKind::Ibs)));
+    let mut random = Random::new(5);
+    for _ in 0..60 {
+        lab.now = lab.now + SPAN;
+        // Of the 1024 fast pages 20 are idle. The others are each hit more often than the huge page's 512 are
+        // on average.
+        let fast = (20..1024).flat_map(|frame| [frame; 2]);
+        let skewed = (0..400).map(|_| 3 * 512 + random.below(8) * 64);
+        let sampled: Vec<u64> = fast.chain(skewed).collect();
+        lab.step(accesses(SourceKind::Ibs, lab.now, sampled));
+    }
+
+    assert_eq!(asked(&lab, Shape::Split), [3]);
+    let hot: Vec<usize> = (0..8).map(|n| n * 64).collect();
+    assert_eq!(fast_frames(&lab, 3), hot);
+    assert_eq!(lab.moved(), 2 * 8 * BASE_PAGE);
+    assert_eq!(lab.engine.check(), Ok(()));
+}
+
+#[test]
 fn skewed_huge_page_when_it_can_not_or_must_not_be_split_goes_up_whole() {
     let cases = [
         (false, ReshapeOutcome::Unavailable, 0),

@@ -9,7 +9,7 @@ mod reshape;
 mod scans;
 mod worker;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Instant};
 
 use crossbeam::channel::Receiver;
 use tier_core::{
@@ -22,7 +22,7 @@ use tier_core::{
 
 pub(super) use self::{
     done::Done,
-    pool_moves::{Growth, PoolMoves, memory_of},
+    pool_moves::{Growth, GrowthTrouble, PoolMoves, memory_of},
     rebinder::Rebinder,
     worker::Worker,
 };
@@ -37,7 +37,8 @@ use crate::{
 pub(super) struct PageWork {
     worker: Worker,
     /// What promotions may take beyond the hugetlb pool of the fast node.
-    pub(super) growth: Option<Growth>,
+    growth: Option<Growth>,
+    growth_trouble: GrowthTrouble,
     /// Where drift of the pools is written down.
     run_dir: PathBuf,
     scans: Scans,
@@ -52,10 +53,16 @@ pub(super) struct PageWork {
 }
 
 impl PageWork {
-    pub(super) fn new(worker: Worker, growth: Option<Growth>, run_dir: PathBuf) -> Self {
+    pub(super) fn new(
+        worker: Worker,
+        growth: Option<(Growth, GrowthTrouble)>,
+        run_dir: PathBuf,
+    ) -> Self {
+        let (growth, trouble) = growth.unzip();
         Self {
             worker,
             growth,
+            growth_trouble: trouble.unwrap_or_default(),
             run_dir,
             scans: Scans::default(),
             look_up_trouble: LogOnce::default(),
@@ -191,8 +198,15 @@ impl PageWork {
         self.move_trouble.now.as_ref()
     }
 
-    /// Why the kernel refuses to move or to look up pages, if it does.
-    pub(super) fn refused(&self) -> Option<&String> {
-        self.refuses_moves().or(self.look_up_trouble.now.as_ref())
+    /// What promotions may take beyond the pool of the fast node at `now`: nothing for a while after it
+    /// could not be written down.
+    pub(super) fn growth(&self, now: Instant) -> Option<Growth> {
+        self.growth.filter(|_| self.growth_trouble.may_try(now))
+    }
+
+    /// Why the kernel refuses to move or to look up pages, or pools can't grow as they may, if it is so.
+    pub(super) fn refused(&self) -> Option<String> {
+        let refused = self.refuses_moves().or(self.look_up_trouble.now.as_ref());
+        refused.cloned().or_else(|| self.growth_trouble.reason())
     }
 }

@@ -23,6 +23,7 @@ use super::{
     ASKER_ENDED, Agent, Tap,
     clients::Clients,
     engine_settings, host_link,
+    log_once::LogOnce,
     operator_settings::OperatorSettings,
     pace::Pace,
     page_work::{Growth, PageWork, PoolMoves, Rebinder, Worker},
@@ -113,6 +114,7 @@ fn start(
     let settings = OperatorSettings::new(engine.settings().clone(), overrides, file);
     let pools = PoolMoves::new(&run_dir, &root, &name, pid, engine.tiers().nodes());
     let pools = pools.with_growth(growth);
+    let growth = growth.map(|growth| (growth, pools.growth_trouble()));
     let rebinder = Rebinder::new(&run_dir, &root, &name, pid, engine.tiers());
     let worker =
         Worker::start(&root, pid, pools, rebinder).context("the worker thread can't be started")?;
@@ -137,6 +139,7 @@ fn start(
         pace: Pace::new(Instant::now()),
         host,
         strain,
+        memory_trouble: LogOnce::default(),
         pools: Vec::new(),
         signals,
         tap,

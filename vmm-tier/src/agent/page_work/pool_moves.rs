@@ -17,7 +17,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -50,6 +50,9 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often is looked whether it has.
 const EXIT_POLL: Duration = Duration::from_millis(50);
 
+/// How long no pool grows after it could not. Then it is tried again.
+const GROW_AGAIN: Duration = Duration::from_secs(60);
+
 /// What promotions may take beyond the pool of the fast node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::agent) struct Growth {
@@ -57,6 +60,28 @@ pub(in crate::agent) struct Growth {
     pub(in crate::agent) nodes: [NodeId; 2],
     /// Free bytes to keep above the high watermark of the fast node.
     pub(in crate::agent) headroom_bytes: u64,
+}
+
+/// Why pools can't grow, though the operator allows it: the worker finds out, and no room is planned with
+/// meanwhile.
+#[derive(Clone, Debug, Default)]
+pub(in crate::agent) struct GrowthTrouble(Arc<Mutex<Option<(String, Instant)>>>);
+
+impl GrowthTrouble {
+    fn get(&self) -> MutexGuard<'_, Option<(String, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reason, until a pool has grown again.
+    pub(in crate::agent) fn reason(&self) -> Option<String> {
+        self.get().as_ref().map(|(reason, _)| reason.clone())
+    }
+
+    /// Whether a pool may be tried to grow at `now`.
+    pub(in crate::agent) fn may_try(&self, now: Instant) -> bool {
+        let since = self.get().as_ref().map(|(_, since)| *since);
+        since.is_none_or(|since| now.saturating_duration_since(since) >= GROW_AGAIN)
+    }
 }
 
 /// See the [module](self).
@@ -68,6 +93,7 @@ pub(in crate::agent) struct PoolMoves {
     journal: PairJournal,
     /// `None`: the pools stay as they are.
     growth: Option<Growth>,
+    growth_trouble: GrowthTrouble,
     /// It was said that pools drift.
     is_drift_said: AtomicBool,
     /// The agent ends: nothing waits for the lock any more.
@@ -88,6 +114,7 @@ impl PoolMoves {
             nodes,
             journal: PairJournal::new(run_dir, root, vm, &name_of(vm), pid),
             growth: None,
+            growth_trouble: GrowthTrouble::default(),
             is_drift_said: AtomicBool::new(false),
             ends: Arc::default(),
         }
@@ -96,6 +123,11 @@ impl PoolMoves {
     /// Lets the pool of the fast node grow.
     pub(in crate::agent) fn with_growth(self, growth: Option<Growth>) -> Self {
         Self { growth, ..self }
+    }
+
+    /// What it finds out of why pools can't grow.
+    pub(in crate::agent) fn growth_trouble(&self) -> GrowthTrouble {
+        self.growth_trouble.clone()
     }
 
     /// Set when the agent ends.
@@ -161,25 +193,41 @@ impl PoolMoves {
     ) -> Carried {
         let locked = self.lock().and_then(|lock| {
             let pool = self.pool(batch.frame_bytes)?;
-            let spare = pool.spare_on(batch.target, &self.nodes);
-            let beyond = (batch.pages.len() as u64).saturating_sub(spare);
-            let grown = match beyond {
-                0 => None,
-                beyond => self
-                    .growth_for(batch, &pool)?
-                    .map(|(growth, most)| (growth, beyond.min(most))),
-            };
-            Ok((lock, pool, spare, grown))
+            Ok((lock, pool))
         });
-        match locked {
-            Ok((_lock, _, spare, None)) => carry_out_first(batch, spare, &mut move_pages),
-            Ok((_lock, pool, spare, Some((growth, pages)))) => {
-                self.grow(batch, &pool, spare, (growth, pages), &mut move_pages)
+        let (_lock, pool) = match locked {
+            Ok(locked) => locked,
+            Err(reason) => {
+                return Carried {
+                    report: unmoved(batch, Outcome::Busy),
+                    refusal: Some(reason),
+                };
             }
-            Err(reason) => Carried {
-                report: unmoved(batch, Outcome::Busy),
-                refusal: Some(reason),
-            },
+        };
+        let spare = pool.spare_on(batch.target, &self.nodes);
+        let beyond = (batch.pages.len() as u64).saturating_sub(spare);
+        let growth = match beyond {
+            0 => Ok(None),
+            _ => self.growth_for(batch, &pool),
+        };
+        let grown = growth.and_then(|growth| match growth {
+            None => Ok(None),
+            Some((growth, most)) => {
+                let pages = beyond.min(most);
+                let grown = self.grow(batch, &pool, spare, (growth, pages), &mut move_pages);
+                grown.map(Some)
+            }
+        });
+        match grown {
+            Ok(Some(carried)) => carried,
+            Ok(None) => carry_out_first(batch, spare, &mut move_pages),
+            // Onto free pages of the pool, which is no drift, pages move all the same.
+            Err(reason) => {
+                *self.growth_trouble.get() = Some((reason.clone(), Instant::now()));
+                let mut carried = carry_out_first(batch, spare, &mut move_pages);
+                carried.refusal = carried.refusal.or(Some(reason));
+                carried
+            }
         }
     }
 
@@ -208,7 +256,7 @@ impl PoolMoves {
     }
 
     /// Moves pages onto `spare` free pages of the pool, and `pages` more onto pages from free memory,
-    /// which become the pool's.
+    /// which become the pool's. Nothing has moved where that can't be written down.
     fn grow(
         &self,
         batch: &MoveBatch,
@@ -216,18 +264,11 @@ impl PoolMoves {
         spare: u64,
         (growth, pages): (Growth, u64),
         move_pages: &mut impl FnMut(&MoveBatch) -> Carried,
-    ) -> Carried {
+    ) -> Result<Carried, String> {
         let begun = DriftRecord::new(&self.run_dir, &self.root, pool.page_size, growth.nodes)
             .and_then(|record| record.begin(pool, pages).map(|()| record));
-        let record = match begun {
-            Ok(record) => record,
-            // Onto free pages of the pool, which is no drift, pages move all the same.
-            Err(error) => {
-                let mut carried = carry_out_first(batch, spare, move_pages);
-                carried.refusal = carried.refusal.or(Some(with_causes(&error)));
-                return carried;
-            }
-        };
+        let record = begun.map_err(|error| with_causes(&error))?;
+        *self.growth_trouble.get() = None;
         let carried = carry_out_first(batch, spare.saturating_add(pages), move_pages);
         let told = self.pool(pool.page_size).and_then(|pool| {
             let settled = record.settle(&pool).and_then(|()| record.drift(&pool));
@@ -245,7 +286,7 @@ impl PoolMoves {
         if let Err(reason) = told {
             tracing::debug!("the drift of hugetlb pools can't be corrected: {reason}");
         }
-        carried
+        Ok(carried)
     }
 
     /// Lets pages change places.
@@ -684,24 +725,30 @@ mod tests {
     /// were tried.
     fn grow(host: &Host, free_mib: u64, grown: u64) -> (usize, Carried) {
         host.put_zones(free_mib << 8);
+        grow_by(&growing(host), host, grown)
+    }
+
+    fn growing(host: &Host) -> PoolMoves {
         let growth = Growth {
             nodes: [NodeId(0), NodeId(1)],
             headroom_bytes: 4 << 20,
         };
+        moves(host).with_growth(Some(growth))
+    }
+
+    fn grow_by(moves: &PoolMoves, host: &Host, grown: u64) -> (usize, Carried) {
         let mut tried = 0;
-        let carried = moves(host)
-            .with_growth(Some(growth))
-            .carry_out(&pair(3).promote, |batch| {
-                tried = batch.pages.len();
-                host.set(0, (host.pages(0) + grown, 0));
-                host.set(1, (host.pages(1) - grown, 0));
-                let mut report = unmoved(batch, Outcome::NoHugePage);
-                for result in &mut report.results {
-                    result.outcome = Outcome::Moved;
-                }
-                let refusal = None;
-                Carried { report, refusal }
-            });
+        let carried = moves.carry_out(&pair(3).promote, |batch| {
+            tried = batch.pages.len();
+            host.set(0, (host.pages(0) + grown, 0));
+            host.set(1, (host.pages(1) - grown, 0));
+            let mut report = unmoved(batch, Outcome::NoHugePage);
+            for result in &mut report.results {
+                result.outcome = Outcome::Moved;
+            }
+            let refusal = None;
+            Carried { report, refusal }
+        });
         (tried, carried)
     }
 
@@ -757,6 +804,44 @@ mod tests {
                 "{done:?}"
             );
         }
+    }
+
+    #[test]
+    fn batch_when_watermarks_can_not_be_read_takes_what_is_free_only_and_says_why() {
+        let host = Host::new((44, 2), (156, 0));
+        // Without /proc/zoneinfo, as in a container that hides it.
+        let (tried, carried) = grow_by(&growing(&host), &host, 0);
+        assert_eq!((tried, count_moved(&carried.report)), (2, 2));
+        assert_eq!(carried.report.results[2].outcome, Outcome::NoHugePage);
+        let why = carried.refusal.unwrap();
+        assert!(why.contains("zoneinfo"), "{why}");
+    }
+
+    #[test]
+    fn growth_when_it_can_not_be_written_down_is_not_tried_for_a_while_and_then_again() {
+        let host = Host::new((44, 0), (156, 0));
+        host.put_zones(100 << 8);
+        let moves = growing(&host);
+        let trouble = moves.growth_trouble();
+        let now = Instant::now();
+        assert!(trouble.may_try(now));
+        assert_eq!(trouble.reason(), None);
+
+        let in_the_way = host.run_dir().join("drift");
+        std::os::unix::fs::symlink("/nonexistent/folder", &in_the_way).unwrap();
+        assert_eq!(grow_by(&moves, &host, 0).0, 0);
+        let why = trouble.reason().unwrap();
+        assert!(why.contains("make its folder writable"), "{why}");
+        assert!(
+            !trouble.may_try(now),
+            "the planner sees no room beyond the pool"
+        );
+        assert!(trouble.may_try(Instant::now() + GROW_AGAIN));
+
+        std::fs::remove_file(&in_the_way).unwrap();
+        assert_eq!(grow_by(&moves, &host, 3).0, 3);
+        assert_eq!(trouble.reason(), None);
+        assert!(trouble.may_try(now));
     }
 
     #[test]

@@ -285,6 +285,16 @@ impl Planner<'_> {
                 self.draft.is_paired = hot.frame_bytes != BASE_PAGE;
                 (room, slow_room)
             });
+            if self.is_to_be_split(&hot) && self.pays_in_part(hot, *room, *slow_room) {
+                self.pages.heap.take_hottest_slow(self.now);
+                let wait = match self.mover.reshaper.split(hot.page) {
+                    true => self.settings.cooldown,
+                    false => SPLITS_WAIT,
+                };
+                let until = Some(self.now + wait);
+                self.pages.put_back(hot, Placement::Slow, until);
+                continue;
+            }
             let victims = match room.fits(hot.page.bytes) {
                 true => self.pays(hot, &[]).then(Vec::new),
                 false => self.make_room_for(hot, room.must_free(hot.page.bytes), *slow_room),
@@ -297,17 +307,6 @@ impl Planner<'_> {
                 }
                 return;
             };
-            if self.is_to_be_split(&hot) {
-                self.put_victims_back(victims, None);
-                self.pages.heap.take_hottest_slow(self.now);
-                let wait = match self.mover.reshaper.split(hot.page) {
-                    true => self.settings.cooldown,
-                    false => SPLITS_WAIT,
-                };
-                let until = Some(self.now + wait);
-                self.pages.put_back(hot, Placement::Slow, until);
-                continue;
-            }
             let mut room_then = *room;
             room_then.give(victims.iter().map(|cold| cold.page.bytes).sum());
             let fits = room_then.fits(hot.page.bytes);
@@ -349,6 +348,26 @@ impl Planner<'_> {
                 .is_some_and(|spread| spread.is_skewed())
     }
 
+    /// Whether a part of a huge page would be promoted: its hot frames displace as many pages, not 512. The
+    /// coldest fast page tells, and is not taken.
+    fn pays_in_part(&mut self, hot: Candidate, room: Room, slow_room: Room) -> bool {
+        if room.fits(hot.page.bytes) {
+            return self.pays(hot, &[]);
+        }
+        self.pass_over_others(hot.frame_bytes);
+        self.rival(hot, 0, slow_room).is_some()
+    }
+
+    /// The coldest fast page, if `hot` may displace it after others of `taken` bytes.
+    fn rival(&mut self, hot: Candidate, taken: u64, slow_room: Room) -> Option<Candidate> {
+        self.pages.coldest_fast(self.now).filter(|&cold| {
+            cold.frame_bytes == hot.frame_bytes
+                && slow_room.fits(taken + cold.page.bytes)
+                && self.judge().knows_cold(cold)
+                && self.pays(hot, &[cold])
+        })
+    }
+
     /// Takes the coldest fast pages until they hold `need` bytes, or a batch where the headroom lacks
     /// more than that. `None`, with the heaps unchanged, if there are not enough that pay and fit
     /// into the slow tier's room.
@@ -365,13 +384,7 @@ impl Planner<'_> {
         while bytes < need {
             // Restoring headroom is owed to nobody in particular: each victim must be a page that the
             // hot page would be exchanged with.
-            let cold = self.pages.coldest_fast(self.now).filter(|&cold| {
-                cold.frame_bytes == hot.frame_bytes
-                    && slow_room.fits(bytes + cold.page.bytes)
-                    && self.judge().knows_cold(cold)
-                    && self.pays(hot, &[cold])
-            });
-            let Some(cold) = cold else {
+            let Some(cold) = self.rival(hot, bytes, slow_room) else {
                 self.spare(victims, None);
                 return None;
             };

@@ -272,14 +272,16 @@ impl Rooms {
 
     /// Free bytes of the nodes, watermarks and headroom included.
     pub(crate) fn free_bytes(&self, nodes: &NodeSet) -> u64 {
-        self.of(nodes).map(NodeMemory::all_free_bytes).sum()
+        let free = self.of(nodes).map(NodeMemory::all_free_bytes);
+        free.fold(0, u64::saturating_add)
     }
 
     /// What the nodes' hugetlb pools have for moves, by the size of their pages.
     pub(crate) fn spare_bytes(&self, nodes: &NodeSet) -> BTreeMap<u64, u64> {
         let mut spare = BTreeMap::new();
         for pool in self.open(nodes).flat_map(|node| &node.pools) {
-            *spare.entry(pool.page_bytes).or_default() += pool.free_bytes;
+            let bytes: &mut u64 = spare.entry(pool.page_bytes).or_default();
+            *bytes = bytes.saturating_add(pool.free_bytes);
         }
         spare
     }
@@ -646,6 +648,24 @@ mod tests {
         assert_eq!(pairs([44, 100], [0, ALL], 1), 0);
         assert_eq!(pairs([5, 100], [ALL, ALL], 1), 0);
         assert_eq!(pairs([44, 100], [ALL, ALL], 2), 0, "two slow nodes");
+    }
+
+    #[test]
+    fn rooms_when_the_kernel_tells_absurd_numbers_do_not_overflow() {
+        let node = |node| NodeMemory {
+            pools: vec![PoolMemory {
+                page_bytes: 2 * MIB,
+                free_bytes: u64::MAX,
+                pair_bytes: u64::MAX,
+                grows: true,
+            }],
+            ..NodeMemory::with_free(NodeId(node), u64::MAX)
+        };
+        let mut rooms = Rooms::default();
+        rooms.set(vec![node(0), node(1), node(2)]);
+        let fast = &tiers().fast;
+        assert_eq!(rooms.free_bytes(fast), u64::MAX);
+        assert_eq!(rooms.spare_bytes(fast)[&(2 * MIB)], u64::MAX);
     }
 
     proptest! {
