@@ -89,8 +89,6 @@ pub struct Rules {
     pub band: f64,
     /// Which part of its unused entitlement a VM offers to others, 0 to 1.
     pub idle_tax: f64,
-    /// Memory counts as used that takes this share of the VM's accesses, the hottest first.
-    pub coverage: f64,
     /// Memory with fewer accesses a second for each 4 KiB counts as unused.
     pub idle_hits_per_page_s: f64,
     /// The time that a hit saves: the latency of slow memory less that of DRAM, from the HMAT.
@@ -117,7 +115,6 @@ impl Default for Rules {
             mode: Mode::Weighted,
             band: 0.2,
             idle_tax: 0.75,
-            coverage: 0.99,
             idle_hits_per_page_s: 1.0 / 60.0,
             saved_per_hit: Duration::from_nanos(150),
             payback: Duration::from_secs(60),

@@ -33,11 +33,9 @@ fn vm(guarantee: u64, weight: f64, used: u64) -> Vm {
     vm_of(guarantee, weight, used, 10_000.0)
 }
 
-/// All accesses count, so that figures are whole.
 fn rules(mode: Mode) -> Rules {
     Rules {
         mode,
-        coverage: 1.0,
         ..Rules::default()
     }
 }

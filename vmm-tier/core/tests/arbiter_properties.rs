@@ -47,11 +47,10 @@ const SMALL_PAGES: &[u64] = &[PAGE];
 
 fn rules() -> impl Strategy<Value = Rules> {
     let mode = (0..Mode::ALL.len()).prop_map(|mode| Mode::ALL[mode]);
-    (mode, 0.0..=1.0, 0.0..=1.0, 0.5..=1.0).prop_map(|(mode, band, idle_tax, coverage)| Rules {
+    (mode, 0.0..=1.0, 0.0..=1.0).prop_map(|(mode, band, idle_tax)| Rules {
         mode,
         band,
         idle_tax,
-        coverage,
         ..Rules::default()
     })
 }
@@ -299,16 +298,15 @@ fn hostile_rules() -> impl Strategy<Value = Rules> {
         ]
     };
     (
-        (mode, number(), number(), number(), number()),
+        (mode, number(), number(), number()),
         (time(), time(), time(), time()),
         (number(), any::<u64>(), any::<u64>()),
     )
         .prop_map(
-            |((mode, band, idle_tax, coverage, idle), times, (hysteresis, step, rate))| Rules {
+            |((mode, band, idle_tax, idle), times, (hysteresis, step, rate))| Rules {
                 mode,
                 band,
                 idle_tax,
-                coverage,
                 idle_hits_per_page_s: idle,
                 saved_per_hit: times.0,
                 payback: times.1,

@@ -59,7 +59,7 @@ impl<'a> Claim<'a> {
             / BASE_PAGE as f64
             / worth.max(f64::MIN_POSITIVE);
         let used = match worth > 0.0 {
-            true => curve.used_bytes(rules.coverage, idle_hits_per_byte),
+            true => curve.used_bytes(idle_hits_per_byte),
             false => 0.0,
         };
         let whole = |bytes: f64| ((bytes / page as f64).ceil() * page as f64).min(cap);
