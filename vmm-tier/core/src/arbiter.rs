@@ -23,7 +23,7 @@
 //!      is weighted max-min fairness on demand above the guarantees (Sprumont's uniform rule), which is
 //!      efficient, free of envy, and can't be gamed by a wrong demand.
 //!    - *Target*: by the [mode](Mode) the entitlement, the fair share, or the most hits within a band
-//!      below the fair share, or goals.
+//!      about the fair share, or goals.
 //! 3. *Credits* remember who lent (Karma: Vuppalapati et al., OSDI 2023). A lender gains a byte-second
 //!    for each byte that was in use elsewhere for a second, and a borrower pays it. Credits are paid
 //!    back from what others offer, over [`Rules::payback`].
@@ -72,7 +72,7 @@ crate::words! {
         Static = "static",
         /// Weighted max-min fairness on what is used, above the guarantees.
         Weighted = "weighted",
-        /// The most hits, within the band below the fair share.
+        /// The most hits, within the band about the fair share.
         Utility = "utility",
         /// Goals first, then what is used, by weight.
         Goal = "goal",
@@ -85,7 +85,8 @@ pub struct Rules {
     /// What decides.
     pub mode: Mode,
     /// For [`Mode::Utility`]: which part of its fair share above the used guarantee a VM can lose to
-    /// others that make more hits of it. 0 is the same as [`Mode::Weighted`], 1 is utility alone.
+    /// others that make more hits of it. A VM gains at most ten times this part of its fair share. 0 is
+    /// the same as [`Mode::Weighted`]; with 1 hits decide nearly alone.
     pub band: f64,
     /// Which part of its unused entitlement a VM offers to others, 0 to 1.
     pub idle_tax: f64,

@@ -132,6 +132,19 @@ fn utility_when_within_a_band_goes_as_far_as_the_band() {
 }
 
 #[test]
+fn utility_when_a_vm_makes_more_of_all_others_dram_gains_no_more_than_ten_times_the_band() {
+    // Fair is 10 each. 20 others could lose 2 each, but the first gains no more than 20.
+    let mut vms = vec![vm_of(0, 1.0, 90, 100.0); 21];
+    vms[0] = vm_of(0, 1.0, 90, 300.0);
+    let targets = targets(&divided(&rules(Mode::Utility), 210, &vms));
+    assert_eq!(targets[0], 30.0);
+    assert!(
+        targets[1..].iter().all(|&target| target == 9.0),
+        "{targets:?}"
+    );
+}
+
+#[test]
 fn utility_when_two_make_the_same_of_a_byte_deals_by_weight() {
     let vms = [vm_of(0, 1.0, 90, 100.0), vm_of(0, 2.0, 90, 100.0)];
     let rules = Rules {

@@ -7,6 +7,12 @@ use super::{
 };
 use crate::addr::BASE_PAGE;
 
+/// In [`Mode::Utility`] a VM gains up to so many times what the band lets it lose. So a guest that spins
+/// can't collect the bands of all others. Of 1,000 generated VMs, of which 67 lie, hits are 0.983 instead
+/// of 0.973 of what one who knows better makes of the boxes, and 0.3 points of all accesses fewer
+/// (`vmm-tier replay --vms 1000 --fast 5%`).
+const GAIN: f64 = 10.0;
+
 /// What a VM is to have.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Due {
@@ -36,6 +42,7 @@ pub struct Division {
 }
 
 /// A VM's wishes, in numbers that can be reckoned with.
+#[derive(Clone, Copy)]
 struct Claim<'a> {
     guarantee: f64,
     cap: f64,
@@ -191,8 +198,8 @@ fn fair(rules: &Rules, pool: f64, claims: &[Claim<'_>]) -> Vec<Fair> {
 }
 
 /// The most hits that the boxes allow. A box reaches from what the band leaves of the fair share above
-/// the used guarantee, up to the cap. Curves are concave, so hits are greatest where the next byte of
-/// every VM is worth the same: at one price.
+/// the used guarantee to what the band adds to the fair share, but not above the cap. Curves are concave,
+/// so hits are greatest where the next byte of every VM is worth the same: at one price.
 fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> Vec<f64> {
     let band = believable(rules.band).min(1.0);
     let least = |(claim, fair): (&Claim<'_>, &Fair)| {
@@ -201,10 +208,18 @@ fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> V
     };
     let mut shares: Vec<f64> = claims.iter().zip(fair).map(least).collect();
     let mut rest = (pool - shares.iter().sum::<f64>()).max(0.0);
-    let price = price(claims, &shares, rest);
+    let boxes: Vec<Claim<'_>> = claims
+        .iter()
+        .zip(fair)
+        .map(|(claim, fair)| Claim {
+            cap: claim.cap.min(fair.total() * (1.0 + GAIN * band)),
+            ..*claim
+        })
+        .collect();
+    let price = price(&boxes, &shares, rest);
     // All that is worth more than the price, then by weight what is worth it.
     let mut at_price = Vec::with_capacity(claims.len());
-    for (claim, share) in claims.iter().zip(&mut shares) {
+    for (claim, share) in boxes.iter().zip(&mut shares) {
         let bytes = claim.bytes_above(*share, |worth| worth > price);
         *share += bytes;
         rest -= bytes;
@@ -217,6 +232,8 @@ fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> V
         .iter_mut()
         .zip(&tied)
         .for_each(|(share, tied)| *share += tied);
+    // What all boxes leave is for those that would use it.
+    let rest = deal_by_weight(&mut shares, rest, claims, |claim| claim.demand);
     deal_by_weight(&mut shares, rest, claims, |claim| claim.cap);
     shares
 }
