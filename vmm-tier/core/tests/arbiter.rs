@@ -132,8 +132,8 @@ fn utility_when_within_a_band_goes_as_far_as_the_band() {
 }
 
 #[test]
-fn utility_when_a_vm_makes_more_of_all_others_dram_gains_no_more_than_ten_times_the_band() {
-    // Fair is 10 each. 20 others could lose 2 each, but the first gains no more than 20.
+fn utility_when_a_vm_makes_more_of_all_others_dram_has_no_more_than_three_fair_shares() {
+    // Fair is 10 each, and the band 0.2. 20 others could lose 2 each, but the first gains no more than 20.
     let mut vms = vec![vm_of(0, 1.0, 90, 100.0); 21];
     vms[0] = vm_of(0, 1.0, 90, 300.0);
     let targets = targets(&divided(&rules(Mode::Utility), 210, &vms));

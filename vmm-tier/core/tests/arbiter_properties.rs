@@ -214,6 +214,22 @@ proptest! {
     }
 
     #[test]
+    fn vm_when_utility_decides_has_more_than_its_box_only_if_all_boxes_are_full(
+        vms in vec(vm(SMALL_PAGES), 2..24), above in 0..512 * MIB, band in 0.0..1.0,
+    ) {
+        let rules = Rules { mode: Mode::Utility, band, ..Rules::default() };
+        let division = divided(&rules, pool_of(&vms, above), &vms);
+        let most = |due: &Due| due.fair_bytes as f64 * (1.0 + 8.0 * band / (1.0 - band));
+        let is_above = |due: &&Due| due.target_bytes as f64 > most(due) + 2.0 * PAGE as f64;
+        if division.dues.iter().any(|due| is_above(&due)) {
+            for due in &division.dues {
+                let full = most(due).min(due.demand_bytes as f64) - 2.0 * PAGE as f64;
+                prop_assert!(due.target_bytes as f64 >= full, "{} < {full}", due.target_bytes);
+            }
+        }
+    }
+
+    #[test]
     fn hits_when_utility_decides_are_the_most_that_a_random_search_finds(
         vms in vec(vm(SMALL_PAGES), 2..6), above in 0..512 * MIB, seed in any::<u64>(),
     ) {
