@@ -6,6 +6,8 @@
 
 #[path = "../tests/played/host.rs"]
 mod host;
+#[path = "../tests/played/program.rs"]
+mod program;
 
 use std::{
     env,

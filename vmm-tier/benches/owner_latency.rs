@@ -6,6 +6,8 @@
 
 #[path = "../tests/played/mod.rs"]
 mod played;
+#[path = "../tests/played/program.rs"]
+mod program;
 #[path = "../tests/played/ring.rs"]
 mod ring;
 

@@ -9,6 +9,8 @@ mod guest;
 mod host;
 mod live;
 mod played;
+#[path = "played/program.rs"]
+mod program;
 #[path = "played/recorder.rs"]
 mod recorder;
 #[path = "played/ring.rs"]

@@ -380,7 +380,11 @@ fn trace_when_it_cannot_be_read_is_told_with_its_name_and_what_to_do() {
 #[test]
 fn vms_when_they_share_a_host_are_compared_by_rule_for_each_size() {
     let sizes = ["--vms", "3", "--seconds", "20", "--fast", "10%,1:4"];
-    let report = json(&sizes);
+    let folder = tempfile::tempdir().unwrap();
+    let tables = folder.path().join("tables.md");
+    let report = json(&[&sizes[..], &["--markdown", tables.to_str().unwrap()]].concat());
+    let tables = std::fs::read_to_string(tables).unwrap();
+    assert_eq!(tables.matches("| rule | in DRAM |").count(), 2);
     let hosts = report["hosts"].as_array().unwrap();
     assert_eq!(hosts.len(), 2);
     for host in hosts {
@@ -391,6 +395,10 @@ fn vms_when_they_share_a_host_are_compared_by_rule_for_each_size() {
             "weighted",
             "utility",
             "pure-utility",
+            "weighted-no-credits",
+            "weighted-full-tax",
+            "weighted-no-hysteresis",
+            "utility-no-hysteresis",
         ];
         assert!(rules.eq(all), "{host}");
         assert_eq!((&host["vms"], &host["seconds"]), (&3.into(), &20.into()));

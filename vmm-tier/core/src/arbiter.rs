@@ -23,7 +23,7 @@
 //!      is weighted max-min fairness on demand above the guarantees (Sprumont's uniform rule), which is
 //!      efficient, free of envy, and can't be gamed by a wrong demand.
 //!    - *Target*: by the [mode](Mode) the entitlement, the fair share, or the most hits within a band
-//!      below the fair share, or goals.
+//!      about the fair share, or goals.
 //! 3. *Credits* remember who lent (Karma: Vuppalapati et al., OSDI 2023). A lender gains a byte-second
 //!    for each byte that was in use elsewhere for a second, and a borrower pays it. Credits are paid
 //!    back from what others offer, over [`Rules::payback`].
@@ -72,7 +72,7 @@ crate::words! {
         Static = "static",
         /// Weighted max-min fairness on what is used, above the guarantees.
         Weighted = "weighted",
-        /// The most hits, within the band below the fair share.
+        /// The most hits, within the band about the fair share.
         Utility = "utility",
         /// Goals first, then what is used, by weight.
         Goal = "goal",
@@ -85,12 +85,11 @@ pub struct Rules {
     /// What decides.
     pub mode: Mode,
     /// For [`Mode::Utility`]: which part of its fair share above the used guarantee a VM can lose to
-    /// others that make more hits of it. 0 is the same as [`Mode::Weighted`], 1 is utility alone.
+    /// others that make more hits of it. What a VM can gain is bounded too: with 0.2 it has three
+    /// times its fair share at most. 0 is the same as [`Mode::Weighted`], 1 is utility alone.
     pub band: f64,
     /// Which part of its unused entitlement a VM offers to others, 0 to 1.
     pub idle_tax: f64,
-    /// Memory counts as used that takes this share of the VM's accesses, the hottest first.
-    pub coverage: f64,
     /// Memory with fewer accesses a second for each 4 KiB counts as unused.
     pub idle_hits_per_page_s: f64,
     /// The time that a hit saves: the latency of slow memory less that of DRAM, from the HMAT.
@@ -99,8 +98,8 @@ pub struct Rules {
     pub payback: Duration,
     /// Credits grow to at most the VM's entitlement for that long.
     pub most_credit: Duration,
-    /// Shares stay as they are while none is further below its target than this part of the target, and
-    /// all together no more than this part of the pool.
+    /// A share stays as it is until it is further below its target than this part of the target; then it
+    /// rises all the way. So all shares together are never further below than this part of the pool.
     pub hysteresis: f64,
     /// A share changes by no less than this, in bytes, or a page if that is more.
     pub step_bytes: u64,
@@ -117,7 +116,6 @@ impl Default for Rules {
             mode: Mode::Weighted,
             band: 0.2,
             idle_tax: 0.75,
-            coverage: 0.99,
             idle_hits_per_page_s: 1.0 / 60.0,
             saved_per_hit: Duration::from_nanos(150),
             payback: Duration::from_secs(60),
@@ -176,6 +174,8 @@ struct Held {
     credit_byte_s: f64,
     /// Since when it has less than what it uses of its guarantee.
     short_since: Option<Time>,
+    /// Whether its share is on the way to its target.
+    is_rising: bool,
 }
 
 /// The arbiter: shares, and who owes whom.
@@ -226,12 +226,13 @@ impl Arbiter {
         let credits: Vec<f64> = held.iter().map(|held| held.credit_byte_s).collect();
         let division = divide(&self.rules, pool, &in_order, &credits);
         let mut shares: Vec<u64> = held.iter().map(|held| held.share).collect();
-        let wanting = self.pace.wanting(now, &in_order, &division, &mut held);
+        let mut wanting = self.pace.wanting(now, &in_order, &division, &mut held);
         let paced = self
             .pace
-            .step(&self.rules, now, span, pool, &wanting, &mut shares);
-        for ((held, &share), due) in held.iter_mut().zip(&shares).zip(&division.dues) {
-            held.share = share;
+            .step(&self.rules, now, span, pool, &mut wanting, &mut shares);
+        let dealt = shares.iter().zip(&wanting).zip(&division.dues);
+        for (held, ((&share, wanting), due)) in held.iter_mut().zip(dealt) {
+            (held.share, held.is_rising) = (share, wanting.is_rising);
             self.account(held, due, span);
         }
         let decision = Decision {
@@ -297,8 +298,7 @@ impl Arbiter {
                     free -= share;
                     Held {
                         share,
-                        credit_byte_s: 0.0,
-                        short_since: None,
+                        ..Held::default()
                     }
                 })
             })

@@ -33,11 +33,9 @@ fn vm(guarantee: u64, weight: f64, used: u64) -> Vm {
     vm_of(guarantee, weight, used, 10_000.0)
 }
 
-/// All accesses count, so that figures are whole.
 fn rules(mode: Mode) -> Rules {
     Rules {
         mode,
-        coverage: 1.0,
         ..Rules::default()
     }
 }
@@ -131,6 +129,19 @@ fn utility_when_within_a_band_goes_as_far_as_the_band() {
         ..rules(Mode::Utility)
     };
     assert_eq!(targets(&divided(&rules, 60, &guaranteed)), [28.0, 32.0]);
+}
+
+#[test]
+fn utility_when_a_vm_makes_more_of_all_others_dram_has_no_more_than_three_fair_shares() {
+    // Fair is 10 each, and the band 0.2. 20 others could lose 2 each, but the first gains no more than 20.
+    let mut vms = vec![vm_of(0, 1.0, 90, 100.0); 21];
+    vms[0] = vm_of(0, 1.0, 90, 300.0);
+    let targets = targets(&divided(&rules(Mode::Utility), 210, &vms));
+    assert_eq!(targets[0], 30.0);
+    assert!(
+        targets[1..].iter().all(|&target| target == 9.0),
+        "{targets:?}"
+    );
 }
 
 #[test]

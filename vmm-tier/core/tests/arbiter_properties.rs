@@ -47,11 +47,10 @@ const SMALL_PAGES: &[u64] = &[PAGE];
 
 fn rules() -> impl Strategy<Value = Rules> {
     let mode = (0..Mode::ALL.len()).prop_map(|mode| Mode::ALL[mode]);
-    (mode, 0.0..=1.0, 0.0..=1.0, 0.5..=1.0).prop_map(|(mode, band, idle_tax, coverage)| Rules {
+    (mode, 0.0..=1.0, 0.0..=1.0).prop_map(|(mode, band, idle_tax)| Rules {
         mode,
         band,
         idle_tax,
-        coverage,
         ..Rules::default()
     })
 }
@@ -215,6 +214,22 @@ proptest! {
     }
 
     #[test]
+    fn vm_when_utility_decides_has_more_than_its_box_only_if_all_boxes_are_full(
+        vms in vec(vm(SMALL_PAGES), 2..24), above in 0..512 * MIB, band in 0.0..1.0,
+    ) {
+        let rules = Rules { mode: Mode::Utility, band, ..Rules::default() };
+        let division = divided(&rules, pool_of(&vms, above), &vms);
+        let most = |due: &Due| due.fair_bytes as f64 * (1.0 + 8.0 * band / (1.0 - band));
+        let is_above = |due: &&Due| due.target_bytes as f64 > most(due) + 2.0 * PAGE as f64;
+        if division.dues.iter().any(|due| is_above(&due)) {
+            for due in &division.dues {
+                let full = most(due).min(due.demand_bytes as f64) - 2.0 * PAGE as f64;
+                prop_assert!(due.target_bytes as f64 >= full, "{} < {full}", due.target_bytes);
+            }
+        }
+    }
+
+    #[test]
     fn hits_when_utility_decides_are_the_most_that_a_random_search_finds(
         vms in vec(vm(SMALL_PAGES), 2..6), above in 0..512 * MIB, seed in any::<u64>(),
     ) {
@@ -299,16 +314,15 @@ fn hostile_rules() -> impl Strategy<Value = Rules> {
         ]
     };
     (
-        (mode, number(), number(), number(), number()),
+        (mode, number(), number(), number()),
         (time(), time(), time(), time()),
         (number(), any::<u64>(), any::<u64>()),
     )
         .prop_map(
-            |((mode, band, idle_tax, coverage, idle), times, (hysteresis, step, rate))| Rules {
+            |((mode, band, idle_tax, idle), times, (hysteresis, step, rate))| Rules {
                 mode,
                 band,
                 idle_tax,
-                coverage,
                 idle_hits_per_page_s: idle,
                 saved_per_hit: times.0,
                 payback: times.1,

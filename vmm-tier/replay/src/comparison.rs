@@ -50,7 +50,7 @@ use self::{progress::Progress, report::Report, settings::Settings};
 /// If a name is not known, an input can't be replayed, or a file can't be written.
 pub fn compare(args: &ReplayArgs) -> Result<String, ComparisonError> {
     if let Some(vms) = args.vms {
-        return Ok(sharing::report(vms.into(), args)?);
+        return sharing::report(vms.into(), args);
     }
     let settings = Settings::new(args)?;
     let progress = Progress::new(args.quiet);
@@ -74,7 +74,7 @@ pub fn compare(args: &ReplayArgs) -> Result<String, ComparisonError> {
     })
 }
 
-fn write(path: &Path, text: &str) -> Result<(), ComparisonError> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), ComparisonError> {
     std::fs::write(path, text).map_err(|source| ComparisonError::Write {
         path: path.to_owned(),
         source,

@@ -28,7 +28,7 @@ use self::{
     report::{Row, SharingReport},
     rule::{Division, Knowledge, Rule},
 };
-use crate::comparison::{ReplayArgs, fast::FastSize};
+use crate::comparison::{ComparisonError, ReplayArgs, fast::FastSize, write};
 
 /// The part of fair shares that the rule `utility` of the comparison leaves to hits.
 const BAND: f64 = 0.2;
@@ -48,7 +48,10 @@ const SECONDS: u32 = 600;
 
 /// Lets `vms` VMs share as much DRAM as the arguments say, once for each size; returns what is to be
 /// printed.
-pub(crate) fn report(vms: usize, args: &ReplayArgs) -> serde_json::Result<String> {
+///
+/// # Errors
+/// If the file of tables can't be written.
+pub(crate) fn report(vms: usize, args: &ReplayArgs) -> Result<String, ComparisonError> {
     let hosts = args.fast.iter().map(|&dram| {
         compare(&Scale {
             vms,
@@ -58,11 +61,61 @@ pub(crate) fn report(vms: usize, args: &ReplayArgs) -> serde_json::Result<String
         })
     });
     let hosts: Vec<SharingReport> = hosts.collect();
+    if let Some(path) = &args.markdown {
+        let tables: Vec<String> = hosts.iter().map(SharingReport::markdown).collect();
+        write(path, &tables.join("\n"))?;
+    }
     if args.json {
         return Ok(serde_json::to_string_pretty(&json!({ "hosts": hosts }))? + "\n");
     }
     let tables: Vec<String> = hosts.iter().map(ToString::to_string).collect();
     Ok(tables.join("\n"))
+}
+
+/// The rules of the arbiter that are compared: its modes, and `weighted` and `utility` without a part.
+fn rules() -> [(&'static str, Rules); 8] {
+    let mode = |mode, band| Rules {
+        mode,
+        band,
+        ..Rules::default()
+    };
+    let (weighted, utility) = (mode(Mode::Weighted, 0.0), mode(Mode::Utility, BAND));
+    [
+        ("static", mode(Mode::Static, 0.0)),
+        ("weighted", weighted),
+        ("utility", utility),
+        ("pure-utility", mode(Mode::Utility, 1.0)),
+        (
+            "weighted-no-credits",
+            Rules {
+                most_credit: Duration::ZERO,
+                ..weighted
+            },
+        ),
+        (
+            "weighted-full-tax",
+            Rules {
+                idle_tax: 1.0,
+                ..weighted
+            },
+        ),
+        (
+            "weighted-no-hysteresis",
+            Rules {
+                hysteresis: 0.0,
+                step_bytes: 0,
+                ..weighted
+            },
+        ),
+        (
+            "utility-no-hysteresis",
+            Rules {
+                hysteresis: 0.0,
+                step_bytes: 0,
+                ..utility
+            },
+        ),
+    ]
 }
 
 /// Lets every rule divide the same DRAM among the same VMs.
@@ -74,25 +127,15 @@ fn compare(scale: &Scale) -> SharingReport {
     let memory: u64 = guests.iter().map(|guest| guest.terms.cap_bytes).sum();
     let pool = scale.dram.bytes(memory);
     let refused = admit_all(pool, &mut guests);
-    let rule = |name, mode, band, knowledge| {
-        let rules = Rules {
-            mode,
-            band,
-            ..Rules::default()
-        };
-        Division::new(name, Rule::Arbiter(rules, knowledge), guests.len())
-    };
-    let modes = [
-        ("static", Mode::Static, 0.0),
-        ("weighted", Mode::Weighted, 0.0),
-        ("utility", Mode::Utility, BAND),
-        ("pure-utility", Mode::Utility, 1.0),
-    ];
     let mut first_come = Division::new("first-come", Rule::FirstCome, guests.len());
-    let of_modes = |knowledge| modes.map(|(name, mode, band)| rule(name, mode, band, knowledge));
-    let mut measured = of_modes(Knowledge::Measured);
-    let mut honest = of_modes(Knowledge::Honest);
-    let mut clairvoyant = of_modes(Knowledge::Clairvoyant);
+    let known = |knowledge| {
+        let rule =
+            |(name, rules)| Division::new(name, Rule::Arbiter(rules, knowledge), guests.len());
+        rules().map(rule)
+    };
+    let mut measured = known(Knowledge::Measured);
+    let mut honest = known(Knowledge::Honest);
+    let mut clairvoyant = known(Knowledge::Clairvoyant);
     let truth = Rules::default();
     let mut accesses = 0.0;
     for second in 0..scale.seconds {

@@ -91,7 +91,7 @@ tier_core::report! {
         #[metric(gauge = "rate_in_force_bytes_per_second")]
         rate_in_force_bytes_per_s: u64,
         /// How much DRAM the guest uses, by the arbiter's standing rules: the memory with an access a
-        /// minute or more for each 4 KiB, and of that the hottest that takes 99 % of all accesses.
+        /// minute or more for each 4 KiB.
         #[metric(gauge = "demand_bytes")]
         demand_bytes: u64,
         /// How that is known.
@@ -211,8 +211,7 @@ impl HostLink {
             leases_ended,
         } = self.counts;
         let demand = engine.demand(now);
-        let rules = Rules::default();
-        let idle = rules.idle_hits_per_page_s / BASE_PAGE as f64;
+        let idle = Rules::default().idle_hits_per_page_s / BASE_PAGE as f64;
         let left = self.leases.left(Instant::now());
         HostReport {
             socket: self.socket.display().to_string(),
@@ -224,7 +223,7 @@ impl HostLink {
             lease_left_s: left.map(|left| left.as_secs_f64()),
             move_bytes_per_s: self.grant.rate_bytes_per_s,
             rate_in_force_bytes_per_s: engine.settings().rate_bytes_per_s,
-            demand_bytes: demand.curve.used_bytes(rules.coverage, idle) as u64,
+            demand_bytes: demand.curve.used_bytes(idle) as u64,
             demand_basis: demand.basis,
             registrations,
             reports,

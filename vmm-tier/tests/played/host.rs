@@ -2,27 +2,21 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
 use std::{
-    path::{Path, PathBuf},
+    ops::{Deref, DerefMut},
+    path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
-use crossbeam::channel::Receiver;
 use qmp::{Client, client};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tier_sys::{process, sysroot::SysRoot};
 
-pub const MIB: u64 = 1 << 20;
-/// No test waits for long; this only ends one that would wait for ever.
-const FOR_EVER: Duration = Duration::from_secs(60);
+pub use crate::program::MIB;
+use crate::program::{self, Program};
 
-/// A running `vmm-tier host` whose pool is node 0; killed if a test fails.
-pub struct Daemon {
-    child: Child,
-    pub socket: PathBuf,
-}
+/// A running `vmm-tier host` whose pool is node 0.
+pub struct Daemon(Program);
 
 /// The command that starts a daemon with its files in `folder`, at a socket there or elsewhere.
 pub fn command(folder: &Path, socket: impl AsRef<Path>, more: &str) -> Command {
@@ -30,9 +24,7 @@ pub fn command(folder: &Path, socket: impl AsRef<Path>, more: &str) -> Command {
     let run_dir = folder.join("run");
     let text = format!("run-dir = '{}'\n{more}", run_dir.display());
     std::fs::write(&config, text).unwrap();
-    let program = std::env::var_os("VMM_TIER_PROGRAM");
-    let mut command =
-        Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm-tier").into()));
+    let mut command = Command::new(program::path());
     command
         .arg("host")
         .arg("--socket")
@@ -56,52 +48,13 @@ impl Daemon {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let socket = folder.join("host");
-        let mut daemon = Self { child, socket };
+        let mut daemon = Self(Program {
+            child,
+            socket: folder.join("host"),
+            query: "query-host",
+        });
         daemon.client();
         daemon
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub fn client(&mut self) -> (Client, Receiver<qmp::Event>) {
-        let socket = self.socket.clone();
-        self.wait_for(|| Client::connect(&socket, &client::Options::default()).ok())
-    }
-
-    pub fn ask(&mut self, name: &str, arguments: Option<Value>) -> Value {
-        let (client, _events) = self.client();
-        client.execute_raw(name, arguments).unwrap()
-    }
-
-    pub fn refused(&mut self, name: &str, arguments: Value) -> String {
-        let (client, _events) = self.client();
-        let refusal = client.execute_raw(name, Some(arguments));
-        refusal.unwrap_err().to_string()
-    }
-
-    pub fn ask_until(&mut self, mut wanted: impl FnMut(&Value) -> bool) -> Value {
-        let (client, _events) = self.client();
-        self.wait_for(|| {
-            let reply = client.execute_raw("query-host", None).unwrap();
-            wanted(&reply).then_some(reply)
-        })
-    }
-
-    fn wait_for<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> T {
-        let started = Instant::now();
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the daemon ended ({status})");
-            }
-            assert!(started.elapsed() < FOR_EVER, "it never came");
-            thread::sleep(Duration::from_millis(50));
-        }
     }
 
     /// Ends it as a manager of services does.
@@ -117,10 +70,17 @@ impl Daemon {
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+impl Deref for Daemon {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.0
+    }
+}
+
+impl DerefMut for Daemon {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.0
     }
 }
 

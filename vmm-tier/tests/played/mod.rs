@@ -3,10 +3,9 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
 use std::{
-    ffi::OsString,
-    io::Read as _,
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,22 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam::channel::Receiver;
 use qmp::{
-    Client, QmpError, client,
+    QmpError,
     server::{CommandSpec, Handler, MemberSpec, Options, Server, TypeSpec},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-/// The program that is tested. Benches compare it with another build, which this variable names.
-fn program() -> OsString {
-    std::env::var_os("VMM_TIER_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm-tier").into())
-}
-pub const MIB: u64 = 1 << 20;
-/// No test waits for long; this only ends one that would wait for ever.
-pub const FOR_EVER: Duration = Duration::from_secs(60);
+use crate::program::{self, Program};
+pub use crate::program::{FOR_EVER, MIB};
 
 const COMMAND_LINE: &[MemberSpec] = &[MemberSpec {
     name: "command-line",
@@ -202,9 +195,9 @@ impl Qemu {
     }
 }
 
-/// A running `vmm-tier run`; killed if a test fails.
+/// A running `vmm-tier run`.
 pub struct Agent {
-    child: Child,
+    program: Program,
     pub folder: Arc<TempDir>,
 }
 
@@ -223,7 +216,7 @@ impl Agent {
     /// Starts with its log written to `log`.
     pub fn start_with_log(folder: TempDir, log: impl Into<Stdio>) -> Self {
         let qmp = folder.path().join("qmp");
-        let program = Command::new(program());
+        let program = Command::new(program::path());
         Self::run(program, &qmp, Arc::new(folder), "", log.into())
     }
 
@@ -232,13 +225,19 @@ impl Agent {
         let qmp = folder.path().join("qmp");
         let mut shell = Command::new("sh");
         shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
-        shell.arg(program());
+        shell.arg(program::path());
         Self::run(shell, &qmp, Arc::new(folder), "", Stdio::piped())
     }
 
     /// Starts beside the QEMU that serves `qmp`, with its own files in `folder`.
     pub fn start_beside(qmp: &Path, folder: Arc<TempDir>, more: &str) -> Self {
-        Self::run(Command::new(program()), qmp, folder, more, Stdio::piped())
+        Self::run(
+            Command::new(program::path()),
+            qmp,
+            folder,
+            more,
+            Stdio::piped(),
+        )
     }
 
     fn run(mut command: Command, qmp: &Path, folder: Arc<TempDir>, more: &str, log: Stdio) -> Self {
@@ -246,68 +245,28 @@ impl Agent {
         let run_dir = folder.path().join("run");
         let text = format!("run-dir = '{}'\n{more}", run_dir.display());
         std::fs::write(&config, text).unwrap();
+        let control = folder.path().join("control");
         let child = command
             .args(["run", "--dry-run", "--fast", "0", "--slow", "0"])
             .arg("--qmp")
             .arg(qmp)
             .arg("--control")
-            .arg(folder.path().join("control"))
+            .arg(&control)
             .arg("--config")
             .arg(&config)
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { child, folder }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+        let program = Program {
+            child,
+            socket: control,
+            query: "query-tier",
+        };
+        Self { program, folder }
     }
 
     pub fn control(&self) -> PathBuf {
-        self.folder.path().join("control")
-    }
-
-    /// A client of the control socket, as soon as it is served.
-    pub fn client(&mut self) -> (Client, Receiver<qmp::Event>) {
-        let control = self.control();
-        self.wait_for(|| Client::connect(&control, &client::Options::default()).ok())
-    }
-
-    /// One command to the control socket.
-    pub fn ask(&mut self, name: &str, arguments: Option<Value>) -> Value {
-        let (client, _events) = self.client();
-        client.execute_raw(name, arguments).unwrap()
-    }
-
-    /// A command that is refused, and how.
-    pub fn refused(&mut self, name: &str, arguments: Value) -> String {
-        let (client, _events) = self.client();
-        let refusal = client.execute_raw(name, Some(arguments));
-        refusal.unwrap_err().to_string()
-    }
-
-    /// Asks until the answer is as wanted.
-    pub fn ask_until(&mut self, mut wanted: impl FnMut(&Value) -> bool) -> Value {
-        let (client, _events) = self.client();
-        self.wait_for(|| {
-            let reply = client.execute_raw("query-tier", None).unwrap();
-            wanted(&reply).then_some(reply)
-        })
-    }
-
-    pub fn wait_for<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> T {
-        let started = Instant::now();
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the agent ended ({status}): {}", self.log());
-            }
-            assert!(started.elapsed() < FOR_EVER, "it never came");
-            thread::sleep(Duration::from_millis(20));
-        }
+        self.socket.clone()
     }
 
     /// Ends it without a warning.
@@ -339,21 +298,19 @@ impl Agent {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
 
-    pub fn log(&mut self) -> String {
-        let mut log = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            stderr.read_to_string(&mut log).unwrap();
-        }
-        log
+impl Deref for Agent {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.program
     }
 }
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // Fails for one that has ended, as it should.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+impl DerefMut for Agent {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.program
     }
 }
 

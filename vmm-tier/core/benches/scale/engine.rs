@@ -39,12 +39,15 @@ pub(crate) struct Kind {
     pub(crate) shift: u32,
     /// Whether they are in transparent huge pages.
     pub(crate) huge: bool,
+    /// Whether its demand is measured, as beside a host daemon.
+    pub(crate) demand: bool,
 }
 
 impl Kind {
     pub(crate) fn name(self) -> String {
         let pages = if self.huge { "2 MiB" } else { "4 KiB" };
-        format!("engine, {} in {pages} pages", size(1 << self.shift))
+        let demand = if self.demand { ", demand" } else { "" };
+        format!("engine, {} in {pages} pages{demand}", size(1 << self.shift))
     }
 }
 
@@ -58,7 +61,12 @@ struct Machine {
 
 impl Machine {
     /// All pages are placed.
-    fn new(Kind { shift, huge }: Kind) -> Self {
+    fn new(kind: Kind) -> Self {
+        let Kind {
+            shift,
+            huge,
+            demand,
+        } = kind;
         let frames = 1_u32 << shift;
         let page_bytes = if huge { HUGE_PAGE } else { BASE_PAGE };
         let bytes = u64::from(frames) * BASE_PAGE;
@@ -72,6 +80,7 @@ impl Machine {
         let settings = EngineSettings {
             headroom_bytes: HEADROOM,
             rate_bytes_per_s: MOVES_PER_S * page_bytes,
+            measures_demand: demand,
             ..EngineSettings::default()
         };
         let block = RamBlock {
@@ -262,7 +271,9 @@ pub(crate) struct EngineRow {
     ns_per_record: f64,
     ns_spread: f64,
     million_records_per_s: f64,
-    /// How many times what it costs in the least guest.
+    /// The guest that is run in turn with it.
+    pub(crate) beside: Option<String>,
+    /// How many times what it costs there.
     pub(crate) times_least: Option<f64>,
     moved_pages: u64,
     /// A 4 KiB frame.
@@ -294,6 +305,7 @@ pub(crate) fn measure(
 ) -> Vec<EngineRow> {
     let frames = 1 << kind.shift;
     let mut machine = Machine::new(kind);
+    let beside = least.map(Kind::name);
     let mut least = least.map(|least| (least.shift, Machine::new(least)));
     let mut rows = Vec::new();
     for &(load, draw) in loads {
@@ -326,6 +338,7 @@ pub(crate) fn measure(
         rows.push(EngineRow {
             guest: kind.name(),
             load,
+            beside: beside.clone(),
             ns_per_record: cost.median(),
             ns_spread: cost.spread(),
             million_records_per_s: 1e3 / cost.median(),

@@ -170,18 +170,34 @@ fn main() {
             );
         }
     }
-    let small_pages = |&shift| Kind { shift, huge: false };
+    let small_pages = |&shift| Kind {
+        shift,
+        huge: false,
+        demand: false,
+    };
     let kinds: Vec<Kind> = effort.guests.iter().map(small_pages).collect();
     let huge_pages = Kind {
         shift: last,
         huge: true,
+        demand: false,
+    };
+    // Beside the same guest whose demand is not measured.
+    let measured = |&kind: &Kind| {
+        let demand = Kind {
+            demand: true,
+            ..kind
+        };
+        (demand, Some(kind))
     };
     let of_kinds = kinds.iter().enumerate().map(|(number, &kind)| {
         let least = kinds.first().copied().filter(|_| number > 0);
         (kind, least)
     });
     let mut engines = Vec::new();
-    for (kind, least) in of_kinds.chain([(huge_pages, None)]) {
+    for (kind, least) in of_kinds
+        .chain([(huge_pages, None)])
+        .chain(kinds[..2].iter().map(measured))
+    {
         let mut loads = LOADS.to_vec();
         loads.retain(|(load, _)| is_wanted(&kind.name(), load));
         if loads.is_empty() {
@@ -198,11 +214,10 @@ fn main() {
             engines.push(row);
         }
     }
-    let least_name = kinds[0].name();
     for row in &engines {
-        if let Some(times) = row.times_least {
+        if let (Some(times), Some(beside)) = (row.times_least, &row.beside) {
             let (guest, load) = (&row.guest, row.load);
-            println!("{guest}, {load}: {times:.2} times what a record costs in {least_name}");
+            println!("{guest}, {load}: {times:.2} times what a record costs in {beside}");
         }
     }
     if let Some(file) = std::env::var_os("TIER_BENCH_JSON") {

@@ -182,11 +182,26 @@ impl DemandCurve {
     }
 
     /// The bytes that count as used: those that have at least `idle_hits_per_byte` hits a second for
-    /// each byte, and of them the hottest that give the share `coverage` of all hits.
+    /// each byte.
     #[must_use]
-    pub fn used_bytes(&self, coverage: f64, idle_hits_per_byte: f64) -> f64 {
-        let used = self.bytes_while(|slope| slope >= idle_hits_per_byte);
-        used.min(self.bytes_for(coverage))
+    pub fn used_bytes(&self, idle_hits_per_byte: f64) -> f64 {
+        self.bytes_while(|slope| slope >= idle_hits_per_byte)
+    }
+
+    /// The curve without its coldest bytes: up to the least bytes that give this share of all hits.
+    #[must_use]
+    pub(crate) fn hottest(mut self, share: f64) -> Self {
+        let end = Point {
+            bytes: self.bytes_for(share),
+            hits: self.total_hits() * share,
+        };
+        let before = self.points.partition_point(|point| point.bytes < end.bytes);
+        if before < self.points.len() {
+            self.points.truncate(before);
+            self.slopes.truncate(before + 1);
+            self.points.push(end);
+        }
+        self
     }
 }
 
@@ -250,9 +265,15 @@ mod tests {
         assert_eq!(curve.hits_at(1e9), 120.0);
         assert_eq!(curve.bytes_for(0.5), 7.5);
         assert_eq!(curve.bytes_for(1.0), 30.0);
-        // Above 2 hits a byte only the first part counts; 80 of 120 hits are two thirds.
-        assert_eq!(curve.used_bytes(1.0, 2.5), 10.0);
-        assert_eq!(curve.used_bytes(0.5, 0.0), 7.5);
+        // Above 2 hits a byte only the first part counts.
+        assert_eq!(curve.used_bytes(2.5), 10.0);
+        assert_eq!(curve.used_bytes(0.0), 30.0);
+        // 102 of 120 hits: all of the first part, and 11 bytes of the second.
+        let hottest = curve.clone().hottest(0.85);
+        assert_eq!(points(&hottest), [(10.0, 80.0), (21.0, 102.0)]);
+        assert_eq!(hottest.hits_at(20.0), 100.0);
+        assert_eq!(curve.clone().hottest(1.0), curve);
+        assert_eq!(DemandCurve::default().hottest(0.5), DemandCurve::default());
     }
 
     #[test]

@@ -7,6 +7,12 @@ use super::{
 };
 use crate::addr::BASE_PAGE;
 
+/// In [`Mode::Utility`] a VM has up to 1 + 8 · band / (1 − band) times its fair share: three times with a
+/// band of 0.2, and no bound with a band of 1. So a guest that spins can't collect the bands of all others.
+/// Of 1,000 generated VMs, of which 67 lie, hits are 0.983 instead of 0.973 of what one who knows better
+/// makes of the boxes, and 0.3 points of all accesses fewer (`vmm-tier replay --vms 1000 --fast 5%`).
+const GAIN: f64 = 8.0;
+
 /// What a VM is to have.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Due {
@@ -36,6 +42,7 @@ pub struct Division {
 }
 
 /// A VM's wishes, in numbers that can be reckoned with.
+#[derive(Clone, Copy)]
 struct Claim<'a> {
     guarantee: f64,
     cap: f64,
@@ -59,7 +66,7 @@ impl<'a> Claim<'a> {
             / BASE_PAGE as f64
             / worth.max(f64::MIN_POSITIVE);
         let used = match worth > 0.0 {
-            true => curve.used_bytes(rules.coverage, idle_hits_per_byte),
+            true => curve.used_bytes(idle_hits_per_byte),
             false => 0.0,
         };
         let whole = |bytes: f64| ((bytes / page as f64).ceil() * page as f64).min(cap);
@@ -191,8 +198,8 @@ fn fair(rules: &Rules, pool: f64, claims: &[Claim<'_>]) -> Vec<Fair> {
 }
 
 /// The most hits that the boxes allow. A box reaches from what the band leaves of the fair share above
-/// the used guarantee, up to the cap. Curves are concave, so hits are greatest where the next byte of
-/// every VM is worth the same: at one price.
+/// the used guarantee to what the band adds to the fair share, but not above the cap. Curves are concave,
+/// so hits are greatest where the next byte of every VM is worth the same: at one price.
 fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> Vec<f64> {
     let band = believable(rules.band).min(1.0);
     let least = |(claim, fair): (&Claim<'_>, &Fair)| {
@@ -201,10 +208,23 @@ fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> V
     };
     let mut shares: Vec<f64> = claims.iter().zip(fair).map(least).collect();
     let mut rest = (pool - shares.iter().sum::<f64>()).max(0.0);
-    let price = price(claims, &shares, rest);
+    let most = match band < 1.0 {
+        true => 1.0 + GAIN * band / (1.0 - band),
+        false => f64::INFINITY,
+    };
+    let boxes: Vec<Claim<'_>> = claims
+        .iter()
+        .zip(fair)
+        .map(|(claim, fair)| Claim {
+            // Where nothing is fair and nothing bounds, `min` takes the cap.
+            cap: (fair.total() * most).min(claim.cap),
+            ..*claim
+        })
+        .collect();
+    let price = price(&boxes, &shares, rest);
     // All that is worth more than the price, then by weight what is worth it.
     let mut at_price = Vec::with_capacity(claims.len());
-    for (claim, share) in claims.iter().zip(&mut shares) {
+    for (claim, share) in boxes.iter().zip(&mut shares) {
         let bytes = claim.bytes_above(*share, |worth| worth > price);
         *share += bytes;
         rest -= bytes;
@@ -217,6 +237,8 @@ fn most_hits(rules: &Rules, pool: f64, claims: &[Claim<'_>], fair: &[Fair]) -> V
         .iter_mut()
         .zip(&tied)
         .for_each(|(share, tied)| *share += tied);
+    // What all boxes leave is for those that would use it.
+    let rest = deal_by_weight(&mut shares, rest, claims, |claim| claim.demand);
     deal_by_weight(&mut shares, rest, claims, |claim| claim.cap);
     shares
 }

@@ -8,8 +8,6 @@ use crate::{quota::TokenBucket, time::Time};
 /// What is remembered between decisions.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
-    /// Whether shares are on their way, which goes on until they have arrived.
-    is_moving: bool,
     budget: Option<TokenBucket>,
 }
 
@@ -23,6 +21,8 @@ pub(super) struct Wanting {
     needed_guarantee: u64,
     /// Since when its share is less than that.
     short_since: Option<Time>,
+    /// Whether its share is on the way up, which goes on until it has arrived.
+    pub(super) is_rising: bool,
 }
 
 /// What a step did.
@@ -58,27 +58,34 @@ impl Pace {
                 holds: vm.holds_bytes,
                 needed_guarantee: needed,
                 short_since: held.short_since,
+                is_rising: held.is_rising,
             }
         })
         .collect()
     }
 
-    /// Moves shares towards targets for a round of `span`.
+    /// Moves shares towards targets for a round of `span`; says in `wanting` which still rise.
     pub(super) fn step(
         &mut self,
         rules: &Rules,
         now: Time,
         span: Duration,
         pool: u64,
-        wanting: &[Wanting],
+        wanting: &mut [Wanting],
         shares: &mut [u64],
     ) -> Paced {
-        for (share, vm) in shares.iter_mut().zip(wanting) {
+        for (share, vm) in shares.iter_mut().zip(&*wanting) {
             *share = (*share).min(vm.cap);
         }
         let excess = shares.iter().sum::<u64>().saturating_sub(pool);
         take(excess, wanting, shares);
-        if !self.is_due(rules, pool, wanting, shares) {
+        let hysteresis = believable(rules.hysteresis).min(1.0);
+        for (vm, &share) in wanting.iter_mut().zip(&*shares) {
+            let gain = vm.gain(rules, share);
+            let is_far = gain as f64 > vm.target as f64 * hysteresis;
+            vm.is_rising = gain > 0 && (vm.is_rising || is_far || vm.short(share) > 0);
+        }
+        if !wanting.iter().any(|vm| vm.is_rising) {
             return Paced {
                 granted: 0,
                 is_settled: true,
@@ -100,24 +107,10 @@ impl Pace {
             .max(urgent_left);
         let free = pool - shares.iter().sum::<u64>();
         take(next.saturating_sub(free), wanting, shares);
-        self.is_moving = left > 0;
         Paced {
             granted,
-            is_settled: !self.is_moving,
+            is_settled: left == 0,
         }
-    }
-
-    /// Whether shares are far enough from their targets to be changed.
-    fn is_due(&self, rules: &Rules, pool: u64, wanting: &[Wanting], shares: &[u64]) -> bool {
-        let gains = gains(rules, wanting, shares);
-        let hysteresis = believable(rules.hysteresis).min(1.0);
-        let all: u64 = gains.iter().sum();
-        let is_far = |(&gain, vm): (&u64, &Wanting)| gain as f64 > vm.target as f64 * hysteresis;
-        all > 0
-            && (self.is_moving
-                || all as f64 > pool as f64 * hysteresis
-                || short(wanting, shares).iter().any(|&bytes| bytes > 0)
-                || gains.iter().zip(wanting).any(is_far))
     }
 
     /// The rate of the rules, with bursts of a second or a page.
@@ -135,19 +128,32 @@ impl Pace {
     }
 }
 
+impl Wanting {
+    /// By how much its share is below its target, if that is a step at least.
+    fn gain(&self, rules: &Rules, share: u64) -> u64 {
+        let gain = self.target.saturating_sub(share);
+        match gain >= rules.step_bytes.max(self.page) {
+            true => gain,
+            // The last step to a guarantee may be small.
+            false => self.needed_guarantee.min(self.target).saturating_sub(share),
+        }
+    }
+
+    /// By how much its share is below what it uses of its guarantee.
+    fn short(&self, share: u64) -> u64 {
+        self.needed_guarantee.saturating_sub(share)
+    }
+}
+
 fn largest_page(wanting: &[Wanting]) -> u64 {
     wanting.iter().map(|vm| vm.page).max().unwrap_or(0)
 }
 
-/// By how much each share is below its target, if that is a step at least.
+/// By how much each share that rises is below its target.
 fn gains(rules: &Rules, wanting: &[Wanting], shares: &[u64]) -> Vec<u64> {
-    let gain = |(vm, &share): (&Wanting, &u64)| {
-        let gain = vm.target.saturating_sub(share);
-        match gain >= rules.step_bytes.max(vm.page) {
-            true => gain,
-            // The last step to a guarantee may be small.
-            false => vm.needed_guarantee.min(vm.target).saturating_sub(share),
-        }
+    let gain = |(vm, &share): (&Wanting, &u64)| match vm.is_rising {
+        true => vm.gain(rules, share),
+        false => 0,
     };
     wanting.iter().zip(shares).map(gain).collect()
 }
@@ -155,8 +161,7 @@ fn gains(rules: &Rules, wanting: &[Wanting], shares: &[u64]) -> Vec<u64> {
 /// By how much each share is below what the VM uses of its guarantee.
 fn short(wanting: &[Wanting], shares: &[u64]) -> Vec<u64> {
     let vms = wanting.iter().zip(shares);
-    vms.map(|(vm, &share)| vm.needed_guarantee.saturating_sub(share))
-        .collect()
+    vms.map(|(vm, &share)| vm.short(share)).collect()
 }
 
 /// What must be granted now so that guarantees are back in time: the same part each round, within half

@@ -29,7 +29,7 @@ pub struct ReplayArgs {
         group = "generated",
         value_parser = clap::value_parser!(u16).range(1..=1000),
         conflicts_with_all = [
-            "files", "policy", "period", "format", "markdown", "svg", "timeline", "target", "stretch", "step",
+            "files", "policy", "period", "format", "svg", "timeline", "target", "stretch", "step",
             "partial", "memory", "huge", "bias", "loss", "half_life", "sketch_memory", "pages", "rate",
         ]
     )]
@@ -60,7 +60,7 @@ pub struct ReplayArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Write tables for a document here: policies as columns
+    /// Write tables for a document here
     #[arg(long, value_name = "FILE")]
     pub(crate) markdown: Option<PathBuf>,
     /// Draw hit ratio over DRAM here, as SVG; needs a build with the feature `charts`

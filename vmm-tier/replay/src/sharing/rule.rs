@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tier_core::arbiter::{
-    Arbiter, Division as Dues, Fairness, FairnessMeter, Rules, Standing, Vm, divide,
+    Arbiter, Division as Dues, Fairness, FairnessMeter, Rules, Standing, Vm, divide, jain,
 };
 
 use super::Round;
@@ -43,6 +43,15 @@ struct Place {
     credit_byte_s: f64,
 }
 
+/// What a VM had in all the time that it was there, in byte-seconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Life {
+    entitled: f64,
+    wanted: f64,
+    /// What it had of what it wanted.
+    used: f64,
+}
+
 /// A rule at work.
 pub(super) struct Division {
     pub(super) name: &'static str,
@@ -56,6 +65,7 @@ pub(super) struct Division {
     pub(super) moved_bytes: u64,
     pub(super) seconds: u32,
     pub(super) jain_sum: f64,
+    lives: Vec<Life>,
     pub(super) envy_sum: u64,
     pub(super) last: Fairness,
 }
@@ -81,6 +91,7 @@ impl Division {
             moved_bytes: 0,
             seconds: 0,
             jain_sum: 0.0,
+            lives: vec![Life::default(); guests],
             envy_sum: 0,
             last: Fairness::default(),
         }
@@ -106,6 +117,10 @@ impl Division {
             if guest.lie.is_some() {
                 self.liars_hits += hits;
             }
+            let life = &mut self.lives[at];
+            life.entitled += due.entitled_bytes as f64;
+            life.wanted += due.demand_bytes as f64;
+            life.used += place.holds.min(due.demand_bytes) as f64;
             standings.push(Standing {
                 pool: 0,
                 name: &guest.name,
@@ -121,6 +136,15 @@ impl Division {
         self.seconds += 1;
         self.jain_sum += self.last.jain;
         self.envy_sum += self.last.envy;
+    }
+
+    /// Jain's index over what VMs used in their lives, of the lesser of what they were entitled to and what
+    /// they wanted. Who lends at one time and borrows at another loses nothing by it.
+    pub(super) fn lives_jain(&self) -> f64 {
+        jain(self.lives.iter().filter_map(|life| {
+            let claim = life.entitled.min(life.wanted);
+            (claim > 0.0).then(|| (life.used / claim).min(1.0))
+        }))
     }
 
     /// Who departs leaves its bytes; who changes its phase has them full of cold pages.

@@ -302,8 +302,7 @@ fn shares_when_three_want_more_than_there_is_are_as_in_the_example_within_20_s()
     assert_eq!((info.pool_bytes, info.charged_bytes), (84 * MIB, 0));
     assert!(info.free_bytes < MIB && !info.starting);
     assert_eq!(rig.vm("c").state, VmState::Reporting);
-    // 99 % of 96 MiB.
-    assert_eq!(rig.vm("c").demand_bytes.unwrap() / MIB, 95);
+    assert_eq!(rig.vm("c").demand_bytes.unwrap() / MIB, 96);
     assert_eq!(rig.vm("c").slowdown.map(|it| it > 1.0), Some(true));
 }
 

@@ -45,6 +45,12 @@ const STALE: Duration = Duration::from_secs(30);
 /// Reports are put together until they span so much.
 const SLOT: Duration = Duration::from_millis(400);
 
+/// Of a source that counts accesses, the coldest pages with the rest are not said to be used. A record
+/// stands for thousands of accesses. So the records that chance brings to cold memory would be more than
+/// an access a minute for each of its pages. A source that tests pages finds each look's use alike, and a
+/// hundredth of what it finds can be most of the memory that is used.
+const COUNTED: f64 = 0.99;
+
 /// Single records of a batch that are looked at, at most: each may be a cache miss.
 const MOST_SINGLES: usize = 1024;
 /// Pages of a range of pages that are looked at.
@@ -346,7 +352,11 @@ impl DemandMeter {
                 hits[home] += accesses / seconds;
             }
         }
-        Some(DemandCurve::of_buckets(bytes.iter().copied().zip(hits)))
+        let curve = DemandCurve::of_buckets(bytes.iter().copied().zip(hits));
+        Some(match self.counts_accesses {
+            true => curve.hottest(COUNTED),
+            false => curve,
+        })
     }
 
     /// Bytes of memory held.
