@@ -120,14 +120,32 @@ tier_core::report! {
     }
 }
 
+tier_core::words! {
+    /// How a drain goes.
+    pub(crate) enum DrainState {
+        /// Guests hold more than they may keep.
+        Running = "running",
+        /// Guests hold no more than they may keep.
+        Done = "done",
+        /// It was taken back: guests may have DRAM again.
+        Cancelled = "cancelled",
+    }
+}
+
 tier_core::report! {
     /// How far the guests have left DRAM.
     #[derive(Clone, Debug, PartialEq)]
     pub(crate) struct HostDrain = "HostDrain" {
+        /// How it goes.
+        #[metric(states = "host_drain_state")]
+        pub(crate) state: DrainState,
+        /// The node that guests leave; absent if they leave DRAM down to a size.
+        #[metric(exempt = "no amount")]
+        pub(crate) node: Option<u16>,
         /// DRAM that guests may keep.
         #[metric(gauge = "host_drain_target_bytes")]
         pub(crate) to_bytes: u64,
-        /// DRAM that guests hold.
+        /// DRAM that guests hold; of a node, by the kernel's account.
         #[metric(gauge = "host_drain_held_bytes")]
         pub(crate) held_bytes: u64,
         /// DRAM that guests have still to leave.

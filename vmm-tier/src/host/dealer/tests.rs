@@ -8,6 +8,7 @@ use super::{super::desk::tests::report, *};
 use crate::host::{
     pools::Holdings,
     protocol::Report,
+    report::DrainState,
     settings::HostArgs,
     watcher::{Alive, Held},
 };
@@ -75,6 +76,7 @@ impl Guest {
         Report {
             curve: vec![(self.uses, hits)],
             fast_bytes: self.fast.saturating_add_signed(self.lie),
+            limit_bytes: Some(self.memory),
             ..report(self.number, now)
         }
     }
@@ -116,7 +118,7 @@ fn qemu(pid: u32) -> Qemu {
         start: 100,
         uid: 64055,
         name: Some(format!("cmd{pid}")),
-        uuid: None,
+        uuid: Some(format!("uuid-{pid}")),
     }
 }
 
@@ -264,6 +266,7 @@ impl Rig {
 fn dealer(now: Time, toml: &str, overrides: Overrides) -> Dealer {
     let settings = HostSettings::of_text(HostArgs::default(), toml).unwrap();
     let memory = FastMemory {
+        nodes: "0".parse().unwrap(),
         total: 1 << 30,
         ..FastMemory::default()
     };
@@ -495,13 +498,13 @@ fn drain_when_there_are_two_pools_leaves_each_the_same_part() {
     rig.register_all();
     rig.seconds(20);
     // A quarter of 148 MiB.
-    rig.dealer.set_drain(Some(37 * MIB));
+    rig.dealer.drain_to(37 * MIB);
     rig.seconds(30);
     let pools = rig.info().pools;
     let dealt: Vec<u64> = pools.iter().map(|pool| pool.pool_bytes / MIB).collect();
     assert_eq!(dealt, [21, 16]);
     assert!(rig.info().drain.unwrap().done);
-    rig.dealer.set_drain(Some(0));
+    rig.dealer.drain_to(0);
     rig.seconds(20);
     assert_eq!(rig.fast(), [0; 4]);
 }
@@ -881,7 +884,7 @@ fn guests_when_a_drain_is_ordered_leave_at_its_rate_and_come_back_after_it() {
     let mut rig = Rig::new(&toml, three());
     rig.register_all();
     rig.seconds(20);
-    rig.dealer.set_drain(Some(20 * MIB));
+    rig.dealer.drain_to(20 * MIB);
     rig.seconds(3);
     let held: u64 = rig.fast().iter().sum();
     assert!((60..=76).contains(&held), "{held}");
@@ -899,10 +902,48 @@ fn guests_when_a_drain_is_ordered_leave_at_its_rate_and_come_back_after_it() {
     rig.register_all();
     rig.seconds(10);
     assert!(rig.info().drain.unwrap().done);
-    rig.dealer.set_drain(None);
+    rig.dealer.end_drain();
     rig.seconds(30);
     assert_eq!(rig.fast(), [23, 23, 38]);
     assert_eq!(rig.info().drain, None);
+}
+
+#[test]
+fn node_when_it_is_drained_is_empty_by_the_kernels_account_and_its_end_is_told() {
+    let mut rig = Rig::new(EXAMPLE, three());
+    rig.register_all();
+    rig.seconds(20);
+    let error = rig.dealer.drain_node(NodeId(1)).unwrap_err().to_string();
+    assert!(error.contains("node 1 is none of the nodes"), "{error}");
+    assert_eq!(rig.info().drain, None);
+    rig.dealer.drain_node(NodeId(0)).unwrap();
+    // An agent that tells of less than the kernel does not end the drain.
+    rig.guests[2].lie = -8 * (MIB as i64);
+    rig.seconds(1);
+    let drain = rig.info().drain.unwrap();
+    assert_eq!((drain.node, drain.state), (Some(0), DrainState::Running));
+    let kernel: u64 = rig.info().vms.iter().filter_map(|vm| vm.kernel_bytes).sum();
+    assert_eq!(drain.held_bytes, kernel);
+    // It holds over a restart.
+    rig.restart();
+    rig.register_all();
+    rig.seconds(20);
+    assert_eq!(rig.fast(), [0, 0, 0]);
+    let drain = rig.info().drain.unwrap();
+    assert_eq!((drain.node, drain.state), (Some(0), DrainState::Done));
+    rig.guests[2].lie = 0;
+    rig.notices.clear();
+    rig.dealer.end_drain();
+    rig.dealer.end_drain();
+    rig.seconds(30);
+    let told: Vec<DrainState> = (rig.notices.iter())
+        .filter_map(|notice| match notice {
+            Notice::Drain(drain) => Some(drain.state),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [DrainState::Cancelled], "what is over is told once");
+    assert_eq!(rig.fast(), [23, 23, 38]);
 }
 
 #[test]
