@@ -5,6 +5,8 @@
 //! the daemon's thread reads nothing of `/proc`.
 
 #[cfg(test)]
+pub(super) mod answers;
+#[cfg(test)]
 mod reference;
 mod spec;
 

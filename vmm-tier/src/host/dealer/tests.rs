@@ -2,15 +2,23 @@
 
 use std::time::Duration;
 
+use qmp::server::TypeSpec;
 use tier_core::text::size::Size;
+use tier_sys::process::now;
 
 use super::{super::desk::tests::report, *};
-use crate::host::{
-    pools::Holdings,
-    protocol::Report,
-    report::DrainState,
-    settings::HostArgs,
-    watcher::{Alive, Held},
+use crate::{
+    host::{
+        control::answers,
+        pools::Holdings,
+        protocol::Report,
+        published::Figures,
+        recorder::Recorder,
+        report::DrainState,
+        settings::HostArgs,
+        watcher::{Alive, Held},
+    },
+    reply::value,
 };
 
 const MIB: u64 = 1 << 20;
@@ -982,4 +990,78 @@ fn deficit_when_a_guarantee_is_not_met_for_long_is_told_once_and_its_end_too() {
     rig.guests[0].memory = 256 * MIB;
     rig.seconds(5);
     assert_eq!(deficits(&mut rig), [(true, 0)]);
+}
+
+/// Each answer has what docs/host-qmp.md says, and each member that it names is in an answer.
+#[test]
+fn answers_when_compared_with_their_descriptions_have_each_member_and_no_other() {
+    let mut rig = on_two_sizes();
+    rig.register_all();
+    let goal = Grant {
+        goal: Some(0.9),
+        ..Grant::default()
+    };
+    rig.dealer.set_vm("a", &goal).unwrap();
+    rig.guests.push(Guest::new("e", 11, 8, 0));
+    rig.guests[4].share = Some(4 * MIB);
+    let too_much = Grant {
+        guarantee: Some(Size::Bytes(1 << 40)),
+        ..Grant::default()
+    };
+    rig.dealer.set_vm("e", &too_much).unwrap();
+    rig.register(4).unwrap_err();
+    rig.seconds(20);
+    // b's agent can't promote for a while, so its guarantee is not met.
+    (rig.guests[1].memory, rig.guests[1].fast) = (2 * MIB, 2 * MIB);
+    rig.seconds(20);
+    rig.dealer.drain_node(NodeId(0)).unwrap();
+    rig.seconds(2);
+    let mut info = rig.info();
+    info.state_file_error = Some("it can't be written".to_owned());
+    let recorder = Recorder::default();
+    recorder.add(&Figures {
+        made: now(),
+        host: info.clone(),
+    });
+    let terms = |mib: u64| Terms {
+        guarantee_bytes: mib * MIB,
+        cap_bytes: u64::MAX,
+        weight: 1.0,
+        page_bytes: 4096,
+        goal: None,
+    };
+    let answers = [
+        ("query-host", value(&info).unwrap()),
+        (
+            "query-host-history",
+            recorder.answer(serde_json::Map::new()).unwrap(),
+        ),
+        (
+            "host-admit",
+            value(rig.dealer.would_admit(None, None, &terms(1))).unwrap(),
+        ),
+        (
+            "host-admit",
+            value(rig.dealer.would_admit(None, None, &terms(999))).unwrap(),
+        ),
+        ("host-report", value(rig.dealer.lease("a")).unwrap()),
+    ];
+    let (mut seen, mut all) = (BTreeSet::new(), BTreeSet::new());
+    for (command, answer) in answers {
+        let kind = answers::returned_by(command);
+        answers::compare(kind, &answer, command, &mut seen);
+        let TypeSpec::Object(object) = kind else {
+            panic!("{command} returns {kind:?}");
+        };
+        answers::described(object.members, command, &mut all);
+    }
+    for notice in &rig.notices {
+        let event = notice.event();
+        let members = answers::data_of(&event.name);
+        answers::compare_members(members, &event.data, &event.name, &mut seen);
+        answers::described(members, &event.name, &mut all);
+    }
+    assert!(all.iter().any(|member| member.starts_with("HOST_DEFICIT.")));
+    let unseen: Vec<&String> = all.difference(&seen).collect();
+    assert_eq!(unseen, [] as [&String; 0], "described, and in no answer");
 }
