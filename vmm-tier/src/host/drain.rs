@@ -116,17 +116,11 @@ impl Drain {
 
 /// Whether guests can leave a node by moves to slower nodes.
 pub(super) fn check_node(node: NodeId, nodes: &NodeSet) -> Result<(), NodeError> {
-    let nodes = || nodes.clone();
-    if !nodes().contains(node) {
-        let nodes = nodes();
-        return Err(NodeError::NotDealt { node, nodes });
-    }
-    match nodes().len() {
-        1 => Ok(()),
-        _ => Err(NodeError::NotAlone {
-            node,
-            nodes: nodes(),
-        }),
+    let nodes = nodes.clone();
+    match (nodes.contains(node), nodes.len()) {
+        (false, _) => Err(NodeError::NotDealt { node, nodes }),
+        (true, 1) => Ok(()),
+        (true, _) => Err(NodeError::NotAlone { node, nodes }),
     }
 }
 
