@@ -55,8 +55,8 @@ tier_core::report! {
         /// DRAM for guests by the configuration: the pools, and what VMs hold that take no part.
         #[metric(gauge = "host_configured_pool_bytes")]
         pub(crate) configured_bytes: u64,
-        /// DRAM that VMs hold that take no part in its pool's division: their agents don't report, or most
-        /// of their memory is of another pool.
+        /// DRAM that VMs hold that take no part in its pool's division: their agents don't report, or
+        /// most of their memory is of another pool.
         #[metric(gauge = "host_charged_bytes")]
         pub(crate) charged_bytes: u64,
         /// DRAM of the pools that is nobody's share.
@@ -96,7 +96,8 @@ tier_core::report! {
     /// A pool: DRAM that VMs share, by the pages that it is made of.
     #[derive(Clone, Debug, PartialEq)]
     pub(crate) struct HostPool = "HostPool" {
-        /// `plain`, for pages of 4 KiB and transparent huge pages, or `hugetlb-` and the size of the pages.
+        /// `plain`, for pages of 4 KiB and transparent huge pages, or `hugetlb-` and the size of the
+        /// pages.
         #[metric(label = "pool")]
         pub(crate) name: String,
         /// The size of its hugetlb pages; absent for the plain pool.
