@@ -15,10 +15,8 @@ use qmp::Client;
 use tier_core::addr::Gpa;
 use tier_sys::sysroot::SysRoot;
 
-use crate::{log::complain, map_cmd::print};
+use crate::{config::RUN_DIR, host as host_daemon, log::complain, map_cmd::print};
 
-/// Where agents listen unless they are told otherwise.
-const RUN_DIR: &str = "/run/vmm-tier";
 /// How long an agent may take to answer: it answers between two events.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest interval over which counters are compared.
@@ -116,16 +114,7 @@ fn connect(socket: &Path) -> anyhow::Result<Client> {
 /// none of them serves that QEMU. QEMU itself is not asked: the agent holds its monitor.
 fn agent_beside(qmp: &Path, run_dir: &Path) -> anyhow::Result<Option<Client>> {
     let pid = qmp::client::peer_of(qmp, PATIENCE)?.pid;
-    let sockets = std::fs::read_dir(run_dir).into_iter().flatten();
-    let sockets = sockets.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut sockets: Vec<PathBuf> = sockets
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "sock")
-        })
-        .collect();
-    sockets.sort();
-    for socket in sockets {
+    for socket in sockets_in(run_dir) {
         // Sockets of dead agents, and of other programs, may lie there.
         let Ok(client) = connect(&socket) else {
             continue;
@@ -138,9 +127,40 @@ fn agent_beside(qmp: &Path, run_dir: &Path) -> anyhow::Result<Option<Client>> {
     Ok(None)
 }
 
+/// The sockets of a run directory that may be agents', by name: all but the host daemon's.
+fn sockets_in(run_dir: &Path) -> Vec<PathBuf> {
+    let sockets = std::fs::read_dir(run_dir).into_iter().flatten();
+    let sockets = sockets.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_socket = |path: &PathBuf| {
+        path.extension().is_some_and(|it| it == "sock")
+            && path.file_name().is_some_and(|it| it != host_daemon::SOCKET)
+    };
+    let mut sockets: Vec<PathBuf> = sockets.filter(is_socket).collect();
+    sockets.sort();
+    sockets
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_when_the_host_daemon_has_one_there_are_those_of_agents() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [
+            "vm2.sock",
+            "host.sock",
+            "host.json",
+            "vm1.sock",
+            "host.lock",
+        ] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let found = sockets_in(folder.path());
+        let expected = ["vm1.sock", "vm2.sock"].map(|name| folder.path().join(name));
+        assert_eq!(found, expected);
+        assert_eq!(sockets_in(&folder.path().join("none")), [] as [PathBuf; 0]);
+    }
 
     #[test]
     fn address_when_written_in_either_way_is_read() {

@@ -34,8 +34,8 @@ use std::process::ExitCode;
 
 #[cfg(test)]
 pub(crate) use self::control::commands;
-pub(crate) use self::settings::HostArgs;
 use self::settings::HostSettings;
+pub(crate) use self::settings::{HostArgs, SOCKET};
 
 /// `vmm-tier host`.
 pub(crate) fn run(args: HostArgs) -> anyhow::Result<ExitCode> {

@@ -5,6 +5,8 @@
 //! the daemon's thread reads nothing of `/proc`.
 
 #[cfg(test)]
+pub(super) mod answers;
+#[cfg(test)]
 mod reference;
 mod spec;
 
@@ -25,7 +27,7 @@ use rustix::process::geteuid;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tier_core::{
-    addr::BASE_PAGE,
+    addr::{BASE_PAGE, NodeId},
     arbiter::{MAX_VMS, Mode, Terms},
     text::size::Size,
 };
@@ -77,8 +79,11 @@ pub(super) enum Order {
         pool: Option<PoolId>,
         terms: Terms,
     },
-    /// Leave DRAM down to this many bytes; `None` ends a drain.
-    Drain(Option<u64>),
+    /// Leave DRAM down to a size.
+    Drain(u64),
+    /// Leave a node.
+    DrainNode(NodeId),
+    EndDrain,
 }
 
 /// What the daemon answers; the connection's thread makes the text of it.
@@ -209,6 +214,7 @@ struct AdmitArguments {
 #[derive(Deserialize)]
 struct DrainArguments {
     bytes: Option<u64>,
+    node: Option<u16>,
     cancel: Option<bool>,
 }
 
@@ -328,13 +334,18 @@ impl Commands {
                 Order::SetMode { mode, band }
             }
             "host-drain" => {
-                let DrainArguments { bytes, cancel } = typed(arguments)?;
-                match (bytes, cancel.unwrap_or(false)) {
-                    (bytes, false) => Order::Drain(Some(bytes.unwrap_or(0))),
-                    (None, true) => Order::Drain(None),
-                    (Some(_), true) => {
+                let DrainArguments {
+                    bytes,
+                    node,
+                    cancel,
+                } = typed(arguments)?;
+                match (bytes, node, cancel.unwrap_or(false)) {
+                    (bytes, None, false) => Order::Drain(bytes.unwrap_or(0)),
+                    (None, Some(node), false) => Order::DrainNode(NodeId(node)),
+                    (None, None, true) => Order::EndDrain,
+                    _ => {
                         return Err(QmpError::generic(
-                            "Parameters 'bytes' and 'cancel' exclude each other",
+                            "Parameters 'bytes', 'node' and 'cancel' exclude each other",
                         ));
                     }
                 }

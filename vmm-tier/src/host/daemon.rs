@@ -241,8 +241,19 @@ impl Daemon {
                 self.file.save(&self.dealer.overrides);
             }
             Order::Drain(to) => {
-                self.dealer.set_drain(to);
-                tracing::info!(to = to.map(size::human), "drain");
+                self.dealer.drain_to(to);
+                tracing::info!(to = size::human(to), "drain");
+                self.file.save(&self.dealer.overrides);
+            }
+            Order::DrainNode(node) => {
+                let done = self.dealer.drain_node(node);
+                done.map_err(|error| refusal(&error))?;
+                tracing::info!(%node, "drain");
+                self.file.save(&self.dealer.overrides);
+            }
+            Order::EndDrain => {
+                self.dealer.end_drain();
+                tracing::info!("no drain");
                 self.file.save(&self.dealer.overrides);
             }
         }

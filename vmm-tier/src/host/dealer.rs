@@ -21,7 +21,7 @@ use std::{
 };
 
 use tier_core::{
-    addr::BASE_PAGE,
+    addr::{BASE_PAGE, NodeId},
     arbiter::{
         AdmitError, Fairness, FairnessMeter, MAX_VMS, Mode, Moving, Rules, Standing, Terms, admit,
         deal_moves,
@@ -31,12 +31,12 @@ use tier_core::{
 
 use super::{
     desk::Taken,
-    drain::{Drain, part},
+    drain::{Drain, NodeError, check_node, part},
     events::{DeficitEvent, Notice, SharesEvent, VmChange, VmEvent},
     latency::Latency,
     managed::{Dealt, GuestSize, Managed},
     overrides::Overrides,
-    pools::{self, FastMemory, Pool, PoolId},
+    pools::{self, FastMemory, Holdings, Pool, PoolId},
     protocol::{LEASE_MS, Lease, REPORT_EVERY_MS, Register},
     qemu::{Qemu, is_name},
     report::{HostAdmission, HostDrain, HostInfo, HostMoves, HostReports, HostVm, VmState},
@@ -101,6 +101,8 @@ pub(super) enum OrderError {
     TooMany,
     #[error(transparent)]
     Admit(#[from] NotAdmitted),
+    #[error(transparent)]
+    Node(#[from] NodeError),
 }
 
 /// See the [module](self).
@@ -139,6 +141,7 @@ impl Dealer {
         latency: Latency,
     ) -> Self {
         let mut dealer = Self {
+            drain: Drain::of(&overrides, &memory.nodes),
             memory,
             rules: settings.rules,
             pools: BTreeMap::new(),
@@ -146,7 +149,6 @@ impl Dealer {
             meter: FairnessMeter::default(),
             vms: BTreeMap::new(),
             strangers: Strangers::default(),
-            drain: overrides.drain_bytes.map(Drain::new),
             began: now,
             is_starting: true,
             has_searched: false,
@@ -258,10 +260,18 @@ impl Dealer {
         most.saturating_sub(charged).max(guaranteed)
     }
 
-    /// What all guests hold of a pool.
-    fn held(&self, id: PoolId) -> u64 {
-        let managed = self.of_pool(id).map(|(_, vm)| vm.holds());
-        managed.fold(self.held_aside(id), u64::saturating_add)
+    /// What all guests hold of each pool, as a drain counts it.
+    fn held(&self) -> Holdings {
+        let is_of_node = self.drain.as_ref().is_some_and(Drain::is_of_node);
+        let holds = |vm: &Managed| match is_of_node {
+            true => vm.kernel_holds(),
+            false => vm.holds(),
+        };
+        let held = |id| {
+            let managed = self.of_pool(id).map(|(_, vm)| holds(vm));
+            managed.fold(self.held_aside(id), u64::saturating_add)
+        };
+        self.pools.keys().map(|&id| (id, held(id))).collect()
     }
 
     /// What is held of a pool by QEMUs that are not of that pool.
@@ -538,8 +548,7 @@ impl Dealer {
     /// What guests may hold of each pool now.
     fn limits(&mut self, now: Time) -> BTreeMap<PoolId, u64> {
         let most = self.most();
-        let ids = self.pools.keys();
-        let held: BTreeMap<PoolId, u64> = ids.map(|&id| (id, self.held(id))).collect();
+        let held = self.held();
         let Some(drain) = &mut self.drain else {
             return most;
         };
@@ -798,10 +807,26 @@ impl Dealer {
         Ok(())
     }
 
-    /// Has guests leave DRAM down to a size; `None` ends that.
-    pub(super) fn set_drain(&mut self, to: Option<u64>) {
-        self.overrides.drain_bytes = to;
-        self.drain = to.map(Drain::new);
+    /// Has guests leave DRAM down to a size.
+    pub(super) fn drain_to(&mut self, bytes: u64) {
+        (self.overrides.drain_bytes, self.overrides.drain_node) = (Some(bytes), None);
+        self.drain = Some(Drain::new(bytes, None));
+    }
+
+    /// Has guests leave a node.
+    pub(super) fn drain_node(&mut self, node: NodeId) -> Result<(), OrderError> {
+        check_node(node, &self.memory.nodes)?;
+        (self.overrides.drain_bytes, self.overrides.drain_node) = (Some(0), Some(node.0));
+        self.drain = Some(Drain::new(0, Some(node)));
+        Ok(())
+    }
+
+    /// Ends a drain, and tells that.
+    pub(super) fn end_drain(&mut self) {
+        (self.overrides.drain_bytes, self.overrides.drain_node) = (None, None);
+        let held = pools::all(&self.held());
+        let cancelled = self.drain.take().map(|drain| drain.cancelled(held));
+        self.notices.extend(cancelled.map(Notice::Drain));
     }
 
     /// Whether a VM of these terms would be admitted.
@@ -868,7 +893,6 @@ impl Dealer {
 
     fn drain_progress(&self) -> Option<HostDrain> {
         let drain = self.drain.as_ref()?;
-        let held = self.pools.keys().map(|&id| self.held(id));
-        Some(drain.report(held.fold(0, u64::saturating_add)))
+        Some(drain.report(pools::all(&self.held())))
     }
 }

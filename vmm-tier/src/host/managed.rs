@@ -273,6 +273,14 @@ impl Managed {
         self.fast().saturating_sub(self.all_elsewhere())
     }
 
+    /// What the kernel says that it holds of its pool; before it was asked, what it is charged with.
+    pub(super) fn kernel_holds(&self) -> u64 {
+        match &self.kernel {
+            Some(holdings) => holdings.get(&self.size.pool).copied().unwrap_or(0),
+            None => self.holds(),
+        }
+    }
+
     /// What its agent may hold: the share of its pool, and what it holds of other pools.
     pub(super) fn limit(&self) -> Option<u64> {
         let share = self.share?;

@@ -35,6 +35,9 @@ pub(super) struct Overrides {
     /// DRAM that guests may keep, while a drain is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) drain_bytes: Option<u64>,
+    /// The node that guests leave by it, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) drain_node: Option<u16>,
     /// By the VM's name.
     pub(super) vms: BTreeMap<String, Grant>,
 }
@@ -168,6 +171,7 @@ mod tests {
             mode: Some(Mode::Utility),
             band: Some(0.5),
             drain_bytes: Some(0),
+            drain_node: Some(1),
             vms: BTreeMap::from([("db".to_owned(), grant)]),
         };
         file.save(&set);

@@ -66,7 +66,7 @@ impl Recorder {
         Ok(recorder)
     }
 
-    fn add(&self, Figures { made, host }: &Figures) {
+    pub(super) fn add(&self, Figures { made, host }: &Figures) {
         let HostInfo {
             fairness,
             pool_bytes,

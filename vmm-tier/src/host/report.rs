@@ -55,8 +55,8 @@ tier_core::report! {
         /// DRAM for guests by the configuration: the pools, and what VMs hold that take no part.
         #[metric(gauge = "host_configured_pool_bytes")]
         pub(crate) configured_bytes: u64,
-        /// DRAM that VMs hold that take no part in its pool's division: their agents don't report, or most
-        /// of their memory is of another pool.
+        /// DRAM that VMs hold that take no part in its pool's division: their agents don't report, or
+        /// most of their memory is of another pool.
         #[metric(gauge = "host_charged_bytes")]
         pub(crate) charged_bytes: u64,
         /// DRAM of the pools that is nobody's share.
@@ -96,7 +96,8 @@ tier_core::report! {
     /// A pool: DRAM that VMs share, by the pages that it is made of.
     #[derive(Clone, Debug, PartialEq)]
     pub(crate) struct HostPool = "HostPool" {
-        /// `plain`, for pages of 4 KiB and transparent huge pages, or `hugetlb-` and the size of the pages.
+        /// `plain`, for pages of 4 KiB and transparent huge pages, or `hugetlb-` and the size of the
+        /// pages.
         #[metric(label = "pool")]
         pub(crate) name: String,
         /// The size of its hugetlb pages; absent for the plain pool.
@@ -120,14 +121,32 @@ tier_core::report! {
     }
 }
 
+tier_core::words! {
+    /// How a drain goes.
+    pub(crate) enum DrainState {
+        /// Guests hold more than they may keep.
+        Running = "running",
+        /// Guests hold no more than they may keep.
+        Done = "done",
+        /// It was taken back: guests may have DRAM again.
+        Cancelled = "cancelled",
+    }
+}
+
 tier_core::report! {
     /// How far the guests have left DRAM.
     #[derive(Clone, Debug, PartialEq)]
     pub(crate) struct HostDrain = "HostDrain" {
+        /// How it goes.
+        #[metric(states = "host_drain_state")]
+        pub(crate) state: DrainState,
+        /// The node that guests leave; absent if they leave DRAM down to a size.
+        #[metric(exempt = "no amount")]
+        pub(crate) node: Option<u16>,
         /// DRAM that guests may keep.
         #[metric(gauge = "host_drain_target_bytes")]
         pub(crate) to_bytes: u64,
-        /// DRAM that guests hold.
+        /// DRAM that guests hold; of a node, by the kernel's account.
         #[metric(gauge = "host_drain_held_bytes")]
         pub(crate) held_bytes: u64,
         /// DRAM that guests have still to leave.

@@ -13,8 +13,8 @@ use tier_core::{
 use super::{http::address::Address, pools::PoolId};
 use crate::config::{self, ConfigError, RUN_DIR, bytes, nodes, number, seconds};
 
-/// The name of the socket in the run directory.
-const SOCKET: &str = "host.sock";
+/// The name of the daemon's socket in the run directory.
+pub(crate) const SOCKET: &str = "host.sock";
 /// What all VMs together may move a second, unless the operator says otherwise: four agents at the rate
 /// that each has by default.
 const MOVE_BYTES_PER_S: u64 = 1 << 30;

@@ -2,8 +2,12 @@
 //! that QEMUs hold.
 //!
 //! Once a second it reads `stat` of each known QEMU. It looks for QEMUs that nobody told of, and at the
-//! hugetlb pools, every ten seconds. What a QEMU holds on the fast nodes is in `numa_maps`, for which the kernel walks page tables:
-//! these reads take a bounded share of the time, the one that was read longest ago first.
+//! hugetlb pools, every ten seconds. What a QEMU holds on the fast nodes is in `numa_maps`,
+//! for which the kernel walks page tables: these reads take a bounded share of the time, the one that was
+//! read longest ago first.
+//!
+//! A process is known by its pid and its start. Files of `/proc` are found by pid alone, so a pidfd
+//! would not spare the look at the start, and shares are decided once a second in any case.
 
 use std::{
     collections::{BTreeMap, HashMap},

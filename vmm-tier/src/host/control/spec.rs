@@ -128,9 +128,11 @@ fn commands() -> Vec<CommandSpec> {
         },
         CommandSpec {
             name: "host-drain",
-            doc: "Has all guests together leave DRAM down to a size, at the rate of `[moves] bytes-per-s`: \
-                  the pool shrinks, and agents demote what is coldest. `HOST_DRAIN` reports the progress. The \
-                  size stays the bound until the drain is cancelled. VMs without an agent stay where they \
+            doc: "Has all guests together leave DRAM down to a size, or a node of DRAM, at the rate of `[moves] \
+                  bytes-per-s`: the pools shrink by the same part, and agents demote what is coldest. \
+                  `HOST_DRAIN` reports the progress. The size stays the bound until the drain is cancelled. \
+                  A node can be left where it is the only node whose memory is dealt: agents move pages \
+                  between tiers, and not from one node of DRAM to another. VMs without an agent stay where they \
                   are. Kept over a restart of the daemon.",
             args: members(vec![
                 optional(
@@ -139,9 +141,15 @@ fn commands() -> Vec<CommandSpec> {
                     "what guests may keep of DRAM; left out, nothing",
                 ),
                 optional(
+                    "node",
+                    Uint,
+                    "the node that guests leave, before maintenance: what they hold there is what the kernel \
+                     says",
+                ),
+                optional(
                     "cancel",
                     Bool,
-                    "end the drain: the pool is as configured again",
+                    "end the drain: the pools are as configured again",
                 ),
             ]),
             returns: state,
@@ -267,7 +275,7 @@ fn events() -> Vec<EventSpec> {
         },
         EventSpec {
             name: "HOST_DRAIN",
-            doc: "A drain advanced by 1 %, is done, or is no more.",
+            doc: "A drain advanced by 1 %, is done, or was taken back (`cancelled`).",
             data: members_of::<HostDrain>(),
         },
     ]

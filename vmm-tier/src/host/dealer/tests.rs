@@ -2,14 +2,23 @@
 
 use std::time::Duration;
 
+use qmp::server::TypeSpec;
 use tier_core::text::size::Size;
+use tier_sys::process::now;
 
 use super::{super::desk::tests::report, *};
-use crate::host::{
-    pools::Holdings,
-    protocol::Report,
-    settings::HostArgs,
-    watcher::{Alive, Held},
+use crate::{
+    host::{
+        control::answers,
+        pools::Holdings,
+        protocol::Report,
+        published::Figures,
+        recorder::Recorder,
+        report::DrainState,
+        settings::HostArgs,
+        watcher::{Alive, Held},
+    },
+    reply::value,
 };
 
 const MIB: u64 = 1 << 20;
@@ -75,6 +84,7 @@ impl Guest {
         Report {
             curve: vec![(self.uses, hits)],
             fast_bytes: self.fast.saturating_add_signed(self.lie),
+            limit_bytes: Some(self.memory),
             ..report(self.number, now)
         }
     }
@@ -116,7 +126,7 @@ fn qemu(pid: u32) -> Qemu {
         start: 100,
         uid: 64055,
         name: Some(format!("cmd{pid}")),
-        uuid: None,
+        uuid: Some(format!("uuid-{pid}")),
     }
 }
 
@@ -272,6 +282,7 @@ impl Rig {
 fn dealer(now: Time, toml: &str, overrides: Overrides, memory: u64) -> Dealer {
     let settings = HostSettings::of_text(HostArgs::default(), toml).unwrap();
     let memory = FastMemory {
+        nodes: "0".parse().unwrap(),
         total: memory,
         ..FastMemory::default()
     };
@@ -502,13 +513,13 @@ fn drain_when_there_are_two_pools_leaves_each_the_same_part() {
     rig.register_all();
     rig.seconds(20);
     // A quarter of 148 MiB.
-    rig.dealer.set_drain(Some(37 * MIB));
+    rig.dealer.drain_to(37 * MIB);
     rig.seconds(30);
     let pools = rig.info().pools;
     let dealt: Vec<u64> = pools.iter().map(|pool| pool.pool_bytes / MIB).collect();
     assert_eq!(dealt, [21, 16]);
     assert!(rig.info().drain.unwrap().done);
-    rig.dealer.set_drain(Some(0));
+    rig.dealer.drain_to(0);
     rig.seconds(20);
     assert_eq!(rig.fast(), [0; 4]);
 }
@@ -934,7 +945,7 @@ fn guests_when_a_drain_is_ordered_leave_at_its_rate_and_come_back_after_it() {
     let mut rig = Rig::new(&toml, three());
     rig.register_all();
     rig.seconds(20);
-    rig.dealer.set_drain(Some(20 * MIB));
+    rig.dealer.drain_to(20 * MIB);
     rig.seconds(3);
     let held: u64 = rig.fast().iter().sum();
     assert!((60..=76).contains(&held), "{held}");
@@ -952,10 +963,48 @@ fn guests_when_a_drain_is_ordered_leave_at_its_rate_and_come_back_after_it() {
     rig.register_all();
     rig.seconds(10);
     assert!(rig.info().drain.unwrap().done);
-    rig.dealer.set_drain(None);
+    rig.dealer.end_drain();
     rig.seconds(30);
     assert_eq!(rig.fast(), [23, 23, 38]);
     assert_eq!(rig.info().drain, None);
+}
+
+#[test]
+fn node_when_it_is_drained_is_empty_by_the_kernels_account_and_its_end_is_told() {
+    let mut rig = Rig::new(EXAMPLE, three());
+    rig.register_all();
+    rig.seconds(20);
+    let error = rig.dealer.drain_node(NodeId(1)).unwrap_err().to_string();
+    assert!(error.contains("node 1 is none of the nodes"), "{error}");
+    assert_eq!(rig.info().drain, None);
+    rig.dealer.drain_node(NodeId(0)).unwrap();
+    // An agent that tells of less than the kernel does not end the drain.
+    rig.guests[2].lie = -8 * (MIB as i64);
+    rig.seconds(1);
+    let drain = rig.info().drain.unwrap();
+    assert_eq!((drain.node, drain.state), (Some(0), DrainState::Running));
+    let kernel: u64 = rig.info().vms.iter().filter_map(|vm| vm.kernel_bytes).sum();
+    assert_eq!(drain.held_bytes, kernel);
+    // It holds over a restart.
+    rig.restart();
+    rig.register_all();
+    rig.seconds(20);
+    assert_eq!(rig.fast(), [0, 0, 0]);
+    let drain = rig.info().drain.unwrap();
+    assert_eq!((drain.node, drain.state), (Some(0), DrainState::Done));
+    rig.guests[2].lie = 0;
+    rig.notices.clear();
+    rig.dealer.end_drain();
+    rig.dealer.end_drain();
+    rig.seconds(30);
+    let told: Vec<DrainState> = (rig.notices.iter())
+        .filter_map(|notice| match notice {
+            Notice::Drain(drain) => Some(drain.state),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [DrainState::Cancelled], "what is over is told once");
+    assert_eq!(rig.fast(), [23, 23, 38]);
 }
 
 #[test]
@@ -994,4 +1043,79 @@ fn deficit_when_a_guarantee_is_not_met_for_long_is_told_once_and_its_end_too() {
     rig.guests[0].memory = 256 * MIB;
     rig.seconds(5);
     assert_eq!(deficits(&mut rig), [(true, 0)]);
+}
+
+/// Each answer has what docs/host-qmp.md says, and each member that it names is in an answer.
+#[test]
+fn answers_when_compared_with_their_descriptions_have_each_member_and_no_other() {
+    let mut rig = on_two_sizes();
+    rig.register_all();
+    let goal = Grant {
+        goal: Some(0.9),
+        ..Grant::default()
+    };
+    rig.dealer.set_vm("a", &goal).unwrap();
+    rig.guests.push(Guest::new("e", 11, 8, 0));
+    rig.guests[4].share = Some(4 * MIB);
+    let too_much = Grant {
+        guarantee: Some(Size::Bytes(1 << 40)),
+        ..Grant::default()
+    };
+    rig.dealer.set_vm("e", &too_much).unwrap();
+    rig.register(4).unwrap_err();
+    rig.seconds(20);
+    // b's agent can't promote for a while, so its guarantee is not met.
+    (rig.guests[1].memory, rig.guests[1].fast) = (2 * MIB, 2 * MIB);
+    rig.seconds(20);
+    // In the first second all keep what they hold.
+    rig.dealer.drain_node(NodeId(0)).unwrap();
+    rig.second();
+    let mut info = rig.info();
+    info.state_file_error = Some("it can't be written".to_owned());
+    let recorder = Recorder::default();
+    recorder.add(&Figures {
+        made: now(),
+        host: info.clone(),
+    });
+    let terms = |mib: u64| Terms {
+        guarantee_bytes: mib * MIB,
+        cap_bytes: u64::MAX,
+        weight: 1.0,
+        page_bytes: 4096,
+        goal: None,
+    };
+    let answers = [
+        ("query-host", value(&info).unwrap()),
+        (
+            "query-host-history",
+            recorder.answer(serde_json::Map::new()).unwrap(),
+        ),
+        (
+            "host-admit",
+            value(rig.dealer.would_admit(None, None, &terms(1))).unwrap(),
+        ),
+        (
+            "host-admit",
+            value(rig.dealer.would_admit(None, None, &terms(999))).unwrap(),
+        ),
+        ("host-report", value(rig.dealer.lease("a")).unwrap()),
+    ];
+    let (mut seen, mut all) = (BTreeSet::new(), BTreeSet::new());
+    for (command, answer) in answers {
+        let kind = answers::returned_by(command);
+        answers::compare(kind, &answer, command, &mut seen);
+        let TypeSpec::Object(object) = kind else {
+            panic!("{command} returns {kind:?}");
+        };
+        answers::described(object.members, command, &mut all);
+    }
+    for notice in &rig.notices {
+        let event = notice.event();
+        let members = answers::data_of(&event.name);
+        answers::compare_members(members, &event.data, &event.name, &mut seen);
+        answers::described(members, &event.name, &mut all);
+    }
+    assert!(all.iter().any(|member| member.starts_with("HOST_DEFICIT.")));
+    let unseen: Vec<&String> = all.difference(&seen).collect();
+    assert_eq!(unseen, [] as [&String; 0], "described, and in no answer");
 }
