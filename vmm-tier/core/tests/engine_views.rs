@@ -105,6 +105,29 @@ fn waits_when_nothing_moves_name_what_is_missing() {
 }
 
 #[test]
+fn brake_when_a_share_shrinks_and_grows_again_is_not_pulled() {
+    let mut lab = Lab::new(gups(2048, 512), settings());
+    observe(&mut lab, 10);
+    for _ in 0..3 {
+        for limit in [64 * BASE_PAGE, 512 * BASE_PAGE] {
+            let before = lab.moved();
+            lab.order(Order::Limit(Some(limit))).unwrap();
+            // 8 s: longer than a page rests, and less than half of the horizon.
+            observe(&mut lab, 20);
+            assert!(lab.moved() > before);
+        }
+    }
+    let snapshot = lab.engine.snapshot();
+    assert_eq!(snapshot.brake, None);
+    // Some exchanges for gain come back, as in any guest whose pages are nearly alike.
+    assert!(
+        snapshot.returned_bytes < lab.moved() / 16,
+        "{}",
+        snapshot.returned_bytes
+    );
+}
+
+#[test]
 fn strain_when_the_guest_comes_to_rest_slows_nothing_any_more() {
     let slow = EngineSettings {
         rate_bytes_per_s: 16 << 20,

@@ -276,6 +276,7 @@ impl Mover {
             then_promote,
             frame_bytes,
             is_paired,
+            is_ordered,
             ..
         } = draft;
         let frame_bytes = frame_bytes.unwrap_or(BASE_PAGE);
@@ -290,6 +291,9 @@ impl Mover {
         };
         let demotion = self.batch(Direction::Demote, frame_bytes, moving(demote), settings);
         let promotion = self.batch(Direction::Promote, frame_bytes, moving(promote), settings);
+        if is_ordered {
+            self.in_flight.are_ordered();
+        }
         if is_paired {
             let partner = self.batch(
                 Direction::Promote,
@@ -401,8 +405,12 @@ impl Mover {
             if result.outcome == Outcome::Moved {
                 let frames = pages.index.frames();
                 let moved = (id, page.bytes);
-                self.ping_pong
-                    .moved(now, moved, direction, frames, settings.horizon);
+                match batch.is_ordered {
+                    true => self.ping_pong.ordered(id),
+                    false => self
+                        .ping_pong
+                        .moved(now, moved, direction, frames, settings.horizon),
+                }
                 if direction == Direction::Demote {
                     freed += page.bytes;
                 }

@@ -18,6 +18,8 @@ pub(crate) struct BatchUnderWay {
     pub(crate) direction: Direction,
     /// Its pages, in the order in which the report has them.
     pub(crate) pages: Vec<MovingPage>,
+    /// Whether an operator's order, or a host's share, moves them: whatever they are worth.
+    pub(crate) is_ordered: bool,
 }
 
 /// An exchange whose demotions are under way.
@@ -71,8 +73,16 @@ impl InFlight {
             id: self.last_id,
             direction,
             pages,
+            is_ordered: false,
         });
         self.last_id
+    }
+
+    /// The batches under way carry out an order.
+    pub(crate) fn are_ordered(&mut self) {
+        for batch in &mut self.batches {
+            batch.is_ordered = true;
+        }
     }
 
     /// Ends a batch; `None` if it is not under way (it began under an older map).

@@ -53,6 +53,8 @@ pub(super) struct Draft {
     pub(super) frame_bytes: Option<u64>,
     /// Whether the pages change places in pairs: as many are demoted as are promoted then.
     pub(super) is_paired: bool,
+    /// Whether an order moves them: the limit, or pins.
+    pub(super) is_ordered: bool,
 }
 
 impl Draft {
@@ -88,6 +90,7 @@ impl Planner<'_> {
         self.shrink_to_limit();
         if self.draft.demote.is_empty() {
             let waits = self.draft_pins();
+            self.draft.is_ordered = self.draft.bytes > 0;
             if self.draft.bytes == 0
                 && self.evidence.is_settled()
                 && let Some(budget) = self.mover.exchange_budget(self.now, self.budget)
@@ -96,6 +99,8 @@ impl Planner<'_> {
                 self.draft_exchange(waits);
                 self.mover.take_exchange(self.now, self.draft.bytes);
             }
+        } else {
+            self.draft.is_ordered = true;
         }
         self.draft
     }
