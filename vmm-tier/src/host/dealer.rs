@@ -34,7 +34,7 @@ use super::{
     drain::{Drain, NodeError, check_node, part},
     events::{DeficitEvent, Notice, SharesEvent, VmChange, VmEvent},
     latency::Latency,
-    managed::{Dealt, GuestSize, Managed},
+    managed::{AgentProcess, Dealt, GuestSize, Managed},
     overrides::Overrides,
     pools::{self, FastMemory, Holdings, Pool, PoolId},
     protocol::{LEASE_MS, Lease, REPORT_EVERY_MS, Register},
@@ -342,6 +342,13 @@ impl Dealer {
                 self.refuse(qemu, &told.name, &error);
                 Err(error)
             }
+        }
+    }
+
+    /// Keeps where the agent of a VM that it has registered can be asked.
+    pub(super) fn know_agent(&mut self, name: &str, pid: u32, control: Option<String>) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.agent = Some(AgentProcess { pid, control });
         }
     }
 
@@ -886,6 +893,7 @@ impl Dealer {
             pools: (self.pools.iter().map(|(&id, pool)| pool.report(id))).collect(),
             vms,
             fairness: self.fairness.clone(),
+            alarms: Vec::new(),
             state_file: String::new(),
             state_file_error: None,
         }

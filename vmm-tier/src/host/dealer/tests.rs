@@ -75,6 +75,7 @@ impl Guest {
             hugetlb_page_bytes: self.hugetlb,
             limit_bytes: None,
             share_bytes: self.share,
+            control: None,
         }
     }
 

@@ -1,12 +1,14 @@
 //! The server against clients that ask for too much, wait too long or come by another name.
 
+mod page;
 mod prometheus;
+mod streams;
 
 use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -46,6 +48,9 @@ pub(crate) fn host(vms: usize) -> HostInfo {
         credits: Some(-1048576.5),
         source: Some("damon".to_owned()),
         agent_state: Some("running".to_owned()),
+        waits_for: None,
+        control: None,
+        agent_pid: None,
         moves_per_s: Some(4096.0),
         move_budget_bytes_per_s: Some(1 << 28),
         report_age_s: Some(0.5),
@@ -91,6 +96,7 @@ pub(crate) fn host(vms: usize) -> HostInfo {
             settled_after_s: Some(3.0),
             redealt_bytes: 0,
         },
+        alarms: Vec::new(),
         state_file: "/run/vmm-tier/host.state".to_owned(),
         state_file_error: None,
     }
@@ -349,6 +355,7 @@ fn client_when_it_sends_or_reads_nothing_is_let_go() {
     let patience = Patience {
         asked_within: Duration::from_millis(500),
         answered_within: Duration::from_secs(2),
+        stalled: STALLED,
     };
     let address = serve_with(patience, "0".parse().unwrap(), Vec::new(), published).unwrap();
     let mut deaf = connected(address);
@@ -370,6 +377,13 @@ fn client_when_it_sends_or_reads_nothing_is_let_go() {
     assert!(!answer.ends_with("vmm_tier_division_redealt_bytes 0\n"));
 }
 
+/// Held by tests that count the files of this process, and by those that open many.
+static FILES: Mutex<()> = Mutex::new(());
+
+fn count_files_alone() -> MutexGuard<'static, ()> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Files that this process has open.
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -377,6 +391,7 @@ fn open_files() -> usize {
 
 #[test]
 fn clients_when_ten_thousand_connect_leave_room_for_a_scraper() {
+    let _alone = count_files_alone();
     let (address, _) = started(3);
     let mut waiting = VecDeque::new();
     for number in 0..10_000 {
