@@ -14,8 +14,7 @@ use tier_sys::{file_lock::FileLock, process, sysroot::SysRoot, topology::Topolog
 use super::{
     control::{Control, Order, Reply, Request, SharedDesk},
     dealer::Dealer,
-    http,
-    latency::Latency,
+    http, latency,
     overrides::OverridesFile,
     published::Published,
     recorder::Recorder,
@@ -64,7 +63,7 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
     let watcher = Watcher::start(root, nodes.clone())
         .context("the thread that looks at processes can't be started")?;
     let (file, overrides) = OverridesFile::open(&settings.run_dir);
-    let latency = Latency::of(&topology, &nodes);
+    let latency = latency::of(&topology, &nodes);
     let pool = settings.pool.bytes(memory);
     tracing::info!(
         socket = %settings.socket.display(),
