@@ -8,7 +8,7 @@
 pub(crate) mod args;
 #[cfg(any(feature = "charts", test))]
 mod chart;
-mod charts;
+pub(crate) mod charts;
 mod curve;
 mod error;
 pub(crate) mod fast;
@@ -24,7 +24,7 @@ mod results;
 pub(crate) mod settings;
 mod survey;
 #[cfg(any(feature = "charts", test))]
-mod svg;
+pub(crate) mod svg;
 mod text;
 
 #[cfg(test)]
