@@ -51,7 +51,7 @@ use self::{
 use crate::{
     comparison::{fast::FastSize, input::Bounds, progress::Progress},
     sharing::Curves,
-    trace::Options,
+    trace::{Format, Options},
 };
 
 /// The shortest recording that tells something: a half-life of heat.
@@ -334,7 +334,8 @@ pub fn add_guest(
         until: Some((Instant::now() + limit, limit)),
     };
     let options = Options::default();
-    let recording = Recording::read(guest.recording, options, bounds, &Progress::new(true))?;
+    let file = (guest.recording, Format::Native);
+    let recording = Recording::read(file, options, bounds, &Progress::new(true))?;
     let memory = recording.memory_bytes;
     let new = Candidate {
         name: guest.name.to_owned(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tier_core::arbiter::Mode;
 
-use crate::comparison::fast::FastSize;
+use crate::{comparison::fast::FastSize, trace::Format};
 
 /// Arguments of `what-if`.
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub struct WhatIfArgs {
         long,
         value_name = "SIZE",
         value_delimiter = ',',
-        default_value = "25%,50%,75%,100%"
+        default_value = "10%,25%,50%,75%"
     )]
     pub(super) dram: Vec<FastSize>,
     /// DRAM that is a guest's whenever it uses as much: 2G, or 25% of its memory
@@ -78,6 +78,9 @@ pub struct WhatIfArgs {
     /// Copies of a recording do the same at the same time
     #[arg(long)]
     pub(super) in_step: bool,
+    /// The files' format: auto, native, csv, lackey
+    #[arg(long, default_value_t)]
+    pub(super) format: Format,
     /// Use the intact part of a recording that was cut
     #[arg(long)]
     pub(super) partial: bool,

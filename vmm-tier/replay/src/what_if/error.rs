@@ -21,7 +21,7 @@ pub enum WhatIfError {
     },
     /// No number of copies.
     #[error(
-        "'{0}' has no number of copies behind the '*': write FILE*3 for three guests, or ./FILE if the name has a '*'"
+        "'{0}' is no file, and has no number of copies behind the '*': write FILE*3 for three guests"
     )]
     Copies(String),
     /// A name that is empty or can't be printed.

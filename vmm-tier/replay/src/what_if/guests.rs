@@ -110,7 +110,12 @@ pub(super) fn read(args: &WhatIfArgs, progress: &Progress) -> Result<Vec<Group>,
         let recording = match known {
             Some(group) => Rc::clone(&group.recording),
             None => {
-                let read = Recording::read(&asked.path, options, Bounds::default(), progress)?;
+                let read = Recording::read(
+                    (&asked.path, args.format),
+                    options,
+                    Bounds::default(),
+                    progress,
+                )?;
                 Rc::new(read)
             }
         };

@@ -56,14 +56,14 @@ impl Recording {
     /// # Errors
     /// If it can't be read, takes more than the bounds allow, or is too short.
     pub(super) fn read(
-        path: &Path,
+        (path, format): (&Path, Format),
         options: Options,
         bounds: Bounds,
         progress: &Progress,
     ) -> Result<Self, WhatIfError> {
         let input = Input::File {
             path: path.to_owned(),
-            format: Format::Auto,
+            format,
             options,
             bounds,
         };
@@ -169,7 +169,10 @@ fn notes(name: &str, learned: &Learned) -> Vec<String> {
         notes.push(format!(
             "it took {:.3?} and is played {} times slower, as heat counts in seconds",
             learned.facts.duration,
-            count(learned.stretch.round() as u64),
+            match learned.stretch {
+                factor if factor < 10.0 => format!("{factor:.1}"),
+                factor => count(factor.round() as u64),
+            },
         ));
     }
     let epoch_s = learned.profile.epoch().as_secs();

@@ -7,7 +7,6 @@ use plotters::{
     },
     style::{BLACK, Color as _, RGBColor, ShapeStyle},
 };
-use tier_core::text::size::human;
 
 use super::report::{Verdict, WhatIf, WhatIfHost};
 use crate::comparison::svg::{COLOURS, SvgError};
@@ -29,7 +28,7 @@ struct Line {
     name: String,
     colour: RGBColor,
     width: u32,
-    /// DRAM in GiB, and the loss in percent.
+    /// DRAM in the picture's unit, and the loss in percent.
     points: Vec<(f64, f64)>,
 }
 
@@ -38,7 +37,9 @@ struct Line {
 /// # Errors
 /// If the drawing fails.
 pub(super) fn draw(answer: &WhatIf, curve: &[WhatIfHost]) -> Result<String, SvgError> {
-    let lines = lines(answer, curve);
+    let largest = curve.last().map_or(0, |host| host.dram_bytes);
+    let unit = unit_for(largest);
+    let lines = lines(answer, curve, unit.1);
     let points = || lines.iter().flat_map(|line| &line.points);
     let most = points()
         .map(|point| point.0)
@@ -65,9 +66,8 @@ pub(super) fn draw(answer: &WhatIf, curve: &[WhatIfHost]) -> Result<String, SvgE
             .build_cartesian_2d(0.0..most * 1.02, 0.0..highest.max(1.0) * 1.05)?;
         chart
             .configure_mesh()
-            .x_desc("DRAM")
+            .x_desc(format!("DRAM, {}", unit.0))
             .y_desc("loss, %")
-            .x_label_formatter(&|gib| human((gib * GIB) as u64))
             .y_label_formatter(&|loss| format!("{loss:.0}"))
             .max_light_lines(0)
             .draw()?;
@@ -103,10 +103,22 @@ pub(super) fn draw(answer: &WhatIf, curve: &[WhatIfHost]) -> Result<String, SvgE
     Ok(out)
 }
 
-const GIB: f64 = (1_u64 << 30) as f64;
+/// The unit in which so many bytes are a number that can be read, and its bytes.
+fn unit_for(bytes: u64) -> (&'static str, f64) {
+    let (unit, shift) = match bytes {
+        0..0x20_0000 => ("KiB", 10),
+        0..0x8000_0000 => ("MiB", 20),
+        0..0x200_0000_0000 => ("GiB", 30),
+        _ => ("TiB", 40),
+    };
+    (unit, (1_u64 << shift) as f64)
+}
 
 /// The recordings, each the mean of its guests, and all guests.
-fn lines(answer: &WhatIf, curve: &[WhatIfHost]) -> Vec<Line> {
+fn lines(answer: &WhatIf, curve: &[WhatIfHost], unit: f64) -> Vec<Line> {
+    let point = |host: &WhatIfHost, slowdown: f64| {
+        (host.dram_bytes as f64 / unit, 100.0 * (slowdown - 1.0))
+    };
     let mut first = 0;
     let mut lines: Vec<Line> = answer
         .recordings
@@ -149,8 +161,4 @@ fn lines(answer: &WhatIf, curve: &[WhatIfHost]) -> Vec<Line> {
             .collect(),
     });
     lines
-}
-
-fn point(host: &WhatIfHost, slowdown: f64) -> (f64, f64) {
-    (host.dram_bytes as f64 / GIB, 100.0 * (slowdown - 1.0))
 }

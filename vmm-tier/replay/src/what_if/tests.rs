@@ -293,8 +293,13 @@ fn guest_when_alone_has_what_its_demand_curve_says() {
     let folder = folder_with(&[("a.csv", &trace())]);
     let path = folder.path().join("a.csv");
     let progress = Progress::new(true);
-    let recording =
-        Recording::read(&path, Options::default(), Bounds::default(), &progress).unwrap();
+    let recording = Recording::read(
+        (&path, Format::Auto),
+        Options::default(),
+        Bounds::default(),
+        &progress,
+    )
+    .unwrap();
     let alone = [Candidate {
         curves: Arc::clone(&recording.curves),
         ..guest("a", recording.memory_bytes, 0, 1.0, Curves::steady(uses(1)))
@@ -362,7 +367,7 @@ fn input_when_it_is_no_guest_is_refused_in_one_line() {
         ("poem", "Whose woods these are\nI think I know\n"),
         ("a.csv", &trace()),
     ]);
-    short_recording(&folder.path().join("second.vmt"));
+    recording(&folder.path().join("second.vmt"), 10, 11);
     let refused = |arguments: &[&str]| {
         let line = what_if(&folder, arguments).unwrap_err();
         assert!(!line.contains('\n'), "{line}");
@@ -370,7 +375,7 @@ fn input_when_it_is_no_guest_is_refused_in_one_line() {
     };
     assert_eq!(
         refused(&["@empty"]),
-        "trace empty has 0 bytes and no access in it: see how it was made"
+        "trace empty can't be used: it has no bytes: the recording was never begun, or is elsewhere"
     );
     assert!(refused(&["@poem"]).contains("of no format that is known"));
     assert!(refused(&["@nothing"]).contains("can't be opened"));
@@ -391,8 +396,8 @@ fn input_when_it_is_no_guest_is_refused_in_one_line() {
     assert!(refused(&["@a.csv", "--dram", &many]).contains("65 sizes"));
 }
 
-/// A recording of a source, of one second.
-fn short_recording(path: &Path) {
+/// A recording of a source: so many accesses, ten a second, to as many pages in turn.
+fn recording(path: &Path, accesses: u64, pages: u64) {
     let header = Header {
         origin: Origin::Source(SourceKind::Pebs),
         period: 4093,
@@ -400,10 +405,10 @@ fn short_recording(path: &Path) {
     };
     let mut bytes = Vec::new();
     let mut encoder = Encoder::new(&header, &mut bytes).unwrap();
-    for number in 0..=10 {
+    for number in 0..=accesses {
         let access = Access {
             at: Time(number * 100_000_000),
-            address: number * BASE_PAGE,
+            address: number % pages * BASE_PAGE,
             len: 1,
             weight: 1,
             kind: AccessKind::Load,
@@ -416,9 +421,10 @@ fn short_recording(path: &Path) {
 
 #[test]
 fn guest_when_it_is_added_to_a_host_takes_what_is_its_own() {
-    let folder = folder_with(&[("a.csv", &trace())]);
-    let recording = folder.path().join("a.csv");
-    let vms = [("x", 4), ("y", 8)].map(|(name, mib)| {
+    let folder = folder_with(&[]);
+    let path = folder.path().join("a.vmt");
+    recording(&path, 300, 4);
+    let vms = [("x", 8), ("y", 8)].map(|(name, mib)| {
         let guest = guest(name, mib * MIB, 0, 1.0, Curves::steady(uses(mib)));
         let vm = Vm {
             terms: guest.terms,
@@ -436,7 +442,7 @@ fn guest_when_it_is_added_to_a_host_takes_what_is_its_own() {
     };
     let new = NewGuest {
         name: "a",
-        recording: &recording,
+        recording: &path,
         guarantee_bytes: 16 << 10,
         cap_bytes: None,
         weight: 1.0,

@@ -147,19 +147,19 @@ fn write_density(out: &mut String, answer: &WhatIf, host: &WhatIfHost) {
     let alone: Vec<String> = host
         .density
         .iter()
-        .map(|density| format!("{} × {}", density.guests, short(&density.name)))
+        .map(|density| format!("{} {}", density.guests, short(&density.name)))
         .collect();
     if alone.is_empty() {
         return;
     }
     let _ = write!(
         out,
-        "at most {} loss: {}",
+        "room for {} with at most {} loss",
+        alone.join(", or "),
         percent(answer.loss_limit),
-        alone.join(", or ")
     );
     let _ = match host.all_fit_times.filter(|_| host.guests.len() > 1) {
-        Some(times) => writeln!(out, "; all of them {times} ×"),
+        Some(times) => writeln!(out, "; for all of them {times} times"),
         None => writeln!(out),
     };
 }
