@@ -81,7 +81,7 @@ impl Recording {
             memory_bytes: guest.bytes(),
             page_bytes: page_bytes(guest),
             curves: Arc::new(heat::curves(&learned.profile, guest, period as f64)),
-            counts_accesses: tests == 0 && learned.stretch == 1.0,
+            counts_accesses: tests == 0 && !is_slowed(learned.stretch),
             notes: notes(&name, &learned),
             file: name,
         })
@@ -150,6 +150,11 @@ impl Recording {
     }
 }
 
+/// Whether a recording is played so much slower that it matters.
+fn is_slowed(stretch: f64) -> bool {
+    (stretch - 1.0).abs() > 0.01
+}
+
 /// The size of the pages that most memory has.
 fn page_bytes(guest: &Guest) -> u64 {
     let mut sizes: Vec<(u64, u64)> = Vec::new();
@@ -165,7 +170,7 @@ fn page_bytes(guest: &Guest) -> u64 {
 
 fn notes(name: &str, learned: &Learned) -> Vec<String> {
     let mut notes: Vec<String> = learned.facts.notes.clone();
-    if learned.stretch != 1.0 {
+    if is_slowed(learned.stretch) {
         notes.push(format!(
             "it took {:.3?} and is played {} times slower, as heat counts in seconds",
             learned.facts.duration,

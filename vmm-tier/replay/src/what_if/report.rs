@@ -110,9 +110,10 @@ tier_core::report! {
         pub share_bytes: u64,
         /// The least DRAM that it has.
         pub least_share_bytes: u64,
-        /// The share of its accesses that DRAM serves.
+        /// The share of its accesses that DRAM serves; 0 if it would not be admitted.
         pub hit_ratio: f64,
-        /// How many times longer it takes than with all of its memory in DRAM.
+        /// How many times longer it takes than with all of its memory in DRAM; 0 if it would not be
+        /// admitted.
         pub slowdown: f64,
     }
 }
