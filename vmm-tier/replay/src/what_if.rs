@@ -1,12 +1,12 @@
-//! What-if for a host: recorded guests share DRAM by the real arbiter. Who fits, who suffers, and how many
-//! fit?
+//! What-if for a host: recorded guests share DRAM by the real arbiter. Who fits, who suffers, and how
+//! many fit?
 //!
 //! ```text
-//! recordings ─► heat: demand curves over time ─► host: arbiter deals, guests hold their shares ─► report
+//! recordings ─► heat: demand curves over time ─► host: the arbiter deals, guests follow ─► report
 //! ```
 //!
-//! A guest that has its share has the pages there that were hottest before. Modelled: guests that come to
-//! heat at different times, measurements that are late, shares that change hands at the arbiter's pace.
+//! A guest that has its share has the pages there that were hottest before. Modelled: guests whose heat
+//! comes at different times, measurements that are late, shares that change hands at the arbiter's pace.
 //! Not modelled: single pages, the cost of moves to guests, bandwidth.
 
 mod args;

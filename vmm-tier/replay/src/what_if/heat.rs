@@ -1,4 +1,4 @@
-//! Heat of a recorded guest over time: what DRAM would serve if it held the pages that were hottest before.
+//! Heat of a recorded guest over time: what DRAM serves if it holds the pages that were hottest before.
 //!
 //! Pages are sorted into classes by their decayed counts, as the agent's demand is measured. The count
 //! that a page had *before* an epoch says the class that its accesses of this epoch fall on. So a page
@@ -230,8 +230,8 @@ mod tests {
         let (profile, guest) = profile(4, &[[first; 60], [then; 60]].concat());
         let curves = curves(&profile, &guest, 1.0);
         let hits = |second: usize| curves.epochs()[second].hits_at(BASE_PAGE as f64);
-        // DRAM of a page holds page 0 until page 1 has a higher count, after a half-life of 10 s. The hull of
-        // nothing with a page and 10 hits with two are 5.
+        // DRAM of a page holds page 0 until page 1 has a higher count, after a half-life of 10 s. The hull
+        // of nothing with a page and 10 hits with two is 5.
         let seconds = [59, 60, 68, 75, 119, 0, 8, 15];
         assert_eq!(
             seconds.map(hits),

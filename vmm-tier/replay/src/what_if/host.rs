@@ -13,7 +13,7 @@ use super::{
 };
 use crate::sharing::{Course, Curves, Division, Guest, Knowledge, Round, Rule, Tally};
 
-/// Rounds of the arbiter that are played, at most. Of longer recordings each round is more than a second.
+/// Rounds of the arbiter that are played, at most. Of longer recordings a round is several seconds.
 const MOST_ROUNDS: u32 = 1800;
 
 /// A guest that may be admitted.
@@ -191,7 +191,7 @@ impl Host {
     }
 }
 
-/// `times` times these guests. The copies of a guest begin at other places of its recording, if `spread`.
+/// `times` times these guests. Copies of a guest begin at other places of its recording, if `spread`.
 fn copies(candidates: &[Candidate], times: u64, spread: bool) -> Vec<Candidate> {
     let copy = |number: u64, candidate: &Candidate| {
         let length = u64::from(candidate.curves.seconds());

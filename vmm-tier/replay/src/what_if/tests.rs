@@ -64,8 +64,8 @@ fn near(a: f64, b: f64) -> bool {
     (a - b).abs() < 1e-6
 }
 
-/// The example of docs/fairness.md: 84 MiB, guarantees of 8 MiB, weights of 1, 1 and 2; they use 24, 48 and
-/// 96 MiB and have 23, 23 and 38.
+/// The example of docs/fairness.md: 84 MiB, guarantees of 8 MiB, weights of 1, 1 and 2; they use 24, 48
+/// and 96 MiB and have 23, 23 and 38.
 fn example() -> Vec<Candidate> {
     [("a", 24, 1.0), ("b", 48, 1.0), ("c", 96, 2.0)]
         .map(|(name, mib, weight)| {
