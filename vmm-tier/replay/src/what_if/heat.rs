@@ -226,7 +226,8 @@ mod tests {
     #[test]
     fn curves_when_the_hot_page_changes_miss_it_until_it_is_hotter() {
         // Page 0 for a minute, then page 1 for a minute, over and over.
-        let (first, then): (&[(u32, u32)], &[(u32, u32)]) = (&[(0, 10)], &[(1, 10)]);
+        let first: &[(u32, u32)] = &[(0, 10)];
+        let then: &[(u32, u32)] = &[(1, 10)];
         let (profile, guest) = profile(4, &[[first; 60], [then; 60]].concat());
         let curves = curves(&profile, &guest, 1.0);
         let hits = |second: usize| curves.epochs()[second].hits_at(BASE_PAGE as f64);

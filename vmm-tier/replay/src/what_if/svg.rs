@@ -106,9 +106,9 @@ pub(super) fn draw(answer: &WhatIf, curve: &[WhatIfHost]) -> Result<String, SvgE
 /// The unit in which so many bytes are a number that can be read, and its bytes.
 fn unit_for(bytes: u64) -> (&'static str, f64) {
     let (unit, shift) = match bytes {
-        0..0x20_0000 => ("KiB", 10),
-        0..0x8000_0000 => ("MiB", 20),
-        0..0x200_0000_0000 => ("GiB", 30),
+        ..0x20_0000 => ("KiB", 10),
+        0x20_0000..0x8000_0000 => ("MiB", 20),
+        0x8000_0000..0x200_0000_0000 => ("GiB", 30),
         _ => ("TiB", 40),
     };
     (unit, (1_u64 << shift) as f64)
