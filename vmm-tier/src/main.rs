@@ -25,7 +25,10 @@ mod source;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, error::ErrorKind};
-use tier_replay::comparison::{self, ReplayArgs};
+use tier_replay::{
+    comparison::{self, ReplayArgs},
+    what_if::{self, WhatIfArgs},
+};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     fmt,
@@ -101,6 +104,11 @@ enum Command {
         after_help = "Exit status: 0 if everything was replayed. The same input gives the same figures, except CPU time."
     )]
     Replay(Box<ReplayArgs>),
+    /// Let recorded guests share a host's DRAM: which fit, which suffer, and how many would fit
+    #[command(
+        after_help = "Exit status: 0 if there is an answer, whichever guests fit. The same input gives the same figures."
+    )]
+    WhatIf(Box<WhatIfArgs>),
     /// Check what works on this host, what would interfere with tiering, and what to do
     #[command(after_help = "Exit status: 0 only if tiering can run here.")]
     Doctor {
@@ -178,6 +186,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Record(args) => record::run(*args),
         Command::Replay(args) => {
             map_cmd::print(&comparison::compare(&args)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::WhatIf(args) => {
+            map_cmd::print(&what_if::run(&args)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor {

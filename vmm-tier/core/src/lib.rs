@@ -13,6 +13,7 @@ pub mod dual_heap;
 pub mod engine;
 pub mod heat;
 pub mod holds;
+pub mod latency;
 pub mod map;
 pub mod moves;
 pub mod nearness;

@@ -5,26 +5,26 @@
 //! Input ─► Facts ─► pass 1: Profile ─► pass 2: lockstep of Simulations ─► Report ─► text, JSON, SVG, Markdown
 //! ```
 
-mod args;
+pub(crate) mod args;
 #[cfg(any(feature = "charts", test))]
 mod chart;
-mod charts;
+pub(crate) mod charts;
 mod curve;
 mod error;
 pub(crate) mod fast;
 mod few_samples;
-mod input;
+pub(crate) mod input;
 mod lockstep;
 mod markdown;
-mod passes;
-mod progress;
+pub(crate) mod passes;
+pub(crate) mod progress;
 mod ranges;
 mod report;
 mod results;
-mod settings;
+pub(crate) mod settings;
 mod survey;
 #[cfg(any(feature = "charts", test))]
-mod svg;
+pub(crate) mod svg;
 mod text;
 
 #[cfg(test)]

@@ -18,4 +18,5 @@ mod sharing;
 pub mod simulation;
 pub mod status_line;
 pub mod trace;
+pub mod what_if;
 pub mod workload;

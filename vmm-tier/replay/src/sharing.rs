@@ -1,15 +1,16 @@
-//! Sharing: many generated VMs share one host's DRAM, by rules that are compared.
+//! Sharing: many VMs share one host's DRAM, by rules that are compared.
 //!
 //! ```text
 //! Guest (phases, lies) ─► what is so, what is measured ─► Division by a rule ─► bytes held ─► hits, fairness
 //! ```
 //!
-//! A round is a second. Within a VM the model is simple: the share is filled with the hottest pages as
+//! Guests are generated here; those of [what-if](crate::what_if) are recorded. A round is a second. Within a VM the model is simple: the share is filled with the hottest pages as
 //! fast as pages move, and a change of phase leaves cold pages in it until they have been exchanged.
 //!
 //! Modelled: VMs that come and go, phases, idleness, lies, measurements that are late and noisy, moves
 //! that take time. Not modelled: single pages, the cost of moves to guests, bandwidth.
 
+mod course;
 mod guest;
 mod report;
 mod rule;
@@ -23,10 +24,14 @@ use tier_core::{
     time::Time,
 };
 
-use self::{
+pub(crate) use self::{
+    course::{Course, Curves},
     guest::Guest,
+    rule::{Division, Knowledge, Rule, Tally},
+};
+use self::{
     report::{Row, SharingReport},
-    rule::{Division, Knowledge, Rule},
+    rule::MOVES,
 };
 use crate::comparison::{ComparisonError, ReplayArgs, fast::FastSize, write};
 
@@ -147,6 +152,7 @@ fn compare(scale: &Scale) -> SharingReport {
             now,
             pool,
             second,
+            span_s: 1,
             so: there.iter().map(|&at| guests[at].so(second)).collect(),
             measured: there
                 .iter()
@@ -191,20 +197,30 @@ fn compare(scale: &Scale) -> SharingReport {
     }
 }
 
-/// What is given to every rule in a second.
-struct Round<'a> {
-    now: Time,
-    pool: u64,
-    second: u32,
-    guests: &'a [Guest],
+/// What is given to every rule in a round.
+pub(crate) struct Round<'a> {
+    pub(crate) now: Time,
+    pub(crate) pool: u64,
+    pub(crate) second: u32,
+    /// The length of a round, in seconds.
+    pub(crate) span_s: u32,
+    /// In the order of their names.
+    pub(crate) guests: &'a [Guest],
     /// The numbers of the guests that are there; the lists below are in this order.
-    there: Vec<usize>,
+    pub(crate) there: Vec<usize>,
     /// As they are.
-    so: Vec<Vm>,
+    pub(crate) so: Vec<Vm>,
     /// As they are measured, lies included.
-    measured: Vec<Vm>,
-    /// As they would be measured if none lied.
-    honest: Vec<Vm>,
+    pub(crate) measured: Vec<Vm>,
+    /// As they would be measured if none lied; only for a rule that [knows](Knowledge) that.
+    pub(crate) honest: Vec<Vm>,
+}
+
+impl Round<'_> {
+    /// What a VM's pages can move.
+    fn moves(&self) -> u64 {
+        MOVES * u64::from(self.span_s)
+    }
 }
 
 /// Admits the guests one by one; who is refused runs without a guarantee. Returns how many those are.

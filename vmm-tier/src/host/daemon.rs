@@ -16,7 +16,7 @@ use super::{
     control::{Control, Order, Reply, Request, SharedDesk},
     dealer::Dealer,
     http::{self, Site, token::Token},
-    latency::Latency,
+    latency,
     overrides::OverridesFile,
     pools::{self, FastMemory},
     published::Published,
@@ -79,7 +79,7 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
     let watcher = Watcher::start(root, nodes.clone())
         .context("the thread that looks at processes can't be started")?;
     let (file, overrides) = OverridesFile::open(&settings.run_dir);
-    let latency = Latency::of(&topology, &nodes);
+    let latency = latency::of(&topology, &nodes);
     let pools = pools::configured(&settings, &memory).into_iter();
     let pools = pools.map(|(id, bytes)| format!("{id} {}", size::human(bytes)));
     let pools: Vec<String> = pools.collect();

@@ -11,12 +11,25 @@ pub(super) const ARE_BUILT: bool = cfg!(any(feature = "charts", test));
 #[error(
     "this vmm-tier draws no curves; one that does: cargo build --release -p vmm-tier --features charts"
 )]
-pub(super) struct NoCharts;
+pub(crate) struct NoCharts;
 
 /// There is no picture.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct PictureError(String);
+
+impl From<NoCharts> for PictureError {
+    fn from(error: NoCharts) -> Self {
+        Self(error.to_string())
+    }
+}
+
+#[cfg(any(feature = "charts", test))]
+impl From<super::svg::SvgError> for PictureError {
+    fn from(error: super::svg::SvgError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// A trace's curves, with characters.
 ///
@@ -39,11 +52,11 @@ pub(super) fn text(_: &Report, _: &Trace) -> Result<String, NoCharts> {
 /// If the drawing fails, or this program draws none.
 #[cfg(any(feature = "charts", test))]
 pub(super) fn picture(report: &Report, target: f64) -> Result<String, PictureError> {
-    super::svg::draw(report, target).map_err(|error| PictureError(error.to_string()))
+    Ok(super::svg::draw(report, target)?)
 }
 
 /// As above.
 #[cfg(not(any(feature = "charts", test)))]
 pub(super) fn picture(_: &Report, _: f64) -> Result<String, PictureError> {
-    Err(PictureError(NoCharts.to_string()))
+    Err(NoCharts.into())
 }

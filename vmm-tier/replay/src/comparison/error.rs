@@ -40,7 +40,7 @@ pub enum ComparisonError {
 
 impl ComparisonError {
     /// An error that says of which input it is. Those of reading say it themselves.
-    pub(super) fn of(error: InputError, name: String) -> Self {
+    pub(crate) fn of(error: InputError, name: String) -> Self {
         match error {
             InputError::Trace(error) => Self::Trace(error),
             source => Self::Input { name, source },

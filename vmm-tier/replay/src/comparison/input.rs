@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tier_core::{
@@ -33,41 +33,73 @@ pub(super) type AnyAccesses = Box<dyn Accesses<Error = InputError>>;
 
 /// Accesses that can be replayed any number of times.
 #[derive(Clone, Debug)]
-pub(super) enum Input {
+pub(crate) enum Input {
     /// A trace.
     File {
         path: PathBuf,
         format: Format,
         options: Options,
+        bounds: Bounds,
     },
     /// Generated accesses.
     Workload { name: &'static str, scale: Scale },
 }
 
+/// What reading a trace may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Pages of the guest.
+    pub(crate) most_pages: u32,
+    /// Bytes for which pages were used when.
+    pub(crate) memory_bytes: usize,
+    /// When it must be done, and how long that is.
+    pub(crate) until: Option<(Instant, Duration)>,
+}
+
+impl Default for Bounds {
+    /// As much time as it takes.
+    fn default() -> Self {
+        Self {
+            most_pages: u32::MAX,
+            memory_bytes: 512 << 20,
+            until: None,
+        }
+    }
+}
+
+impl Bounds {
+    fn check_time(&self) -> Result<(), InputError> {
+        match self.until {
+            Some((until, limit)) if Instant::now() > until => Err(InputError::TooLong { limit }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What is known of an input before it is replayed.
 #[derive(Clone, Debug)]
-pub(super) struct Facts {
-    pub(super) guest: Arc<Guest>,
+pub(crate) struct Facts {
+    pub(crate) guest: Arc<Guest>,
     /// Whether the guest has only the pages that were touched, because the trace names no memory.
-    pub(super) touched_only: bool,
+    pub(crate) touched_only: bool,
     /// The time from the first access to the last.
-    pub(super) duration: Duration,
+    pub(crate) duration: Duration,
     /// When the pattern of accesses changes.
-    pub(super) phases: Vec<Time>,
+    pub(crate) phases: Vec<Time>,
     /// Whether it may be played slower. Generated accesses have the length that the user gave, and
     /// recorded samples keep their source's time.
-    pub(super) may_stretch: bool,
+    pub(crate) may_stretch: bool,
     /// Set if the records are samples: the accesses that one stands for, and how often pages were
     /// tested.
-    pub(super) samples: Option<(u64, u32)>,
+    pub(crate) samples: Option<(u64, u32)>,
     /// What the recording says was lost and dropped when it was made.
-    pub(super) account: SampleAccount,
+    pub(crate) account: SampleAccount,
     /// Accesses that the recording left out as they lay outside the guest's memory.
-    pub(super) outside: u64,
+    pub(crate) outside: u64,
     /// Passes that it took to learn this.
-    pub(super) passes: usize,
+    pub(crate) passes: usize,
     /// Notes for readers.
-    pub(super) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 /// A file that can't be read again.
@@ -102,6 +134,22 @@ pub enum InputError {
     /// No policy has this name.
     #[error(transparent)]
     Policy(#[from] UnknownPolicy),
+    /// It takes too long to read.
+    #[error("it was not read within {limit:?}: give a shorter recording, or run vmm-tier what-if")]
+    TooLong {
+        /// The time that it had.
+        limit: Duration,
+    },
+    /// Its guest has too many pages.
+    #[error(
+        "its guest has {pages} pages, and at most {most} are looked at here: run vmm-tier what-if"
+    )]
+    TooLarge {
+        /// Its pages.
+        pages: u32,
+        /// How many there may be.
+        most: u32,
+    },
     /// DRAM without a page.
     #[error(
         "{size} of a guest of {guest_bytes} bytes is less than one of its pages ({page_bytes} bytes): \
@@ -125,7 +173,7 @@ pub(super) struct Opened {
 
 impl Input {
     /// What users call it.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Self::File { path, .. } => path.display().to_string(),
             Self::Workload { name, .. } => (*name).to_owned(),
@@ -143,9 +191,11 @@ impl Input {
                 path,
                 format,
                 options,
+                bounds,
             } => Box::new(Counted {
                 file: trace::open(path, *format, *options)?.accesses,
                 outside: Rc::clone(&outside),
+                bounds: *bounds,
             }),
             Self::Workload { name, scale } => {
                 Box::new(Generated(workload::make(name, scale)?.accesses))
@@ -164,7 +214,8 @@ impl Input {
                 path,
                 format,
                 options,
-            } => file_facts(path, *format, *options, huge, progress),
+                bounds,
+            } => file_facts((path, *format, *options), bounds, huge, progress),
             Self::Workload { name, scale } => {
                 let workload = workload::make(name, scale)?;
                 let guest = match huge {
@@ -189,9 +240,8 @@ impl Input {
 }
 
 fn file_facts(
-    path: &Path,
-    format: Format,
-    options: Options,
+    (path, format, options): (&Path, Format, Options),
+    bounds: &Bounds,
     huge: bool,
     progress: &Progress,
 ) -> Result<Facts, InputError> {
@@ -210,7 +260,7 @@ fn file_facts(
         Some(_) => None,
         None => {
             progress.begin(&path.display().to_string(), "looking at memory");
-            Some(survey(&mut accesses, &info, progress)?)
+            Some(survey(&mut accesses, &info, bounds, progress)?)
         }
     };
     let doubt = accesses.doubt();
@@ -267,11 +317,13 @@ fn file_facts(
 fn survey(
     accesses: &mut TraceFile,
     info: &TraceInfo,
+    bounds: &Bounds,
     progress: &Progress,
 ) -> Result<Survey, InputError> {
-    let mut survey = Survey::default();
+    let mut survey = Survey::new(bounds.most_pages);
     let mut block = Vec::new();
     while accesses.fill(&mut block)? {
+        bounds.check_time()?;
         survey.add(&block)?;
         block.clear();
         progress.set(accesses.position() as f64, info.bytes as f64);
@@ -284,12 +336,14 @@ fn survey(
 struct Counted {
     file: TraceFile,
     outside: Rc<Cell<u64>>,
+    bounds: Bounds,
 }
 
 impl Accesses for Counted {
     type Error = InputError;
 
     fn fill(&mut self, out: &mut Vec<Access>) -> Result<bool, InputError> {
+        self.bounds.check_time()?;
         let more = self.file.fill(out)?;
         self.outside.set(self.file.counts().outside);
         Ok(more)

@@ -9,12 +9,12 @@ use tier_core::time::Time;
 use super::{
     args::Stretch,
     few_samples,
-    input::{AnyAccesses, Facts, Input, InputError, Opened},
+    input::{AnyAccesses, Bounds, Facts, Input, InputError, Opened},
     lockstep,
     progress::Progress,
     report::{Run, Trace},
     results::runs,
-    settings::{Choice, Settings},
+    settings::{Choice, PlaySettings, Settings},
 };
 use crate::{
     machine::{Profile, SamplerSettings, Sampling, Slice, Slicer, SlicerAccount, SlicerSettings},
@@ -64,9 +64,11 @@ pub(super) fn replay(
     settings: &Settings,
     progress: &Progress,
 ) -> Result<Outcome, InputError> {
-    let play = Play::new(input, settings, progress)?;
+    let play = Play::new(input, &settings.play, progress)?;
     let sizes = sizes(settings, &play.facts)?;
-    let profile = play.learn(settings.memory)?;
+    let bytes = usize::try_from(settings.memory).unwrap_or(usize::MAX) / PLANNING;
+    let profile = Profile::new(play.facts.guest.pages(), EPOCH, bytes);
+    let (profile, _) = play.learn(profile, 2)?;
     let (scores, account) = play.simulate(settings, &sizes, &profile)?;
     let mut trace = play.trace(settings, &account, &sizes);
     trace.notes.extend(coarse(&profile));
@@ -75,10 +77,48 @@ pub(super) fn replay(
     Ok(Outcome { trace, runs })
 }
 
+/// What one pass over an input tells: which pages its guest uses when.
+#[derive(Debug)]
+pub(crate) struct Learned {
+    pub(crate) facts: Facts,
+    pub(crate) profile: Profile,
+    /// The factor by which it was slowed down.
+    pub(crate) stretch: f64,
+    /// Accesses outside the guest's memory.
+    pub(crate) outside: u64,
+}
+
+/// Learns an input's uses in one pass, in up to `epochs` epochs of a second or more.
+///
+/// # Errors
+/// If it can't be read, or takes more than the bounds allow.
+pub(crate) fn learn(
+    input: &Input,
+    settings: &PlaySettings,
+    bounds: &Bounds,
+    epochs: usize,
+    progress: &Progress,
+) -> Result<Learned, InputError> {
+    let play = Play::new(input, settings, progress)?;
+    let pages = play.facts.guest.pages();
+    if pages > bounds.most_pages {
+        let most = bounds.most_pages;
+        return Err(InputError::TooLarge { pages, most });
+    }
+    let profile = Profile::new(pages, EPOCH, bounds.memory_bytes).with_most_epochs(epochs);
+    let (profile, outside) = play.learn(profile, 1)?;
+    Ok(Learned {
+        outside: outside + play.facts.outside,
+        stretch: play.stretch,
+        facts: play.facts,
+        profile,
+    })
+}
+
 impl<'a> Play<'a> {
     fn new(
         input: &'a Input,
-        settings: &Settings,
+        settings: &PlaySettings,
         progress: &'a Progress,
     ) -> Result<Self, InputError> {
         let facts = input.facts(settings.huge, progress)?;
@@ -134,9 +174,9 @@ impl<'a> Play<'a> {
         }
     }
 
-    fn begin(&self, pass: usize, what: &str) {
+    fn begin(&self, pass: usize, of: usize, what: &str) {
         let before = self.facts.passes;
-        let what = format!("pass {} of {}, {what}", before + pass, before + 2);
+        let what = format!("pass {} of {}, {what}", before + pass, before + of);
         self.progress.begin(&self.name, &what);
     }
 
@@ -146,19 +186,18 @@ impl<'a> Play<'a> {
         self.progress.set(done, self.seconds());
     }
 
-    /// The first pass: how often each page is used, and when.
-    fn learn(&self, memory: u64) -> Result<Profile, InputError> {
-        self.begin(1, "learning");
-        let (mut slicer, _) = self.slicer()?;
-        let pages = self.facts.guest.pages();
-        let bytes = usize::try_from(memory).unwrap_or(usize::MAX) / PLANNING;
-        let mut profile = Profile::new(pages, EPOCH, bytes);
+    /// The first of so many passes: how often each page is used, and when. Also tells the accesses that
+    /// were read outside the guest's memory.
+    fn learn(&self, mut profile: Profile, passes: usize) -> Result<(Profile, u64), InputError> {
+        self.begin(1, passes, "learning");
+        let (mut slicer, outside) = self.slicer()?;
         let (mut slice, mut start) = (Slice::default(), None);
         while let Some(slice) = slicer.next_slice(&mut slice)? {
             profile.add(slice);
             self.show(slice, &mut start);
         }
-        Ok(profile.finish())
+        let outside = slicer.account().outside + outside.get();
+        Ok((profile.finish(), outside))
     }
 
     /// The second pass: every policy with every size.
@@ -168,7 +207,7 @@ impl<'a> Play<'a> {
         sizes: &[u64],
         profile: &Profile,
     ) -> Result<(Vec<Score>, SlicerAccount), InputError> {
-        self.begin(2, "simulating");
+        self.begin(2, 2, "simulating");
         let setup = PolicySetup {
             period: self.period(),
             ..settings.setup.clone()

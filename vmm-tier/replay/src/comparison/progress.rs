@@ -13,7 +13,7 @@ const TEXT: usize = 32;
 
 /// A bar that shows the pass under way.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     pass: RefCell<Pass>,
 }
 
@@ -27,7 +27,7 @@ struct Pass {
 
 impl Progress {
     /// Shows nothing if `quiet`.
-    pub(super) fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         Self {
             pass: RefCell::new(Pass {
                 line: StatusLine::new(quiet),
@@ -38,14 +38,14 @@ impl Progress {
     }
 
     /// Begins a pass over a trace.
-    pub(super) fn begin(&self, trace: &str, what: &str) {
+    pub(crate) fn begin(&self, trace: &str, what: &str) {
         let mut pass = self.pass.borrow_mut();
         pass.text = format!("{trace}: {what}");
         pass.started = Instant::now();
     }
 
     /// Shows that `done` of `all` is done.
-    pub(super) fn set(&self, done: f64, all: f64) {
+    pub(crate) fn set(&self, done: f64, all: f64) {
         let mut pass = self.pass.borrow_mut();
         if pass.line.is_due() {
             let part = if all > 0.0 { done / all } else { 0.0 };
@@ -55,7 +55,7 @@ impl Progress {
     }
 
     /// Takes the bar away before the results are printed.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.pass.borrow_mut().line.clear();
     }
 }

@@ -6,7 +6,7 @@ use super::{
     args::{ReplayArgs, Stretch},
     charts::{self, NoCharts},
     fast::FastSize,
-    input::Input,
+    input::{Bounds, Input},
 };
 use crate::trace::Options;
 use crate::{
@@ -36,6 +36,27 @@ impl Choice {
     }
 }
 
+/// How an input is played.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlaySettings {
+    /// The sampling period that was asked for; otherwise it depends on the trace.
+    pub(super) period: Option<u64>,
+    pub(super) sampler: SamplerSettings,
+    pub(super) stretch: Stretch,
+    pub(super) huge: bool,
+}
+
+impl Default for PlaySettings {
+    fn default() -> Self {
+        Self {
+            period: None,
+            sampler: SamplerSettings::default(),
+            stretch: Stretch::Auto,
+            huge: false,
+        }
+    }
+}
+
 /// Validated settings of `vmm-tier replay`.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -43,13 +64,9 @@ pub(super) struct Settings {
     /// The policies in the order of the tables; the oracle is among them.
     pub(super) policies: Vec<Choice>,
     pub(super) fast: Vec<FastSize>,
-    /// The sampling period that was asked for; otherwise it depends on the trace.
-    pub(super) period: Option<u64>,
-    pub(super) sampler: SamplerSettings,
+    pub(super) play: PlaySettings,
     pub(super) conditions: Conditions,
     pub(super) setup: PolicySetup,
-    pub(super) stretch: Stretch,
-    pub(super) huge: bool,
     /// Bytes for what the oracle knows.
     pub(super) memory: u64,
     /// The share of accesses for which the DRAM is looked up on the curve.
@@ -103,16 +120,18 @@ impl Settings {
             inputs: inputs(args)?,
             policies: policies(&args.policy)?,
             fast: args.fast.clone(),
-            period: args.period,
-            sampler: SamplerSettings {
-                loss: args.loss / 100.0,
-                seed: args.seed,
-                ..SamplerSettings::default()
+            play: PlaySettings {
+                period: args.period,
+                sampler: SamplerSettings {
+                    loss: args.loss / 100.0,
+                    seed: args.seed,
+                    ..SamplerSettings::default()
+                },
+                stretch: args.stretch,
+                huge: args.huge,
             },
             conditions,
             setup,
-            stretch: args.stretch,
-            huge: args.huge,
             memory: args.memory,
             target: args.target / 100.0,
             timeline: args.timeline,
@@ -142,6 +161,7 @@ fn inputs(args: &ReplayArgs) -> Result<Vec<Input>, SettingsError> {
             path,
             format: args.format,
             options,
+            bounds: Bounds::default(),
         });
     let workloads = workloads(&args.workload)?.into_iter();
     let workloads = workloads.map(|name| Input::Workload { name, scale });

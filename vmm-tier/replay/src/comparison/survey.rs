@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use tier_core::{
     addr::{BASE_PAGE, HUGE_PAGE},
+    text::size::human,
     time::Time,
 };
 
@@ -20,18 +21,23 @@ const CHUNK: u64 = HUGE_PAGE / BASE_PAGE;
 pub enum SurveyError {
     /// It touches more pages than a guest can have.
     #[error(
-        "it touches more than {MOST_PAGES} pages, which is more than 256 GiB: record it with `vmm-tier record`, \
-         which names the guest's memory"
+        "it touches more than {pages} pages, which is more than {}: record it with `vmm-tier record`, which names \
+         the guest's memory",
+        human(*pages as u64 * BASE_PAGE)
     )]
-    TooLarge,
+    TooLarge {
+        /// How many pages it may touch.
+        pages: usize,
+    },
     /// There is no guest to replay.
     #[error(transparent)]
     Guest(#[from] GuestError),
 }
 
 /// See the [module](self).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Survey {
+    most_pages: usize,
     first: Option<Time>,
     last: Time,
     /// One bit for each page that was touched, in chunks.
@@ -43,6 +49,18 @@ pub(super) struct Survey {
 }
 
 impl Survey {
+    /// A survey of nothing, of so many pages at most.
+    pub(super) fn new(most_pages: u32) -> Self {
+        Self {
+            most_pages: MOST_PAGES.min(most_pages as usize),
+            first: None,
+            last: Time::default(),
+            seen: HashMap::new(),
+            touched: Vec::new(),
+            latest: None,
+        }
+    }
+
     /// Takes note of accesses.
     ///
     /// # Errors
@@ -57,8 +75,8 @@ impl Survey {
             if first == last && self.latest == Some(first) {
                 continue;
             }
-            if pages > MOST_PAGES as u64 {
-                return Err(SurveyError::TooLarge);
+            if pages > self.most_pages as u64 {
+                return Err(self.too_large());
             }
             for page in first..=last {
                 self.touch(page)?;
@@ -73,12 +91,18 @@ impl Survey {
         let (word, bit) = ((page % CHUNK / 64) as usize, 1 << (page % 64));
         if bits[word] & bit == 0 {
             bits[word] |= bit;
-            if self.touched.len() == MOST_PAGES {
-                return Err(SurveyError::TooLarge);
+            if self.touched.len() >= self.most_pages {
+                return Err(self.too_large());
             }
             self.touched.push(page * BASE_PAGE);
         }
         Ok(())
+    }
+
+    fn too_large(&self) -> SurveyError {
+        SurveyError::TooLarge {
+            pages: self.most_pages,
+        }
     }
 
     /// The time of the first access.
@@ -118,7 +142,7 @@ mod tests {
 
     #[test]
     fn survey_when_accesses_span_pages_lists_each_page_once_in_order() {
-        let mut survey = Survey::default();
+        let mut survey = Survey::new(u32::MAX);
         survey
             .add(&[
                 access(5, 0x5000, 1),
@@ -135,11 +159,13 @@ mod tests {
 
     #[test]
     fn survey_when_nothing_or_too_much_is_touched_says_so() {
-        assert!(Survey::default().guest(BASE_PAGE).is_err());
+        assert!(Survey::new(u32::MAX).guest(BASE_PAGE).is_err());
         let whole = access(0, 0, u64::MAX);
-        let error = Survey::default().add(&[whole]).unwrap_err();
+        let error = Survey::new(u32::MAX).add(&[whole]).unwrap_err();
         assert!(error.to_string().contains("256 GiB"));
         // The last byte that can be named.
-        Survey::default().add(&[access(0, u64::MAX, 10)]).unwrap();
+        Survey::new(u32::MAX)
+            .add(&[access(0, u64::MAX, 10)])
+            .unwrap();
     }
 }

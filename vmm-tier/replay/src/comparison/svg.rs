@@ -24,7 +24,7 @@ const LEGEND_ROW: i32 = 20;
 /// Pictures that stand beside each other.
 const COLUMNS: usize = 2;
 /// Tableau's ten colours (Maureen Stone, 2016), which people tell apart well, and two greys.
-const COLOURS: [RGBColor; 12] = [
+pub(crate) const COLOURS: [RGBColor; 12] = [
     RGBColor(78, 121, 167),
     RGBColor(242, 142, 43),
     RGBColor(225, 87, 89),

@@ -15,6 +15,7 @@ pub(crate) type EpochUses = Vec<(u32, u32)>;
 pub struct Profile {
     epoch: Duration,
     most_pairs: usize,
+    most_epochs: usize,
     start: Option<Time>,
     end: Time,
     /// Accesses of the epoch under way, by page.
@@ -35,6 +36,7 @@ impl Profile {
         Self {
             epoch: epoch.max(Duration::from_millis(1)),
             most_pairs: bytes / size_of::<(u32, u32)>(),
+            most_epochs: MOST_EPOCHS,
             start: None,
             end: Time(0),
             current: vec![0; pages as usize],
@@ -45,6 +47,13 @@ impl Profile {
             outside: 0,
             is_short: false,
         }
+    }
+
+    /// Tells up to so many epochs apart, two at least.
+    #[must_use]
+    pub fn with_most_epochs(mut self, epochs: usize) -> Self {
+        self.most_epochs = epochs.max(2);
+        self
     }
 
     /// Takes note of a slice.
@@ -128,7 +137,8 @@ impl Profile {
         self.done
             .resize_with(self.done.len() + empty.min(1 << 20) as usize, Vec::new);
         self.current_index = next;
-        while (self.pairs > self.most_pairs || self.done.len() > MOST_EPOCHS) && self.done.len() > 1
+        while (self.pairs > self.most_pairs || self.done.len() > self.most_epochs)
+            && self.done.len() > 1
         {
             self.is_short |= self.pairs > self.most_pairs;
             self.join();
@@ -165,7 +175,7 @@ impl Profile {
     }
 }
 
-/// Epochs that are told apart at most: the oracle's work grows with them.
+/// Epochs that are told apart unless said: the oracle's work grows with them.
 const MOST_EPOCHS: usize = 256;
 
 fn merged(a: &EpochUses, b: &EpochUses) -> EpochUses {

@@ -1,4 +1,4 @@
-//! A generated guest of a host: what it is granted, what it does when, and how it lies.
+//! A guest of a host, generated or recorded: what it is granted, what it does when, and how it lies.
 
 use tier_core::{
     addr::{BASE_PAGE, HUGE_PAGE},
@@ -6,11 +6,13 @@ use tier_core::{
     random::Random,
 };
 
+use super::course::Course;
+
 const GIB: u64 = 1 << 30;
 /// Parts of a guest's memory that differ in heat.
 const PARTS: u32 = 24;
 /// How late a change is measured, in seconds: a source needs some samples of the new hot pages.
-const LATE_S: u32 = 3;
+pub(super) const LATE_S: u32 = 3;
 /// By how much the heat of a part is measured wrong, at most.
 const NOISE: f64 = 0.1;
 /// The most accesses a second of a busy virtual CPU that slow memory would slow down: 150 ns each.
@@ -36,17 +38,28 @@ struct Phase {
     vcpu_s_per_s: f64,
 }
 
+/// What a guest does when.
+#[derive(Clone, Debug)]
+enum Life {
+    /// It goes through phases.
+    Generated {
+        phases: Vec<Phase>,
+        vcpus: f64,
+        noise_seed: u64,
+    },
+    /// It does what a recording tells.
+    Recorded(Course),
+}
+
 /// A guest.
 #[derive(Clone, Debug)]
-pub(super) struct Guest {
-    pub(super) name: String,
-    pub(super) terms: Terms,
+pub(crate) struct Guest {
+    pub(crate) name: String,
+    pub(crate) terms: Terms,
     pub(super) lie: Option<Lie>,
     arrives: u32,
     departs: u32,
-    phases: Vec<Phase>,
-    vcpus: f64,
-    noise_seed: u64,
+    life: Life,
 }
 
 impl Guest {
@@ -90,9 +103,23 @@ impl Guest {
             lie,
             arrives,
             departs: departs.max(arrives),
-            phases,
-            vcpus,
-            noise_seed: random.draw(),
+            life: Life::Generated {
+                phases,
+                vcpus,
+                noise_seed: random.draw(),
+            },
+        }
+    }
+
+    /// A guest that is always there, and does what was recorded.
+    pub(crate) const fn recorded(name: String, terms: Terms, course: Course) -> Self {
+        Self {
+            name,
+            terms,
+            lie: None,
+            arrives: 0,
+            departs: u32::MAX,
+            life: Life::Recorded(course),
         }
     }
 
@@ -100,24 +127,43 @@ impl Guest {
         (self.arrives..self.departs).contains(&second)
     }
 
-    /// The number of the phase at this second.
+    /// The number of the phase at this second. Of a recording all is one phase: its curves tell what
+    /// cold pages its change of pages brings.
     pub(super) fn phase(&self, second: u32) -> usize {
-        let phase = self.phases.partition_point(|phase| phase.until <= second);
-        phase.min(self.phases.len() - 1)
+        match &self.life {
+            Life::Generated { phases, .. } => phase_at(phases, second),
+            Life::Recorded(_) => 0,
+        }
     }
 
     /// The guest as it is.
-    pub(super) fn so(&self, second: u32) -> Vm {
-        let phase = &self.phases[self.phase(second)];
-        self.vm(phase.curve.clone(), phase.vcpu_s_per_s)
+    pub(crate) fn so(&self, second: u32) -> Vm {
+        match &self.life {
+            Life::Generated { phases, .. } => {
+                let phase = &phases[phase_at(phases, second)];
+                self.vm(phase.curve.clone(), phase.vcpu_s_per_s)
+            }
+            Life::Recorded(course) => self.vm(course.so(second).clone(), course.vcpu_s_per_s),
+        }
     }
 
-    /// The guest as it is measured: late, with noise, and with its lie if it `lies`.
-    pub(super) fn measured(&self, second: u32, lies: bool) -> Vm {
-        let phase = &self.phases[self.phase(second.saturating_sub(LATE_S))];
+    /// The guest as it is measured: late, with noise, and with its lie if it `lies`. A recording's noise
+    /// is its own.
+    pub(crate) fn measured(&self, second: u32, lies: bool) -> Vm {
+        let (phases, vcpus, noise_seed) = match &self.life {
+            Life::Generated {
+                phases,
+                vcpus,
+                noise_seed,
+            } => (phases, *vcpus, *noise_seed),
+            Life::Recorded(course) => {
+                return self.vm(course.measured(second).clone(), course.vcpu_s_per_s);
+            }
+        };
+        let phase = &phases[phase_at(phases, second.saturating_sub(LATE_S))];
         // The kernel tells at once how long virtual CPUs ran.
-        let vcpu_s_per_s = self.phases[self.phase(second)].vcpu_s_per_s;
-        let mut random = Random::new(self.noise_seed ^ u64::from(second));
+        let vcpu_s_per_s = phases[phase_at(phases, second)].vcpu_s_per_s;
+        let mut random = Random::new(noise_seed ^ u64::from(second));
         let noisy = phase.curve.pieces().map(|piece| {
             let bytes = piece.to - piece.from;
             let noise = 1.0 + NOISE * (2.0 * random.share() - 1.0);
@@ -135,9 +181,9 @@ impl Guest {
                 self.vm(DemandCurve::of_buckets([(memory, hits)]), vcpu_s_per_s)
             }
             Some(Lie::Spins) => {
-                let spun = self.vcpus * MOST_HITS;
+                let spun = vcpus * MOST_HITS;
                 let spinning = noisy.chain([(memory / 8, spun)]);
-                self.vm(DemandCurve::of_buckets(spinning), self.vcpus)
+                self.vm(DemandCurve::of_buckets(spinning), vcpus)
             }
         }
     }
@@ -150,6 +196,12 @@ impl Guest {
             vcpu_s_per_s,
         }
     }
+}
+
+/// The number of the phase at this second.
+fn phase_at(phases: &[Phase], second: u32) -> usize {
+    let phase = phases.partition_point(|phase| phase.until <= second);
+    phase.min(phases.len() - 1)
 }
 
 impl Phase {

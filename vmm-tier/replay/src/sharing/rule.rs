@@ -10,11 +10,11 @@ use super::Round;
 
 /// What a VM's pages can move in a second, in bytes, to follow its share; and as much again to exchange
 /// cold pages for hot pages.
-const MOVES: u64 = 512 << 20;
+pub(super) const MOVES: u64 = 512 << 20;
 
 /// What the arbiter knows of VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Knowledge {
+pub(crate) enum Knowledge {
     /// What is measured, and what liars say.
     Measured,
     /// What would be measured if none lied.
@@ -25,7 +25,7 @@ pub(super) enum Knowledge {
 
 /// How DRAM is divided.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Rule {
+pub(crate) enum Rule {
     /// Who comes takes what is free, and keeps it.
     FirstCome,
     /// The arbiter, by these rules.
@@ -52,33 +52,44 @@ struct Life {
     used: f64,
 }
 
+/// What became of a guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Accesses a second that DRAM served, and all, summed over the rounds.
+    pub(crate) hits: f64,
+    pub(crate) accesses: f64,
+    /// DRAM that it held, in bytes, summed over the rounds.
+    pub(crate) held_bytes: f64,
+    /// The least DRAM that it held, in bytes.
+    pub(crate) least_bytes: u64,
+}
+
 /// A rule at work.
-pub(super) struct Division {
+pub(crate) struct Division {
     pub(super) name: &'static str,
     rule: Rule,
     arbiter: Arbiter,
     places: Vec<Option<Place>>,
     meter: FairnessMeter,
+    /// By guest.
+    pub(crate) tallies: Vec<Tally>,
     /// Hits of all, and of those that lie.
-    pub(super) hits: f64,
+    pub(crate) hits: f64,
     pub(super) liars_hits: f64,
-    pub(super) moved_bytes: u64,
-    pub(super) seconds: u32,
-    pub(super) jain_sum: f64,
+    pub(crate) moved_bytes: u64,
+    /// Rounds.
+    pub(crate) seconds: u32,
+    pub(crate) jain_sum: f64,
     lives: Vec<Life>,
     pub(super) envy_sum: u64,
     pub(super) last: Fairness,
 }
 
 impl Division {
-    pub(super) fn new(name: &'static str, rule: Rule, guests: usize) -> Self {
+    pub(crate) fn new(name: &'static str, rule: Rule, guests: usize) -> Self {
         let rules = match rule {
             Rule::FirstCome => Rules::default(),
-            // The host of the model has the bandwidth for what its VMs move.
-            Rule::Arbiter(rules, _) => Rules {
-                redeal_bytes_per_s: MOVES * guests as u64,
-                ..rules
-            },
+            Rule::Arbiter(rules, _) => rules,
         };
         Self {
             name,
@@ -86,6 +97,7 @@ impl Division {
             arbiter: Arbiter::new(rules),
             places: vec![None; guests],
             meter: FairnessMeter::default(),
+            tallies: vec![Tally::default(); guests],
             hits: 0.0,
             liars_hits: 0.0,
             moved_bytes: 0,
@@ -97,8 +109,21 @@ impl Division {
         }
     }
 
-    /// A second passes. `fair` is the fair division by what is so.
-    pub(super) fn second(&mut self, round: &Round<'_>, fair: &Dues) {
+    /// The guests have been there for long: each holds what the rule would give it at once.
+    pub(crate) fn settle(&mut self, round: &Round<'_>) {
+        self.come_and_go(round);
+        if let Rule::Arbiter(rules, _) = self.rule {
+            let vms: Vec<&Vm> = round.measured.iter().collect();
+            let dues = divide(&rules, round.pool, &vms, &[]).dues;
+            for (&at, due) in round.there.iter().zip(dues) {
+                self.follow(at, due.target_bytes, u64::MAX);
+            }
+            self.moved_bytes = 0;
+        }
+    }
+
+    /// A round passes. `fair` is the fair division by what is so.
+    pub(crate) fn second(&mut self, round: &Round<'_>, fair: &Dues) {
         self.come_and_go(round);
         let (targets, redealt) = self.deal(round);
         let mut standings = Vec::with_capacity(round.there.len());
@@ -109,11 +134,20 @@ impl Division {
                 continue;
             };
             // Cold pages are exchanged for hot pages.
-            place.placed = (place.placed + MOVES as f64 / place.holds.max(1) as f64).min(1.0);
+            let moves = round.moves() as f64;
+            place.placed = (place.placed + moves / place.holds.max(1) as f64).min(1.0);
             let anyhow = place.holds as f64 / guest.terms.cap_bytes as f64;
             let hits = place.placed * so.curve.hits_at(place.holds as f64)
                 + (1.0 - place.placed) * so.curve.total_hits() * anyhow;
             self.hits += hits;
+            let tally = &mut self.tallies[at];
+            tally.least_bytes = match self.seconds {
+                0 => place.holds,
+                _ => tally.least_bytes.min(place.holds),
+            };
+            tally.hits += hits;
+            tally.accesses += so.curve.total_hits();
+            tally.held_bytes += place.holds as f64;
             if guest.lie.is_some() {
                 self.liars_hits += hits;
             }
@@ -227,7 +261,7 @@ impl Division {
                     .collect();
                 let decision = self.arbiter.deal(round.now, round.pool, &vms);
                 for (&at, share) in round.there.iter().zip(&decision.shares) {
-                    self.follow(at, share.share_bytes, MOVES);
+                    self.follow(at, share.share_bytes, round.moves());
                 }
                 let targets = decision.shares.iter().map(|share| share.due.target_bytes);
                 (targets.collect(), decision.redealt_bytes)
