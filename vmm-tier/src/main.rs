@@ -21,6 +21,8 @@ mod reply;
 mod report_schema;
 mod signals;
 mod source;
+#[cfg(feature = "screens")]
+mod top;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -71,6 +73,12 @@ enum Command {
         /// Its arguments, a JSON object
         arguments: Option<String>,
     },
+    /// Show the host's DRAM and its VMs in the terminal, live or from a recording
+    #[cfg(feature = "screens")]
+    #[command(
+        after_help = "Exit status: 0 if there was something to show. NO_COLOR=1 switches colours off; ? shows the keys."
+    )]
+    Top(Box<top::TopArgs>),
     /// Print the figures of running agents as Prometheus reads them
     #[command(
         after_help = "Exit status: 0 if every agent has answered; the figures of those that have are printed in any case."
@@ -172,6 +180,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             command,
             arguments,
         } => ctl::run(&socket, &command, arguments.as_deref()),
+        #[cfg(feature = "screens")]
+        Command::Top(args) => top::run(*args),
         Command::Metrics(args) => metrics::run(&args),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
         Command::Explain(args) => explain::run(&args),
