@@ -31,10 +31,10 @@ mod watcher;
 
 use std::process::ExitCode;
 
-#[cfg(test)]
-pub(crate) use self::control::commands;
 pub(crate) use self::settings::HostArgs;
 use self::settings::HostSettings;
+#[cfg(test)]
+pub(crate) use self::{control::commands, http::tests::host as published_host};
 
 /// `vmm-tier host`.
 pub(crate) fn run(args: HostArgs) -> anyhow::Result<ExitCode> {

@@ -140,13 +140,19 @@ fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
+    let filter = match cli.command {
+        // A line would stand in the middle of the screen.
+        #[cfg(feature = "screens")]
+        Command::Top(_) => Targets::new(),
+        _ => log_filter(std::env::var("VMM_TIER_LOG").ok().as_deref()),
+    };
     let lines = fmt::layer()
         .with_writer(log::stderr())
         .with_ansi(false)
         .with_target(false);
     tracing_subscriber::registry()
         .with(lines)
-        .with(log_filter(std::env::var("VMM_TIER_LOG").ok().as_deref()))
+        .with(filter)
         .init();
     if let Err(error) = tier_sys::open_files::raise_limit() {
         tracing::debug!("the limit of open files stays: {error}");

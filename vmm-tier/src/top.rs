@@ -201,7 +201,7 @@ impl Top {
                 self.app.forget_agent();
             }
             self.agent = wanted.and_then(|socket| {
-                let feed = Feed::start(&socket.path, socket.pid).ok()?;
+                let feed = Feed::start(&socket.path, Some(socket.pid)).ok()?;
                 Some((socket, feed))
             });
         }

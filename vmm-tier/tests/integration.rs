@@ -13,6 +13,9 @@ mod played;
 mod recorder;
 #[path = "played/ring.rs"]
 mod ring;
+#[cfg(feature = "screens")]
+#[path = "played/tmux.rs"]
+mod tmux;
 
 mod agent;
 mod commands;
@@ -35,4 +38,6 @@ mod record;
 mod replay;
 mod schema;
 mod slow_qemu;
+#[cfg(feature = "screens")]
+mod top;
 mod trace;

@@ -89,7 +89,7 @@ impl Agent {
 pub(super) struct AgentSocket {
     pub(super) vm: String,
     pub(super) path: PathBuf,
-    pub(super) pid: Option<u32>,
+    pub(super) pid: u32,
 }
 
 /// See the [module](self).
@@ -263,7 +263,7 @@ impl App {
         let is_wanted = !self.is_agent && self.player.is_none();
         let in_view = matches!(self.view(), View::Vm | View::Heat);
         let vm = self.vm().filter(|_| is_wanted && in_view)?;
-        let pid = number(vm, "agent-pid").map(|pid| pid as u32);
+        let pid = number(vm, "agent-pid")? as u32;
         Some(AgentSocket {
             vm: text(vm, "name")?.to_owned(),
             path: text(vm, "control")?.into(),
@@ -494,7 +494,7 @@ mod tests {
         assert_eq!(app.wanted_agent(), None);
         press(&mut app, "v");
         let socket = app.wanted_agent().unwrap();
-        assert_eq!((socket.vm.as_str(), socket.pid), ("a", Some(7)));
+        assert_eq!((socket.vm.as_str(), socket.pid), ("a", 7));
         assert_eq!(app.wanted_heat(80, 24), None);
         press(&mut app, "h");
         assert!(app.wanted_agent().is_some() && app.wanted_heat(80, 24).is_some());

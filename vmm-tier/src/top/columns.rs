@@ -278,8 +278,8 @@ impl Chosen {
                     true => title.push(mark),
                     // The last letter makes room for the mark.
                     false => {
-                        title =
-                            fitted(&title, width - 1, false).replace('…', "") + &mark.to_string()
+                        title = fitted(&title, width.saturating_sub(1), false).replace('…', "")
+                            + &mark.to_string()
                     }
                 }
             }

@@ -2,7 +2,7 @@
 //! in another shape, is not known.
 
 use serde_json::Value;
-use tier_core::report::{Figure, Object, Shape};
+use tier_core::report::{Object, Shape};
 
 use super::text::{self, UNKNOWN, harmless};
 
@@ -105,13 +105,9 @@ fn collect(
                 }
             }
             Shape::List(_) | Shape::Map(_) => {}
-            _ => found.push((path, shown(of, &name), help(&figure))),
+            _ => found.push((path, shown(of, &name), figure.help())),
         }
     }
-}
-
-fn help(figure: &Figure) -> String {
-    figure.help()
 }
 
 #[cfg(test)]

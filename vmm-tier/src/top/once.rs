@@ -108,3 +108,56 @@ fn cell(value: Option<&Value>) -> String {
         _ => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{super::text::columns, *};
+    use crate::host::published_host as host;
+
+    fn news() -> News {
+        let mut host = serde_json::to_value(host(3)).unwrap();
+        host["vms"][0]["name"] = json!("=cmd(\"x\"),\u{1b}[31m");
+        host["vms"][0]["source"] = Value::Null;
+        host["vms"][1]["hit-ratio"] = json!(-0.5);
+        host["alarms"] = json!([{"severity": "warning", "text": "x".repeat(300)}]);
+        News::Host(host)
+    }
+
+    #[test]
+    fn table_when_narrow_takes_no_more_columns() {
+        for width in [20, 40, 80, 120] {
+            let text = table(&news(), &Order::default(), Some(width));
+            assert!(text.lines().all(|line| columns(line) <= width), "{text}");
+            assert!(text.lines().any(|line| line.contains("vm2")), "{text}");
+        }
+        insta::assert_snapshot!("once_80", table(&news(), &Order::default(), Some(80)));
+    }
+
+    #[test]
+    fn csv_when_read_has_a_column_for_each_figure() {
+        let text = csv(&news(), &Order::default());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert!(lines[0].starts_with("name,pid,uuid,state,refused,weight,guarantee-bytes,"));
+        assert!(
+            lines[1].starts_with("\"'=cmd(\"\"x\"\"),\u{fffd}[31m\",1001,"),
+            "{text}"
+        );
+        let commas = |line: &str| line.matches(',').count();
+        assert_eq!(commas(lines[2]), commas(lines[0]));
+        assert!(lines[2].contains(",-0.5,"), "{text}");
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn json_when_printed_is_the_reply() {
+        let text = json(&news()).unwrap();
+        let News::Host(told) = news() else {
+            unreachable!("it is a host's");
+        };
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), told);
+        assert!(!text.contains('\u{1b}'));
+    }
+}

@@ -148,6 +148,8 @@ pub(super) fn bytes(value: f64) -> String {
 
 /// A number with few digits.
 pub(super) fn number(value: f64) -> String {
+    // -0 is 0.
+    let value = value + 0.0;
     match value.abs() {
         size if size >= 1e6 && value.fract() == 0.0 && size < 1e15 => format!("{value}"),
         size if size >= 1e6 => format!("{value:.2e}"),
