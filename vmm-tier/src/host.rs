@@ -24,6 +24,10 @@ pub(crate) mod protocol;
 mod published;
 mod qemu;
 mod recorder;
+#[cfg_attr(
+    not(feature = "screens"),
+    allow(dead_code, reason = "screens read recordings")
+)]
 pub(crate) mod recording;
 pub(crate) mod report;
 mod settings;

@@ -187,13 +187,13 @@ fn recording_when_played_obeys_the_keys() {
 fn daemon_when_told_to_record_writes_what_top_shows() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("hour");
-    let mut host = command(
-        folder.path(),
-        "host",
-        "[pool]\nbytes = '64M'\nnodes = '0'\n",
-    );
-    host.arg("--record").arg(&file).stderr(Stdio::null());
-    let mut child = host.spawn().unwrap();
+    let host = || {
+        let pool = "[pool]\nbytes = '64M'\nnodes = '0'\n";
+        let mut host = command(folder.path(), "host", pool);
+        host.arg("--record").arg(&file);
+        host
+    };
+    let mut child = host().stderr(Stdio::null()).spawn().unwrap();
     let path = file.display().to_string();
     let told = loop {
         let output = top(&["--replay", &path, "--json"], "80");

@@ -53,7 +53,8 @@ pub(super) fn table(news: &News, order: &Order, width: Option<usize>) -> String 
     }
     let mut out = String::new();
     for line in lines {
-        out.push_str(cut(line.trim_end(), bound).trim_end());
+        let line = width.map_or_else(|| line.clone(), |width| cut(&line, width));
+        out.push_str(line.trim_end());
         out.push('\n');
     }
     out
@@ -132,6 +133,11 @@ mod tests {
             assert!(text.lines().all(|line| columns(line) <= width), "{text}");
             assert!(text.lines().any(|line| line.contains("vm2")), "{text}");
         }
+        let whole = table(&news(), &Order::default(), None);
+        assert!(
+            whole.contains(&"x".repeat(300)) && whole.contains("WAITS FOR"),
+            "{whole}"
+        );
         insta::assert_snapshot!("once_80", table(&news(), &Order::default(), Some(80)));
     }
 

@@ -156,7 +156,8 @@ fn head(app: &App, width: usize, now: Instant) -> Vec<Line> {
     let Some(host) = app.host() else {
         return lines;
     };
-    if matches!(app.view(), View::Help | View::Heat) {
+    if !matches!(app.view(), View::Table | View::Alarms) {
+        lines.extend(played(app, width));
         return lines;
     }
     let look = if main.stale(now).is_some() {
@@ -214,7 +215,7 @@ fn state(app: &App, main: &Told, now: Instant) -> (String, Look) {
 /// Jain's index over the last hour, or over the recording with the place that is shown.
 fn sparkline(app: &App, width: usize, now: Instant) -> Vec<Line> {
     const LABEL: &str = "fairness ";
-    const SCALE: usize = 8;
+    const SCALE: usize = 9;
     let room = width.saturating_sub(LABEL.len() + SCALE).min(120);
     let Some(player) = &app.player else {
         let to = app.seconds(now);
@@ -233,28 +234,31 @@ fn sparkline(app: &App, width: usize, now: Instant) -> Vec<Line> {
     });
     let length = player.length_ms();
     let spark = spark::draw(points, 0.0, length as f64, room);
+    let mut lines = vec![vec![
+        (LABEL.to_owned(), Look::Plain),
+        (spark.line, Look::Fast),
+        (format!(" {}–1", spark.begin), Look::Faint),
+    ]];
     let place = player.since_ms() as f64 / (length as f64).max(1.0) * room as f64;
     let place = (place as usize).min(room.saturating_sub(1));
-    let played = "━".repeat(place) + "◆" + &"─".repeat(room.saturating_sub(place + 1));
-    let clock_at = clock(player.since_ms() / 1000);
+    let track = "━".repeat(place) + "◆" + &"─".repeat(room.saturating_sub(place + 1));
+    lines.push(line(" ".repeat(LABEL.len()) + &track, Look::Plain));
+    lines.extend(played(app, width));
+    lines
+}
+
+/// Which moment of a recording is shown.
+fn played(app: &App, width: usize) -> Option<Line> {
+    let player = app.player.as_ref()?;
+    let recording = player.recording();
     let times = format!(
-        "{clock_at} of {}{}  {}",
-        clock(length / 1000),
+        "{} of {}{}  {}",
+        clock(player.since_ms() / 1000),
+        clock(player.length_ms() / 1000),
         if recording.is_cut() { " (cut)" } else { "" },
         date_and_time(recording.at_ms(player.moment()))
     );
-    vec![
-        vec![
-            (LABEL.to_owned(), Look::Plain),
-            (spark.line, Look::Fast),
-            (format!(" {}–1", spark.begin), Look::Faint),
-        ],
-        vec![
-            (fitted("", LABEL.len(), false), Look::Plain),
-            (played, Look::Plain),
-        ],
-        line(cut(&times, width), Look::Plain),
-    ]
+    Some(line(cut(&times, width), Look::Plain))
 }
 
 /// The wall clock's date and time, in UTC.
