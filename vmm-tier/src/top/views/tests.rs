@@ -140,10 +140,14 @@ fn vm_when_drawn_shows_tiers_demand_and_reasons() {
     let (mut app, now) = app_of(News::Host(host()));
     press(&mut app, "v");
     app.take_of_agent(News::Agent(tier()), now);
-    for (width, height) in [(120, 60), (80, 34), (40, 20)] {
+    for (width, height) in [(120, 28), (80, 28), (40, 20)] {
         let shown = screen(&mut app, now, (width, height));
         insta::assert_snapshot!(format!("vm_{width}"), shown);
     }
+    app.key(KeyCode::End.into());
+    let shown = screen(&mut app, now, (120, 40));
+    assert!(shown.contains("ALL FIGURES"), "{shown}");
+    assert!(shown.contains("0.5 s                   How long ago its agent reported last"), "{shown}");
 }
 
 #[test]
