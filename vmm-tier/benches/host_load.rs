@@ -2,15 +2,19 @@
 //! agents that report once a second.
 //!
 //! The daemon is the release build. Each agent is a connection; its QEMU is a process that sleeps. A report
-//! has a demand curve of 64 points, the most there may be.
+//! has a demand curve of 64 points, the most there may be. The last column is what `vmm-tier top` costs that shows
+//! them on a terminal of 120 by 40 at one frame a second.
 
 #[path = "../tests/played/host.rs"]
 mod host;
 #[path = "../tests/played/program.rs"]
 mod program;
+#[path = "../tests/played/tmux.rs"]
+mod tmux;
 
 use std::{
     env,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,6 +25,7 @@ use std::{
 
 use host::{Daemon, HostAgent, Sleeper};
 use tier_sys::{process, sysroot::SysRoot};
+use tmux::Tmux;
 
 const AGENTS: [usize; 3] = [20, 200, 1000];
 const WARM_UP: Duration = Duration::from_secs(8);
@@ -33,8 +38,8 @@ fn main() {
     }
     process::raise_open_files();
     println!(
-        "{:>8} {:>10} {:>14} {:>10} {:>9}",
-        "agents", "reports/s", "of one core", "memory", "threads"
+        "{:>8} {:>10} {:>14} {:>10} {:>9} {:>14}",
+        "agents", "reports/s", "of one core", "memory", "threads", "top"
     );
     for agents in AGENTS {
         measure(agents);
@@ -96,14 +101,35 @@ fn measure(count: usize) {
         });
     assert_eq!(reporting, count, "all agents are served");
     println!(
-        "{count:>8} {:>10.0} {:>12.2} % {:>6.1} MiB {:>9}",
+        "{count:>8} {:>10.0} {:>12.2} % {:>6.1} MiB {:>9} {:>14}",
         taken as f64 / elapsed,
         used.as_secs_f64() / elapsed * 100.0,
         line("VmRSS:") / 1024.0,
-        line("Threads:")
+        line("Threads:"),
+        top(folder.path(), &socket)
     );
     stop.store(true, Ordering::Relaxed);
     for agent in agents {
         let _ = agent.join();
     }
+}
+
+/// CPU time of `vmm-tier top` as a share of one core, with all agents in its table.
+fn top(folder: &Path, socket: &Path) -> String {
+    let program = env::var("VMM_TIER_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_vmm-tier").to_owned());
+    let command = format!("exec {program} top {}", socket.display());
+    let Some(tmux) = Tmux::start(folder, (120, 40), &command) else {
+        return "SKIPPED".to_owned();
+    };
+    tmux.wait_for_text("live");
+    let cpu = || {
+        process::stat(&SysRoot::real(), tmux.pid())
+            .expect("a running top")
+            .cpu_time
+    };
+    let (before, begin) = (cpu(), Instant::now());
+    thread::sleep(MEASURED);
+    let share = (cpu() - before).as_secs_f64() / begin.elapsed().as_secs_f64();
+    assert!(tmux.screen().contains("live"), "{}", tmux.screen());
+    format!("{:.2} %", share * 100.0)
 }

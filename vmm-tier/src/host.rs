@@ -25,6 +25,10 @@ pub(crate) mod protocol;
 mod published;
 mod qemu;
 mod recorder;
+#[cfg_attr(
+    not(feature = "screens"),
+    allow(dead_code, reason = "screens read recordings")
+)]
 pub(crate) mod recording;
 pub(crate) mod report;
 mod settings;
@@ -33,10 +37,10 @@ mod watcher;
 
 use std::process::ExitCode;
 
-#[cfg(test)]
-pub(crate) use self::control::commands;
 use self::settings::HostSettings;
 pub(crate) use self::settings::{HostArgs, SOCKET};
+#[cfg(test)]
+pub(crate) use self::{control::commands, http::tests::host as published_host};
 
 /// `vmm-tier host`.
 pub(crate) fn run(args: HostArgs) -> anyhow::Result<ExitCode> {

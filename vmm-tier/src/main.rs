@@ -21,6 +21,8 @@ mod reply;
 mod report_schema;
 mod signals;
 mod source;
+#[cfg(feature = "screens")]
+mod top;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -74,6 +76,12 @@ enum Command {
         /// Its arguments, a JSON object
         arguments: Option<String>,
     },
+    /// Show the host's DRAM and its VMs in the terminal, live or from a recording
+    #[cfg(feature = "screens")]
+    #[command(
+        after_help = "Exit status: 0 if there was something to show. NO_COLOR=1 switches colours off; ? shows the keys."
+    )]
+    Top(Box<top::TopArgs>),
     /// Print the figures of running agents as Prometheus reads them
     #[command(
         after_help = "Exit status: 0 if every agent has answered; the figures of those that have are printed in any case."
@@ -140,13 +148,19 @@ fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
+    let filter = match cli.command {
+        // A line would stand in the middle of the screen.
+        #[cfg(feature = "screens")]
+        Command::Top(_) => Targets::new(),
+        _ => log_filter(std::env::var("VMM_TIER_LOG").ok().as_deref()),
+    };
     let lines = fmt::layer()
         .with_writer(log::stderr())
         .with_ansi(false)
         .with_target(false);
     tracing_subscriber::registry()
         .with(lines)
-        .with(log_filter(std::env::var("VMM_TIER_LOG").ok().as_deref()))
+        .with(filter)
         .init();
     if let Err(error) = tier_sys::open_files::raise_limit() {
         tracing::debug!("the limit of open files stays: {error}");
@@ -180,6 +194,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             command,
             arguments,
         } => ctl::run(&socket, &command, arguments.as_deref()),
+        #[cfg(feature = "screens")]
+        Command::Top(args) => top::run(*args),
         Command::Metrics(args) => metrics::run(&args),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
         Command::Explain(args) => explain::run(&args),

@@ -15,6 +15,9 @@ mod program;
 mod recorder;
 #[path = "played/ring.rs"]
 mod ring;
+#[cfg(feature = "screens")]
+#[path = "played/tmux.rs"]
+mod tmux;
 
 mod agent;
 mod commands;
@@ -38,4 +41,6 @@ mod record;
 mod replay;
 mod schema;
 mod slow_qemu;
+#[cfg(feature = "screens")]
+mod top;
 mod trace;

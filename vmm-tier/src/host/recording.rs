@@ -206,6 +206,8 @@ struct Moment {
     at_ms: u64,
     /// Time since the first moment. The wall clock may have been set back, this never goes back.
     since_ms: u64,
+    /// Jain's index of fairness, if it was known.
+    jain: Option<f64>,
 }
 
 impl Recording {
@@ -249,7 +251,9 @@ impl Recording {
                 line: lines.number,
                 what,
             };
-            let at_ms = at_ms_of(&lines).map_err(wrong)?;
+            let Known {
+                at_ms, fairness, ..
+            } = known_of(&lines).map_err(wrong)?;
             // A second has passed if the clock was set back.
             let since_ms = moments.last().map_or(0, |last| {
                 let step = at_ms.checked_sub(last.at_ms).unwrap_or(1000);
@@ -260,6 +264,7 @@ impl Recording {
                 bytes: lines.text.len(),
                 at_ms,
                 since_ms,
+                jain: fairness.and_then(|fairness| fairness.jain),
             });
         }
         if moments.is_empty() {
@@ -291,6 +296,11 @@ impl Recording {
     /// The time since the first moment, in milliseconds. It never falls from a moment to the next.
     pub(crate) fn since_ms(&self, moment: usize) -> u64 {
         self.moment(moment).since_ms
+    }
+
+    /// Jain's index of fairness at a moment, if it was known.
+    pub(crate) fn jain(&self, moment: usize) -> Option<f64> {
+        self.moment(moment).jain
     }
 
     /// The last moment that is not later after the first than this.
@@ -340,27 +350,32 @@ fn check_head(path: &Path, lines: &Lines) -> Result<(), RecordingError> {
     }
 }
 
-/// The time of a line, which must be an object with a list of VMs.
-fn at_ms_of(lines: &Lines) -> Result<u64, String> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "kebab-case")]
-    struct Known {
-        at_ms: u64,
-        #[serde(rename = "vms")]
-        _vms: Vec<Named>,
-    }
-    #[derive(Deserialize)]
-    struct Named {
-        #[serde(rename = "name")]
-        _name: IgnoredAny,
-    }
+/// What is known of a line before its moment is looked at.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Known {
+    at_ms: u64,
+    #[serde(rename = "vms")]
+    _vms: Vec<Named>,
+    fairness: Option<Index>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    #[serde(rename = "name")]
+    _name: IgnoredAny,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    jain: Option<f64>,
+}
+
+fn known_of(lines: &Lines) -> Result<Known, String> {
     if lines.is_too_long() {
         return Err(format!("it is longer than {}", human(MOST_LINE_BYTES)));
     }
-    let known: Result<Known, _> = serde_json::from_slice(&lines.text);
-    known
-        .map(|known| known.at_ms)
-        .map_err(|error| error.to_string())
+    serde_json::from_slice(&lines.text).map_err(|error| error.to_string())
 }
 
 /// The lines of a file, of which no more than [`MOST_LINE_BYTES`] are read.
@@ -443,6 +458,9 @@ mod tests {
         assert_eq!(recording.at_ms(0), 1_000_000);
         assert_eq!(recording.since_ms(1), 1000);
         assert_eq!(recording.read(1).unwrap(), json!({"vms": []}));
+        assert_eq!((recording.jain(0), recording.jain(1)), (None, None));
+        writer.add(1_002_000, &host(1)).unwrap();
+        assert_eq!(Recording::open(&path).unwrap().jain(2), Some(0.995));
     }
 
     #[test]
@@ -542,6 +560,10 @@ mod tests {
                 "line 2: invalid value",
             ),
             (format!("{HEAD}{{\"x\": {deep}\n"), "line 2: "),
+            (
+                format!("{HEAD}{{\"at-ms\": 1, \"vms\": [], \"fairness\": 1e999}}\n"),
+                "line 2: number out of range",
+            ),
         ];
         for (text, word) in cases {
             let said = refusal(&text);

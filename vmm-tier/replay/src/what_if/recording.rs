@@ -119,10 +119,7 @@ impl Recording {
         let rules = Rules::default();
         let idle = rules.idle_hits_per_page_s / BASE_PAGE as f64;
         let epochs = self.curves.epochs();
-        let used: f64 = epochs
-            .iter()
-            .map(|curve| curve.used_bytes(idle))
-            .sum();
+        let used: f64 = epochs.iter().map(|curve| curve.used_bytes(idle)).sum();
         WhatIfRecording {
             name: name.to_owned(),
             file: self.file.clone(),
