@@ -8,10 +8,13 @@ mod doctor;
 mod explain;
 #[cfg(test)]
 mod generated_page;
+mod heatmap;
 mod host;
 mod log;
 mod map_cmd;
 mod metrics;
+#[cfg(feature = "screens")]
+mod output_file;
 mod pair_journal;
 mod policy_journal;
 mod pool_drift;
@@ -36,6 +39,7 @@ use tracing_subscriber::{
 use crate::{
     config::{Config, RunArgs, Settings},
     explain::ExplainArgs,
+    heatmap::HeatmapArgs,
     host::HostArgs,
     metrics::MetricsArgs,
     record::RecordArgs,
@@ -90,6 +94,8 @@ enum Command {
         after_help = "Exit status: 0 if it could be explained; what is found does not change it."
     )]
     Explain(ExplainArgs),
+    /// Draw where a guest's memory is hot, and on which tier it lies
+    Heatmap(HeatmapArgs),
     /// Record a guest's accesses as a trace, or convert another program's trace
     #[command(
         after_help = "The file is called OUTPUT.part until it is complete. No page of the guest is moved."
@@ -175,6 +181,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Metrics(args) => metrics::run(&args),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
         Command::Explain(args) => explain::run(&args),
+        Command::Heatmap(args) => heatmap::run(&args),
         Command::Record(args) => record::run(*args),
         Command::Replay(args) => {
             map_cmd::print(&comparison::compare(&args)?)?;

@@ -20,6 +20,7 @@ mod doctor;
 mod explain;
 mod guest_agent;
 mod guest_life;
+mod heatmap;
 mod host_daemon;
 mod host_http;
 mod host_link;
