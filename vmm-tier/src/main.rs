@@ -21,6 +21,8 @@ mod pool_drift;
 mod record;
 mod record_file;
 mod reply;
+#[cfg(feature = "screens")]
+mod report_cmd;
 mod report_schema;
 mod signals;
 mod source;
@@ -101,6 +103,12 @@ enum Command {
         after_help = "The file is called OUTPUT.part until it is complete. No page of the guest is moved."
     )]
     Record(Box<RecordArgs>),
+    /// Make a page of a recording: heat over time and space, demand for DRAM, and what policies make of it
+    #[cfg(feature = "screens")]
+    #[command(
+        after_help = "The page needs no other file. Time and memory are those of replay with as many policies and sizes."
+    )]
+    Report(Box<report_cmd::ReportArgs>),
     /// Replay a recorded guest with tiering policies, and compare them with an oracle that knows the
     /// future
     #[command(
@@ -183,6 +191,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain::run(&args),
         Command::Heatmap(args) => heatmap::run(&args),
         Command::Record(args) => record::run(*args),
+        #[cfg(feature = "screens")]
+        Command::Report(args) => report_cmd::run(&args),
         Command::Replay(args) => {
             map_cmd::print(&comparison::compare(&args)?)?;
             Ok(ExitCode::SUCCESS)

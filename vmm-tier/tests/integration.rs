@@ -34,6 +34,7 @@ mod metrics;
 mod proxy;
 mod record;
 mod replay;
+mod report;
 mod schema;
 mod slow_qemu;
 mod trace;

@@ -17,7 +17,9 @@ use super::{
     settings::{Choice, Settings},
 };
 use crate::{
-    machine::{Profile, SamplerSettings, Sampling, Slice, Slicer, SlicerAccount, SlicerSettings},
+    machine::{
+        Guest, Profile, SamplerSettings, Sampling, Slice, Slicer, SlicerAccount, SlicerSettings,
+    },
     policy::{
         self, PolicySetup, UnknownPolicy,
         oracle::{Oracle, Plan},
@@ -55,6 +57,22 @@ struct Play<'a> {
     name: String,
 }
 
+/// Who looks at the accesses of the first pass beside the oracle.
+pub(super) trait Watcher {
+    /// The pass begins: over a trace of this guest and of this length in seconds, as played.
+    fn begin(&mut self, guest: &Guest, seconds: f64);
+
+    /// The next slice.
+    fn see(&mut self, slice: &Slice);
+}
+
+/// Nobody.
+impl Watcher for () {
+    fn begin(&mut self, _: &Guest, _: f64) {}
+
+    fn see(&mut self, _: &Slice) {}
+}
+
 /// Replays an input.
 ///
 /// # Errors
@@ -63,10 +81,11 @@ pub(super) fn replay(
     input: &Input,
     settings: &Settings,
     progress: &Progress,
+    watcher: &mut impl Watcher,
 ) -> Result<Outcome, InputError> {
     let play = Play::new(input, settings, progress)?;
     let sizes = sizes(settings, &play.facts)?;
-    let profile = play.learn(settings.memory)?;
+    let profile = play.learn(settings.memory, watcher)?;
     let (scores, account) = play.simulate(settings, &sizes, &profile)?;
     let mut trace = play.trace(settings, &account, &sizes);
     trace.notes.extend(coarse(&profile));
@@ -147,8 +166,9 @@ impl<'a> Play<'a> {
     }
 
     /// The first pass: how often each page is used, and when.
-    fn learn(&self, memory: u64) -> Result<Profile, InputError> {
+    fn learn(&self, memory: u64, watcher: &mut impl Watcher) -> Result<Profile, InputError> {
         self.begin(1, "learning");
+        watcher.begin(&self.facts.guest, self.seconds());
         let (mut slicer, _) = self.slicer()?;
         let pages = self.facts.guest.pages();
         let bytes = usize::try_from(memory).unwrap_or(usize::MAX) / PLANNING;
@@ -156,6 +176,7 @@ impl<'a> Play<'a> {
         let (mut slice, mut start) = (Slice::default(), None);
         while let Some(slice) = slicer.next_slice(&mut slice)? {
             profile.add(slice);
+            watcher.see(slice);
             self.show(slice, &mut start);
         }
         Ok(profile.finish())

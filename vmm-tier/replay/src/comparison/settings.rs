@@ -120,6 +120,45 @@ impl Settings {
     }
 }
 
+#[cfg(any(feature = "pictures", test))]
+impl Settings {
+    /// One recording under these policies, with these sizes of DRAM; everything else as `replay` has it
+    /// where nothing is said.
+    ///
+    /// # Errors
+    /// If a policy is not known.
+    pub(super) fn of_recording(
+        path: &std::path::Path,
+        is_partial: bool,
+        policies: &[String],
+        fast: &[FastSize],
+        memory: u64,
+    ) -> Result<Self, SettingsError> {
+        let options = Options {
+            partial: is_partial,
+            ..Options::default()
+        };
+        Ok(Self {
+            inputs: vec![Input::File {
+                path: path.to_owned(),
+                format: crate::trace::Format::Auto,
+                options,
+            }],
+            policies: self::policies(policies)?,
+            fast: fast.to_owned(),
+            period: None,
+            sampler: SamplerSettings::default(),
+            conditions: Conditions::default(),
+            setup: PolicySetup::default(),
+            stretch: Stretch::Auto,
+            huge: false,
+            memory,
+            target: 0.95,
+            timeline: false,
+        })
+    }
+}
+
 /// The files, then the workloads, each once.
 fn inputs(args: &ReplayArgs) -> Result<Vec<Input>, SettingsError> {
     if args.files.is_empty() && args.workload.is_empty() {
