@@ -49,6 +49,10 @@ pub struct PageArgs {
         default_value = "10%,25%,50%,75%"
     )]
     pub(crate) fast: Vec<FastSize>,
+    /// Policies see one access in N as a sample [default: 4093; every record of a recording whose
+    /// source sampled]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) period: Option<u64>,
     /// Take the intact part of a recording that was cut
     #[arg(long)]
     pub(crate) partial: bool,
@@ -85,13 +89,7 @@ struct Page<'a> {
 /// # Errors
 /// If the recording can't be replayed, or a policy is not known.
 pub fn make(args: &PageArgs) -> Result<String, ComparisonError> {
-    let settings = Settings::of_recording(
-        &args.file,
-        args.partial,
-        &args.policy,
-        &args.fast,
-        args.memory,
-    )?;
+    let settings = Settings::of_recording(args)?;
     let options = Options {
         partial: args.partial,
         ..Options::default()

@@ -122,37 +122,31 @@ impl Settings {
 
 #[cfg(any(feature = "pictures", test))]
 impl Settings {
-    /// One recording under these policies, with these sizes of DRAM; everything else as `replay` has it
-    /// where nothing is said.
+    /// The recording of a page; what its arguments leave open is as `replay` has it where nothing is
+    /// said.
     ///
     /// # Errors
     /// If a policy is not known.
-    pub(super) fn of_recording(
-        path: &std::path::Path,
-        is_partial: bool,
-        policies: &[String],
-        fast: &[FastSize],
-        memory: u64,
-    ) -> Result<Self, SettingsError> {
+    pub(super) fn of_recording(args: &super::PageArgs) -> Result<Self, SettingsError> {
         let options = Options {
-            partial: is_partial,
+            partial: args.partial,
             ..Options::default()
         };
         Ok(Self {
             inputs: vec![Input::File {
-                path: path.to_owned(),
+                path: args.file.clone(),
                 format: crate::trace::Format::Auto,
                 options,
             }],
-            policies: self::policies(policies)?,
-            fast: fast.to_owned(),
-            period: None,
+            policies: policies(&args.policy)?,
+            fast: args.fast.clone(),
+            period: args.period,
             sampler: SamplerSettings::default(),
             conditions: Conditions::default(),
             setup: PolicySetup::default(),
             stretch: Stretch::Auto,
             huge: false,
-            memory,
+            memory: args.memory,
             target: 0.95,
             timeline: false,
         })

@@ -9,6 +9,7 @@ fn args(file: PathBuf, policy: &str) -> PageArgs {
         file,
         policy: vec![policy.to_owned()],
         fast: vec!["25%".parse().unwrap(), "50%".parse().unwrap()],
+        period: None,
         partial: false,
         memory: 1 << 24,
         quiet: true,
