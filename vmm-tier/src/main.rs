@@ -103,7 +103,8 @@ enum Command {
         after_help = "The file is called OUTPUT.part until it is complete. No page of the guest is moved."
     )]
     Record(Box<RecordArgs>),
-    /// Make a page of a recording: heat over time and space, demand for DRAM, and what policies make of it
+    /// Make a page of a recording: heat over time and space, demand for DRAM, and what policies make of
+    /// it
     #[cfg(feature = "screens")]
     #[command(
         after_help = "The page needs no other file. Time and memory are those of replay with as many policies and sizes."

@@ -1,7 +1,7 @@
 //! Pictures of heat: the colours, and PNG.
 
-/// Viridis in eight steps (Stéfan van der Walt and Nathaniel Smith, 2015, CC0): lightness rises evenly, so
-/// people who are colour-blind, and paper without colours, show the same order.
+/// Viridis in eight steps (Stéfan van der Walt and Nathaniel Smith, 2015, CC0). Lightness rises evenly,
+/// so the colour-blind see the same order, and so does paper without colours.
 const COLOURS: [[u8; 3]; 8] = [
     [0x44, 0x01, 0x54],
     [0x46, 0x32, 0x7e],
@@ -17,8 +17,8 @@ const DECADES: f64 = 3.0;
 /// The largest picture, in pixels: 48 MiB.
 const MOST_PIXELS: usize = 1 << 24;
 
-/// Where a heat stands on the scale that ends at `hottest`: 0 is the cold end, 1 the hot end. The scale is
-/// logarithmic, as heats of pages differ by orders of magnitude.
+/// Where a heat stands on the scale that ends at `hottest`: 0 is the cold end, 1 the hot end. The scale
+/// is logarithmic, as heats of pages differ by orders of magnitude.
 #[must_use]
 pub fn on_scale(heat: f64, hottest: f64) -> f64 {
     let part = heat / hottest;

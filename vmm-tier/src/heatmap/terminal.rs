@@ -144,8 +144,8 @@ fn legend(hottest: f64, is_coloured: bool) -> String {
 mod tests {
     use super::*;
 
-    /// RAM of 3 GiB that ends beyond the hole below 4 GiB: a hot start in DRAM, cold DRAM, hot slow memory,
-    /// a mixture, and memory that was never touched.
+    /// RAM of 3 GiB that ends beyond the hole below 4 GiB: a hot start in DRAM, cold DRAM, hot slow
+    /// memory, a mixture, and memory that was never touched.
     fn map(rows: u32, columns: u32) -> HeatMap {
         let cells = rows * columns;
         let cell = |number: u32| {

@@ -42,8 +42,8 @@ pub(super) struct Heat {
     addresses: Vec<u64>,
 }
 
-/// The DRAM that shares of accesses need, if the pages that are hottest in all of the recording lie there
-/// and none moves.
+/// The DRAM that shares of accesses need, if the pages that are hottest in all of the recording lie
+/// there and none moves.
 #[derive(Debug, Default)]
 pub(super) struct Demand {
     /// Bytes, rising, and the share of accesses.

@@ -1,5 +1,5 @@
-//! Curves of hits over DRAM as inline SVG. Colours come from the page's style, so they follow its light or
-//! dark scheme; curves differ by dashes, too.
+//! Curves of hits over DRAM as inline SVG. Colours come from the page's style, so they follow its light
+//! or dark scheme; curves differ by dashes, too.
 
 use std::fmt::Write as _;
 
