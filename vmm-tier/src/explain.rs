@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use clap::{ArgGroup, Args};
 use qmp::Client;
 use tier_core::addr::Gpa;
@@ -99,6 +100,24 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The agent that was asked for: behind its control socket, or beside the QEMU that serves `qmp`. An
+/// agent's proxy of that QEMU's monitor will do, too.
+///
+/// # Errors
+/// If it can't be reached.
+pub(crate) fn agent(qmp: Option<&Path>, control: Option<&Path>) -> anyhow::Result<Client> {
+    if let Some(control) = control {
+        return connect(control);
+    }
+    let qmp = qmp.context("name a socket with --qmp or --control")?;
+    if let Some(agent) = agent_beside(qmp, Path::new(RUN_DIR))? {
+        return Ok(agent);
+    }
+    connect(qmp).with_context(|| {
+        format!("no agent in {RUN_DIR} serves this guest; name the agent's control socket with --control")
+    })
 }
 
 fn connect(socket: &Path) -> anyhow::Result<Client> {

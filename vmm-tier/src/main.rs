@@ -8,16 +8,21 @@ mod doctor;
 mod explain;
 #[cfg(test)]
 mod generated_page;
+mod heatmap;
 mod host;
 mod log;
 mod map_cmd;
 mod metrics;
+#[cfg(feature = "screens")]
+mod output_file;
 mod pair_journal;
 mod policy_journal;
 mod pool_drift;
 mod record;
 mod record_file;
 mod reply;
+#[cfg(feature = "screens")]
+mod report_cmd;
 mod report_schema;
 mod signals;
 mod source;
@@ -41,6 +46,7 @@ use tracing_subscriber::{
 use crate::{
     config::{Config, RunArgs, Settings},
     explain::ExplainArgs,
+    heatmap::HeatmapArgs,
     host::HostArgs,
     metrics::MetricsArgs,
     record::RecordArgs,
@@ -101,11 +107,20 @@ enum Command {
         after_help = "Exit status: 0 if it could be explained; what is found does not change it."
     )]
     Explain(ExplainArgs),
+    /// Draw where a guest's memory is hot, and on which tier it lies
+    Heatmap(HeatmapArgs),
     /// Record a guest's accesses as a trace, or convert another program's trace
     #[command(
         after_help = "The file is called OUTPUT.part until it is complete. No page of the guest is moved."
     )]
     Record(Box<RecordArgs>),
+    /// Make a page of a recording: heat over time and space, demand for DRAM, and what policies make of
+    /// it
+    #[cfg(feature = "screens")]
+    #[command(
+        after_help = "The page needs no other file. Time and memory are those of replay with as many policies and sizes."
+    )]
+    Report(Box<report_cmd::ReportArgs>),
     /// Replay a recorded guest with tiering policies, and compare them with an oracle that knows the
     /// future
     #[command(
@@ -199,7 +214,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Metrics(args) => metrics::run(&args),
         Command::Map { qmp, json } => map_cmd::run(&qmp, json),
         Command::Explain(args) => explain::run(&args),
+        Command::Heatmap(args) => heatmap::run(&args),
         Command::Record(args) => record::run(*args),
+        #[cfg(feature = "screens")]
+        Command::Report(args) => report_cmd::run(&args),
         Command::Replay(args) => {
             map_cmd::print(&comparison::compare(&args)?)?;
             Ok(ExitCode::SUCCESS)

@@ -1,6 +1,8 @@
 //! `vmm-tier metrics`: the figures of running agents, as Prometheus reads them.
 
 #[cfg(test)]
+mod dashboards;
+#[cfg(test)]
 mod reference;
 #[cfg(test)]
 pub(crate) mod tools;

@@ -25,6 +25,7 @@ mod doctor;
 mod explain;
 mod guest_agent;
 mod guest_life;
+mod heatmap;
 mod host_daemon;
 mod host_http;
 mod host_link;
@@ -39,6 +40,7 @@ mod page;
 mod proxy;
 mod record;
 mod replay;
+mod report;
 mod schema;
 mod slow_qemu;
 #[cfg(feature = "screens")]

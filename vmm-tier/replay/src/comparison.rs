@@ -16,6 +16,8 @@ mod few_samples;
 pub(crate) mod input;
 mod lockstep;
 mod markdown;
+#[cfg(any(feature = "pictures", test))]
+mod page;
 pub(crate) mod passes;
 pub(crate) mod progress;
 mod ranges;
@@ -32,6 +34,8 @@ mod tests;
 
 use std::path::Path;
 
+#[cfg(any(feature = "pictures", test))]
+pub use self::page::{PageArgs, make as page};
 pub use self::{
     args::ReplayArgs,
     charts::PictureError,
@@ -56,7 +60,7 @@ pub fn compare(args: &ReplayArgs) -> Result<String, ComparisonError> {
     let progress = Progress::new(args.quiet);
     let mut report = Report::default();
     for input in &settings.inputs {
-        let outcome = passes::replay(input, &settings, &progress)
+        let outcome = passes::replay(input, &settings, &progress, &mut ())
             .map_err(|error| ComparisonError::of(error, input.name()))?;
         curve::add_with_needs(&mut report, outcome.trace, outcome.runs, settings.target);
     }

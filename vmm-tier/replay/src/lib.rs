@@ -13,6 +13,8 @@
 pub mod comparison;
 pub mod format;
 pub mod machine;
+#[cfg(any(feature = "pictures", test))]
+pub mod picture;
 pub mod policy;
 mod sharing;
 pub mod simulation;

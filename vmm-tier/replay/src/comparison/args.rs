@@ -174,7 +174,7 @@ fn percent(text: &str) -> Result<f64, ParseNumberError> {
     number(bare, "a percentage from 0 to 100", 0.0..=100.0)
 }
 
-fn memory(text: &str) -> Result<u64, ParseNumberError> {
+pub(super) fn memory(text: &str) -> Result<u64, ParseNumberError> {
     match text.parse() {
         Ok(Size::Bytes(bytes)) if bytes >= 1 << 20 => Ok(bytes),
         _ => Err(ParseNumberError {

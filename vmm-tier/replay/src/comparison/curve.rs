@@ -54,7 +54,7 @@ fn needs(report: &Report, trace: &str, target: f64) -> Vec<Need> {
 /// The size from which on all sizes reach the target. Between two sizes the curve is taken for straight.
 /// Where each further byte brings less, as with a good policy, the result is rather too large than too
 /// small.
-fn need(points: &[(u64, f64)], target: f64) -> Option<(u64, Bound)> {
+pub(super) fn need(points: &[(u64, f64)], target: f64) -> Option<(u64, Bound)> {
     let last_miss = points.iter().rposition(|&(_, hits)| hits < target);
     let first = last_miss.map_or(0, |index| index + 1);
     let Some(&(above, reached)) = points.get(first) else {

@@ -25,6 +25,10 @@ pub enum ComparisonError {
     /// The curves can't be drawn.
     #[error(transparent)]
     Picture(#[from] PictureError),
+    /// The heat map can't be drawn.
+    #[cfg(any(feature = "pictures", test))]
+    #[error(transparent)]
+    Heat(#[from] crate::picture::PictureError),
     /// The report is no JSON.
     #[error("the report can't be written as JSON")]
     Json(#[from] serde_json::Error),

@@ -17,7 +17,9 @@ use super::{
     settings::{Choice, PlaySettings, Settings},
 };
 use crate::{
-    machine::{Profile, SamplerSettings, Sampling, Slice, Slicer, SlicerAccount, SlicerSettings},
+    machine::{
+        Guest, Profile, SamplerSettings, Sampling, Slice, Slicer, SlicerAccount, SlicerSettings,
+    },
     policy::{
         self, PolicySetup, UnknownPolicy,
         oracle::{Oracle, Plan},
@@ -55,6 +57,22 @@ struct Play<'a> {
     name: String,
 }
 
+/// Who looks at the accesses of the first pass beside the oracle.
+pub(super) trait Watcher {
+    /// The pass begins: over a trace of this guest and of this length in seconds, as played.
+    fn begin(&mut self, guest: &Guest, seconds: f64);
+
+    /// The next slice.
+    fn see(&mut self, slice: &Slice);
+}
+
+/// Nobody.
+impl Watcher for () {
+    fn begin(&mut self, _: &Guest, _: f64) {}
+
+    fn see(&mut self, _: &Slice) {}
+}
+
 /// Replays an input.
 ///
 /// # Errors
@@ -63,12 +81,13 @@ pub(super) fn replay(
     input: &Input,
     settings: &Settings,
     progress: &Progress,
+    watcher: &mut impl Watcher,
 ) -> Result<Outcome, InputError> {
     let play = Play::new(input, &settings.play, progress)?;
     let sizes = sizes(settings, &play.facts)?;
     let bytes = usize::try_from(settings.memory).unwrap_or(usize::MAX) / PLANNING;
     let profile = Profile::new(play.facts.guest.pages(), EPOCH, bytes);
-    let (profile, _) = play.learn(profile, 2)?;
+    let (profile, _) = play.learn(profile, 2, watcher)?;
     let (scores, account) = play.simulate(settings, &sizes, &profile)?;
     let mut trace = play.trace(settings, &account, &sizes);
     trace.notes.extend(coarse(&profile));
@@ -106,7 +125,7 @@ pub(crate) fn learn(
         return Err(InputError::TooLarge { pages, most });
     }
     let profile = Profile::new(pages, EPOCH, bounds.memory_bytes).with_most_epochs(epochs);
-    let (profile, outside) = play.learn(profile, 1)?;
+    let (profile, outside) = play.learn(profile, 1, &mut ())?;
     Ok(Learned {
         outside: outside + play.facts.outside,
         stretch: play.stretch,
@@ -188,12 +207,19 @@ impl<'a> Play<'a> {
 
     /// The first of so many passes: how often each page is used, and when. Also tells the accesses that
     /// were read outside the guest's memory.
-    fn learn(&self, mut profile: Profile, passes: usize) -> Result<(Profile, u64), InputError> {
+    fn learn(
+        &self,
+        mut profile: Profile,
+        passes: usize,
+        watcher: &mut impl Watcher,
+    ) -> Result<(Profile, u64), InputError> {
         self.begin(1, passes, "learning");
+        watcher.begin(&self.facts.guest, self.seconds());
         let (mut slicer, outside) = self.slicer()?;
         let (mut slice, mut start) = (Slice::default(), None);
         while let Some(slice) = slicer.next_slice(&mut slice)? {
             profile.add(slice);
+            watcher.see(slice);
             self.show(slice, &mut start);
         }
         let outside = slicer.account().outside + outside.get();

@@ -139,6 +139,42 @@ impl Settings {
     }
 }
 
+#[cfg(any(feature = "pictures", test))]
+impl Settings {
+    /// The recording of a page; what its arguments leave open is as `replay` has it where nothing is
+    /// said.
+    ///
+    /// # Errors
+    /// If a policy is not known.
+    pub(super) fn of_recording(args: &super::PageArgs) -> Result<Self, SettingsError> {
+        let options = Options {
+            partial: args.partial,
+            ..Options::default()
+        };
+        Ok(Self {
+            inputs: vec![Input::File {
+                path: args.file.clone(),
+                format: crate::trace::Format::Auto,
+                options,
+                bounds: Bounds::default(),
+            }],
+            policies: policies(&args.policy)?,
+            fast: args.fast.clone(),
+            play: PlaySettings {
+                period: args.period,
+                sampler: SamplerSettings::default(),
+                stretch: Stretch::Auto,
+                huge: false,
+            },
+            conditions: Conditions::default(),
+            setup: PolicySetup::default(),
+            memory: args.memory,
+            target: 0.95,
+            timeline: false,
+        })
+    }
+}
+
 /// The files, then the workloads, each once.
 fn inputs(args: &ReplayArgs) -> Result<Vec<Input>, SettingsError> {
     if args.files.is_empty() && args.workload.is_empty() {

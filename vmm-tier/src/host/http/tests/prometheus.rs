@@ -66,7 +66,11 @@ struct Prometheus {
 impl Prometheus {
     fn start(program: &std::path::Path, jobs: &[(&str, SocketAddr)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut config = "global: {scrape_interval: 1s}\nscrape_configs:\n".to_owned();
+        let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/prometheus");
+        let mut config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+             rule_files: ['{rules}/rules.yml', '{rules}/alerts.yml']\nscrape_configs:\n"
+        );
         for (job, target) in jobs {
             let _ = writeln!(
                 config,
@@ -187,6 +191,18 @@ fn prometheus_when_it_scrapes_us_and_libvirt_joins_both_by_domain() {
     let metadata = prometheus.get("metadata?metric", "vmm_tier_host_vm_state");
     let kind = &metadata["data"]["vmm_tier_host_vm_state"][0]["type"];
     assert_eq!(kind, "stateset", "{metadata}");
+    // The rules of the examples are evaluated, and none fails on what is scraped.
+    let received = prometheus.query("domain:vmm_tier_host_vm_received:ratio", 2);
+    assert_eq!(received[0].0, "vm1");
+    let groups = prometheus.get("rules?type", "");
+    let groups = groups["data"]["groups"].as_array().unwrap().iter();
+    let rules: Vec<&Value> = groups
+        .flat_map(|group| group["rules"].as_array().unwrap())
+        .collect();
+    assert!(rules.len() > 20, "{rules:?}");
+    for rule in rules {
+        assert_ne!(rule["health"], "err", "{rule}");
+    }
     let documented = documented_queries();
     assert!(documented.len() > 10, "{documented:?}");
     for query in documented {
