@@ -39,6 +39,7 @@
 //! A few passes over the VMs, sorting what rounding to pages lost, and for [`Mode::Utility`] a few
 //! searches in each curve. Bench `arbiter` measures it.
 
+pub mod alarms;
 mod curve;
 mod division;
 mod fairness;

@@ -444,6 +444,7 @@ fn facts(engine: &VmEngine, now: Time, source: Option<String>, share_bytes: Opti
             limit_in_force_bytes: engine.settings().fast_limit_bytes,
             state: snapshot.state.to_string(),
             source,
+            waits_for: engine.waits_for(now).map(|wait| wait.name().to_owned()),
             hit_ratio: snapshot.hit_ratio,
             promoted_bytes: snapshot.promoted_bytes,
             demoted_bytes: snapshot.demoted_bytes,
@@ -474,6 +475,7 @@ fn ram(map: &GuestMemoryMap) -> Vec<(u64, u64)> {
 /// Begins to speak with the host daemon, if there is to be one.
 pub(super) fn start(
     socket: Option<&Path>,
+    control: Option<&Path>,
     vm: &Vm,
     engine: &VmEngine,
 ) -> anyhow::Result<Option<HostLink>> {
@@ -486,6 +488,10 @@ pub(super) fn start(
         name: vm.name.clone(),
         pid: vm.pid,
         pid_start: stat.start_ticks,
+        // Where this fails the daemon can't ask the agent, and all else goes on.
+        control: control
+            .and_then(|path| std::path::absolute(path).ok())
+            .and_then(|path| path.into_os_string().into_string().ok()),
     };
     let limit = engine.settings().fast_limit_bytes;
     let link = HostLink::start(socket, identity, limit);

@@ -99,6 +99,7 @@ fn start(
     };
     let run_dir = settings.run_dir.clone();
     let settings_host = settings.host.clone();
+    let settings_control = settings.control.clone();
     let growth = settings.hugetlb_grow.then(|| engine.tiers().only_nodes());
     let growth = growth.flatten().map(|nodes| Growth {
         nodes,
@@ -124,7 +125,7 @@ fn start(
     let client = Arc::clone(&monitor.client);
     let vm = Vm::new(name, root, pid, process);
     let host = settings_host.filter(|_| tap.is_none());
-    let host = host_link::start(host.as_deref(), &vm, &engine)?;
+    let host = host_link::start(host.as_deref(), settings_control.as_deref(), &vm, &engine)?;
     let strain = StrainReader::new(MemoryPressure::of(&vm.root, pid));
     let mut agent = Agent {
         vm,

@@ -19,6 +19,7 @@ use anyhow::Context as _;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use qmp::{
     QmpError,
+    client::PeerCredentials,
     server::{CommandSpec, Connection, EventSender, EventSpec, Handler, Options, Server, Stats},
 };
 use rustix::process::geteuid;
@@ -50,6 +51,9 @@ const PENALTY: Duration = Duration::from_millis(250);
 /// The most clients: an agent for each VM, and operators.
 const MOST_CLIENTS: usize = MAX_VMS + 64;
 
+/// What operators may order by HTTP.
+const ORDERS: [&str; 3] = ["host-set-vm", "host-set-mode", "host-drain"];
+
 /// What a client asks of the daemon.
 #[derive(Debug)]
 pub(super) enum Order {
@@ -58,6 +62,8 @@ pub(super) enum Order {
         connection: u64,
         uid: u32,
         qemu: Qemu,
+        /// The process of the agent.
+        agent_pid: u32,
         told: Register,
     },
     SetVm {
@@ -123,6 +129,7 @@ pub(super) struct Control {
     /// Dropped first: clients that wait for an answer then get an error at once.
     requests: Receiver<Request>,
     server: Server,
+    commands: Arc<Commands>,
 }
 
 impl Control {
@@ -146,9 +153,19 @@ impl Control {
             queue_bytes: 256 << 10,
             ..Options::default()
         };
-        let server = Server::bind(path, Arc::new(commands), options)
+        let commands = Arc::new(commands);
+        let server = Server::bind(path, commands.clone(), options)
             .context("the daemon's socket can't be served")?;
-        Ok(Self { requests, server })
+        Ok(Self {
+            requests,
+            server,
+            commands,
+        })
+    }
+
+    /// What gives orders in the operator's name.
+    pub(super) fn operator(&self) -> Operator {
+        Operator(self.commands.clone())
     }
 
     /// Where requests arrive.
@@ -166,7 +183,36 @@ impl Control {
     }
 }
 
+/// Gives orders in the operator's name, for those who have proven to be the operator.
+#[derive(Clone)]
+pub(super) struct Operator(Arc<Commands>);
+
+impl Operator {
+    /// Carries out one of [`ORDERS`], as the socket does for root. It waits for the daemon's thread.
+    ///
+    /// # Errors
+    /// If there is no such order, its arguments make no sense, or it is refused.
+    pub(super) fn order(&self, name: &str, arguments: Map<String, Value>) -> Answer {
+        let mut known = spec::SPEC.commands.iter();
+        let spec = known.find(|spec| spec.name == name && ORDERS.contains(&name));
+        let spec = spec.ok_or_else(|| QmpError::command_not_found(name))?;
+        spec.check(&arguments)?;
+        let peer = PeerCredentials {
+            pid: std::process::id(),
+            uid: self.0.owner,
+            gid: 0,
+        };
+        // No connection of the server has this number.
+        let connection = Connection {
+            id: u64::MAX,
+            peer: Some(peer),
+        };
+        self.0.handle_for(&connection, name, arguments)
+    }
+}
+
 /// The commands, as the server sees them.
+#[derive(Debug)]
 struct Commands {
     root: SysRoot,
     desk: SharedDesk,
@@ -251,7 +297,8 @@ impl Commands {
         let qemu = Qemu::prove(&self.root, told.pid, told.pid_start);
         Ok(Order::Register {
             connection: connection.id,
-            uid: uid(connection)?,
+            uid: peer(connection)?.uid,
+            agent_pid: peer(connection)?.pid,
             qemu: qemu.map_err(|error| refusal(&error))?,
             told,
         })
@@ -259,7 +306,7 @@ impl Commands {
 
     /// Whether who asks may give orders.
     fn permit(&self, connection: &Connection) -> Result<(), QmpError> {
-        let (uid, owner) = (uid(connection)?, self.owner);
+        let (uid, owner) = (peer(connection)?.uid, self.owner);
         match uid == 0 || uid == owner {
             true => Ok(()),
             false => Err(QmpError::generic(format!(
@@ -355,13 +402,12 @@ impl Commands {
 }
 
 /// Who asks, by what the kernel says.
-fn uid(connection: &Connection) -> Result<u32, QmpError> {
-    let peer = connection.peer.ok_or_else(|| {
+fn peer(connection: &Connection) -> Result<PeerCredentials, QmpError> {
+    connection.peer.ok_or_else(|| {
         QmpError::generic(
             "Your process has no id in the daemon's pid namespace: connect from there",
         )
-    })?;
-    Ok(peer.uid)
+    })
 }
 
 impl Handler for Commands {

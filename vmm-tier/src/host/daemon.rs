@@ -8,13 +8,13 @@ use std::{
 
 use anyhow::Context as _;
 use crossbeam::{channel::Receiver, select};
-use tier_core::{addr::NodeSet, text::size, tiers::Division};
+use tier_core::{addr::NodeSet, arbiter::alarms::AlarmBook, text::size, tiers::Division};
 use tier_sys::{file_lock::FileLock, process, sysroot::SysRoot, topology::Topology};
 
 use super::{
     control::{Control, Order, Reply, Request, SharedDesk},
     dealer::Dealer,
-    http,
+    http::{self, Site, token::Token},
     latency::Latency,
     overrides::OverridesFile,
     published::Published,
@@ -57,9 +57,14 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
     let published = Arc::new(Published::default());
     let recorder = Recorder::start(published.clone())
         .context("the thread that keeps the history can't be started")?;
-    let control = Control::serve(&settings.socket, &root, &desk, recorder)?;
+    let control = Control::serve(&settings.socket, &root, &desk, recorder.clone())?;
     if let Some(address) = settings.http {
-        http::serve(address, settings.http_hosts.clone(), published.clone())?;
+        let site = Site {
+            published: published.clone(),
+            recorder: Some(recorder),
+            operator: Token::of(&settings.run_dir).map(|token| (token, control.operator())),
+        };
+        http::serve(address, settings.http_hosts.clone(), site)?;
     }
     let watcher = Watcher::start(root, nodes.clone())
         .context("the thread that looks at processes can't be started")?;
@@ -81,6 +86,7 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
         watcher,
         file,
         published,
+        alarms: AlarmBook::default(),
         signals,
     };
     Ok(daemon.run())
@@ -113,6 +119,8 @@ struct Daemon {
     watcher: Watcher,
     file: OverridesFile,
     published: Arc<Published>,
+    /// Since when what has been wrong.
+    alarms: AlarmBook,
     /// Signals that ask the daemon to end.
     signals: Receiver<()>,
 }
@@ -171,7 +179,8 @@ impl Daemon {
         }
         drop(desk);
         self.watcher.watch(self.dealer.watched());
-        self.published.put(self.info());
+        let info = self.info();
+        self.published.put(info);
         self.tell();
     }
 
@@ -200,6 +209,7 @@ impl Daemon {
                 connection,
                 uid,
                 qemu,
+                agent_pid,
                 told,
             } => {
                 // An agent that is started again must not find its old connection in its way.
@@ -209,6 +219,7 @@ impl Daemon {
                 let lease = self.dealer.register(now, connection, uid, qemu, &told);
                 self.unseat();
                 let lease = lease.map_err(|error| refusal(&error))?;
+                self.dealer.know_agent(&told.name, agent_pid, told.control);
                 self.desk.lock().seat(connection, lease);
                 return Ok(Reply::Lease(lease));
             }
@@ -237,12 +248,14 @@ impl Daemon {
         Ok(Reply::Info(Box::new(self.info())))
     }
 
-    fn info(&self) -> HostInfo {
-        let mut info = self.dealer.info(process::now());
+    fn info(&mut self) -> HostInfo {
+        let now = process::now();
+        let mut info = self.dealer.info(now);
         info.reports.clients = self.control.stats().clients;
         (info.reports.accepted, info.reports.refused) = self.desk.lock().counts();
         info.state_file = self.file.path.display().to_string();
         info.state_file_error.clone_from(&self.file.error);
+        info.alarms = info.alarms_at(now, &mut self.alarms);
         info
     }
 }

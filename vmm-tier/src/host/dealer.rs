@@ -33,7 +33,7 @@ use super::{
     drain::Drain,
     events::{DeficitEvent, Notice, SharesEvent, VmChange, VmEvent},
     latency::Latency,
-    managed::{Dealt, Managed},
+    managed::{AgentProcess, Dealt, Managed},
     overrides::Overrides,
     protocol::{LEASE_MS, Lease, REPORT_EVERY_MS, Register},
     qemu::{Qemu, is_name},
@@ -261,6 +261,13 @@ impl Dealer {
                 self.refuse(qemu, &told.name, &error);
                 Err(error)
             }
+        }
+    }
+
+    /// Keeps where the agent of a VM that it has registered can be asked.
+    pub(super) fn know_agent(&mut self, name: &str, pid: u32, control: Option<String>) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.agent = Some(AgentProcess { pid, control });
         }
     }
 
@@ -786,6 +793,7 @@ impl Dealer {
             },
             vms,
             fairness: self.fairness.clone(),
+            alarms: Vec::new(),
             state_file: String::new(),
             state_file_error: None,
         }
@@ -821,6 +829,9 @@ impl Stranger {
             credits: None,
             source: None,
             agent_state: None,
+            waits_for: None,
+            control: None,
+            agent_pid: None,
             moves_per_s: None,
             move_budget_bytes_per_s: None,
             report_age_s: None,

@@ -198,7 +198,11 @@ impl Seat {
 
 /// What of a report makes no sense.
 fn fault(report: &Report) -> Option<&'static str> {
-    let words = [Some(&report.state), report.source.as_ref()];
+    let words = [
+        Some(&report.state),
+        report.source.as_ref(),
+        report.waits_for.as_ref(),
+    ];
     let mut end = 0;
     let is_in_order = report.ram.iter().all(|&(start, bytes)| {
         let follows = start >= end && bytes > 0;
@@ -244,6 +248,7 @@ pub(super) mod tests {
             limit_in_force_bytes: None,
             state: "running".to_owned(),
             source: Some("damon".to_owned()),
+            waits_for: Some("gain".to_owned()),
             hit_ratio: Some(0.9),
             promoted_bytes: 0,
             demoted_bytes: 0,

@@ -69,12 +69,22 @@ pub(super) struct Dealt {
     pub(super) credit_byte_s: f64,
 }
 
+/// The agent's process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AgentProcess {
+    /// By the kernel's word.
+    pub(super) pid: u32,
+    /// Its control socket, by its own word.
+    pub(super) control: Option<String>,
+}
+
 /// See the [module](self).
 #[derive(Clone, Debug)]
 pub(super) struct Managed {
     pub(super) qemu: Qemu,
     /// The connection of its agent.
     pub(super) connection: Option<u64>,
+    pub(super) agent: Option<AgentProcess>,
     /// The guest's memory, and the size of most of its pages.
     memory: u64,
     page: u64,
@@ -116,6 +126,7 @@ impl Managed {
         Self {
             qemu,
             connection: Some(connection),
+            agent: None,
             memory,
             page,
             terms: grant.terms(memory, page),
@@ -299,6 +310,7 @@ impl Managed {
             .and_then(|report| report.hit_ratio)
             .map(|ratio| ratio.clamp(0.0, 1.0));
         let due = self.dealt.map(|dealt| dealt.due);
+        let agent = self.agent.as_ref().filter(|_| self.connection.is_some());
         HostVm {
             name: name.to_owned(),
             pid: self.qemu.pid,
@@ -324,6 +336,9 @@ impl Managed {
             credits: self.dealt.map(|dealt| dealt.credit_byte_s),
             source: report.and_then(|report| report.source.clone()),
             agent_state: report.map(|report| report.state.clone()),
+            waits_for: report.and_then(|report| report.waits_for.clone()),
+            control: agent.and_then(|agent| agent.control.clone()),
+            agent_pid: agent.map(|agent| agent.pid),
             moves_per_s: report.and(self.moved.per_s),
             move_budget_bytes_per_s: report.map(|_| self.move_budget),
             report_age_s: report.map(|_| now.since(self.heard).as_secs_f64()),

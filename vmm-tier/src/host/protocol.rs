@@ -41,6 +41,9 @@ pub(crate) struct Register {
     /// The share that is in force, if a daemon granted one that has not ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) share_bytes: Option<u64>,
+    /// The agent's control socket, if it serves one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) control: Option<String>,
 }
 
 /// The arguments of `host-report`: what the agent measured.
@@ -72,6 +75,9 @@ pub(crate) struct Report {
     /// The source that is believed, as `query-tier` calls it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<String>,
+    /// What its moves wait for, as `query-tier` calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) waits_for: Option<String>,
     /// The share of sampled accesses that DRAM served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hit_ratio: Option<f64>,

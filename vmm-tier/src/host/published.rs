@@ -7,6 +7,7 @@ use std::{
 
 use tier_core::time::Time;
 use tier_sys::process::now;
+use tokio::sync::watch;
 
 use super::report::HostInfo;
 
@@ -29,20 +30,32 @@ impl Figures {
 pub(crate) struct Published {
     last: Mutex<Option<Arc<Figures>>>,
     has_new: Condvar,
+    /// The same for readers that are tasks.
+    watched: watch::Sender<Option<Arc<Figures>>>,
 }
 
 impl Published {
     /// Replaces the figures. Readers hold the lock no longer than it takes to copy a pointer.
     pub(crate) fn put(&self, host: HostInfo) {
         let figures = Arc::new(Figures { made: now(), host });
-        let old = self.lock().replace(figures);
+        let old = self.lock().replace(figures.clone());
         self.has_new.notify_all();
+        self.watched.send_replace(Some(figures));
         drop(old);
     }
 
     /// The last figures; `None` before the first.
     pub(crate) fn last(&self) -> Option<Arc<Figures>> {
         self.lock().clone()
+    }
+
+    /// Hears of new figures, and of the last ones at once.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Arc<Figures>>> {
+        let mut watched = self.watched.subscribe();
+        if watched.borrow().is_some() {
+            watched.mark_changed();
+        }
+        watched
     }
 
     /// Waits for figures other than `known`.

@@ -2,7 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use tier_core::arbiter::{Fairness, Mode};
+use tier_core::{
+    arbiter::{
+        Fairness, Mode,
+        alarms::{Alarm, AlarmBook, HostFacts, VmFacts, Voice},
+    },
+    engine::Wait,
+    time::Time,
+};
 
 tier_core::words! {
     /// What the daemon knows of a VM's agent.
@@ -77,6 +84,9 @@ tier_core::report! {
         pub(crate) vms: Vec<HostVm>,
         /// How fair the division is.
         pub(crate) fairness: Fairness,
+        /// What an operator should know now, the worst first.
+        #[metric(exempt = "texts; the figures that they are made of are metrics")]
+        pub(crate) alarms: Vec<Alarm>,
         /// Where the state file is.
         #[metric(exempt = "text")]
         pub(crate) state_file: String,
@@ -218,6 +228,15 @@ tier_core::report! {
         /// The state of its agent.
         #[metric(exempt = "the agent's own metrics have it, and each change would begin a new series")]
         pub(crate) agent_state: Option<String>,
+        /// What its agent's moves wait for, as `query-tier` calls it; absent while they wait for nothing.
+        #[metric(exempt = "the agent's own metrics have it")]
+        pub(crate) waits_for: Option<String>,
+        /// The control socket of its agent, as the agent tells it.
+        #[metric(exempt = "text")]
+        pub(crate) control: Option<String>,
+        /// The process of its agent.
+        #[metric(exempt = "it changes with each start of the agent")]
+        pub(crate) agent_pid: Option<u32>,
         /// Bytes promoted and demoted a second.
         #[metric(gauge = "host_vm_moved_bytes_per_second")]
         pub(crate) moves_per_s: Option<f64>,
@@ -240,6 +259,41 @@ tier_core::report! {
         pub(crate) reason: Option<String>,
         /// Bytes of the pool that would be guaranteed to nobody; without the VM if it does not fit.
         pub(crate) unguaranteed_bytes: u64,
+    }
+}
+
+impl HostInfo {
+    /// What an operator should know at `now`.
+    pub(crate) fn alarms_at(&self, now: Time, book: &mut AlarmBook) -> Vec<Alarm> {
+        let host = HostFacts {
+            shortfall_bytes: self.shortfall_bytes,
+            state_file_error: self.state_file_error.as_deref(),
+        };
+        book.look(now, &host, self.vms.iter().map(HostVm::facts))
+    }
+}
+
+impl HostVm {
+    /// What alarms are made of.
+    fn facts(&self) -> VmFacts<'_> {
+        let wait = self.waits_for.as_deref();
+        VmFacts {
+            name: &self.name,
+            voice: match self.state {
+                VmState::Waiting | VmState::Reporting => Voice::Heard,
+                VmState::Quiet => Voice::Quiet,
+                VmState::Expired => Voice::Expired,
+                VmState::Unmanaged => Voice::None,
+            },
+            refused: self.refused.as_deref(),
+            guarantee_bytes: self.guarantee_bytes,
+            share_bytes: self.share_bytes,
+            demand_bytes: self.demand_bytes,
+            fast_bytes: self.fast_bytes,
+            limit_bytes: self.limit_bytes,
+            is_blind: self.agent_state.as_deref() == Some("blind"),
+            waits_for: wait.and_then(|word| Wait::ALL.into_iter().find(|it| it.name() == word)),
+        }
     }
 }
 

@@ -49,6 +49,8 @@ pub(in crate::agent) struct Identity {
     pub(in crate::agent) pid: u32,
     /// In clock ticks after the boot.
     pub(in crate::agent) pid_start: u64,
+    /// The agent's control socket, with its whole path.
+    pub(in crate::agent) control: Option<String>,
 }
 
 /// What the agent knows at a moment.
@@ -219,6 +221,7 @@ impl Link {
             page_bytes: facts.page_bytes,
             limit_bytes: facts.report.limit_bytes,
             share_bytes: facts.share_bytes,
+            control: self.identity.control.clone(),
         };
         match ask(&client, "host-register", &register) {
             Reply::Lease(lease) => self.tell(News::Registered(lease))?,

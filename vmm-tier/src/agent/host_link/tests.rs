@@ -85,6 +85,7 @@ fn identity() -> Identity {
         name: "vm1".to_owned(),
         pid: 128,
         pid_start: 77,
+        control: Some("/run/vmm-tier/vm1.sock".to_owned()),
     }
 }
 
@@ -104,6 +105,7 @@ fn facts(fast_bytes: u64) -> Facts {
             limit_in_force_bytes: Some(3 * MIB),
             state: "running".to_owned(),
             source: Some("damon".to_owned()),
+            waits_for: Some("gain".to_owned()),
             hit_ratio: None,
             promoted_bytes: 1,
             demoted_bytes: 2,

@@ -162,6 +162,7 @@ fn commands() -> Vec<CommandSpec> {
                     Uint,
                     "the share that is in force from an earlier daemon",
                 ),
+                optional("control", String, "the agent's control socket"),
             ]),
             returns: LEASE,
             ..CommandSpec::PLAIN
@@ -192,6 +193,7 @@ fn commands() -> Vec<CommandSpec> {
                 optional("limit-in-force-bytes", Uint, "the limit in force"),
                 needed("state", String, "the agent's state"),
                 optional("source", String, "the source that it believes"),
+                optional("waits-for", String, "what its moves wait for"),
                 optional(
                     "hit-ratio",
                     Number,

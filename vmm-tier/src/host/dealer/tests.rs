@@ -58,6 +58,7 @@ impl Guest {
             page_bytes: 4096,
             limit_bytes: None,
             share_bytes: self.share,
+            control: None,
         }
     }
 

@@ -45,6 +45,9 @@ pub(crate) fn host(vms: usize) -> HostInfo {
         credits: Some(-1048576.5),
         source: Some("damon".to_owned()),
         agent_state: Some("running".to_owned()),
+        waits_for: None,
+        control: None,
+        agent_pid: None,
         moves_per_s: Some(4096.0),
         move_budget_bytes_per_s: Some(1 << 28),
         report_age_s: Some(0.5),
@@ -81,6 +84,7 @@ pub(crate) fn host(vms: usize) -> HostInfo {
             settled_after_s: Some(3.0),
             redealt_bytes: 0,
         },
+        alarms: Vec::new(),
         state_file: "/run/vmm-tier/host.state".to_owned(),
         state_file_error: None,
     }
@@ -339,6 +343,7 @@ fn client_when_it_sends_or_reads_nothing_is_let_go() {
     let patience = Patience {
         asked_within: Duration::from_millis(500),
         answered_within: Duration::from_secs(2),
+        stalled: STALLED,
     };
     let address = serve_with(patience, "0".parse().unwrap(), Vec::new(), published).unwrap();
     let mut deaf = connected(address);
