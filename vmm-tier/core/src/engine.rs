@@ -52,9 +52,10 @@ pub use pins::pin::{MAX_PINS, Pin, PinError, PinReport, PinStatus, PinsSnapshot,
 pub use reshape::{ReshapeOutcome, ReshapeReport, ReshapeRequest, Shape};
 pub use state::VmState;
 pub use views::{
-    demand::{Demand, DemandBasis},
+    demand::{Demand, DemandBasis, DemandPoint, DemandReport},
     explain::{ExplainError, Explanation, PageCondition, PastMoveNote},
     heatmap::{HeatCell, Heatmap, HeatmapError, MAX_CELLS},
+    last_moves::{LastMoves, MAX_MOVES, PageMove},
     sentences,
     snapshot::{Snapshot, TierSnapshot},
     wait::Wait,
@@ -559,6 +560,12 @@ impl VmEngine {
     /// If there are no cells or more than [`MAX_CELLS`], or no map yet.
     pub fn heatmap(&self, now: Time, rows: u32, columns: u32) -> Result<Heatmap, HeatmapError> {
         views::heatmap::draw(self, now, rows, columns)
+    }
+
+    /// The last moves of `most` pages, the newest first; at most [`MAX_MOVES`].
+    #[must_use]
+    pub fn last_moves(&self, now: Time, most: u64) -> LastMoves {
+        views::last_moves::of(self, now, most)
     }
 
     /// Whether every invariant holds. Looks at every page.

@@ -294,7 +294,11 @@ fn make_room(open: &mut VecDeque<(AbortHandle, Lane)>) {
 /// A connection within its time; a stream, for as long as the client reads.
 async fn bounded(connection: impl Future<Output = ()>, patience: Patience, lane: Lane) {
     let mut connection = pin!(connection);
-    if timeout(patience.answered_within, &mut connection).await.is_ok() || !lane.is_stream() {
+    if timeout(patience.answered_within, &mut connection)
+        .await
+        .is_ok()
+        || !lane.is_stream()
+    {
         return;
     }
     while lane.take_progress() {

@@ -345,7 +345,10 @@ mod tests {
         let text = "vm7 is 120 MiB below its guarantee for 14 s: its pages can't be moved now: they are \
                     pinned or busy";
         assert_eq!(texts(&told), [(Severity::Critical, text)]);
-        assert_eq!((told[0].vm.as_deref(), told[0].since_s), (Some("vm7"), 14.0));
+        assert_eq!(
+            (told[0].vm.as_deref(), told[0].since_s),
+            (Some("vm7"), 14.0)
+        );
         assert_eq!(book.look(at(114), &WELL, [short.clone()]), told, "twice");
         // It has its guarantee again, and lacks of it later: the time begins anew.
         assert_eq!(book.look(at(115), &WELL, [vm("vm7")]), []);
@@ -395,7 +398,11 @@ mod tests {
             ..short
         };
         let told = book.look(at(301), &WELL, [limited]);
-        assert!(told[0].text.ends_with("operator's limit is below its share"));
+        assert!(
+            told[0]
+                .text
+                .ends_with("operator's limit is below its share")
+        );
     }
 
     #[test]

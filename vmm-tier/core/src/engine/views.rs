@@ -3,6 +3,7 @@
 pub(crate) mod demand;
 pub(crate) mod explain;
 pub(crate) mod heatmap;
+pub(crate) mod last_moves;
 pub mod sentences;
 pub(crate) mod snapshot;
 pub(crate) mod wait;

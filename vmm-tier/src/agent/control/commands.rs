@@ -6,7 +6,7 @@ pub(super) mod query_tier;
 use qmp::QmpError;
 use tier_core::{
     addr::Gpa,
-    engine::{self, MAX_PINS, Pin, PinError, PinReport, PolicyChange, Refusal},
+    engine::{self, DemandReport, MAX_PINS, Pin, PinError, PinReport, PolicyChange, Refusal},
     text::size,
 };
 
@@ -53,6 +53,8 @@ impl Agent {
                 let drawn = self.engine.heatmap(Self::now(), rows, columns);
                 return value(drawn.map_err(|error| refusal(&error))?);
             }
+            Order::Moves(most) => return value(self.engine.last_moves(Self::now(), most)),
+            Order::Demand => return value(DemandReport::from(self.engine.demand(Self::now()))),
         }
         value(TierInfo::of(self))
     }

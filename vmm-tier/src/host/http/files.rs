@@ -17,7 +17,7 @@ const INDEX: &str = "The host daemon of vmm-tier.\n\n\
     /health   whether the figures are fresh\n\
     /events   the figures as they come: server-sent events\n\
     /api/history?name=VM&since-s=SECONDS&step-s=SECONDS\n\
-    /api/vm/NAME, and heatmap, moves, explain?address=N below it\n\n\
+    /api/vm/NAME, and demand, heatmap, moves, explain?address=N below it\n\n\
     A browser gets a page.\n";
 
 const PAGE: &str = include_str!("page/page.html");

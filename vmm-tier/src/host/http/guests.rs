@@ -77,6 +77,10 @@ pub(super) async fn moves(State(pages): State<Arc<Pages>>, Path(name): Path<Stri
     told(&pages, name, "query-tier-moves", None).await
 }
 
+pub(super) async fn demand(State(pages): State<Arc<Pages>>, Path(name): Path<String>) -> Response {
+    told(&pages, name, "query-tier-demand", None).await
+}
+
 pub(super) async fn explain(
     State(pages): State<Arc<Pages>>,
     Path(name): Path<String>,
@@ -93,7 +97,13 @@ async fn told(
     address: Option<u64>,
 ) -> Response {
     let key = (name, command, address);
-    let kept = || pages.guests.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = || {
+        pages
+            .guests
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    };
     kept().retain(|(_, at, _)| at.elapsed() < FRESH);
     let known = (kept().iter().find(|(it, ..)| *it == key)).map(|(.., text)| text.clone());
     let text = match known {
@@ -165,7 +175,9 @@ fn asked(
 ) -> Result<Value, (StatusCode, String)> {
     let bad = |text: String| (StatusCode::BAD_GATEWAY, text);
     if !path.starts_with('/') || path.len() > LONGEST_PATH {
-        return Err(bad("the agent's control socket has no whole path".to_owned()));
+        return Err(bad(
+            "the agent's control socket has no whole path".to_owned()
+        ));
     }
     let unreached =
         |error: qmp::client::ConnectError| bad(format!("the agent can't be asked: {error}"));
@@ -185,10 +197,14 @@ fn asked(
     };
     let (client, _) = Client::connect(path, &options).map_err(unreached)?;
     if client.peer().pid != pid {
-        return Err(bad("another process serves the agent's socket now".to_owned()));
+        return Err(bad(
+            "another process serves the agent's socket now".to_owned()
+        ));
     }
-    client.execute_raw(command, arguments).map_err(|error| match error {
-        ExecuteError::Refused { error, .. } => (StatusCode::UNPROCESSABLE_ENTITY, error.desc),
-        error => bad(format!("the agent gives no answer: {error}")),
-    })
+    client
+        .execute_raw(command, arguments)
+        .map_err(|error| match error {
+            ExecuteError::Refused { error, .. } => (StatusCode::UNPROCESSABLE_ENTITY, error.desc),
+            error => bad(format!("the agent gives no answer: {error}")),
+        })
 }

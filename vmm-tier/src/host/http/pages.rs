@@ -20,7 +20,12 @@ use tier_core::report::{
     open_metrics::{self, Format},
 };
 
-use super::{Lane, Site, files, guests::{self, Guests}, orders, stream::Frames};
+use super::{
+    Lane, Site, files,
+    guests::{self, Guests},
+    orders,
+    stream::Frames,
+};
 use crate::host::{published::Figures, report::HostInfo};
 
 /// Figures older than this are not worth a scrape: a reader is to see that the owner hangs.
@@ -68,9 +73,11 @@ pub(super) fn router(site: Site) -> Router {
         guests: Guests::default(),
         rendered: Mutex::default(),
     });
-    let router = files::SCRIPTS.iter().fold(Router::new(), |router, &(path, text)| {
-        router.route(path, get(async move || files::script(text)))
-    });
+    let router = files::SCRIPTS
+        .iter()
+        .fold(Router::new(), |router, &(path, text)| {
+            router.route(path, get(async move || files::script(text)))
+        });
     router
         .route("/", get(files::index))
         .route("/page.css", get(files::style))
@@ -82,6 +89,7 @@ pub(super) fn router(site: Site) -> Router {
         .route("/api/command", post(orders::command))
         .route("/api/vm/{name}", get(guests::tier))
         .route("/api/vm/{name}/heatmap", get(guests::heatmap))
+        .route("/api/vm/{name}/demand", get(guests::demand))
         .route("/api/vm/{name}/moves", get(guests::moves))
         .route("/api/vm/{name}/explain", get(guests::explain))
         .fallback(async || (StatusCode::NOT_FOUND, "there is no such page\n"))

@@ -71,6 +71,12 @@ impl History {
         self.pages.get(&hva)
     }
 
+    /// The last move of each page that is remembered, the newest first.
+    pub(crate) fn newest(&self) -> impl Iterator<Item = (Hva, &PastMove)> {
+        let hvas = self.by_age.values().rev();
+        hvas.filter_map(|hva| Some((*hva, &self.pages.get(hva)?.last)))
+    }
+
     /// Whether pages and their ages agree, and are bounded.
     ///
     /// # Errors
@@ -117,6 +123,12 @@ mod tests {
         let again = Time(9_000_000);
         history.add(again, Direction::Demote, &result(0, Outcome::Moved));
         history.add(again, Direction::Demote, &result(9999, Outcome::Moved));
+        let newest: Vec<u64> = history
+            .newest()
+            .take(3)
+            .map(|(hva, _)| hva.0 / BASE_PAGE)
+            .collect();
+        assert_eq!(newest, [9999, 0, REMEMBERED as u64 - 1]);
         assert_eq!(history.of(Hva(BASE_PAGE)), None);
         assert_eq!(history.pages.len(), REMEMBERED);
         assert_eq!(history.by_age.len(), REMEMBERED);

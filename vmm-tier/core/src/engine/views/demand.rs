@@ -2,7 +2,7 @@
 
 use crate::{
     addr::BASE_PAGE,
-    arbiter::DemandCurve,
+    arbiter::{DemandCurve, Point},
     engine::{VmEngine, VmState},
     settings::Tier,
     time::Time,
@@ -19,6 +19,42 @@ crate::words! {
         Measured = "measured",
         /// It is not measured, or the agent moves nothing: the guest asks for what it holds.
         Held = "held",
+    }
+}
+
+crate::report! {
+    /// A point of a demand curve.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct DemandPoint = "TierDemandPoint" {
+        /// So much DRAM, with the hottest pages in it.
+        pub bytes: f64,
+        /// The accesses a second that it serves.
+        pub accesses_per_s: f64,
+    }
+}
+
+crate::report! {
+    /// How many accesses a second DRAM would serve, by how much of it there is. Between the points the
+    /// curve is straight.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct DemandReport = "TierDemand" {
+        /// How that is known.
+        pub basis: DemandBasis,
+        /// The curve, by rising bytes; it begins at nothing.
+        pub curve: Vec<DemandPoint>,
+    }
+}
+
+impl From<Demand> for DemandReport {
+    fn from(Demand { basis, curve }: Demand) -> Self {
+        let point = |point: &Point| DemandPoint {
+            bytes: point.bytes,
+            accesses_per_s: point.hits,
+        };
+        Self {
+            basis,
+            curve: curve.points().iter().map(point).collect(),
+        }
     }
 }
 

@@ -33,6 +33,10 @@ pub(in crate::agent) enum Order {
         rows: u32,
         columns: u32,
     },
+    /// The last moves of so many pages.
+    Moves(u64),
+    /// How much DRAM the guest asks for.
+    Demand,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +69,11 @@ struct ExplainArguments {
 struct HeatmapArguments {
     rows: Option<u64>,
     columns: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct MovesArguments {
+    count: Option<u64>,
 }
 
 impl Order {
@@ -110,6 +119,11 @@ impl Order {
             "tier-drain" => Self::Drain(typed::<LimitArguments>(arguments)?.bytes.unwrap_or(0)),
             "tier-explain" => Self::Explain(Gpa(typed::<ExplainArguments>(arguments)?.address)),
             "query-tier-heatmap" => heatmap(&typed(arguments)?)?,
+            "query-tier-demand" => Self::Demand,
+            "query-tier-moves" => {
+                let MovesArguments { count } = typed(arguments)?;
+                Self::Moves(count.unwrap_or(100))
+            }
             other => return Err(QmpError::command_not_found(other)),
         })
     }

@@ -5,7 +5,10 @@ use qmp::server::{
     TypeSpec::{Number, Uint},
 };
 use tier_core::{
-    engine::{DrainProgress, Explanation, Heatmap, MAX_CELLS, PinReport, WhenFull},
+    engine::{
+        DemandReport, DrainProgress, Explanation, Heatmap, LastMoves, MAX_CELLS, MAX_MOVES,
+        PinReport, WhenFull,
+    },
     settings::{PolicyName, Tier},
 };
 
@@ -157,6 +160,27 @@ pub(super) fn commands() -> Vec<CommandSpec> {
                 ),
             ]),
             returns: of::<Heatmap>(),
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "query-tier-moves",
+            doc: "The pages that were to move last, each with its last move and what became of it, the \
+                  newest first. The moves of the last 4096 pages are remembered.",
+            args: members(vec![optional(
+                "count",
+                Uint,
+                String::leak(format!(
+                    "of how many pages; left out, 100; at most {MAX_MOVES}"
+                )),
+            )]),
+            returns: of::<LastMoves>(),
+            ..CommandSpec::PLAIN
+        },
+        CommandSpec {
+            name: "query-tier-demand",
+            doc: "How many accesses a second DRAM would serve, by how much of it there is. It is measured \
+                  while the agent serves a host daemon.",
+            returns: of::<DemandReport>(),
             ..CommandSpec::PLAIN
         },
     ]
