@@ -50,6 +50,7 @@ const COMMANDS: &[CommandSpec] = &[
             member("page-bytes", TypeSpec::Uint, false),
             member("limit-bytes", TypeSpec::Uint, true),
             member("share-bytes", TypeSpec::Uint, true),
+            member("control", TypeSpec::String, true),
         ],
     ),
     command(
@@ -65,6 +66,7 @@ const COMMANDS: &[CommandSpec] = &[
             member("limit-in-force-bytes", TypeSpec::Uint, true),
             member("state", TypeSpec::String, false),
             member("source", TypeSpec::String, true),
+            member("waits-for", TypeSpec::String, true),
             member("hit-ratio", TypeSpec::Number, true),
             member("promoted-bytes", TypeSpec::Uint, false),
             member("demoted-bytes", TypeSpec::Uint, false),

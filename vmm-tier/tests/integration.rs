@@ -30,6 +30,7 @@ mod live_map;
 mod live_sources;
 mod log;
 mod metrics;
+mod page;
 mod proxy;
 mod record;
 mod replay;

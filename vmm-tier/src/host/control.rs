@@ -211,6 +211,14 @@ impl Operator {
     }
 }
 
+/// An operator, and where its orders arrive.
+#[cfg(test)]
+pub(super) fn tests_operator() -> (Operator, Receiver<Request>) {
+    let (commands, requests) =
+        Commands::new(SysRoot::real(), SharedDesk::default(), Arc::default());
+    (Operator(Arc::new(commands)), requests)
+}
+
 /// The commands, as the server sees them.
 #[derive(Debug)]
 struct Commands {

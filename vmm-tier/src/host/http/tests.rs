@@ -1,6 +1,8 @@
 //! The server against clients that ask for too much, wait too long or come by another name.
 
+mod page;
 mod prometheus;
+mod streams;
 
 use std::{
     collections::BTreeMap,

@@ -117,17 +117,30 @@ function pattern(context, at) {
   return context.createPattern(patterns.get(key), "repeat");
 }
 
+/** Sizes on the screen: to ask for them makes the browser lay everything out. */
+const sizes = new WeakMap();
+const resized = new ResizeObserver((entries) => {
+  for (const { target } of entries) sizes.delete(target);
+});
+
+function sizeOf(canvas) {
+  if (!sizes.has(canvas)) {
+    sizes.set(canvas, { width: canvas.clientWidth, height: canvas.clientHeight });
+    resized.observe(canvas);
+  }
+  return sizes.get(canvas);
+}
+
 /** The canvas in its size on the screen, cleared; lengths are CSS pixels. */
 function prepared(canvas) {
-  const width = canvas.clientWidth;
-  const height = canvas.clientHeight;
+  const { width, height } = sizeOf(canvas);
   const scale = devicePixelRatio || 1;
   const [wide, high] = [Math.round(width * scale), Math.round(height * scale)];
   if (canvas.width !== wide || canvas.height !== high) [canvas.width, canvas.height] = [wide, high];
   const pen = canvas.getContext("2d");
   pen.setTransform(scale, 0, 0, scale, 0, 0);
   pen.clearRect(0, 0, width, height);
-  pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  pen.font = `12px ${ink().font}`;
   return { pen, width, height };
 }
 
@@ -138,7 +151,7 @@ export function ink() {
   if (!inks) {
     const style = getComputedStyle(document.documentElement);
     const of = (name) => style.getPropertyValue(name).trim();
-    inks = { ink: of("--ink"), soft: of("--soft"), line: of("--line"), card: of("--card"), accent: of("--accent") };
+    inks = { ink: of("--ink"), soft: of("--soft"), line: of("--line"), card: of("--card"), accent: of("--accent"), font: getComputedStyle(document.body).fontFamily };
   }
   return inks;
 }
@@ -178,7 +191,7 @@ function grid(pen, width, height, left, bottom, most, label) {
 
 /**
  * Shares over time. `series`: `{ share, entitled }`, arrays of bytes (NaN: not known) with a value for each
- * step, the oldest first; the last series is all others together. `seconds`: how long that is.
+ * step, the oldest first. `seconds`: how long that is.
  */
 export function drawShares(canvas, series, steps, seconds, pool) {
   const { pen, width, height } = prepared(canvas);
@@ -204,6 +217,9 @@ export function drawShares(canvas, series, steps, seconds, pool) {
     pen.fill();
     stack.set(top);
     for (let at = 0; at < steps; at += 1) entitledStack[at] += entitled[at] || 0;
+    // Lines that lie close to each other can't be told apart: the last one stands for them.
+    const [now, before] = [entitledStack[steps - 1] || 0, lines.at(-1)?.[steps - 1] || 0];
+    if (lines.length > 0 && ((now - before) / most) * bottom < 8) lines.pop();
     lines.push(Float64Array.from(entitledStack));
   });
   const colours = ink();
@@ -323,7 +339,7 @@ function fillHeat(pen, heat, fastShare, x, y, wide, high) {
   pen.fillRect(x, y, wide, high);
   const stripes = fastShare >= 0.95 ? 0 : fastShare > 0.05 ? 1 : 2;
   if (!stripes) return;
-  pen.fillStyle = heatClass(heat) > 3 ? "#000a" : "#fff9";
+  pen.fillStyle = heatClass(heat) > 3 ? "#0009" : "#fff6";
   if (wide >= 5) for (let at = 0; at < stripes; at += 1) pen.fillRect(x, Math.round(y + (high * (at + 1)) / (stripes + 1)), wide, 1);
   else if (high >= 3) pen.fillRect(x, y + high - 1, wide, 1);
 }

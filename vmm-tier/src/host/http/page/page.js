@@ -144,7 +144,7 @@ function showAlarms(alarms) {
 
 /** The last seconds of each VM, in rings: the second is the index, modulo their length. */
 const kept = { newest: null, tracks: new Map(), dealt: ring(), entitled: ring(), pool: NaN };
-const chart = { top: [], chosenAt: -Infinity, range: 300, hour: null, seed: null };
+const chart = { top: [], chosenAt: -Infinity, range: 300, hour: null, seed: null, filter: "" };
 
 function ring() {
   return new Float32Array(KEPT).fill(NaN);
@@ -237,11 +237,13 @@ async function fetchFairness() {
 
 function chooseTop(host) {
   const now = performance.now();
-  const names = new Set(host.vms.map((vm) => vm.name));
-  const isGood = chart.top.every((name) => names.has(name)) && chart.top.length >= Math.min(SERIES - 1, names.size);
+  const found = host.vms.filter((vm) => isFound(vm));
+  const names = new Set(found.map((vm) => vm.name));
+  const isGood = chart.top.every((name) => names.has(name)) && chart.top.length >= Math.min(SERIES - 1, names.size) && chart.filter === table.filter;
   if (isGood && now - chart.chosenAt < 10000) return;
   chart.chosenAt = now;
-  const most = [...host.vms].sort((a, b) => (b["share-bytes"] ?? 0) - (a["share-bytes"] ?? 0));
+  chart.filter = table.filter;
+  const most = found.sort((a, b) => (b["share-bytes"] ?? 0) - (a["share-bytes"] ?? 0));
   const top = most.slice(0, SERIES - 1).map((vm) => vm.name);
   // Those that stay keep their colours.
   const stay = chart.top.map((name) => (top.includes(name) ? name : null));
@@ -260,7 +262,8 @@ function makeLegend() {
   const list = byId("legend");
   list.replaceChildren();
   legend.length = 0;
-  [...chart.top, null].forEach((name, at) => {
+  const others = chart.filter === "" ? [null] : [];
+  [...chart.top, ...others].forEach((name, at) => {
     const canvas = make("canvas", { "aria-hidden": "true" });
     const value = make("span");
     const label = name === null ? make("span", { text: "all others" }) : make("a", { class: "name", href: `#vm=${encodeURIComponent(name)}`, text: visible(name) });
@@ -273,6 +276,8 @@ function makeLegend() {
 function showShares() {
   if (kept.newest === null) return;
   const canvas = byId("shares");
+  // A filter shows its VMs alone.
+  const isWhole = chart.filter === "";
   const others = (dealt, all, parts) => {
     const share = dealt.map((value, at) => Math.max(0, value - sum(parts.map((part) => part.share[at]))));
     const entitled = all.map((value, at) => value - sum(parts.map((part) => part.entitled[at])));
@@ -283,8 +288,8 @@ function showShares() {
       const it = track(name);
       return { share: unrolled(it.share), entitled: unrolled(it.entitled), colour };
     });
-    parts.push(others(unrolled(kept.dealt), unrolled(kept.entitled), parts));
-    drawShares(canvas, parts, KEPT, KEPT, kept.pool);
+    if (isWhole) parts.push(others(unrolled(kept.dealt), unrolled(kept.entitled), parts));
+    drawShares(canvas, parts, KEPT, KEPT, isWhole ? kept.pool : 0);
   } else {
     const parts = chart.hour.map((past, colour) => {
       const numbers = (column) => Float64Array.from(column.mean, (value) => value ?? NaN);
@@ -292,8 +297,8 @@ function showShares() {
     });
     const { host, steps } = chart.hour[0];
     const dealt = Float64Array.from(host["pool-bytes"].mean, (pool, at) => (pool ?? NaN) - (host["free-bytes"].mean[at] ?? 0));
-    parts.push(others(dealt, new Float64Array(steps).fill(NaN), parts));
-    drawShares(canvas, parts, steps, 3600, kept.pool);
+    if (isWhole) parts.push(others(dealt, new Float64Array(steps).fill(NaN), parts));
+    drawShares(canvas, parts, steps, 3600, isWhole ? kept.pool : 0);
   }
 }
 
@@ -307,7 +312,8 @@ function showLegend(host) {
     write(legend[at], `${bytes(vm?.["share-bytes"])} of ${bytes(vm?.["entitled-bytes"])}`);
   });
   const slot = kept.newest % KEPT;
-  write(legend[chart.top.length], `${bytes(Math.max(0, kept.dealt[slot] - share))} of ${bytes(Math.max(0, kept.entitled[slot] - entitled))}`);
+  const others = legend[chart.top.length];
+  if (others) write(others, `${bytes(Math.max(0, kept.dealt[slot] - share))} of ${bytes(Math.max(0, kept.entitled[slot] - entitled))}`);
 }
 
 // --- The table of VMs -----------------------------------------------------------------------------------
@@ -323,7 +329,7 @@ function compare(a, b) {
 
 /** Columns: key, heading, class, text, and by what it is sorted. */
 const COLUMNS = [
-  ["name-of", "VM", "text", null, (vm) => vm.name],
+  ["name", "VM", "text", null, (vm) => vm.name],
   ["state", "State", "text", (vm) => vm.state, (vm) => vm.state],
   ["share", "Share / entitled", "text", null, (vm) => vm["share-bytes"] / vm["entitled-bytes"]],
   ["held", "Held", "w2", (vm) => bytes(vm["fast-bytes"]), (vm) => vm["fast-bytes"]],
@@ -334,16 +340,16 @@ const COLUMNS = [
   ["guarantee", "Guarantee", "w2", (vm) => bytes(vm["guarantee-bytes"]), (vm) => vm["guarantee-bytes"]],
   ["cap", "Cap", "w3", (vm) => bytes(vm["cap-bytes"]), (vm) => vm["cap-bytes"]],
   ["moves", "Moves", "w3", (vm) => bytesPerSecond(vm["moves-per-s"]), (vm) => vm["moves-per-s"]],
-  ["source", "Source", "text w3", (vm) => visible(vm.source ?? NOTHING), (vm) => vm.source ?? ""],
-  ["waits", "Waits for", "text w3", (vm) => visible(vm["waits-for"] ?? NOTHING), (vm) => vm["waits-for"] ?? ""],
+  ["source", "Source", "text clip w3", (vm) => visible(vm.source ?? NOTHING), (vm) => vm.source ?? ""],
+  ["waits", "Waits for", "text clip w3", (vm) => visible(vm["waits-for"] ?? NOTHING), (vm) => vm["waits-for"] ?? ""],
 ].map(([key, head, style, text, by]) => ({ key, head, style, text, by }));
 
-const table = { rows: new Map(), sort: "name-of", descending: false, filter: "", sortedAt: -Infinity, shown: 0 };
+const table = { rows: new Map(), sort: "name", descending: false, filter: "", sortedAt: -Infinity, shown: 0 };
 
 function makeHeads() {
   for (const column of COLUMNS) {
     const button = make("button", { type: "button", text: column.head });
-    const head = make("th", { scope: "col", class: `${column.style} ${column.key}` }, button);
+    const head = make("th", { scope: "col", role: "columnheader", class: column.style }, button);
     column.th = head;
     button.addEventListener("click", () => {
       table.descending = table.sort === column.key ? !table.descending : column.style.includes("text") === false;
@@ -363,31 +369,55 @@ function showSort() {
   }
 }
 
+/** Whether the filter leaves a VM in. */
+const isFound = (vm) => table.filter === "" || `${vm.name} ${vm.state} ${vm.source ?? ""} ${vm["waits-for"] ?? ""}`.toLowerCase().includes(table.filter);
+
 /** A row of a VM: its text nodes, which are written where they differ. */
 function makeRow(name) {
-  const row = make("tr");
+  const row = make("tr", { role: "row" });
   const cells = {};
   for (const { key, style } of COLUMNS) {
     const text = document.createTextNode("");
-    if (key === "name-of") {
+    if (key === "name") {
       const link = make("a", { class: "name", href: `#vm=${encodeURIComponent(name)}`, text: visible(name), title: visible(name) });
-      row.append(make("th", { scope: "row", class: "text" }, link));
+      row.append(make("th", { scope: "row", role: "rowheader", class: "text" }, link));
     } else if (key === "share") {
       const fill = make("i");
       const gauge = make("span", { class: "gauge", "aria-hidden": "true" }, fill, make("b"));
       const entitled = document.createTextNode("");
-      row.append(make("td", { class: style }, gauge, text, make("span", { class: "w2" }, entitled)));
+      row.append(make("td", { role: "cell", class: style }, gauge, text, make("span", { class: "w2" }, entitled)));
       Object.assign(cells, { fill, gauge, entitled, scale: "" });
     } else {
-      row.append(make("td", { class: style }, text));
+      row.append(make("td", { role: "cell", class: style }, text));
     }
     cells[key] = text;
   }
-  return { row, cells, state: row.children[1], isShown: true, isSeen: true, words: "", by: null };
+  return { row, cells, state: row.children[1], isShown: true, isSeen: true, isInView: true, vm: null };
+}
+
+/** Rows that come into view are written then: those that nobody sees cost nothing each second. */
+const inView = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    const it = table.rows.get(target.dataset.name);
+    if (!it) continue;
+    it.isInView = isIntersecting;
+    if (isIntersecting && it.vm) writeRow(it, it.vm);
+  }
+}, { rootMargin: "150px" });
+
+function fillRow(it, vm) {
+  it.vm = vm;
+  const isShown = isFound(vm);
+  if (it.isShown !== isShown) {
+    it.isShown = isShown;
+    it.row.hidden = !isShown;
+  }
+  if (isShown) table.shown += 1;
+  if (isShown && it.isInView) writeRow(it, vm);
 }
 
 /** The bar: from nothing to twice what it is entitled to; the mark in the middle is that. */
-function fillRow(it, vm) {
+function writeRow(it, vm) {
   const { cells } = it;
   for (const { key, text } of COLUMNS) {
     if (text === null) continue;
@@ -410,14 +440,6 @@ function fillRow(it, vm) {
     it.state.className = `text state-${vm.state}`;
     it.state.title = vm.refused ? visible(vm.refused) : "";
   }
-  const found = `${vm.name} ${vm.state} ${vm.source ?? ""} ${vm["waits-for"] ?? ""}`.toLowerCase();
-  if (it.words !== found) it.words = found;
-  const isShown = it.words.includes(table.filter);
-  if (it.isShown !== isShown) {
-    it.isShown = isShown;
-    it.row.hidden = !isShown;
-  }
-  if (isShown) table.shown += 1;
 }
 
 function showTable(host) {
@@ -429,7 +451,9 @@ function showTable(host) {
     let it = rows.get(vm.name);
     if (!it) {
       it = makeRow(vm.name);
+      it.row.dataset.name = vm.name;
       rows.set(vm.name, it);
+      inView.observe(it.row);
       isNew = true;
     }
     it.isSeen = true;
@@ -437,6 +461,7 @@ function showTable(host) {
   }
   for (const [name, it] of rows) {
     if (it.isSeen) continue;
+    inView.unobserve(it.row);
     it.row.remove();
     rows.delete(name);
   }
@@ -816,7 +841,7 @@ for (const range of [300, 3600]) {
 }
 byId("filter").addEventListener("input", (event) => {
   table.filter = event.target.value.trim().toLowerCase();
-  if (state.host) showTable(state.host);
+  if (state.host) showHost(state.host);
 });
 const redraw = () => {
   if (guest.name === null) {
