@@ -37,14 +37,18 @@ impl Tools {
         let in_path = |names: &[&str]| {
             let path = env::var_os("PATH").unwrap_or_default();
             let folders: Vec<PathBuf> = env::split_paths(&path).collect();
-            let mut files = names.iter().flat_map(|name| folders.iter().map(move |it| it.join(name)));
+            let mut files = names
+                .iter()
+                .flat_map(|name| folders.iter().map(move |it| it.join(name)));
             files.find(|file| file.exists())
         };
-        let cache = env::var_os("VMM_TIER_CACHE").map(PathBuf::from).or_else(|| {
-            let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            let base = base.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
-            Some(base?.join("vmm-tier"))
-        });
+        let cache = env::var_os("VMM_TIER_CACHE")
+            .map(PathBuf::from)
+            .or_else(|| {
+                let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+                let base = base.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
+                Some(base?.join("vmm-tier"))
+            });
         let modules = cache.map(|cache| cache.join("browser/node_modules"));
         Ok(Self {
             chromium: in_path(&["chromium", "google-chrome"]).ok_or("no chromium")?,
@@ -131,10 +135,12 @@ impl Handler for Control {
                 json!({"basis": "measured", "curve": (1..=64).map(point).collect::<Vec<_>>()})
             }
             "query-tier-moves" => {
-                let one = |at: u64| json!({
-                    "gpa": at * 4096, "direction": if at % 2 == 0 { "promote" } else { "demote" },
-                    "outcome": if at % 9 == 0 { "pinned" } else { "moved" }, "node": at % 2, "seconds-ago": at as f64 * 1.5,
-                });
+                let one = |at: u64| {
+                    json!({
+                        "gpa": at * 4096, "direction": if at % 2 == 0 { "promote" } else { "demote" },
+                        "outcome": if at % 9 == 0 { "pinned" } else { "moved" }, "node": at % 2, "seconds-ago": at as f64 * 1.5,
+                    })
+                };
                 json!({"moves": (0..100).map(one).collect::<Vec<_>>()})
             }
             "query-tier-heatmap" => {
@@ -233,7 +239,11 @@ fn serve(socket: &Path, name: &str, pid: u32, control: Option<&Path>, stop: &Ato
     if let Some(control) = control {
         told["control"] = json!(control);
     }
-    if agent.client.execute_raw("host-register", Some(told)).is_err() {
+    if agent
+        .client
+        .execute_raw("host-register", Some(told))
+        .is_err()
+    {
         return;
     }
     while !stop.load(Ordering::Relaxed) {

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -367,6 +367,13 @@ fn client_when_it_sends_or_reads_nothing_is_let_go() {
     assert!(!answer.ends_with("vmm_tier_division_redealt_bytes 0\n"));
 }
 
+/// Held by tests that count the files of this process, and by those that open many.
+static FILES: Mutex<()> = Mutex::new(());
+
+fn count_files_alone() -> MutexGuard<'static, ()> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Files that this process has open.
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -374,6 +381,7 @@ fn open_files() -> usize {
 
 #[test]
 fn clients_when_ten_thousand_connect_leave_room_for_a_scraper() {
+    let _alone = count_files_alone();
     let (address, _) = started(3);
     let mut waiting = VecDeque::new();
     for number in 0..10_000 {
