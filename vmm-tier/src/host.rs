@@ -4,7 +4,7 @@
 //!  agents ────► control ─► desk (reports) ──► daemon ─► dealer ─► arbiter
 //!  operators ─►         ─► orders ──────────►
 //!  /proc ─► watcher ────────────────────────►
-//!                                               daemon ─► published ─► recorder, http
+//!                                               daemon ─► published ─► recorder, recording, http
 //! ```
 //!
 //! One thread owns what the daemon knows, and decides once a second. It never waits for an agent, a client
@@ -24,6 +24,7 @@ pub(crate) mod protocol;
 mod published;
 mod qemu;
 mod recorder;
+pub(crate) mod recording;
 pub(crate) mod report;
 mod settings;
 mod watcher;

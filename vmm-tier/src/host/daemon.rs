@@ -19,6 +19,7 @@ use super::{
     overrides::OverridesFile,
     published::Published,
     recorder::Recorder,
+    recording,
     report::HostInfo,
     settings::HostSettings,
     watcher::{Sighting, Watcher},
@@ -53,11 +54,18 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
     if let Some(files) = process::raise_open_files().filter(|&files| files < 4096) {
         tracing::warn!(files, "few files may be open: many agents can't connect");
     }
+    let recording = settings.record.as_ref();
+    let recording = recording.map(|(path, bounds)| recording::Writer::create(path, *bounds));
+    let recording = recording.transpose()?;
     let desk = SharedDesk::default();
     let published = Arc::new(Published::default());
     let recorder = Recorder::start(published.clone())
         .context("the thread that keeps the history can't be started")?;
     let control = Control::serve(&settings.socket, &root, &desk, recorder.clone())?;
+    if let Some(writer) = recording {
+        recording::record(writer, published.clone())
+            .context("the thread that records can't be started")?;
+    }
     if let Some(address) = settings.http {
         let site = Site {
             published: published.clone(),

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use tier_core::{
     addr::NodeSet,
     arbiter::{MAX_WEIGHT, MIN_WEIGHT, Mode, Rules, Terms},
-    text::size::Size,
+    text::{duration, size::Size},
 };
 
-use super::http::address::Address;
+use super::{http::address::Address, recording::Bounds};
 use crate::config::{self, ConfigError, RUN_DIR, bytes, nodes, number, seconds};
 
 /// The name of the socket in the run directory.
@@ -36,6 +36,26 @@ pub(crate) struct HostArgs {
     /// Show metrics by HTTP here: PORT (of 127.0.0.1) or ADDRESS:PORT
     #[arg(long, value_name = "ADDR")]
     pub(crate) http: Option<Address>,
+    /// Write what query-host tells each second to this file, which must not exist
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+    /// How long to record [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, requires = "record")]
+    pub(crate) record_for: Option<Duration>,
+    /// How large the recording may become [default: 1G]
+    #[arg(long, value_name = "BYTES", value_parser = absolute, requires = "record")]
+    pub(crate) record_most: Option<u64>,
+}
+
+/// A size that is no share.
+fn absolute(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(Size::Bytes(bytes)) => Ok(bytes),
+        Ok(Size::Percent(_)) => Err(format!(
+            "{text} is a share of nothing: write a size such as 512M"
+        )),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The file's content, every key optional. `examples/host.toml` explains each.
@@ -192,6 +212,8 @@ pub(crate) struct HostSettings {
     pub(crate) http: Option<Address>,
     /// Names by which HTTP clients may call this host.
     pub(crate) http_hosts: Vec<String>,
+    /// What the figures are recorded to, if they are, and how long and large it may become.
+    pub(crate) record: Option<(PathBuf, Bounds)>,
     /// For VMs that have no entry of their own, and where an entry says nothing.
     pub(crate) defaults: Grant,
     /// By name.
@@ -264,6 +286,11 @@ impl HostSettings {
             (Some(size), ..) | (None, Some(size), None) => PoolSize::Given(size),
             (None, None, reserve) => PoolSize::AllBut(reserve.unwrap_or(RESERVE)),
         };
+        let default = Bounds::default();
+        let bounds = Bounds {
+            time: args.record_for.unwrap_or(default.time),
+            bytes: args.record_most.unwrap_or(default.bytes),
+        };
         Ok(Self {
             socket: args.socket.or(socket).unwrap_or(run_dir.join(SOCKET)),
             run_dir,
@@ -278,6 +305,7 @@ impl HostSettings {
             )?,
             http: args.http.or(http.address),
             http_hosts: http.hosts,
+            record: args.record.map(|path| (path, bounds)),
             defaults,
             vms: vm,
         })
