@@ -20,6 +20,7 @@ mod http;
 mod latency;
 mod managed;
 mod overrides;
+mod player;
 pub(crate) mod protocol;
 mod published;
 mod qemu;
@@ -38,5 +39,10 @@ use self::settings::HostSettings;
 
 /// `vmm-tier host`.
 pub(crate) fn run(args: HostArgs) -> anyhow::Result<ExitCode> {
-    daemon::run(HostSettings::of(args)?)
+    let replay = args.replay.clone();
+    let settings = HostSettings::of(args)?;
+    match replay {
+        Some(path) => player::run(&path, settings.http, settings.http_hosts),
+        None => daemon::run(settings),
+    }
 }

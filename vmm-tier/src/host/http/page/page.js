@@ -28,7 +28,7 @@ function showLife() {
   document.body.classList.toggle("stale", isStale && state.host !== null);
   const seen = clock(state.atMs);
   if (state.host === null) write(byId("life-text"), "no figures yet");
-  else write(byId("life-text"), isStale ? `last seen ${duration(age / 1000)} ago, at ${seen}` : `live, ${seen}`);
+  else write(byId("life-text"), isStale ? `last seen ${duration(age / 1000)} ago, at ${seen}` : `${state.isRecording ? "recorded" : "live"}, ${seen}`);
   if (isStale !== showLife.was && state.host !== null) {
     if (showLife.was !== undefined) speak(isStale ? "The daemon gives no figures any more" : "The daemon gives figures again");
     showLife.was = isStale;
@@ -42,6 +42,7 @@ function speak(text) {
 /** Takes the greeting of a stream. */
 export function greet(hello) {
   state.hello = { at: performance.now(), uptime: hello["uptime-ms"] };
+  state.isRecording = hello["is-recording"] === true;
   state.takesOrders = hello["takes-orders"] === true;
   write(byId("version"), `vmm-tier ${visible(hello.version)}`);
   showToken();
