@@ -38,7 +38,11 @@ pub(super) fn run(
     let mut site = Site::from(Arc::<Published>::default());
     site.played = Some(played);
     http::serve(address, names, site)?;
-    tracing::info!(moments = recording.len(), "a recording is played");
+    tracing::info!(
+        moments = recording.len(),
+        is_cut = recording.is_cut(),
+        "a recording is played"
+    );
     // Pages reckon with a clock that goes on when the recording begins again.
     let mut clock_ms = 0;
     loop {
