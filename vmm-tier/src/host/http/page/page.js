@@ -166,15 +166,19 @@ function remember(host, second) {
     kept.dealt[slot] = kept.entitled[slot] = NaN;
   }
   kept.newest = second;
-  const slot = second % KEPT;
-  for (const vm of host.vms) {
-    const it = track(vm.name);
-    it.share[slot] = vm["share-bytes"] ?? NaN;
-    it.entitled[slot] = vm["entitled-bytes"] ?? NaN;
-    it.seen = second;
+  // A second between two figures that came a little late is like the later one.
+  const slots = second - from < 3 ? Array.from({ length: second - from + 1 }, (_, at) => (from + at) % KEPT) : [second % KEPT];
+  const entitled = sum(host.vms.map((vm) => vm["entitled-bytes"]));
+  for (const slot of slots) {
+    for (const vm of host.vms) {
+      const it = track(vm.name);
+      it.share[slot] = vm["share-bytes"] ?? NaN;
+      it.entitled[slot] = vm["entitled-bytes"] ?? NaN;
+      it.seen = second;
+    }
+    kept.dealt[slot] = host["pool-bytes"] - host["free-bytes"];
+    kept.entitled[slot] = entitled;
   }
-  kept.dealt[slot] = host["pool-bytes"] - host["free-bytes"];
-  kept.entitled[slot] = sum(host.vms.map((vm) => vm["entitled-bytes"]));
   kept.pool = host["pool-bytes"];
   if (kept.tracks.size > host.vms.length) {
     for (const [name, { seen }] of kept.tracks) if (second - seen > KEPT) kept.tracks.delete(name);
