@@ -20,6 +20,7 @@ mod http;
 mod latency;
 mod managed;
 mod overrides;
+mod player;
 mod pools;
 pub(crate) mod protocol;
 mod published;
@@ -44,5 +45,10 @@ pub(crate) use self::{control::commands, http::tests::host as published_host};
 
 /// `vmm-tier host`.
 pub(crate) fn run(args: HostArgs) -> anyhow::Result<ExitCode> {
-    daemon::run(HostSettings::of(args)?)
+    let replay = args.replay.clone();
+    let settings = HostSettings::of(args)?;
+    match replay {
+        Some(path) => player::run(&path, settings.http, settings.http_hosts),
+        None => daemon::run(settings),
+    }
 }

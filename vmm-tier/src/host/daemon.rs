@@ -72,6 +72,7 @@ pub(super) fn run(settings: HostSettings) -> anyhow::Result<ExitCode> {
         let site = Site {
             published: published.clone(),
             recorder: Some(recorder),
+            played: None,
             operator: Token::of(&settings.run_dir).map(|token| (token, control.operator())),
         };
         http::serve(address, settings.http_hosts.clone(), site)?;

@@ -50,7 +50,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use rustix::net::sockopt::set_socket_send_buffer_size;
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::{sync::watch, task::AbortHandle, time::timeout};
 use tracing::{info, warn};
 
 use self::{
@@ -58,7 +58,7 @@ use self::{
     pages::Pages,
     token::Token,
 };
-use super::{control::Operator, published::Published, recorder::Recorder};
+use super::{control::Operator, player::Played, published::Published, recorder::Recorder};
 
 /// The most connections at a time.
 const MOST_CONNECTIONS: usize = 64;
@@ -100,6 +100,8 @@ pub(crate) struct Site {
     pub(crate) published: Arc<Published>,
     /// Keeps the history, if it is kept.
     pub(crate) recorder: Option<Arc<Recorder>>,
+    /// What is played instead of published figures, if something is.
+    pub(crate) played: Option<watch::Receiver<Option<Arc<Played>>>>,
     /// Who has the token may give orders, if anybody may.
     pub(crate) operator: Option<(Token, Operator)>,
 }
@@ -110,6 +112,7 @@ impl From<Arc<Published>> for Site {
         Self {
             published,
             recorder: None,
+            played: None,
             operator: None,
         }
     }

@@ -33,6 +33,9 @@ pub(crate) struct HostArgs {
     /// DRAM for guests: 64G, or 80% of the fast nodes' memory
     #[arg(long, value_name = "SIZE")]
     pub(crate) pool: Option<Size>,
+    /// Show this recording on the page, again and again, and deal nothing; needs --http
+    #[arg(long, value_name = "FILE", conflicts_with = "record")]
+    pub(crate) replay: Option<PathBuf>,
     /// Show metrics by HTTP here: PORT (of 127.0.0.1) or ADDRESS:PORT
     #[arg(long, value_name = "ADDR")]
     pub(crate) http: Option<Address>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use qmp::server::TypeSpec;
-use tier_core::text::size::Size;
+use tier_core::{arbiter::alarms::AlarmBook, text::size::Size};
 use tier_sys::process::now;
 
 use super::{super::desk::tests::report, *};
@@ -1072,7 +1072,12 @@ fn answers_when_compared_with_their_descriptions_have_each_member_and_no_other()
     rig.dealer.drain_node(NodeId(0)).unwrap();
     rig.second();
     let mut info = rig.info();
+    // What the daemon adds to what the dealer tells.
     info.state_file_error = Some("it can't be written".to_owned());
+    (info.vms[0].control, info.vms[0].agent_pid) = (Some("/run/a.sock".to_owned()), Some(70));
+    let mut book = AlarmBook::default();
+    info.alarms = info.alarms_at(rig.now, &mut book);
+    assert!(!info.alarms.is_empty());
     let recorder = Recorder::default();
     recorder.add(&Figures {
         made: now(),

@@ -68,7 +68,7 @@ pub(super) struct Pages {
 /// The pages of this site.
 pub(super) fn router(site: Site) -> Router {
     let pages = Arc::new(Pages {
-        frames: Arc::new(Frames::new(site.published.clone())),
+        frames: Arc::new(Frames::new(&site)),
         site,
         guests: Guests::default(),
         rendered: Mutex::default(),

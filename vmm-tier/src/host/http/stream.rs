@@ -23,10 +23,11 @@ use hyper::body::Frame;
 use serde::Serialize;
 use serde_json::json;
 use tier_sys::process;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
-use super::Lane;
+use super::{Lane, Site};
 use crate::host::{
+    player::Played,
     published::{Figures, Published},
     report::HostInfo,
 };
@@ -37,6 +38,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// The frames: those of the last figures, made once for all clients.
 pub(super) struct Frames {
     published: Arc<Published>,
+    played: Option<watch::Receiver<Option<Arc<Played>>>>,
     last: Mutex<Option<(Arc<Figures>, Bytes)>>,
 }
 
@@ -55,9 +57,10 @@ fn unix_ms() -> u64 {
 }
 
 impl Frames {
-    pub(super) fn new(published: Arc<Published>) -> Self {
+    pub(super) fn new(site: &Site) -> Self {
         Self {
-            published,
+            published: site.published.clone(),
+            played: site.played.clone(),
             last: Mutex::default(),
         }
     }
@@ -75,23 +78,40 @@ impl Frames {
         };
         // Reports have no values that JSON has not: what is no number is null.
         let text = serde_json::to_string(&told).unwrap_or_default();
-        let id = figures.made.0 / 1_000_000;
-        let frame = Bytes::from(format!("event: host\nid: {id}\ndata: {text}\n\n"));
+        let frame = frame(figures.made.0 / 1_000_000, &text);
         *last = Some((figures.clone(), frame.clone()));
         frame
+    }
+
+    fn said(&self, said: &Said) -> Bytes {
+        match said {
+            Said::Figures(figures) => self.of(figures),
+            Said::Played(played) => frame(played.at_ms, &String::from_utf8_lossy(&played.text)),
+            Said::Nothing => Bytes::from_static(b": alive\n\n"),
+        }
     }
 
     /// The answer to a client: `hello`, the last figures, and all that come.
     pub(super) fn answer(self: Arc<Self>, lane: Lane, takes_orders: bool) -> Response {
         lane.become_stream();
+        let last = self.played.as_ref().map(|played| played.borrow().clone());
+        let played_ms = last.map(|last| last.map_or(0, |last| last.at_ms));
         let hello = json!({
             "now-ms": unix_ms(),
-            "uptime-ms": process::now().0 / 1_000_000,
+            "uptime-ms": played_ms.unwrap_or_else(|| process::now().0 / 1_000_000),
+            "is-recording": played_ms.is_some(),
             "version": env!("CARGO_PKG_VERSION"),
             "takes-orders": takes_orders,
         });
         let first = Bytes::from(format!("retry: 2000\nevent: hello\ndata: {hello}\n\n"));
-        let news = self.published.watch();
+        let news = match &self.played {
+            Some(played) => {
+                let mut played = played.clone();
+                played.mark_changed();
+                News::Played(played)
+            }
+            None => News::Published(self.published.watch()),
+        };
         let client = Client {
             frames: self,
             lane,
@@ -104,8 +124,26 @@ impl Frames {
     }
 }
 
-type News = watch::Receiver<Option<Arc<Figures>>>;
-type Next = Pin<Box<dyn Future<Output = (News, Option<Arc<Figures>>)> + Send>>;
+/// An event: its id, and one line of JSON.
+fn frame(id: u64, text: &str) -> Bytes {
+    Bytes::from(format!("event: host\nid: {id}\ndata: {text}\n\n"))
+}
+
+/// Where figures come from.
+enum News {
+    Published(watch::Receiver<Option<Arc<Figures>>>),
+    Played(watch::Receiver<Option<Arc<Played>>>),
+}
+
+/// What is sent next.
+enum Said {
+    Figures(Arc<Figures>),
+    Played(Arc<Played>),
+    /// A sign of life.
+    Nothing,
+}
+
+type Next = Pin<Box<dyn Future<Output = (News, Said)> + Send>>;
 
 /// What a client is being sent.
 struct Client {
@@ -118,14 +156,21 @@ struct Client {
     news: Option<News>,
 }
 
-/// The newest figures that the client does not have, or none for a sign of life.
-async fn next(mut news: News) -> (News, Option<Arc<Figures>>) {
-    let changed = tokio::time::timeout(SIGN_OF_LIFE, news.changed()).await;
-    let figures = match changed {
+/// What is newest of a channel, if something comes in time.
+async fn newest<T: Clone>(news: &mut watch::Receiver<Option<T>>) -> Option<T> {
+    match timeout(SIGN_OF_LIFE, news.changed()).await {
         Ok(Ok(())) => news.borrow_and_update().clone(),
         Ok(Err(_)) | Err(_) => None,
+    }
+}
+
+/// The newest figures that the client does not have, or a sign of life.
+async fn next(mut news: News) -> (News, Said) {
+    let said = match &mut news {
+        News::Published(news) => newest(news).await.map(Said::Figures),
+        News::Played(news) => newest(news).await.map(Said::Played),
     };
-    (news, figures)
+    (news, said.unwrap_or(Said::Nothing))
 }
 
 impl HttpBody for Client {
@@ -150,13 +195,9 @@ impl HttpBody for Client {
                 self.next = Some(under_way);
                 Poll::Pending
             }
-            Poll::Ready((news, figures)) => {
+            Poll::Ready((news, said)) => {
                 self.news = Some(news);
-                let frame = match figures {
-                    Some(figures) => self.frames.of(&figures),
-                    None => Bytes::from_static(b": alive\n\n"),
-                };
-                Poll::Ready(Some(Ok(Frame::data(frame))))
+                Poll::Ready(Some(Ok(Frame::data(self.frames.said(&said)))))
             }
         }
     }

@@ -179,7 +179,7 @@ function grid(pen, width, height, left, bottom, most, label) {
   pen.lineWidth = 1;
   pen.textAlign = "right";
   pen.textBaseline = "middle";
-  for (let value = 0; value <= most * 1.001; value += step) {
+  for (let value = 0, lines = 0; value <= most * 1.001 && lines < 9; value += step, lines += 1) {
     const y = Math.round(bottom - (value / most) * (bottom - 8)) + 0.5;
     pen.beginPath();
     pen.moveTo(left, y);
@@ -201,10 +201,11 @@ export function drawShares(canvas, series, steps, seconds, pool) {
   let most = isNumber(pool) ? pool : 0;
   for (const { share } of series) for (let at = 0; at < steps; at += 1) total[at] += share[at] || 0;
   for (const sum of total) most = Math.max(most, sum);
-  if (most <= 0) most = 1;
+  // No host has more: what is, is an error of its sender, and must not keep the page busy.
+  most = Math.min(Math.max(most, 1), 2 ** 63);
   grid(pen, width, height, left, bottom, most, bytes);
   const x = (at) => left + ((width - left) * at) / Math.max(1, steps - 1);
-  const y = (value) => bottom - (value / most) * (bottom - 8);
+  const y = (value) => bottom - Math.min(1, value / most) * (bottom - 8);
   const lines = [];
   const entitledStack = new Float64Array(steps);
   series.forEach(({ share, entitled, colour }) => {
@@ -233,7 +234,7 @@ export function drawShares(canvas, series, steps, seconds, pool) {
       pen.beginPath();
       let wasKnown = false;
       for (let at = 0; at < steps; at += 1) {
-        if (line[at] > 0) pen[wasKnown ? "lineTo" : "moveTo"](x(at), y(Math.min(line[at], most)));
+        if (line[at] > 0) pen[wasKnown ? "lineTo" : "moveTo"](x(at), y(line[at]));
         wasKnown = line[at] > 0;
       }
       pen.stroke();

@@ -28,7 +28,7 @@ function showLife() {
   document.body.classList.toggle("stale", isStale && state.host !== null);
   const seen = clock(state.atMs);
   if (state.host === null) write(byId("life-text"), "no figures yet");
-  else write(byId("life-text"), isStale ? `last seen ${duration(age / 1000)} ago, at ${seen}` : `live, ${seen}`);
+  else write(byId("life-text"), isStale ? `last seen ${duration(age / 1000)} ago, at ${seen}` : `${state.isRecording ? "recorded" : "live"}, ${seen}`);
   if (isStale !== showLife.was && state.host !== null) {
     if (showLife.was !== undefined) speak(isStale ? "The daemon gives no figures any more" : "The daemon gives figures again");
     showLife.was = isStale;
@@ -42,6 +42,7 @@ function speak(text) {
 /** Takes the greeting of a stream. */
 export function greet(hello) {
   state.hello = { at: performance.now(), uptime: hello["uptime-ms"] };
+  state.isRecording = hello["is-recording"] === true;
   state.takesOrders = hello["takes-orders"] === true;
   write(byId("version"), `vmm-tier ${visible(hello.version)}`);
   showToken();
@@ -165,15 +166,19 @@ function remember(host, second) {
     kept.dealt[slot] = kept.entitled[slot] = NaN;
   }
   kept.newest = second;
-  const slot = second % KEPT;
-  for (const vm of host.vms) {
-    const it = track(vm.name);
-    it.share[slot] = vm["share-bytes"] ?? NaN;
-    it.entitled[slot] = vm["entitled-bytes"] ?? NaN;
-    it.seen = second;
+  // A second between two figures that came a little late is like the later one.
+  const slots = second - from < 3 ? Array.from({ length: second - from + 1 }, (_, at) => (from + at) % KEPT) : [second % KEPT];
+  const entitled = sum(host.vms.map((vm) => vm["entitled-bytes"]));
+  for (const slot of slots) {
+    for (const vm of host.vms) {
+      const it = track(vm.name);
+      it.share[slot] = vm["share-bytes"] ?? NaN;
+      it.entitled[slot] = vm["entitled-bytes"] ?? NaN;
+      it.seen = second;
+    }
+    kept.dealt[slot] = host["pool-bytes"] - host["free-bytes"];
+    kept.entitled[slot] = entitled;
   }
-  kept.dealt[slot] = host["pool-bytes"] - host["free-bytes"];
-  kept.entitled[slot] = sum(host.vms.map((vm) => vm["entitled-bytes"]));
   kept.pool = host["pool-bytes"];
   if (kept.tracks.size > host.vms.length) {
     for (const [name, { seen }] of kept.tracks) if (second - seen > KEPT) kept.tracks.delete(name);

@@ -32,6 +32,7 @@ impl Operated {
         let site = Site {
             published: published.clone(),
             recorder: Some(Arc::default()),
+            played: None,
             operator: Some((token, operator)),
         };
         let address = serve("0".parse().unwrap(), vec!["host1.example".to_owned()], site);
