@@ -147,7 +147,10 @@ fn vm_when_drawn_shows_tiers_demand_and_reasons() {
     app.key(KeyCode::End.into());
     let shown = screen(&mut app, now, (120, 40));
     assert!(shown.contains("ALL FIGURES"), "{shown}");
-    assert!(shown.contains("0.5 s                   How long ago its agent reported last"), "{shown}");
+    assert!(
+        shown.contains("0.5 s                   How long ago its agent reported last"),
+        "{shown}"
+    );
 }
 
 #[test]
