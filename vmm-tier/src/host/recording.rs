@@ -567,7 +567,7 @@ mod tests {
         ];
         for (text, word) in cases {
             let said = refusal(&text);
-            assert!(said.contains(word), "{:.60}: {said}", text);
+            assert!(said.contains(word), "{text:.60}: {said}");
         }
     }
 

@@ -278,8 +278,8 @@ impl Chosen {
                     true => title.push(mark),
                     // The last letter makes room for the mark.
                     false => {
-                        title = fitted(&title, width.saturating_sub(1), false).replace('…', "")
-                            + &mark.to_string()
+                        title = fitted(&title, width.saturating_sub(1), false).replace('…', "");
+                        title.push(mark);
                     }
                 }
             }
@@ -307,7 +307,7 @@ impl Chosen {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tier_core::report::Object;
+    use tier_core::report::{Figure, Object};
 
     use super::*;
     use crate::host::report::HostVm;
@@ -330,11 +330,8 @@ mod tests {
 
     #[test]
     fn columns_show_figures_of_the_report() {
-        let known: Vec<String> = Object::of::<HostVm>()
-            .figures()
-            .iter()
-            .map(|figure| figure.name())
-            .collect();
+        let figures = Object::of::<HostVm>().figures();
+        let known: Vec<String> = figures.iter().map(Figure::name).collect();
         // The daemon that tells why an agent waits is newer than the column.
         let others = [OF_ENTITLED, "waits-for"];
         for column in &COLUMNS {
