@@ -137,8 +137,8 @@ impl Handler for Control {
             "query-tier-moves" => {
                 let one = |at: u64| {
                     json!({
-                        "gpa": at * 4096, "direction": if at % 2 == 0 { "promote" } else { "demote" },
-                        "outcome": if at % 9 == 0 { "pinned" } else { "moved" }, "node": at % 2, "seconds-ago": at as f64 * 1.5,
+                        "gpa": at * 4096, "direction": if at.is_multiple_of(2) { "promote" } else { "demote" },
+                        "outcome": if at.is_multiple_of(9) { "pinned" } else { "moved" }, "node": at % 2, "seconds-ago": at as f64 * 1.5,
                     })
                 };
                 json!({"moves": (0..100).map(one).collect::<Vec<_>>()})
