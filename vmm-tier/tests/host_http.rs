@@ -44,7 +44,8 @@ impl Daemon {
         let address = loop {
             let line = lines.next().unwrap_or_else(|| panic!("{said}")).unwrap();
             if let Some((_, rest)) = line.split_once("http://") {
-                break rest.trim_end_matches("/metrics").to_owned();
+                let (address, _) = rest.split_once('/').unwrap();
+                break address.to_owned();
             }
             said += &line;
             said.push('\n');

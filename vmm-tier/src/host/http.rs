@@ -1,5 +1,5 @@
 //! The HTTP server: shows the daemon's last figures to scrapers and people, and takes orders from who has
-//! the [token](token).
+//! the [token].
 //!
 //! It runs on a thread of its own, and reads what the owner has [published](super::published), so no
 //! client makes the owner wait. Each connection has one request, bounded time for all of it, and bounded

@@ -4,6 +4,7 @@
 use std::{
     path::Path,
     process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -24,8 +25,11 @@ impl Tmux {
             println!("SKIPPED: no tmux on this host; scripts/setup installs it");
             return None;
         }
+        // A server that ends may still have its socket when the next one begins.
+        static SERVERS: AtomicU32 = AtomicU32::new(0);
+        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
         let tmux = Self {
-            socket: folder.join("tmux"),
+            socket: folder.join(format!("tmux-{number}")),
         };
         let (width, height) = (width.to_string(), height.to_string());
         let begun = tmux.run(&[
