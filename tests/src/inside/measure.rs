@@ -55,7 +55,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Measures from now on: each second, or as often as takes [`MOST_CPU`] of the time.
+    /// Measures from now on: each second, or as often as takes a tenth of the time.
     #[must_use]
     pub fn start(board: &Arc<Mutex<Board>>, reporter: &Reporter) -> Self {
         let end = Arc::new(AtomicBool::new(false));
