@@ -89,7 +89,11 @@ impl Division {
     pub(crate) fn new(name: &'static str, rule: Rule, guests: usize) -> Self {
         let rules = match rule {
             Rule::FirstCome => Rules::default(),
-            Rule::Arbiter(rules, _) => rules,
+            // The host of the model has the bandwidth for what its VMs move.
+            Rule::Arbiter(rules, _) => Rules {
+                redeal_bytes_per_s: MOVES * guests as u64,
+                ..rules
+            },
         };
         Self {
             name,
