@@ -191,10 +191,11 @@ impl HostWatch {
     }
 }
 
-/// Bytes of a guest's memory on node 0, as the kernel says; `None` when its QEMU has gone.
+/// Bytes of a guest's memory on node 0, as the kernel says; `None` when its QEMU has gone. A process that ends
+/// has no mappings for a while.
 fn dram_bytes(pid: u32, ram: (u64, u64)) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/numa_maps")).ok()?;
-    Some(node_0_bytes(&text, ram))
+    (!text.is_empty()).then(|| node_0_bytes(&text, ram))
 }
 
 /// Bytes on node 0 of the mappings that begin within `ram` (its start and bytes) or up to a MiB before,
