@@ -1,8 +1,8 @@
 //! The daemon's socket: what agents and operators say to it, in QMP.
 //!
 //! A connection's thread checks a command's arguments. Reports are answered by the [desk](super::desk)
-//! and the history by the [recorder](super::recorder); other commands wait for the daemon's thread. What a registration claims of its process is proven here:
-//! the daemon's thread reads nothing of `/proc`.
+//! and the history by the [recorder](super::recorder); other commands wait for the daemon's thread.
+//! What a registration claims of its process is proven here: the daemon's thread reads nothing of `/proc`.
 
 #[cfg(test)]
 pub(super) mod answers;

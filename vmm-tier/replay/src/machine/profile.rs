@@ -213,29 +213,12 @@ fn merged(a: &EpochUses, b: &EpochUses) -> EpochUses {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Touch;
-
-    fn slice(second: u64, touched: &[(u32, u32)]) -> Slice {
-        Slice {
-            start: Time(second * 1_000_000_000),
-            end: Time((second + 1) * 1_000_000_000),
-            touched: touched
-                .iter()
-                .map(|&(page, accesses)| Touch {
-                    page,
-                    accesses,
-                    stores: 0,
-                })
-                .collect(),
-            ..Slice::default()
-        }
-    }
 
     #[test]
     fn profile_when_memory_suffices_keeps_every_epoch() {
         let mut profile = Profile::new(4, Duration::from_secs(1), 1 << 20);
-        profile.add(&slice(0, &[(1, 5)]));
-        profile.add(&slice(2, &[(0, 1), (3, 2)]));
+        profile.add(&Slice::second(0, &[(1, 5)]));
+        profile.add(&Slice::second(2, &[(0, 1), (3, 2)]));
         let profile = profile.finish();
         assert_eq!(
             profile.epochs(),
@@ -252,7 +235,7 @@ mod tests {
             // Room for twelve pairs, two in each epoch.
             let mut profile = Profile::new(8, Duration::from_secs(1), 96);
             for second in 0..seconds {
-                profile.add(&slice(second, &[(second as u32 % 4, 1), (7, 3)]));
+                profile.add(&Slice::second(second, &[(second as u32 % 4, 1), (7, 3)]));
             }
             let profile = profile.finish();
             let all: u64 = profile

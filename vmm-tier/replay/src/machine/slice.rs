@@ -50,3 +50,21 @@ pub struct Slice {
     /// How often each page was tested, for a source that tests pages; 0 for one that samples accesses.
     pub tests: u32,
 }
+
+#[cfg(test)]
+impl Slice {
+    /// The second that begins `at_s` seconds after the start, with pages and how often each was used.
+    pub(crate) fn second(at_s: u64, touched: &[(u32, u32)]) -> Self {
+        let touch = |&(page, accesses): &(u32, u32)| Touch {
+            page,
+            accesses,
+            stores: 0,
+        };
+        Self {
+            start: Time(at_s * 1_000_000_000),
+            end: Time((at_s + 1) * 1_000_000_000),
+            touched: touched.iter().map(touch).collect(),
+            ..Self::default()
+        }
+    }
+}

@@ -218,23 +218,7 @@ impl Heat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Touch, guest::MemoryRange};
-
-    fn slice(at_s: u64, touched: &[(u32, u32)]) -> Slice {
-        Slice {
-            start: Time(at_s * 1_000_000_000),
-            end: Time((at_s + 1) * 1_000_000_000),
-            touched: touched
-                .iter()
-                .map(|&(page, accesses)| Touch {
-                    page,
-                    accesses,
-                    stores: 0,
-                })
-                .collect(),
-            ..Slice::default()
-        }
-    }
+    use crate::machine::guest::MemoryRange;
 
     /// 4 pages of 4 KiB, a hole, and a huge page.
     fn guest() -> Guest {
@@ -251,9 +235,9 @@ mod tests {
         let mut heat = Heat::default();
         heat.begin(&guest(), 320.0);
         assert_eq!(heat.rows, 5);
-        heat.see(&slice(100, &[(0, 4), (4, 8)]));
-        heat.see(&slice(419, &[(4, 1)]));
-        heat.see(&slice(999, &[(4, 1)]));
+        heat.see(&Slice::second(100, &[(0, 4), (4, 8)]));
+        heat.see(&Slice::second(419, &[(4, 1)]));
+        heat.see(&Slice::second(999, &[(4, 1)]));
 
         // The huge page lies in all rows, the small ones in the first.
         let cell = |row: u32, column: u32| heat.cells[(row * COLUMNS + column) as usize];
@@ -271,7 +255,7 @@ mod tests {
     fn demand_when_few_pages_are_hot_is_theirs() {
         let mut heat = Heat::default();
         heat.begin(&guest(), 1.0);
-        heat.see(&slice(0, &[(1, 95), (2, 4), (4, 1)]));
+        heat.see(&Slice::second(0, &[(1, 95), (2, 4), (4, 1)]));
         let demand = heat.demand();
         assert_eq!(demand.needs, [4096, 4096, 8192]);
         assert_eq!(demand.used_bytes, (2 << 20) + 8192);
